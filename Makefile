@@ -1,0 +1,33 @@
+# The front door: `make demo` runs the main job, `make test` the tests, each from nothing.
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= all
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+.PHONY: demo test check
+
+demo: $(VENV)/ready
+	snakemake --cores $(CORES)
+
+test: $(VENV)/ready-test
+	python -m pytest
+
+# What CI runs beside the tests.
+check: $(VENV)/ready-test
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "kdseg needs Python 3.11 or newer: make PYTHON=python3.11 ..."'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/ready-test: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@

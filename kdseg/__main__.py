@@ -1,0 +1,5 @@
+"""``python -m kdseg``."""
+
+from kdseg.cli import main
+
+main(prog_name="kdseg")

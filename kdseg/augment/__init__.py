@@ -1,0 +1,74 @@
+"""Augmentation of crops: pure functions of a crop and a random generator, before targets are computed.
+
+Since affinities are computed from the labels after they moved, they are right by construction; for affinities
+that are stored there are `flip_affinities`, `rotate_affinities` and `transform_affinities`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdseg.augment.base import (
+    Crop,
+    Symmetry,
+    flip_affinities,
+    rotate_affinities,
+    shift_sections,
+    symmetries,
+    transform_affinities,
+)
+from kdseg.augment.elastic import deform
+from kdseg.augment.intensity import add_noise, blank_sections, blur, change_intensity
+from kdseg.config.networks import AugmentOptions
+
+__all__ = [
+    "Crop",
+    "Symmetry",
+    "augment",
+    "flip_affinities",
+    "misalign",
+    "rotate_affinities",
+    "symmetries",
+    "transform_affinities",
+]
+
+
+def augment(crop: Crop, rng: np.random.Generator, options: AugmentOptions, *, isotropic: bool) -> Crop:
+    """Return a crop as it might have been imaged elsewhere.
+
+    Args:
+        crop: not changed.
+        rng: decides everything; the same state gives the same crop.
+        options: how often.
+        isotropic: whether z is as fine as y and x; else deformation and blur stay in the section plane.
+
+    Returns:
+        A crop of the same shape, in arrays of its own.
+    """
+    z, y, x = crop.raw.shape
+    allowed = symmetries((z, y, x), options.flip, options.rotate)
+    symmetry = allowed[int(rng.integers(len(allowed)))]
+    crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in crop))
+    if rng.random() < options.elastic:
+        crop = deform(crop, rng, in_plane=not isotropic)
+    if rng.random() < options.misaligned_section:
+        crop = misalign(crop, rng)
+    raw = crop.raw
+    if rng.random() < options.intensity:
+        raw = change_intensity(raw, rng)
+    if rng.random() < options.blur:
+        raw = blur(raw, rng, in_plane=not isotropic)
+    if rng.random() < options.noise:
+        raw = add_noise(raw, rng)
+    if rng.random() < options.missing_section:
+        raw = blank_sections(raw, rng)
+    return crop._replace(raw=raw)
+
+
+def misalign(crop: Crop, rng: np.random.Generator) -> Crop:
+    """Return a crop with one section, or all from one on, moved in the plane by up to a tenth of the crop."""
+    depth, *plane = crop.raw.shape
+    first = int(rng.integers(0, depth))
+    sections = slice(first, first + 1) if rng.random() < 0.5 else slice(first, depth)
+    y, x = (int(rng.integers(-max(n // 10, 1), max(n // 10, 1) + 1)) for n in plane)
+    return shift_sections(crop, sections, (y, x))

@@ -1,0 +1,141 @@
+"""A crop, and the symmetries of the voxel grid."""
+
+from __future__ import annotations
+
+from itertools import permutations, product
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import DataError
+from kdseg.geometry import Offsets, Triple, pair_slices
+
+
+class Crop(NamedTuple):
+    """A training sample before it becomes tensors.
+
+    Attributes:
+        raw: float32 (z, y, x) in [-1, 1].
+        labels: int64 (z, y, x), neuron ids; 0 is no neuron.
+        mask: bool (z, y, x), voxels whose labels count.
+    """
+
+    raw: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+
+
+class Symmetry(NamedTuple):
+    """A symmetry of the grid: axis ``i`` of the result is axis ``axes[i]`` of the source, reversed if ``flip[i]``."""
+
+    axes: Triple
+    flip: tuple[bool, bool, bool]
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Return the last three axes of an array transformed, as a view."""
+        lead = array.ndim - 3
+        moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
+        return np.flip(moved, [lead + i for i in range(3) if self.flip[i]])
+
+
+def symmetries(shape: Triple, flip: bool, rotate: Literal["none", "yx", "zyx"]) -> list[Symmetry]:
+    """Return the symmetries that keep ``shape``, the identity first.
+
+    Args:
+        shape: extent of the crop; axes of different length are never exchanged.
+        flip: whether mirror images and a reversed z are allowed.
+        rotate: quarter turns of no, the last two, or all axes.
+    """
+    found = []
+    for axes, (z, y, x) in product(permutations(range(3)), product((False, True), repeat=3)):
+        first, second, third = axes
+        keeps_shape = all(shape[axis] == n for axis, n in zip(axes, shape, strict=True))
+        turns = axes == (0, 1, 2) or rotate == "zyx" or (rotate == "yx" and first == 0)
+        parity = (first > second) + (first > third) + (second > third) + z + y + x
+        proper = parity % 2 == 0 and rotate != "none" and (rotate == "zyx" or not z)
+        identity = axes == (0, 1, 2) and not (z or y or x)
+        if keeps_shape and turns and (flip or proper or identity):
+            found.append(Symmetry((first, second, third), (z, y, x)))
+    return found
+
+
+def transform_affinities(
+    affinities: NDArray[Any], offsets: Offsets, symmetry: Symmetry, fill: float = 0
+) -> NDArray[Any]:
+    """Return the affinities of a volume after a symmetry, from the affinities before it.
+
+    Affinities belong to pairs, not to voxels: exchanging axes exchanges channels, and reversing an axis turns
+    the pair ``(p, p + o)`` into one whose other end is the reference, so that the channel also moves by ``o``.
+
+    Args:
+        affinities: (c, z, y, x), any type.
+        offsets: one (z, y, x) step in voxels per channel.
+        symmetry: how the voxels move.
+        fill: value of pairs that were not stored because their old reference lay outside.
+
+    Returns:
+        (c, z', y', x'), in the order of ``offsets``.
+
+    Raises:
+        DataError: if the transformed offsets are not the old ones up to sign.
+    """
+    index = {offset: channel for channel, offset in enumerate(offsets)}
+    channels = []
+    for offset in offsets:
+        source = [0, 0, 0]
+        for axis, step, flip in zip(symmetry.axes, offset, symmetry.flip, strict=True):
+            source[axis] = -step if flip else step
+        before, opposite = (source[0], source[1], source[2]), (-source[0], -source[1], -source[2])
+        if before in index:
+            channel = affinities[index[before]]
+        elif opposite in index:
+            channel = _shifted(affinities[index[opposite]], before, fill)
+        else:
+            raise DataError(f"offset {offset} becomes {before} under {symmetry}, which has no channel: got {offsets}")
+        channels.append(symmetry.apply(channel))
+    return np.stack(channels)
+
+
+def flip_affinities(affinities: NDArray[Any], offsets: Offsets, axis: int, fill: float = 0) -> NDArray[Any]:
+    """Return the affinities of a volume that is reversed along ``axis`` (0 is z); see `transform_affinities`."""
+    z, y, x = (axis == a for a in range(3))
+    return transform_affinities(affinities, offsets, Symmetry((0, 1, 2), (z, y, x)), fill)
+
+
+def rotate_affinities(affinities: NDArray[Any], offsets: Offsets, turns: int, fill: float = 0) -> NDArray[Any]:
+    """Return the affinities of a volume after ``turns`` quarter turns from y to x, as ``np.rot90(…, axes=(y, x))``."""
+    turn = [
+        Symmetry((0, 1, 2), (False, False, False)),
+        Symmetry((0, 2, 1), (False, True, False)),
+        Symmetry((0, 1, 2), (False, True, True)),
+        Symmetry((0, 2, 1), (False, False, True)),
+    ][turns % 4]
+    return transform_affinities(affinities, offsets, turn, fill)
+
+
+def shift_sections(crop: Crop, sections: slice, step: tuple[int, int]) -> Crop:
+    """Return the crop with some sections moved by whole voxels; what moves in is blank and does not count.
+
+    Args:
+        crop: not changed.
+        sections: z of the sections.
+        step: (y, x) in voxels.
+    """
+    raw, labels, mask = crop.raw.copy(), crop.labels.copy(), crop.mask.copy()
+    there, here = (cut[1:] for cut in pair_slices((1, raw.shape[1], raw.shape[2]), (0, *step)))
+    for array, old, blank in ((raw, crop.raw, -1.0), (labels, crop.labels, 0), (mask, crop.mask, False)):
+        array[sections] = blank
+        array[(sections, *here)] = old[(sections, *there)]
+    return Crop(raw, labels, mask)
+
+
+def _shifted(channel: NDArray[Any], step: Triple, fill: float) -> NDArray[Any]:
+    """Return ``channel[p + step]`` at ``p``."""
+    z, y, x = channel.shape
+    here, there = pair_slices((z, y, x), step)
+    out = np.full_like(channel, fill)
+    out[here] = channel[there]
+    return out
+
+

@@ -1,0 +1,117 @@
+"""Blocks over CPU workers, resumable. The only module that knows daisy.
+
+daisy schedules the *indices* of the grid cells, and `kdseg.geometry` says which voxels a cell holds. So a
+block at the border of the volume is an ordinary block (daisy's own ``fit`` rules would drop or shrink it),
+halos are the business of the block function, and two blocks never write the same voxel.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import daisy
+
+from kdseg.errors import StageError
+from kdseg.geometry import Block, Roi, Triple
+
+BlockFunction = Callable[[Block], None]
+
+log = logging.getLogger(__name__)
+
+_RETRIES = 1
+_RESTARTS = 8
+"""Crashed workers (killed, out of memory, failing block) that a stage survives before it gives up."""
+_DAY = 24 * 3600.0
+
+
+def run_blocks(
+    name: str, total: Roi, block: Triple, function: BlockFunction, *, workers: int, done: Path
+) -> None:
+    """Run ``function`` once on every block that is not done yet.
+
+    Args:
+        name: of the task, for messages and progress.
+        total: voxels to cover.
+        block: grid cell in voxels; the grid is anchored at voxel 0.
+        function: called with each block, in any order, in any process; it must be idempotent. It is
+            pickled, so it holds paths and options, not open volumes.
+        workers: processes; with 1 the blocks run in this process.
+        done: folder of the done markers; keep one per options and inputs.
+
+    Raises:
+        StageError: if a block failed, with the first error; what is done stays done.
+    """
+    first = Roi(total.offset, (1, 1, 1))
+    low = tuple(o // b for o, b in zip(first.offset, block, strict=True))
+    count = tuple(-(-e // b) - lo for e, b, lo in zip(total.end, block, low, strict=True))
+    done.mkdir(parents=True, exist_ok=True)
+    daisy.logging.set_log_basedir(None)
+    unit = daisy.Roi((0, 0, 0), (1, 1, 1))
+    task = daisy.Task(
+        name,
+        total_roi=daisy.Roi(low, count),
+        read_roi=unit,
+        write_roi=unit,
+        process_function=_on_cell(function, total, block, os.getpid() if workers > 1 else None),
+        read_write_conflict=False,
+        fit="shrink",
+        max_workers=workers,
+        max_retries=_RETRIES,
+        max_worker_restarts=_RESTARTS + workers,
+        timeout=_DAY,
+        tracking_path=str(done),
+    )
+    try:
+        states = daisy.run_blockwise(
+            task,
+            multiprocessing=workers > 1,
+            progress=sys.stderr.isatty(),
+            return_states=True,
+            host="127.0.0.1" if workers > 1 else None,
+            summary=False,
+        )
+    except RuntimeError as error:
+        raise StageError(f"{name}: {_last_line(str(error))}; finished blocks are kept: mend it and rerun") from error
+    state = states[name]
+    finished = state.completed_count
+    log.info("%s: %d of %d blocks done, %d of them before", name, finished, state.total_block_count, state.skipped_count)
+    if finished != state.total_block_count:
+        cause = _last_line(state.first_worker_error or "no error was recorded; see the log")
+        raise StageError(
+            f"{name}: {state.total_block_count - finished} of {state.total_block_count} blocks are not done: "
+            f"{cause}; finished blocks are kept: mend it and rerun"
+        )
+
+
+def _on_cell(
+    function: BlockFunction, total: Roi, block: Triple, parent: int | None
+) -> Callable[[daisy.Block], None]:
+    def on_cell(cell: daisy.Block) -> None:
+        if parent is not None:
+            _die_with_parent()
+        z, y, x = (int(i) for i in cell.write_roi.offset)
+        roi = Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total)
+        function(Block((z, y, x), roi))
+
+    return on_cell
+
+
+def _die_with_parent() -> None:
+    """Let a worker end with its stage, also when that is killed: an orphan must not go on writing (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() == 1:
+            sys.exit(1)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else text

@@ -1,0 +1,183 @@
+"""The configuration: one YAML file per dataset, validated here, passed to each rule by section.
+
+Import rule: this package loads pydantic and PyYAML and nothing heavy, since the Snakefile imports it in
+every job.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from kdseg.config.base import Count, Section, Step
+from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.networks import ModelOptions
+from kdseg.config.segmentation import (
+    AgglomerateOptions,
+    EdgesOptions,
+    EvaluateOptions,
+    FragmentsOptions,
+    PredictOptions,
+    SegmentOptions,
+)
+from kdseg.errors import ConfigError, MissingError
+from kdseg.geometry import is_multiple
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+"""Names of volumes and models become folders."""
+
+
+class Config(Section):
+    """Everything one run needs."""
+
+    results: str = "results"
+    """Folder of all that is written."""
+    title: str = "kdseg"
+    """Headline of the report."""
+    overwrite: bool = False
+    """Start a store over when its options or inputs changed, instead of refusing."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    """Where networks run. `auto`: CUDA where there is one, else CPU."""
+    gpus: Count = 1
+    """GPUs per training and prediction job, where there is CUDA."""
+    offsets: Annotated[tuple[Step, ...], Field(min_length=3)] = (
+        (-1, 0, 0),
+        (0, -1, 0),
+        (0, 0, -1),
+        (-3, 0, 0),
+        (0, -3, 0),
+        (0, 0, -3),
+        (-9, 0, 0),
+        (0, -9, 0),
+        (0, 0, -9),
+    )
+    """Affinity channels of every network; the first three are the nearest neighbours in z, y, x."""
+    storage: StorageOptions = StorageOptions()
+    volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
+    models: Annotated[dict[Name, ModelOptions], Field(min_length=1)]
+    predict: PredictOptions = PredictOptions()
+    fragments: FragmentsOptions = FragmentsOptions()
+    edges: EdgesOptions = EdgesOptions()
+    agglomerate: AgglomerateOptions = AgglomerateOptions()
+    segment: SegmentOptions = SegmentOptions()
+    evaluate: EvaluateOptions
+
+    @model_validator(mode="after")
+    def _nearest_first(self) -> Self:
+        for axis, offset in enumerate(self.offsets[:3]):
+            if [abs(o) for o in offset] != [int(axis == a) for a in range(3)]:
+                raise ValueError(
+                    "the first three offsets must be one-voxel steps along z, y and x, in this order; "
+                    f"got {self.offsets[:3]}"
+                )
+        if len(set(self.offsets)) != len(self.offsets) or (0, 0, 0) in self.offsets:
+            raise ValueError(f"offsets must be distinct and not zero, got {self.offsets}")
+        return self
+
+    @model_validator(mode="after")
+    def _blocks_are_whole_shards(self) -> Self:
+        for name in ("predict", "fragments", "edges", "segment"):
+            block = getattr(self, name).block
+            if not is_multiple(block, self.storage.shard):
+                raise ValueError(
+                    f"{name}.block {block} must be a multiple of storage.shard {self.storage.shard}: two tasks "
+                    "must never write one shard"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name, model in self.models.items():
+            train = model.train
+            for volume in (*train.volumes, train.validate_on):
+                self._expect_labelled(volume, f"models.{name}.train")
+            for volume in train.unlabelled:
+                self._expect(volume, self.volumes, f"models.{name}.train.unlabelled", "volume")
+            if train.teacher is not None:
+                self._expect(train.teacher, self.models, f"models.{name}.train.teacher", "model")
+            self._refuse_cycle(name)
+        for volume in (*self.evaluate.volumes, self.evaluate.tune_on):
+            self._expect_labelled(volume, "evaluate")
+        for model_name in self.evaluate.models:
+            self._expect(model_name, self.models, "evaluate.models", "model")
+        return self
+
+    def _expect(self, name: str, known: dict[str, Any], where: str, what: str) -> None:
+        if name not in known:
+            raise ValueError(f"{where} names the {what} {name!r}, but there are only {sorted(known)}")
+
+    def _expect_labelled(self, name: str, where: str) -> None:
+        self._expect(name, self.volumes, where, "volume")
+        if not self.volumes[name].labelled:
+            raise ValueError(f"{where} needs ground truth of the volume {name!r}: give it `labels`")
+
+    def _refuse_cycle(self, name: str) -> None:
+        seen, teacher = {name}, self.models[name].train.teacher
+        while teacher is not None and teacher in self.models:
+            if teacher in seen:
+                raise ValueError(f"the model {name!r} is, through its teachers, its own teacher")
+            seen.add(teacher)
+            teacher = self.models[teacher].train.teacher
+
+
+def validate(values: dict[str, Any]) -> Config:
+    """Return the validated configuration.
+
+    Raises:
+        ConfigError: one line per problem, with the path of the key and what was got.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def load(path: Path) -> Config:
+    """Read and validate one YAML file.
+
+    Raises:
+        MissingError: if there is no such file.
+        ConfigError: if it is not YAML, or not a configuration.
+    """
+    if not path.is_file():
+        raise MissingError(f"no configuration at {path}; see config/ for examples")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping of sections, got {type(values).__name__}")
+    return validate(values)
+
+
+S = TypeVar("S", bound=Section)
+
+
+def parse_options(section: type[S], text: str) -> S:
+    """Return one section from the JSON that a rule passes to its stage.
+
+    Raises:
+        ConfigError: if the text is not such a section.
+    """
+    try:
+        return section.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def schema() -> str:
+    """Return the JSON Schema of a configuration file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        got = "" if problem["type"] == "missing" or not problem["loc"] else f" (got {problem['input']!r:.120})"
+        lines.append(f"{where}: {problem['msg']}{got}")
+    return "configuration: " + "; ".join(lines)

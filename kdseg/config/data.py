@@ -1,0 +1,86 @@
+"""Where volumes come from and how they are stored."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from kdseg.config.base import Count, Extent, Nanometres, Section, Step
+
+
+class PhantomOptions(Section):
+    """A procedural neurite phantom; any block of it follows from the seed alone."""
+
+    shape: Extent = (128, 256, 256)
+    """Extent in voxels, (z, y, x)."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Two phantoms of different seed show unrelated tissue."""
+    voxel_size: Nanometres = (10.0, 10.0, 10.0)
+    """nm; a coarser z than y and x gives serial-section statistics (jitter, thicker sections)."""
+    offset: Step = (0, 0, 0)
+    """First voxel: a window into the endless volume of this seed."""
+
+
+class RoiOptions(Section):
+    """A box of voxels of the source volume."""
+
+    offset: Step = (0, 0, 0)
+    """First voxel, (z, y, x), counted from the first voxel of the raw data."""
+    shape: Extent
+    """Extent in voxels, (z, y, x)."""
+
+
+class VolumeOptions(Section):
+    """One volume: raw data, perhaps ground truth, perhaps a segmentation to compare with.
+
+    Datasets are addressed as `path.zarr`, `path.zarr/group`, `path.h5:/volumes/raw`, `stack.tif` or a
+    folder of TIFF files.
+    """
+
+    phantom: PhantomOptions | None = None
+    """Compute the volume instead of reading it."""
+    raw: str | None = None
+    """Address of the raw data, (z, y, x)."""
+    labels: str | None = None
+    """Address of the ground truth; 0 is unlabelled. May cover a part of the raw data."""
+    baseline: str | None = None
+    """Address of somebody else's segmentation of the same tissue, scored beside ours."""
+    voxel_size: Nanometres | None = None
+    """nm, (z, y, x); needed where the file does not say, refused where the file says otherwise."""
+    roi: RoiOptions | None = None
+    """Part of the source to use; default all."""
+    intensity: tuple[float, float] | None = None
+    """Raw values that become 0 and 255; default: the range of the data type (required for floats)."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.phantom is None) == (self.raw is None):
+            raise ValueError("a volume needs either `raw` (an address) or `phantom`, and not both")
+        if self.phantom is not None and (self.labels or self.voxel_size or self.intensity):
+            raise ValueError("a phantom brings its own labels, voxel size and intensities: remove them")
+        if self.intensity is not None and self.intensity[0] >= self.intensity[1]:
+            raise ValueError(f"intensity must be (low, high) with low < high, got {self.intensity}")
+        return self
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is ground truth."""
+        return self.phantom is not None or self.labels is not None
+
+
+class StorageOptions(Section):
+    """How volumes are laid out on disk (OME-Zarr 0.5, sharded)."""
+
+    chunk: Extent = (64, 64, 64)
+    """Unit of reading."""
+    shard: Extent = (128, 128, 128)
+    """Unit of writing: one file. Every block is a multiple of it."""
+    levels: Count = 3
+    """Resolution levels of the pyramids of raw data and segmentations, for viewers."""
+
+    @model_validator(mode="after")
+    def _whole_chunks(self) -> Self:
+        if any(s % c for s, c in zip(self.shard, self.chunk, strict=True)):
+            raise ValueError(f"shard {self.shard} must be a multiple of chunk {self.chunk} along every axis")
+        return self

@@ -1,0 +1,117 @@
+"""Prediction, segmentation, evaluation and the report."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from kdseg.config.base import Count, Extent, Probability, Section
+
+
+class PredictOptions(Section):
+    """Affinities of a volume, block by block."""
+
+    block: Extent = (128, 128, 128)
+    """Voxels that one task predicts and writes; a multiple of the shard. Does not change the result."""
+    tile: Extent = (64, 64, 64)
+    """Voxels that one forward pass yields, on a grid anchored at the origin; the block is a multiple."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @model_validator(mode="after")
+    def _whole_tiles(self) -> Self:
+        if any(b % t for b, t in zip(self.block, self.tile, strict=True)):
+            raise ValueError(f"predict.block {self.block} must be a multiple of predict.tile {self.tile}")
+        return self
+
+
+class WatershedOptions(Section):
+    """Seeded watershed on the mean nearest affinity; seeds: maxima of the distance to a boundary."""
+
+    method: Literal["watershed"] = "watershed"
+    boundary: Probability = 0.5
+    """Voxels whose mean nearest affinity is at or below this are boundary."""
+    seed_distance: Count = 5
+    """Smallest distance between two seeds, in voxels of the finest axis."""
+    per_section: bool = False
+    """Flood each section alone (coarse z)."""
+
+
+class MutexOptions(Section):
+    """Mutex watershed (Wolf et al. 2018): nearest affinities attract, longer ones repel."""
+
+    method: Literal["mutex"] = "mutex"
+    strides: Extent = (1, 1, 1)
+    """Repulsive edges are used at every such voxel only."""
+    bias: Annotated[float, Field(ge=-1, le=1)] = 0.0
+    """Added to the attractive affinities: more merges above 0."""
+
+
+class WaterzOptions(Section):
+    """waterz's own watershed on the nearest affinities."""
+
+    method: Literal["waterz"] = "waterz"
+    low: Probability = 0.0001
+    high: Probability = 0.9999
+
+
+class FragmentsOptions(Section):
+    """Supervoxels per block of a canonical grid."""
+
+    block: Extent = (128, 128, 128)
+    """Grid cell in voxels; a multiple of the shard. Fragments are a function of it."""
+    halo: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (32, 32, 32)
+    """Voxels read around a cell, so that its fragments continue across its faces."""
+    watershed: Annotated[WatershedOptions | MutexOptions | WaterzOptions, Field(discriminator="method")] = (
+        WatershedOptions()
+    )
+    dust: Annotated[int, Field(ge=0)] = 0
+    """Fragments of fewer voxels are dropped."""
+
+
+class EdgesOptions(Section):
+    """The region graph: affinity sums and contact counts between fragments."""
+
+    block: Extent = (128, 128, 128)
+    """Voxels per task; a multiple of the shard. Does not change the result."""
+
+
+class AgglomerateOptions(Section):
+    """Merging fragments by mean affinity; the score of an edge is 1 − mean affinity."""
+
+    engine: Literal["exact", "waterz"] = "exact"
+    """`exact`: our own, on the region graph, any volume; `waterz`: one-shot, the volume in one block."""
+    thresholds: Annotated[tuple[Probability, ...], Field(min_length=1)] = tuple(
+        round(0.05 * k, 2) for k in range(1, 20)
+    )
+    """Scores up to which is merged; each gives a segmentation."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if any(a >= b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False)):
+            raise ValueError(f"thresholds must ascend without repeats, got {list(self.thresholds)}")
+        return self
+
+
+class SegmentOptions(Section):
+    """The segmentation at one threshold, as a volume."""
+
+    block: Extent = (128, 128, 128)
+    """Voxels per task; a multiple of the shard. Does not change the result."""
+    threshold: Probability | None = None
+    """Fixed threshold; default: the one of least VOI on `evaluate.tune_on`."""
+
+
+class EvaluateOptions(Section):
+    """Scores against ground truth."""
+
+    volumes: tuple[str, ...]
+    """Names of the labelled volumes to score on."""
+    tune_on: str
+    """Name of the labelled volume on which each model's threshold is chosen."""
+    models: tuple[str, ...]
+    """Names of the models to score, in the order of the report."""
+    dust: Annotated[int, Field(ge=0)] = 0
+    """Ground-truth objects of fewer voxels are left out."""
+    block: Extent = (128, 128, 128)
+    """Voxels per task. Does not change the result."""

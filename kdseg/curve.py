@@ -1,0 +1,63 @@
+"""The curve of a training run: one row of numbers per step, in a CSV file that only grows."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from kdseg.errors import UnreadableError
+
+
+class Curve:
+    """An open curve; use it in a ``with`` block."""
+
+    def __init__(self, path: Path, columns: Sequence[str], *, keep: int) -> None:
+        """Open a curve to append to.
+
+        Args:
+            path: created if need be.
+            columns: the first one is ``step``.
+            keep: rows up to this step stay, later ones (of a run that was killed) are dropped.
+
+        Raises:
+            UnreadableError: if the disk refuses.
+        """
+        self.columns = list(columns)
+        rows = [row for row in read_curve(path) if int(row["step"]) <= keep]
+        part = path.with_name(f".{path.name}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+            os.replace(part, path)
+            self._file = path.open("a", newline="")
+        except OSError as error:
+            raise UnreadableError(f"cannot write {path}: {error}") from None
+        self._writer = csv.DictWriter(self._file, self.columns)
+
+    def append(self, row: Mapping[str, float | int]) -> None:
+        """Write one row at once; columns that are not given stay empty."""
+        self._writer.writerow({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()})
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def read_curve(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a curve, none if there is no file; a row that was cut off is left out."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and None not in row.values()]

@@ -1,0 +1,59 @@
+"""The errors that kdseg raises on purpose.
+
+Every error is a `KdsegError` and also the builtin that fits it, so that callers can catch either::
+
+    KdsegError
+    ├── ConfigError(ValueError)        a configuration that cannot be run
+    ├── DataError(ValueError)          data that is not what a stage needs (NaN, negative labels, ...)
+    │   ├── ShapeError                 shapes, axes or regions that do not fit each other
+    │   └── VoxelSizeError             a voxel size that is missing, wrong, or does not fit
+    ├── MissingError(FileNotFoundError)  a file, dataset or manifest that is not there
+    ├── UnreadableError(OSError)       a file that is there but cannot be read, or a disk that cannot be written
+    ├── ClaimError(RuntimeError)       a store that holds something else, or that another run is writing
+    ├── DeviceError(RuntimeError)      a device that was asked for and is not there
+    └── StageError(RuntimeError)       a stage that stopped before all of its blocks were done
+
+A message says what was got, what was expected, and what to do, in one line where it can.
+"""
+
+from __future__ import annotations
+
+
+class KdsegError(Exception):
+    """Base of every error raised on purpose; the command line prints it in one line and exits with 1."""
+
+
+class ConfigError(KdsegError, ValueError):
+    """A configuration that cannot be run."""
+
+
+class DataError(KdsegError, ValueError):
+    """Data that is not what a stage needs."""
+
+
+class ShapeError(DataError):
+    """Shapes, axes or regions that do not fit each other."""
+
+
+class VoxelSizeError(DataError):
+    """A voxel size that is missing, not positive, or does not fit another one."""
+
+
+class MissingError(KdsegError, FileNotFoundError):
+    """A file, dataset or manifest that is not there."""
+
+
+class UnreadableError(KdsegError, OSError):
+    """A file that is there but cannot be read, or a disk that cannot be written."""
+
+
+class ClaimError(KdsegError, RuntimeError):
+    """A store that holds another result, or that another run is writing."""
+
+
+class DeviceError(KdsegError, RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+class StageError(KdsegError, RuntimeError):
+    """A stage that stopped before all of its blocks were done."""

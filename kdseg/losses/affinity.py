@@ -1,0 +1,39 @@
+"""Distillation of affinities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+
+from kdseg.config.terms import SoftAffinityOptions
+from kdseg.errors import ConfigError
+from kdseg.losses.base import Context, Term
+from kdseg.models import Batch, Outputs
+
+
+class SoftAffinityTerm(Term):
+    """Divergence of the student's affinities from the teacher's, in every voxel, labelled or not.
+
+    Hinton et al. 2015 for independent two-way decisions: per offset and voxel, the Kullback-Leibler divergence
+    between Bernoulli variables with the logits divided by the temperature, times its square. It is the cross
+    entropy less the teacher's own entropy, so that it is 0 where the two agree.
+    """
+
+    def __init__(self, options: SoftAffinityOptions, context: Context) -> None:
+        super().__init__()
+        self.temperature = options.temperature
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the term; see `Term`.
+
+        Raises:
+            ConfigError: if there is no teacher.
+        """
+        if teacher is None:
+            raise ConfigError("the term 'soft_affinity' needs a teacher")
+        ours = student.logits["affinities"].float() / self.temperature
+        theirs = teacher.logits["affinities"].detach().float() / self.temperature
+        p = torch.sigmoid(theirs)
+        entropy = -(p * logsigmoid(theirs) + (1 - p) * logsigmoid(-theirs)).mean()
+        return self.temperature**2 * (binary_cross_entropy_with_logits(ours, p) - entropy)

@@ -1,0 +1,89 @@
+"""What a term of the loss is."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdseg.geometry import Offsets
+from kdseg.models import Batch, Outputs
+
+
+class Context(NamedTuple):
+    """What terms need to know of the run.
+
+    Attributes:
+        offsets: one affinity channel each.
+        voxel_size: nm, (z, y, x).
+        lsd_sigma: nm, width of the window of the local shape descriptors.
+    """
+
+    offsets: Offsets
+    voxel_size: tuple[float, float, float]
+    lsd_sigma: float = 80.0
+
+    @property
+    def isotropic(self) -> bool:
+        """Whether z is about as fine as y and x."""
+        return self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
+
+
+class Term(nn.Module):
+    """One summand of the loss; subclasses say what it is in `value`.
+
+    A term may own parameters (e.g. a projector); they are trained with the student.
+    """
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the unweighted term, a float32 scalar, computed in float32 whatever the network computed in.
+
+        Args:
+            student: with gradient.
+            teacher: without gradient; None where no teacher was given.
+            batch: what both saw.
+        """
+        with torch.autocast(batch.raw.device.type, enabled=False):
+            return self.value(student, teacher, batch)
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the term; autocast is off."""
+        raise NotImplementedError
+
+
+def balance(target: Tensor, known: Tensor) -> Tensor:
+    """Return weights that let positive and negative pairs of each channel and crop count alike.
+
+    With ``f`` the positive share among the known pairs, cut to [0.05, 0.99], the rarer class is weighted by
+    the ratio of the two, the other by 1 (the balance of Liu et al., arXiv 2401.06370).
+
+    Args:
+        target: bool (n, c, z, y, x).
+        known: bool (n, c, z, y, x).
+
+    Returns:
+        float32 (n, c, z, y, x), 0 where not known.
+    """
+    space = (-3, -2, -1)
+    count = known.sum(space, keepdim=True).clamp_min(1)
+    share = ((target & known).sum(space, keepdim=True) / count).clamp(0.05, 0.99)
+    positive = torch.where(share > 0.5, 1.0, (1 - share) / share)
+    negative = torch.where(share > 0.5, share / (1 - share), 1.0)
+    return torch.where(target, positive, negative) * known
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over channels and crops of each one's weighted mean, of those that have any weight.
+
+    Args:
+        values: float32 (n, c, z, y, x).
+        weights: float32 (n, c, z, y, x), not negative.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, where all weights are 0.
+    """
+    space = (-3, -2, -1)
+    total = weights.sum(space)
+    mean = (values * weights).sum(space) / total.clamp_min(1e-6)
+    return mean.sum() / (total > 0).sum().clamp_min(1)

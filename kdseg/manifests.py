@@ -1,0 +1,381 @@
+"""What a stage leaves behind, and who may write it.
+
+Beside the manifest ``x.json`` of a stage lie::
+
+    x.zarr, x.npz     the result (never an output of Snakemake: it deletes the outputs of failed jobs)
+    .x/claim.json     what the result is made of: options and inputs, written before the first block
+    .x/done/          markers of finished blocks
+    .x/lock           who is writing
+
+A stage that finds its own claim goes on where it stopped. One that finds another claim refuses, and says
+what differs and how to clear it; with ``overwrite`` it clears by itself. The manifest comes last.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import resource
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from kdseg import __version__
+from kdseg.errors import ClaimError, MissingError, UnreadableError
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 10.0
+STALE_S = 120.0
+"""A lock of another host is taken over when its heartbeat is older than this."""
+
+
+@dataclass
+class Claim:
+    """A stage's hold on its result.
+
+    Attributes:
+        manifest: path of the manifest.
+        fingerprint: hash of stage, options and inputs.
+        stats: what the stage wants to be in the manifest.
+    """
+
+    manifest: Path
+    fingerprint: str
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Path:
+        """The volume beside the manifest."""
+        return self.manifest.with_suffix(".zarr")
+
+    @property
+    def table(self) -> Path:
+        """The table beside the manifest."""
+        return self.manifest.with_suffix(".npz")
+
+    @property
+    def model(self) -> Path:
+        """The network beside the manifest."""
+        return self.manifest.with_suffix(".pt")
+
+    @property
+    def results(self) -> tuple[Path, ...]:
+        """Where the result of a stage may lie."""
+        return (self.store, self.table, self.model)
+
+    @property
+    def private(self) -> Path:
+        """Folder of the claim, the markers and what else the stage keeps for itself."""
+        return private_folder(self.manifest)
+
+    @property
+    def done(self) -> Path:
+        """Folder of the done markers."""
+        return self.private / "done"
+
+
+def private_folder(manifest: Path) -> Path:
+    """Return the hidden folder that belongs to a manifest."""
+    return manifest.with_name(f".{manifest.stem}")
+
+
+def fingerprint(stage: str, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """Return the SHA-256 of what determines a result, in hex.
+
+    Args:
+        stage: name of the stage.
+        options: its options as JSON values; not those that cannot change the result (workers, device).
+        inputs: fingerprint of each input.
+    """
+    text = json.dumps([stage, options, inputs], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_fingerprint(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex.
+
+    Raises:
+        MissingError: if there is no such file.
+    """
+    if not path.is_file():
+        raise MissingError(f"no file at {path}")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def source_fingerprint(path: Path) -> str:
+    """Return a hash of size and time of a user's file or folder, which may be too large to read.
+
+    Raises:
+        MissingError: if there is nothing.
+    """
+    if not path.exists():
+        raise MissingError(f"nothing at {path}")
+    facts = path.stat()
+    return fingerprint("source", {"name": path.name, "size": facts.st_size, "mtime": facts.st_mtime_ns}, {})
+
+
+def read(manifest: Path) -> dict[str, Any]:
+    """Return a manifest.
+
+    Raises:
+        MissingError: if the stage has not finished.
+        UnreadableError: if the file is no manifest.
+    """
+    try:
+        values = json.loads(manifest.read_text())
+    except FileNotFoundError:
+        raise MissingError(f"no manifest at {manifest}: run the stage that makes it") from None
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{manifest} is not a manifest: {error}; delete it and rerun its stage") from error
+    if not isinstance(values, dict) or "fingerprint" not in values:
+        raise UnreadableError(f"{manifest} is not a manifest: it has no fingerprint; delete it and rerun its stage")
+    return values
+
+
+def store_of(manifest: Path) -> Path:
+    """Return the result that a finished manifest stands for.
+
+    Raises:
+        MissingError: if the manifest or its result is gone.
+        UnreadableError: if the file is no manifest.
+    """
+    values = read(manifest)
+    if not values.get("store"):
+        raise UnreadableError(f"{manifest} ({values.get('stage')}) has no store beside it; name another manifest")
+    store = manifest.with_name(values["store"])
+    if not store.exists():
+        raise MissingError(f"{manifest} stands for {store}, which is gone: delete the manifest and rerun its stage")
+    return store
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write a JSON file so that it is there whole or not at all.
+
+    Raises:
+        UnreadableError: if the disk does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w") as file:
+            file.write(json.dumps(values, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UnreadableError(f"cannot write {path}: {error}") from error
+
+
+@contextmanager
+def claim(
+    manifest: Path,
+    stage: str,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    *,
+    overwrite: bool = False,
+) -> Iterator[Claim]:
+    """Hold a stage's result while the body makes it, and write the manifest when the body is done.
+
+    Args:
+        manifest: path of the manifest; the result lies beside it.
+        stage: name of the stage.
+        options: what determines the result, as JSON values.
+        inputs: fingerprint of each input.
+        overwrite: clear what other options or inputs made, instead of refusing.
+
+    Yields:
+        The claim; fill its ``stats``.
+
+    Raises:
+        ClaimError: if the result is of other options or inputs, or another run is writing it.
+        UnreadableError: if the disk does not take it.
+    """
+    mark = fingerprint(stage, options, inputs)
+    held = Claim(manifest, mark)
+    with _locked(held.private):
+        claimed = held.private / "claim.json"
+        made_of = {"fingerprint": mark, "stage": stage, "options": dict(options), "inputs": dict(inputs)}
+        if claimed.exists():
+            before = read(claimed)
+            if before["fingerprint"] != mark:
+                _refuse_or_clear(held, before, made_of, overwrite)
+        elif unclaimed := [path for path in held.results if path.exists()]:
+            raise ClaimError(
+                f"{unclaimed[0]} is there, but no claim says what it is made of; move it away, or remove it by: "
+                f"kdseg clear {manifest}"
+            )
+        write_json(claimed, made_of)
+        started = time.monotonic()
+        yield held
+        seconds = time.monotonic() - started
+        _finish(held, made_of, seconds)
+
+
+def clear(manifest: Path) -> list[Path]:
+    """Remove a manifest and all that its stage made, and return what was removed.
+
+    Raises:
+        ClaimError: if a run is writing it.
+        MissingError: if there is nothing to remove.
+    """
+    held = Claim(manifest, "")
+    found = _companions(held)
+    if not found and not held.private.exists():
+        raise MissingError(f"nothing to clear at {manifest}")
+    with _locked(held.private):
+        _remove(held)
+    shutil.rmtree(held.private)
+    return found
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory that this process or one of its finished children had, in MB."""
+    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usage) / 1024
+
+
+def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
+    stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), **held.stats}
+    store = next((path.name for path in held.results if path.exists()), None)
+    values = {
+        **made_of,
+        "store": store,
+        "run": uuid.uuid4().hex,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "kdseg": __version__,
+        "stats": stats,
+    }
+    write_json(held.manifest, values)
+
+
+def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
+    changes = "; ".join(_differences(before, now)) or "the version of the stage"
+    if not overwrite:
+        raise ClaimError(
+            f"{held.manifest.with_suffix('')} was made of something else: {changes}. Keep it by setting another "
+            f"`results:` folder, or remove it by: kdseg clear {held.manifest}  (or set `overwrite: true`)"
+        )
+    log.warning("clearing %s, since it was made of something else: %s", held.manifest.with_suffix(""), changes)
+    _remove(held)
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    keys = before.keys() | now.keys() if where else ("stage", "options", "inputs")
+    for key in sorted(keys):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{where}{key}.")
+        elif a != b:
+            yield f"{where}{key} was {_short(a)}, is {_short(b)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _companions(held: Claim) -> list[Path]:
+    """The manifest and all results of its stage: x.json, x.zarr, x.curve.csv, …"""
+    return sorted(held.manifest.parent.glob(f"{held.manifest.stem}.*"))
+
+
+def _remove(held: Claim) -> None:
+    # The claim goes last: a clearing that is killed leaves something that still says what it was.
+    held.manifest.unlink(missing_ok=True)
+    for path in _companions(held):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    for path in sorted(held.private.iterdir(), key=lambda p: p.name == "claim.json"):
+        if path.name == "lock":
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder: the kernel's on one host, a heartbeat between hosts."""
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UnreadableError(f"cannot write to {folder}: {error}") from error
+    try:
+        _take(handle, path)
+        beat = threading.Event()
+        thread = threading.Thread(target=_heartbeat, args=(path, beat), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            beat.set()
+            thread.join()
+            os.truncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _take(handle: int, path: Path) -> None:
+    holder = os.pread(handle, 4096, 0).decode(errors="replace")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ClaimError(_in_use(path, holder)) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+            raise
+    holder = os.pread(handle, 4096, 0).decode(errors="replace")
+    fresh = time.time() - os.fstat(handle).st_mtime < STALE_S
+    if holder and fresh and _host_of(holder) != socket.gethostname():
+        raise ClaimError(_in_use(path, holder))
+    me = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    os.truncate(handle, 0)
+    os.pwrite(handle, json.dumps(me).encode(), 0)
+
+
+def _heartbeat(path: Path, stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_S):
+        try:
+            os.utime(path)
+        except OSError as error:
+            log.warning("cannot renew the lock %s: %s", path, error)
+
+
+def _host_of(holder: str) -> str | None:
+    try:
+        values = json.loads(holder)
+    except ValueError:
+        return None
+    return values.get("host") if isinstance(values, dict) else None
+
+
+def _in_use(path: Path, holder: str) -> str:
+    return (
+        f"{path.parent} is being written by another run ({holder or 'unknown'}): wait for it or stop it, then rerun"
+    )

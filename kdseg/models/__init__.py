@@ -1,0 +1,41 @@
+"""Networks: one interface, built from their options."""
+
+from __future__ import annotations
+
+from kdseg.config.networks import HeadOptions, NetworkOptions, UNetOptions
+from kdseg.geometry import Offsets
+from kdseg.models.base import Batch, Network, Outputs, count_parameters
+from kdseg.models.cost import kmac_per_voxel
+from kdseg.models.device import autocast, resolve_device, resolve_precision
+from kdseg.models.dynunet import DynUNet
+from kdseg.models.fold import fold
+from kdseg.models.unet import UNet
+
+__all__ = [
+    "Batch",
+    "Network",
+    "Outputs",
+    "autocast",
+    "build",
+    "count_parameters",
+    "fold",
+    "kmac_per_voxel",
+    "resolve_device",
+    "resolve_precision",
+]
+
+
+def build(network: NetworkOptions, heads: HeadOptions, offsets: Offsets) -> Network:
+    """Return a network with freshly drawn weights (from torch's global generator).
+
+    Args:
+        network: the architecture.
+        heads: what it predicts beside affinities.
+        offsets: one affinity channel each.
+
+    Raises:
+        ConfigError: if the architecture needs a library that is not installed.
+    """
+    if isinstance(network, UNetOptions):
+        return UNet(network, heads, offsets)
+    return DynUNet(network, heads, offsets)

@@ -1,0 +1,67 @@
+"""Merge every BatchNorm into the convolution before it, for inference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import pairwise
+from typing import TypeVar
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from kdseg.errors import ConfigError
+
+N = TypeVar("N", bound=nn.Module)
+
+
+def fold(network: N) -> N:
+    """Return a copy for inference in which the convolutions have absorbed their BatchNorms.
+
+    ``gamma * (W x - mean) / sqrt(var + eps) + beta`` is a convolution again, with scaled weights and a bias.
+    The copy is in evaluation mode and its parameters take no gradient.
+
+    Raises:
+        ConfigError: if a normalisation is left that cannot be merged, e.g. one whose statistics depend on the
+            tile: outputs would then depend on how a volume is cut into tiles.
+    """
+    folded = deepcopy(network).eval()
+    for parent, name, convolution, norm in list(_pairs(folded)):
+        if norm.running_mean is None or norm.running_var is None:
+            raise ConfigError("BatchNorm without running statistics cannot be folded: it depends on the tile")
+        weight, bias = fuse_conv_bn_weights(
+            convolution.weight,
+            convolution.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        convolution.weight, convolution.bias = weight, bias
+        setattr(parent, name, nn.Identity())
+    for module in folded.modules():
+        if isinstance(module, _BatchNorm | nn.GroupNorm | nn.LayerNorm):  # _BatchNorm: InstanceNorm is not one
+            raise ConfigError(f"{type(module).__name__} cannot be folded into a convolution: use BatchNorm")
+        if isinstance(module, nn.InstanceNorm3d):
+            raise ConfigError("InstanceNorm depends on the tile and cannot be folded: use BatchNorm")
+    return folded.requires_grad_(False)
+
+
+def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv3d, _BatchNorm]]:
+    """Yield (parent, name of the norm, convolution, norm), for our blocks and for MONAI's."""
+    for module in network.modules():
+        children = list(module.named_children())
+        if isinstance(module, nn.Sequential):
+            for (_, first), (name, second) in pairwise(children):
+                if isinstance(first, nn.Conv3d) and isinstance(second, _BatchNorm):
+                    yield module, name, first, second
+        else:
+            named = dict(children)
+            for name, child in children:
+                before = named.get(name.replace("norm", "conv"))
+                if isinstance(child, _BatchNorm) and isinstance(before, nn.Sequential):
+                    convolution = before[0]
+                    if isinstance(convolution, nn.Conv3d):
+                        yield module, name, convolution, child

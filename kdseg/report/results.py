@@ -1,0 +1,124 @@
+"""What is there below the folder of results: manifests, training curves and stores."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdseg.config import Config
+from kdseg.errors import MissingError, UnreadableError
+from kdseg.manifests import read
+
+Points = tuple[tuple[float, float], ...]
+Curve = Mapping[str, Points]
+"""Column of a training curve → its points (step, value)."""
+
+STAGES = ("affinities", "fragments", "edges", "agglomeration", "sweep", "segmentation", "scores")
+"""Manifests of one model on one volume, in the order in which they are made."""
+VOLUME_KINDS = ("raw", "labels", "baseline")
+CURVES = ("curve.csv", "model.curve.csv")
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the report is made of.
+
+    Attributes:
+        config: configuration of the run.
+        manifests: finished manifests by their path below ``config.results`` without suffix, e.g.
+            ``"student/cube/affinities"``; those that are not there are left out.
+        curves: training curves by model; a model without one is left out.
+    """
+
+    config: Config
+    manifests: Mapping[str, Mapping[str, Any]]
+    curves: Mapping[str, Curve]
+
+    def stats(self, key: str) -> Mapping[str, Any]:
+        """Return what a stage measured; empty if it has not finished."""
+        stats = self.manifests.get(key, {}).get("stats")
+        return stats if isinstance(stats, dict) else {}
+
+    def number(self, key: str, name: str) -> float | None:
+        """Return a finite number that a stage measured, else None."""
+        return finite(self.stats(key).get(name))
+
+    def rate(self, key: str) -> float | None:
+        """Return how fast a stage was in million voxels per second, None if it did not measure it."""
+        measured, voxels, seconds = (self.number(key, name) for name in ("mvox_per_s", "voxels", "seconds"))
+        if measured is not None or not voxels or not seconds:
+            return measured
+        return voxels / seconds / 1e6
+
+    def store(self, key: str) -> Path | None:
+        """Return the result that lies beside a finished manifest, None if there is none."""
+        name = self.manifests.get(key, {}).get("store")
+        path = Path(self.config.results) / f"{key}.json"
+        return path.with_name(name) if name and path.with_name(name).exists() else None
+
+
+def collect(config: Config) -> Results:
+    """Read all manifests and training curves that ``config`` leads to and that are there.
+
+    Raises:
+        MissingError: if there is not one.
+        UnreadableError: if a file is there but is no manifest or no training curve.
+    """
+    folder = Path(config.results)
+    manifests = {key: read(folder / f"{key}.json") for key in expected(config) if (folder / f"{key}.json").exists()}
+    if not manifests:
+        raise MissingError(
+            f"no results below {folder}: run the workflow first, `snakemake --cores all --configfile <this run's YAML>`"
+        )
+    paths = {model: folder / model / name for model in config.models for name in CURVES}
+    paths = {
+        model: next((p for p in (folder / model / name for name in CURVES) if p.exists()), path)
+        for model, path in paths.items()
+    }
+    return Results(config, manifests, {model: read_curve(path) for model, path in paths.items() if path.exists()})
+
+
+def expected(config: Config) -> list[str]:
+    """Return the keys of all manifests that a run of ``config`` may leave, in the order of its stages."""
+    volumes = [f"volumes/{volume}/{kind}" for volume in config.volumes for kind in VOLUME_KINDS]
+    models = [f"{model}/model" for model in config.models]
+    stages = [
+        f"{model}/{volume}/{stage}" for model in config.models for volume in config.volumes for stage in STAGES
+    ]
+    return [*volumes, *models, *stages, *(f"baseline/{volume}/scores" for volume in config.volumes)]
+
+
+def read_curve(path: Path) -> dict[str, Points]:
+    """Read a training curve: a CSV file with a column ``step`` and one column per quantity.
+
+    Args:
+        path: the file; empty and non-finite cells are left out.
+
+    Returns:
+        Points (step, value) per column other than ``step``.
+
+    Raises:
+        UnreadableError: if the file has no such column, or a cell that is no number.
+    """
+    points: dict[str, list[tuple[float, float]]] = {}
+    try:
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file, restval=""):
+                step = float(row["step"])
+                for name, cell in row.items():
+                    if name != "step" and cell and math.isfinite(value := float(cell)):
+                        points.setdefault(name, []).append((step, value))
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UnreadableError(f"{path} is not a training curve (CSV with a column step): {error!r}") from error
+    return {name: tuple(values) for name, values in points.items()}
+
+
+def finite(value: Any) -> float | None:
+    """Return ``value`` as a float where it is a finite number, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)

@@ -1,0 +1,1 @@
+"""From affinities to a segmentation: fragments, region graph, agglomeration, lookup table."""

@@ -1,0 +1,190 @@
+"""The region graph: which fragments touch, over how many voxel pairs, with what sum of affinities.
+
+All columns are integers and additive, so that the tables of blocks add up to exactly the table of the
+volume, whatever the blocks and their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from kdseg.errors import DataError, ShapeError
+from kdseg.geometry import Offsets, Slices, pair_slices
+
+_FIRST_CAPACITY = 1 << 12
+_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
+
+
+class Edges(NamedTuple):
+    """A region graph, one row per pair of touching fragments, sorted by ``(u, v)`` without repeats.
+
+    Attributes:
+        u: uint64 (e,), the smaller fragment id.
+        v: uint64 (e,), the larger fragment id.
+        affinity_sum: uint64 (e,), summed affinities of the pairs of voxels between both, in 1/255.
+        contact: uint64 (e,), number of these pairs, at least 1.
+    """
+
+    u: NDArray[np.uint64]
+    v: NDArray[np.uint64]
+    affinity_sum: NDArray[np.uint64]
+    contact: NDArray[np.uint64]
+
+
+def block_edges(
+    fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offsets: Offsets, owned: Slices
+) -> Edges:
+    """Return the edges between the fragments that touch in one block.
+
+    Two fragments touch along channel ``c`` where voxel ``p`` lies in one and voxel ``p + offsets[c]`` in
+    the other. A pair is counted if ``p`` is in ``owned``; its other end may lie in the halo. Pairs that
+    leave the array are not counted.
+
+    Args:
+        fragments: uint64 (z, y, x), fragment ids over the read_roi; 0 is background and never gets an edge.
+        affinities: uint8 (c, z, y, x); ``affinities[c, p]`` is the affinity between ``p`` and
+            ``p + offsets[c]`` in 1/255; 255 means "same neuron".
+        offsets: one ``(z, y, x)`` step in voxels per channel.
+        owned: the write_roi, as slices of ``fragments``. The halo around it must be at least the largest
+            offset, except at the border of the volume.
+
+    Returns:
+        The edge table, in the fragments' own ids. Empty if nothing touches.
+
+    Raises:
+        ShapeError: if ``affinities`` has not one channel per offset, its last three axes differ from
+            ``fragments``, or ``owned`` leaves the array.
+        DataError: if ``fragments`` is not uint64 or ``affinities`` not uint8.
+    """
+    _check(fragments, affinities, offsets, owned)
+    channels = len(offsets)
+    starts = np.empty((channels, 3), np.int64)
+    stops = np.empty((channels, 3), np.int64)
+    for c, offset in enumerate(offsets):
+        z, y, x = fragments.shape
+        here, _ = pair_slices((z, y, x), offset)
+        for axis in range(3):
+            starts[c, axis] = max(here[axis].start, owned[axis].start)
+            stops[c, axis] = min(here[axis].stop, owned[axis].stop)
+    steps = np.array(offsets, np.int64).reshape(channels, 3)
+    counts, u, v, sums = _count(fragments, affinities, steps, starts, stops)
+    used = counts > 0
+    return _sum_repeats(u[used], v[used], sums[used], counts[used])
+
+
+def merge(tables: Iterable[Edges]) -> Edges:
+    """Return one table with the edges of all ``tables``; rows of one pair of fragments are added.
+
+    The result depends neither on the order of the tables nor on how their rows are spread over them.
+
+    Args:
+        tables: any number of tables, also none.
+    """
+    parts = list(tables)
+    if not parts:
+        empty = np.empty(0, np.uint64)
+        return Edges(empty, empty, empty, empty)
+    return _sum_repeats(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _check(
+    fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offsets: Offsets, owned: Slices
+) -> None:
+    if fragments.ndim != 3 or affinities.shape != (len(offsets), *fragments.shape):
+        raise ShapeError(
+            f"affinities {affinities.shape} do not fit fragments {fragments.shape}, {len(offsets)} offsets; "
+            "expected (c, z, y, x) with one channel per offset and the fragments' last three axes"
+        )
+    if fragments.dtype != np.uint64 or affinities.dtype != np.uint8:
+        raise DataError(
+            f"expected uint64 fragments and uint8 affinities, got {fragments.dtype} and {affinities.dtype}"
+        )
+    if any(not 0 <= s.start <= s.stop <= n for s, n in zip(owned, fragments.shape, strict=True)):
+        raise ShapeError(f"owned {owned} does not lie inside the fragments' shape {fragments.shape}")
+
+
+def _sum_repeats(
+    u: NDArray[np.uint64], v: NDArray[np.uint64], sums: NDArray[np.uint64], counts: NDArray[np.uint64]
+) -> Edges:
+    """Sort rows by ``(u, v)`` and add up those of the same pair."""
+    if u.size == 0:
+        return Edges(u, v, sums, counts)
+    order = np.lexsort((v, u))
+    u, v = u[order], v[order]
+    first = np.flatnonzero(np.concatenate(([True], (u[1:] != u[:-1]) | (v[1:] != v[:-1]))))
+    total, contact = np.add.reduceat(sums[order], first), np.add.reduceat(counts[order], first)
+    return Edges(u[first], v[first], total, contact)
+
+
+@njit(cache=True)
+def _slot(
+    u: np.uint64, v: np.uint64, us: NDArray[np.uint64], vs: NDArray[np.uint64], n: NDArray[np.uint64]
+) -> np.int64:
+    """Return the row of the pair in an open-addressing table, or the free row where it belongs."""
+    mask = np.uint64(n.size - 1)
+    one = np.uint64(1)
+    mixed = (u * _HASH) ^ v
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * _HASH
+    k = (mixed >> np.uint64(32)) & mask
+    while n[k] != 0 and (us[k] != u or vs[k] != v):
+        k = (k + one) & mask
+    return np.int64(k)
+
+
+@njit(cache=True)
+def _grow(
+    n: NDArray[np.uint64], us: NDArray[np.uint64], vs: NDArray[np.uint64], sums: NDArray[np.uint64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return the table with four times as many rows."""
+    size = 4 * n.size
+    more_n = np.zeros(size, np.uint64)
+    more_u, more_v = np.empty(size, np.uint64), np.empty(size, np.uint64)
+    more_sums = np.empty(size, np.uint64)
+    for k in range(n.size):
+        if n[k] != 0:
+            new = _slot(us[k], vs[k], more_u, more_v, more_n)
+            more_n[new], more_u[new], more_v[new], more_sums[new] = n[k], us[k], vs[k], sums[k]
+    return more_n, more_u, more_v, more_sums
+
+
+@njit(cache=True)
+def _count(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    steps: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return a hash table of pairs as columns count (0: unused row), u, v, affinity sum."""
+    n = np.zeros(_FIRST_CAPACITY, np.uint64)
+    us, vs = np.empty(n.size, np.uint64), np.empty(n.size, np.uint64)
+    sums = np.empty(n.size, np.uint64)
+    used, row = 0, np.int64(0)
+    zero, one = np.uint64(0), np.uint64(1)
+    for c in range(steps.shape[0]):
+        dz, dy, dx = steps[c]
+        for z in range(starts[c, 0], stops[c, 0]):
+            for y in range(starts[c, 1], stops[c, 1]):
+                here, there, links = fragments[z, y], fragments[z + dz, y + dy], affinities[c, z, y]
+                for x in range(starts[c, 2], stops[c, 2]):
+                    a, b = here[x], there[x + dx]
+                    if a == b or a == zero or b == zero:  # noqa: SIM109
+                        continue
+                    u, v = min(a, b), max(a, b)
+                    # neighbouring voxels mostly touch the same pair of fragments
+                    if n[row] == zero or us[row] != u or vs[row] != v:
+                        row = _slot(u, v, us, vs, n)
+                    if n[row] == zero:
+                        us[row], vs[row], sums[row] = u, v, zero
+                        used += 1
+                    n[row] += one
+                    sums[row] += np.uint64(links[x])
+                    if 2 * used > n.size:
+                        n, us, vs, sums = _grow(n, us, vs, sums)
+                        row = np.int64(0)
+    return n, us, vs, sums

@@ -1,0 +1,81 @@
+"""Tables of named columns on disk: edges, dendrograms, lookup and contingency tables.
+
+A table is an uncompressed `.npz` file: every column is a plain array with a checksum, readable by NumPy
+alone. A file appears complete or not at all.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import DataError, MissingError, UnreadableError
+
+
+def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Write a table atomically: under another name in the same folder, flushed to disk, then renamed.
+
+    A table that is there already is replaced. A `NamedTuple` of arrays is written as
+    ``write_table(path, table._asdict())`` and read as ``Edges(**read_table(path))``.
+
+    Args:
+        path: of the file, with its ending; its folder must exist.
+        columns: arrays by name, of numbers or booleans.
+
+    Raises:
+        DataError: if a column holds Python objects, which only pickle could store.
+        MissingError: if the folder does not exist.
+        UnreadableError: if the file cannot be written, e.g. because the disk is full.
+    """
+    for name, column in columns.items():
+        if column.dtype.kind not in "biufc":
+            raise DataError(f"column {name!r} of {path.name} must hold numbers, got {column.dtype}")
+    if not path.parent.is_dir():
+        raise MissingError(f"no folder {path.parent} to write {path.name} to")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UnreadableError(f"cannot write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_table(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a table into memory.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The columns by name, in the order in which they were written.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if the file is cut off, damaged, or no table.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as table:
+            if not isinstance(table, np.lib.npyio.NpzFile):
+                raise UnreadableError(f"{path} is not a table but a single array")
+            return {name: table[name] for name in table.files}
+    except FileNotFoundError:
+        raise MissingError(f"no table at {path}; run the stage that writes it") from None
+    except UnreadableError:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UnreadableError(
+            f"{path} is cut off or damaged ({error}); delete it and run the stage that writes it again"
+        ) from error

@@ -1,0 +1,166 @@
+"""What a network is to predict, from labels: affinities, boundary voxels, local shape descriptors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import pi, sqrt
+
+import torch
+from torch import Tensor
+
+from kdseg.errors import ShapeError
+from kdseg.geometry import Offsets, Slices, Triple, pair_slices
+
+
+def affinities(
+    labels: Tensor, offsets: Offsets, *, mask: Tensor | None = None, boundary: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the affinities of labels, and which of them are known.
+
+    Channel ``c`` at voxel ``p`` is the pair of ``p`` and ``p + offsets[c]``.
+
+    Args:
+        labels: int64 (..., z, y, x), neuron ids; 0 is no neuron.
+        offsets: one (z, y, x) step in voxels per channel, of any sign and length.
+        mask: bool (..., z, y, x), voxels whose labels count; default: where the label is not 0.
+        boundary: bool (..., z, y, x), voxels that count as membrane: pairs that touch one are negative.
+
+    Returns:
+        target: bool (..., c, z, y, x), true where both ends carry the same label above 0.
+        known: bool (..., c, z, y, x), true where both ends lie in the array and in the mask.
+    """
+    if mask is None:
+        mask = labels > 0
+    z, y, x = labels.shape[-3:]
+    shape = (*labels.shape[:-3], len(offsets), z, y, x)
+    target = torch.zeros(shape, dtype=torch.bool, device=labels.device)
+    known = torch.zeros_like(target)
+    for channel, offset in enumerate(offsets):
+        here, there = ((..., *cut) for cut in pair_slices((z, y, x), offset))
+        same = (labels[here] == labels[there]) & (labels[here] > 0)
+        if boundary is not None:
+            same &= ~(boundary[here] | boundary[there])
+        target[(..., channel, *here[1:])] = same
+        known[(..., channel, *here[1:])] = mask[here] & mask[there]
+    return target, known
+
+
+def boundary_voxels(labels: Tensor, axes: str) -> Tensor:
+    """Return the voxels whose window of 3 voxels per axis holds two different ids; 0 is no id.
+
+    Ground truth whose neurons touch leaves no room for the membrane that is in the image; this gives it one
+    voxel on either side of each contact.
+
+    Args:
+        labels: int64 (..., z, y, x).
+        axes: ``"yx"`` or ``"zyx"``, the axes of the window; the label of ``p`` itself need not be above 0.
+
+    Returns:
+        bool (..., z, y, x).
+    """
+    low = torch.where(labels > 0, labels, torch.iinfo(labels.dtype).max)
+    high = labels
+    for axis in axes:
+        dim = labels.ndim - 3 + "zyx".index(axis)
+        low, high = _widen(low, dim, torch.minimum), _widen(high, dim, torch.maximum)
+    return (low < high) & (high > 0)
+
+
+def local_shape_descriptors(
+    labels: Tensor, voxel_size: tuple[float, float, float], sigma: float
+) -> tuple[Tensor, Tensor]:
+    """Return the local shape descriptors of Sheridan et al. 2022 (Nature Methods), all in [0, 1].
+
+    They are moments of the part of a neuron that a Gaussian window around a voxel of it sees: with weights
+    ``w(q) = exp(-|q - p|^2 / 2 sigma^2)`` over the voxels ``q`` that carry the label of ``p``, the mean of
+    ``q - p``, its variances and correlations, and the sum of ``w`` relative to a window full of one neuron.
+    Only voxels of the array count: the network sees no others either.
+
+    The window is separable, but the mask of a label is not, so each label is convolved within its bounding
+    box, as products with dense Gaussian matrices, and in coordinates relative to ``p``, which float32 bears.
+
+    Args:
+        labels: int64 (z, y, x), neuron ids; 0 is no neuron.
+        voxel_size: nm, (z, y, x).
+        sigma: nm, width of the window.
+
+    Returns:
+        descriptors: float32 (10, z, y, x): mean offset z, y, x (0.5 is none, 1 is 1 sigma up), variance z, y, x
+            (in sigma squared, at most 1), correlation zy, zx, yx (0.5 is none), size.
+        known: bool (z, y, x), where the label is not 0.
+
+    Raises:
+        ShapeError: if the labels are not 3-dimensional.
+    """
+    if labels.ndim != 3:
+        raise ShapeError(f"labels must be (z, y, x), got the shape {tuple(labels.shape)}")
+    result = torch.zeros((10, *labels.shape), device=labels.device)
+    kernels = [_moments(n, v / sigma, labels.device) for n, v in zip(labels.shape, voxel_size, strict=True)]
+    full = sqrt(2 * pi) ** 3 * sigma**3 / (voxel_size[0] * voxel_size[1] * voxel_size[2])
+    for part, box in _boxes(labels):
+        cut = [k[:, : s.stop - s.start, : s.stop - s.start] for k, s in zip(kernels, box, strict=True)]
+        view = result[(slice(None), *box)]
+        view += torch.where(part, _describe(part, cut, full), 0.0)
+    return result, labels > 0
+
+
+def _widen(values: Tensor, dim: int, extreme: type[torch.minimum] | object) -> Tensor:
+    out = values.clone()
+    n = values.shape[dim]
+    if n > 1:
+        for a, b in ((0, 1), (1, 0)):
+            target = out.narrow(dim, a, n - 1)
+            target.copy_(extreme(target, values.narrow(dim, b, n - 1)))  # type: ignore[operator]
+    return out
+
+
+def _moments(n: int, step: float, device: torch.device) -> Tensor:
+    """Return (3, n, n): ``K[k, p, q]`` is the Gaussian weight of ``q`` seen from ``p``, times distance to the k."""
+    position = torch.arange(n, device=device, dtype=torch.float32) * step
+    distance = position[None, :] - position[:, None]
+    weight = torch.exp(-(distance**2) / 2)
+    return torch.stack([weight, weight * distance, weight * distance**2])
+
+
+def _boxes(labels: Tensor) -> Iterator[tuple[Tensor, Slices]]:
+    """Yield (bool mask within the bounding box, bounding box) of each label above 0."""
+    ids, index = torch.unique(labels, return_inverse=True)
+    spans = []
+    for axis in range(3):
+        n = labels.shape[axis]
+        shape = [n if a == axis else 1 for a in range(3)]
+        coordinate = torch.arange(n, device=labels.device).reshape(shape).expand_as(labels)
+        present = torch.zeros((len(ids), n), dtype=torch.uint8, device=labels.device)
+        present[index.flatten(), coordinate.flatten()] = 1
+        first = present.argmax(dim=1)
+        last = n - present.flip(1).argmax(dim=1)
+        spans.append(torch.stack([first, last], dim=1).tolist())
+    for number, label in enumerate(ids.tolist()):
+        if label > 0:
+            z, y, x = (slice(*span[number]) for span in spans)
+            yield index[z, y, x] == number, (z, y, x)
+
+
+def _describe(part: Tensor, kernels: list[Tensor], full: float) -> Tensor:
+    in_z, in_y, in_x = kernels
+    shape = part.shape
+    flat = part.float().reshape(shape[0], -1)
+    moment: dict[Triple, Tensor] = {}
+    for i in range(3):
+        after_z = (in_z[i] @ flat).reshape(shape)
+        for j in range(3 - i):
+            after_y = in_y[j] @ after_z
+            for k in range(3 - i - j):
+                moment[i, j, k] = after_y @ in_x[k].T
+    mass = moment[0, 0, 0].clamp_min(1e-12)
+    mean = torch.stack([moment[1, 0, 0], moment[0, 1, 0], moment[0, 0, 1]]) / mass
+    square = torch.stack([moment[2, 0, 0], moment[0, 2, 0], moment[0, 0, 2]]) / mass
+    mixed = torch.stack([moment[1, 1, 0], moment[1, 0, 1], moment[0, 1, 1]]) / mass
+    variance = (square - mean**2).clamp_min(0)
+    first, second = [0, 0, 1], [1, 2, 2]
+    spread = (variance[first] * variance[second]).sqrt()
+    covariance = mixed - mean[first] * mean[second]
+    # a section or a thread one voxel thick has no correlation across it
+    correlation = torch.where(spread > 1e-4, covariance / spread.clamp_min(1e-4), 0.0)
+    parts = [mean / 2 + 0.5, variance, correlation / 2 + 0.5, mass[None] / full]
+    return torch.cat(parts).clamp(0, 1)

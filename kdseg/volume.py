@@ -1,0 +1,312 @@
+"""Volumes on disk: a zarr array with a voxel size and a position. The only module that knows zarr.
+
+kdseg writes OME-Zarr 0.5 (zarr v3, sharded): a group whose array ``0`` is the full resolution and whose
+arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr v2) and plain arrays.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BloscCodec
+from zarr.errors import ContainsArrayError, ContainsGroupError
+
+from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.geometry import Offsets, Roi, Triple
+
+VoxelSize = tuple[float, float, float]
+AXES = ("z", "y", "x")
+_TO_NM = {"nanometer": 1.0, "nm": 1.0, "micrometer": 1e3, "um": 1e3, "µm": 1e3, "angstrom": 0.1, "meter": 1e9}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An open array with its place in the world.
+
+    Attributes:
+        array: zarr array, (z, y, x) or (c, z, y, x).
+        voxel_size: nm, (z, y, x); None if the store does not say.
+        offset: nm, (z, y, x), position of the first voxel.
+        attributes: what kdseg notes beside the OME metadata, e.g. the offsets of affinities.
+    """
+
+    array: zarr.Array[Any]
+    voxel_size: VoxelSize | None
+    offset: VoxelSize
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Triple:
+        """Extent in voxels, without channels."""
+        z, y, x = self.array.shape[-3:]
+        return (z, y, x)
+
+    @property
+    def channels(self) -> int | None:
+        """Length of the channel axis, None without one."""
+        return self.array.shape[0] if self.array.ndim == 4 else None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the voxels."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def roi(self) -> Roi:
+        """All voxels, counted from this array's first one."""
+        return Roi((0, 0, 0), self.shape)
+
+    @property
+    def write_unit(self) -> Triple:
+        """Extent in voxels of one file: two writers must never meet in one (zarr 3 loses data silently)."""
+        z, y, x = (self.array.shards or self.array.chunks)[-3:]
+        return (z, y, x)
+
+    def read(self, roi: Roi) -> NDArray[Any]:
+        """Return the voxels of ``roi``, channels first if there are any.
+
+        Raises:
+            ShapeError: if ``roi`` is not inside of the volume.
+            UnreadableError: if a chunk is damaged.
+        """
+        selection = (..., *roi.slices(self.roi))
+        try:
+            return np.asarray(self.array[selection])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UnreadableError(f"cannot read {roi} of {self.array.store_path}: {error}; the chunk is damaged") from error
+
+    def write(self, roi: Roi, data: NDArray[Any]) -> None:
+        """Write the voxels of ``roi``.
+
+        Args:
+            roi: must start and end on the borders of ``write_unit`` or of the volume.
+            data: array of the region's shape, channels first if the volume has any.
+
+        Raises:
+            ShapeError: if the region does not lie on those borders, or the data do not fit it.
+            UnreadableError: if the disk does not take them.
+        """
+        expected = (*(() if self.channels is None else (self.channels,)), *roi.shape)
+        if data.shape != expected:
+            raise ShapeError(f"cannot write data of shape {data.shape} to {roi}: expected {expected}")
+        for o, e, n, unit in zip(roi.offset, roi.end, self.shape, self.write_unit, strict=True):
+            if o % unit or (e % unit and e != n):
+                raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
+        try:
+            self.array[(..., *roi.slices(self.roi))] = data
+        except OSError as error:
+            raise UnreadableError(f"cannot write {roi} to {self.array.store_path}: {error}") from error
+
+
+def open_volume(address: str | Path, *, level: int = 0) -> Volume:
+    """Open a dataset for reading and for writing of its blocks.
+
+    Args:
+        address: ``path.zarr`` or ``path.zarr/group``: an array, or an OME-Zarr image group.
+        level: resolution level, where the group is a pyramid.
+
+    Raises:
+        MissingError: if nothing is there.
+        UnreadableError: if what is there is no zarr, or damaged.
+        ShapeError: if the array is neither (z, y, x) nor (c, z, y, x).
+        VoxelSizeError: if the axes carry a unit that is not a length.
+    """
+    path = Path(address)
+    if not path.exists():
+        raise MissingError(f"no dataset at {path}; expected path.zarr or path.zarr/group")
+    try:
+        node = zarr.open(str(path), mode="r+")
+    except (FileNotFoundError, KeyError) as error:
+        raise MissingError(f"{path} holds no zarr array or OME-Zarr image: {error}") from error
+    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
+        raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
+    if isinstance(node, zarr.Group):
+        return _open_image(node, path, level)
+    return _checked(Volume(node, *_plain_metadata(dict(node.attrs))), path)
+
+
+def create_volume(
+    path: Path,
+    *,
+    shape: Triple,
+    dtype: DTypeLike,
+    chunk: Triple,
+    shard: Triple,
+    voxel_size: VoxelSize,
+    offset: VoxelSize = (0.0, 0.0, 0.0),
+    channels: int | None = None,
+    levels: int = 1,
+    compress: bool = True,
+    attributes: Mapping[str, Any] | None = None,
+) -> Volume:
+    """Create an OME-Zarr 0.5 image, or open the one that an earlier attempt created.
+
+    Args:
+        path: folder to create; what it already holds stays.
+        shape: extent in voxels of level 0, (z, y, x).
+        dtype: data type of the voxels; unwritten voxels read 0.
+        chunk: voxels per unit of reading.
+        shard: voxels per file, a multiple of ``chunk``.
+        voxel_size: nm, (z, y, x).
+        offset: nm, position of the first voxel.
+        channels: length of a leading channel axis; None leaves it out.
+        levels: resolution levels; level k has ``ceil(shape / 2**k)`` voxels.
+        compress: blosc-zstd at its lightest; affinities are stored raw, they hardly shrink.
+        attributes: JSON values to note beside the OME metadata.
+
+    Returns:
+        The full resolution.
+
+    Raises:
+        ShapeError: if the folder already holds an array of other shape or type.
+        UnreadableError: if the disk does not take it.
+    """
+    lead = () if channels is None else (channels,)
+    try:
+        group = zarr.open_group(str(path), mode="a", zarr_format=3)
+        arrays = [
+            _array(group, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
+            for level in range(levels)
+        ]
+        notes = dict(attributes or {})
+        group.attrs.update({"kdseg": notes, "ome": _ome(path.stem, voxel_size, offset, levels, channels is not None)})
+    except OSError as error:
+        raise UnreadableError(f"cannot create {path}: {error}") from error
+    return Volume(arrays[0], voxel_size, offset, notes)
+
+
+def level_shape(shape: Triple, level: int) -> Triple:
+    """Return the extent of one level of the pyramid over a volume of ``shape``."""
+    return _halved(shape, level)
+
+
+def _array(
+    group: zarr.Group,
+    level: int,
+    lead: tuple[int, ...],
+    shape: Triple,
+    dtype: np.dtype[Any],
+    chunk: Triple,
+    shard: Triple,
+    compress: bool,
+) -> zarr.Array[Any]:
+    try:
+        return group.create_array(
+            str(level),
+            shape=(*lead, *shape),
+            chunks=(*lead, *chunk),
+            shards=(*lead, *shard),
+            dtype=dtype,
+            fill_value=0,
+            compressors=[BloscCodec(cname="zstd", clevel=1)] if compress else None,
+            dimension_names=[*("c" for _ in lead), *AXES],
+        )
+    except (ContainsArrayError, ContainsGroupError):
+        array = cast("zarr.Array[Any]", group[str(level)])
+        if array.shape != (*lead, *shape) or array.dtype != dtype:
+            raise ShapeError(
+                f"{group.store_path}/{level} holds {array.dtype} {array.shape}, expected {dtype} {(*lead, *shape)}"
+            ) from None
+        return array
+
+
+def _halved(shape: Triple, level: int) -> Triple:
+    z, y, x = (-(-n // 2**level) for n in shape)
+    return (z, y, x)
+
+
+def _ome(name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, channels: bool) -> dict[str, Any]:
+    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channels else []
+    axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in AXES]
+    one, zero = ([1.0], [0.0]) if channels else ([], [])
+    datasets = []
+    for level in range(levels):
+        scale = [v * 2**level for v in voxel_size]
+        # A halved voxel's centre lies between those of the voxels it stands for.
+        shift = [o + (s - v) / 2 for o, s, v in zip(offset, scale, voxel_size, strict=True)]
+        transforms = [
+            {"type": "scale", "scale": one + scale},
+            {"type": "translation", "translation": zero + shift},
+        ]
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+
+
+def _open_image(group: zarr.Group, path: Path, level: int) -> Volume:
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    images = ome.get("multiscales") if isinstance(ome, dict) else None
+    if not images:
+        raise MissingError(f"{path} is a zarr group without an image; its members are {sorted(group.keys())}: name one")
+    try:
+        image = images[0]
+        datasets = image["datasets"]
+        if level >= len(datasets):
+            raise MissingError(f"{path} has {len(datasets)} resolution levels, level {level} was asked for")
+        array = group[datasets[level]["path"]]
+        scale, translation = _transforms(image, datasets[level], array.ndim)
+        units = [_TO_NM[axis.get("unit", "nanometer")] for axis in image["axes"][-3:]]
+        names = [axis["name"] for axis in image["axes"]]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise VoxelSizeError(f"the OME metadata of {path} are not understood: {error!r}") from error
+    if names[-3:] != list(AXES):
+        raise ShapeError(f"{path} has the axes {names}, expected (c,) z, y, x")
+    voxel_size = tuple(s * u for s, u in zip(scale[-3:], units, strict=True))
+    offset = tuple(t * u for t, u in zip(translation[-3:], units, strict=True))
+    return _checked(Volume(cast("zarr.Array[Any]", array), _three(voxel_size), _three(offset), attributes.get("kdseg", {})), path)
+
+
+def _transforms(image: dict[str, Any], dataset: dict[str, Any], ndim: int) -> tuple[list[float], list[float]]:
+    scale, translation = [1.0] * ndim, [0.0] * ndim
+    # The image's own transforms are applied after those of its resolution level.
+    for step in [*dataset["coordinateTransformations"], *image.get("coordinateTransformations", [])]:
+        if step["type"] == "scale":
+            scale = [a * b for a, b in zip(scale, step["scale"], strict=True)]
+            translation = [a * b for a, b in zip(translation, step["scale"], strict=True)]
+        elif step["type"] == "translation":
+            translation = [a + b for a, b in zip(translation, step["translation"], strict=True)]
+    return scale, translation
+
+
+def _plain_metadata(attributes: dict[str, Any]) -> tuple[VoxelSize | None, VoxelSize]:
+    size = attributes.get("voxel_size", attributes.get("resolution"))
+    offset = attributes.get("offset", (0.0, 0.0, 0.0))
+    return (None if size is None else _three(size)), _three(offset)
+
+
+def _three(values: Any) -> VoxelSize:
+    try:
+        z, y, x = (float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise VoxelSizeError(f"expected three numbers (z, y, x) in nm, got {values!r}") from error
+    return (z, y, x)
+
+
+def _checked(volume: Volume, path: Path) -> Volume:
+    if volume.array.ndim not in (3, 4):
+        raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
+    if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):
+        raise VoxelSizeError(f"{path} has the voxel size {volume.voxel_size} nm, expected three positive numbers")
+    return volume
+
+
+def affinity_offsets(affinities: Volume) -> Offsets:
+    """Return the offsets of a volume of affinities, one ``(z, y, x)`` step in voxels per channel.
+
+    Raises:
+        ShapeError: if the volume names none, or not one per channel, or is not uint8.
+    """
+    steps = affinities.attributes.get("offsets")
+    if not steps or len(steps) != affinities.channels or affinities.dtype != np.uint8:
+        raise ShapeError(
+            f"{affinities.array.store_path} is {affinities.dtype} {affinities.array.shape} with the offsets {steps}; "
+            "expected uint8 affinities (c, z, y, x) with one offset per channel, as `kdseg predict` writes them"
+        )
+    return tuple((int(z), int(y), int(x)) for z, y, x in steps)

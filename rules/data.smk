@@ -1,0 +1,27 @@
+"""Any source → OME-Zarr."""
+
+
+rule convert:
+    """Raw data, labels or baseline of one volume as sharded OME-Zarr 0.5, cropped to its region."""
+    output:
+        manifest=results("volumes/{volume}/{kind}.json"),
+    log:
+        results("volumes/{volume}/logs/{kind}.log"),
+    benchmark:
+        results("volumes/{volume}/benchmarks/{kind}.tsv")
+    wildcard_constraints:
+        kind="raw|labels|baseline",
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 8
+    resources:
+        mem_mb=8_000,
+        runtime="1d",
+    params:
+        options=options("volumes", "{volume}"),
+        storage=options("storage"),
+        flags=flags,
+    shell:
+        "python -m kdseg convert --kind {wildcards.kind} --manifest {output.manifest}"
+        " --options {params.options:q} --storage {params.storage:q}"
+        " --workers {threads} {params.flags} > {log} 2>&1"

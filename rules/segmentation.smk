@@ -1,0 +1,148 @@
+"""Network and raw data → affinities → fragments → region graph → look-up tables → segmentation."""
+
+
+rule predict:
+    """Affinities of one volume, predicted by one network, block by block."""
+    input:
+        raw=results("volumes/{volume}/raw.json"),
+        model=results("{model}/model.json"),
+    output:
+        manifest=results("{model}/{volume}/affinities.json"),
+    log:
+        results("{model}/{volume}/logs/predict.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/predict.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 8
+    resources:
+        gpu=GPUS,
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        options=options("predict"),
+        storage=options("storage"),
+        device=RUN.device,
+        gpus=RUN.gpus,
+        flags=flags,
+    shell:
+        "python -m kdseg predict --raw {input.raw} --model {input.model} --manifest {output.manifest}"
+        " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
+        " --gpus {params.gpus} --workers {threads} {params.flags} > {log} 2>&1"
+
+
+rule fragments:
+    """Supervoxels, per block of a canonical grid."""
+    input:
+        affinities=results("{model}/{volume}/affinities.json"),
+    output:
+        manifest=results("{model}/{volume}/fragments.json"),
+    log:
+        results("{model}/{volume}/logs/fragments.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/fragments.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 8
+    resources:
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        options=options("fragments"),
+        storage=options("storage"),
+        flags=flags,
+    shell:
+        "python -m kdseg fragments --affinities {input.affinities} --manifest {output.manifest}"
+        " --options {params.options:q} --storage {params.storage:q}"
+        " --workers {threads} {params.flags} > {log} 2>&1"
+
+
+rule edges:
+    """The region graph: integer affinity sums between touching fragments."""
+    input:
+        affinities=results("{model}/{volume}/affinities.json"),
+        fragments=results("{model}/{volume}/fragments.json"),
+    output:
+        manifest=results("{model}/{volume}/edges.json"),
+    log:
+        results("{model}/{volume}/logs/edges.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/edges.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 8
+    resources:
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        options=options("edges"),
+        flags=flags,
+    shell:
+        "python -m kdseg edges --affinities {input.affinities} --fragments {input.fragments}"
+        " --manifest {output.manifest} --options {params.options:q}"
+        " --workers {threads} {params.flags} > {log} 2>&1"
+
+
+rule agglomerate:
+    """Look-up tables, fragment to segment, one per threshold."""
+    input:
+        affinities=results("{model}/{volume}/affinities.json"),
+        fragments=results("{model}/{volume}/fragments.json"),
+        edges=results("{model}/{volume}/edges.json"),
+    output:
+        manifest=results("{model}/{volume}/agglomeration.json"),
+    log:
+        results("{model}/{volume}/logs/agglomerate.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/agglomerate.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 1
+    resources:
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        options=options("agglomerate"),
+        flags=flags,
+    shell:
+        "python -m kdseg agglomerate --affinities {input.affinities} --fragments {input.fragments}"
+        " --edges {input.edges} --manifest {output.manifest} --options {params.options:q}"
+        " {params.flags} > {log} 2>&1"
+
+
+def threshold_inputs(wildcards):
+    """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
+    if RUN.segment.threshold is not None:
+        return {}
+    return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
+
+
+rule segment:
+    """The segmentation at one threshold, with a pyramid."""
+    input:
+        unpack(threshold_inputs),
+        fragments=results("{model}/{volume}/fragments.json"),
+        agglomeration=results("{model}/{volume}/agglomeration.json"),
+    output:
+        manifest=results("{model}/{volume}/segmentation.json"),
+    log:
+        results("{model}/{volume}/logs/segment.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/segment.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 8
+    resources:
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        options=options("segment"),
+        storage=options("storage"),
+        sweep=lambda wildcards, input: (
+            f"--sweep {input.sweep}" if hasattr(input, "sweep") else ""
+        ),
+        flags=flags,
+    shell:
+        "python -m kdseg segment --fragments {input.fragments} --agglomeration {input.agglomeration}"
+        " {params.sweep} --manifest {output.manifest} --options {params.options:q}"
+        " --storage {params.storage:q} --workers {threads} {params.flags} > {log} 2>&1"
