@@ -16,7 +16,7 @@ from pathlib import Path
 
 import daisy
 
-from kdseg.errors import StageError
+from kdseg.errors import KdsegError, StageError
 from kdseg.geometry import Block, Roi, Triple
 
 BlockFunction = Callable[[Block], None]
@@ -75,7 +75,7 @@ def run_blocks(
             host="127.0.0.1" if workers > 1 else None,
             summary=False,
         )
-    except RuntimeError as error:
+    except (KdsegError, RuntimeError) as error:
         raise StageError(f"{name}: {_last_line(str(error))}; finished blocks are kept: mend it and rerun") from error
     state = states[name]
     finished = state.completed_count

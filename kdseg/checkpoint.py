@@ -20,6 +20,7 @@ from kdseg.config.networks import HeadOptions, NetworkOptions
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.geometry import Offsets
 from kdseg.models import Network, build
+from kdseg.models.base import placed
 
 FORMAT = "kdseg-model"
 VERSION = 1
@@ -90,12 +91,14 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         offsets = tuple((int(z), int(y), int(x)) for z, y, x in content["offsets"])
         z, y, x = content["voxel_size"]
         network = build(options, heads, offsets)
-        network.load_state_dict({name: value.float() if value.is_floating_point() else value
-                                 for name, value in content["weights"].items()})
+        network.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in content["weights"].items()}
+        )
     except (KeyError, TypeError, ValidationError, RuntimeError) as error:
         raise UnreadableError(f"{path} does not fit together: {error}") from None
-    network.eval().to(device, memory_format=torch.channels_last_3d)
-    return LoadedModel(network, options, heads, offsets, (float(z), float(y), float(x)), dict(content["meta"]))
+    return LoadedModel(
+        placed(network.eval(), device), options, heads, offsets, (float(z), float(y), float(x)), dict(content["meta"])
+    )
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -111,7 +114,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        part.replace(path)
     except (OSError, RuntimeError) as error:
         raise UnreadableError(f"cannot write {path}: {error}") from None
     finally:

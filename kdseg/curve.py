@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -35,7 +34,7 @@ class Curve:
                 writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
-            os.replace(part, path)
+            part.replace(path)
             self._file = path.open("a", newline="")
         except OSError as error:
             raise UnreadableError(f"cannot write {path}: {error}") from None

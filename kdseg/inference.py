@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Roi, Triple, blocks, is_multiple
-from kdseg.models import Network, channels_last, fold
+from kdseg.models import Network, fold
+from kdseg.models.base import channels_last
 from kdseg.models.device import autocast
 
 Reader = Callable[[Roi], NDArray[np.uint8]]

@@ -1,7 +1,7 @@
 """Tables of named columns on disk: edges, dendrograms, lookup and contingency tables.
 
 A table is an uncompressed `.npz` file: every column is a plain array with a checksum, readable by NumPy
-alone. A file appears complete or not at all.
+alone. A file appears complete or not at all, and equal tables are equal files.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
-            np.savez(file, **columns)  # type: ignore[arg-type]
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, column in columns.items():
+                    # a `ZipInfo` made by hand holds no time: equal tables are equal files
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asarray(column), allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -67,15 +71,15 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
         UnreadableError: if the file is cut off, damaged, or no table.
     """
     try:
-        with np.load(path, allow_pickle=False) as table:
+        with path.open("rb") as file:
+            table = np.load(file, allow_pickle=False)
             if not isinstance(table, np.lib.npyio.NpzFile):
-                raise UnreadableError(f"{path} is not a table but a single array")
-            return {name: table[name] for name in table.files}
+                raise ValueError("a single array")
+            with table:
+                return {name: table[name] for name in table.files}
     except FileNotFoundError:
         raise MissingError(f"no table at {path}; run the stage that writes it") from None
-    except UnreadableError:
-        raise
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UnreadableError(
-            f"{path} is cut off or damaged ({error}); delete it and run the stage that writes it again"
+            f"{path} is cut off, damaged or no table ({error}); delete it and run its stage again"
         ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import pi, sqrt
 
 import torch
@@ -104,13 +104,13 @@ def local_shape_descriptors(
     return result, labels > 0
 
 
-def _widen(values: Tensor, dim: int, extreme: type[torch.minimum] | object) -> Tensor:
+def _widen(values: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     out = values.clone()
     n = values.shape[dim]
     if n > 1:
         for a, b in ((0, 1), (1, 0)):
             target = out.narrow(dim, a, n - 1)
-            target.copy_(extreme(target, values.narrow(dim, b, n - 1)))  # type: ignore[operator]
+            target.copy_(extreme(target, values.narrow(dim, b, n - 1)))
     return out
 
 

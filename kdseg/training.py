@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import cos, isfinite, pi
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.checkpoint import LoadedModel, load, load_model, save, save_model
@@ -23,9 +21,10 @@ from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.curve import Curve
 from kdseg.errors import ClaimError, ConfigError, StageError, VoxelSizeError
 from kdseg.geometry import Offsets, is_multiple
-from kdseg.losses import Context, build_terms, term_weight
-from kdseg.models import Batch, Network, Outputs, autocast, build, fold, resolve_device, resolve_precision
-from kdseg.models.base import channels_last
+from kdseg.losses import Context, Objective, build_terms, term_weight
+from kdseg.models import Batch, Network, Outputs, autocast, build, fold, resolve_precision
+from kdseg.models.base import channels_last, placed
+from kdseg.models.device import Ranks, deterministic, joined
 from kdseg.sampling import Addresses, Crops, Source, loader
 from kdseg.validation import NO_SCORE, Scored, Validation, validate, validation_crop
 
@@ -79,13 +78,13 @@ def train(
         StageError: if the loss is not finite.
     """
     steps = options.train.steps
-    with _joined(device) as ranks, _deterministic():
+    with joined(device) as ranks, deterministic():
         run = _prepare(options, offsets, volumes, teacher, name, ranks)
         _resume(run, folder / "state.pt")
         columns = ["step", "learning_rate", *run.objective.terms, "total", *Scored._fields, "seconds"]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
         with curve or nullcontext(), _bar(steps, run.step, name, progress if ranks.first else False) as bar:
-            batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.count))
+            batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
             started = time.monotonic() - run.seconds
             while run.step < steps:
                 row = _step(run, batches)
@@ -111,30 +110,6 @@ def learning_rate(step: int, options: TrainOptions) -> float:
     return options.learning_rate * (1 + cos(pi * min(done, 1))) / 2
 
 
-class _Ranks(NamedTuple):
-    device: torch.device
-    rank: int = 0
-    count: int = 1
-
-    @property
-    def first(self) -> bool:
-        return self.rank == 0
-
-
-class _Objective(nn.Module):
-    """The student and its terms: one module, so that DistributedDataParallel sees every parameter."""
-
-    def __init__(self, network: Network, terms: nn.ModuleDict, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network, self.terms, self.dtype = network, terms, dtype
-
-    def forward(self, batch: Batch, teacher: Outputs | None) -> dict[str, Tensor]:
-        """Return each term, unweighted."""
-        with autocast(self.dtype, batch.raw.device):
-            student = self.network(batch.raw)
-        return {name: term(student, teacher, batch) for name, term in self.terms.items()}
-
-
 @dataclass
 class _Run:
     """All that changes during a run, and all that it is made from."""
@@ -142,11 +117,11 @@ class _Run:
     options: ModelOptions
     offsets: Offsets
     name: str
-    ranks: _Ranks
+    ranks: Ranks
     crops: Crops
     teacher: Network | None
     validation: Validation
-    objective: _Objective
+    objective: Objective
     trained: nn.Module
     average: Network
     optimiser: torch.optim.Optimizer
@@ -171,14 +146,14 @@ class _Run:
 
 
 def _prepare(
-    options: ModelOptions, offsets: Offsets, volumes: Addresses, teacher: Path | None, name: str, ranks: _Ranks
+    options: ModelOptions, offsets: Offsets, volumes: Addresses, teacher: Path | None, name: str, ranks: Ranks
 ) -> _Run:
     device = ranks.device
     dtype = resolve_precision(options.train.precision, device)
     crops = Crops(options.train, volumes)
     torch.manual_seed(options.train.seed)
-    network = build(options.network, options.heads, offsets).to(device, memory_format=torch.channels_last_3d)
-    average = build(options.network, options.heads, offsets).to(device, memory_format=torch.channels_last_3d)
+    network = placed(build(options.network, options.heads, offsets), device)
+    average = placed(build(options.network, options.heads, offsets), device)
     average.load_state_dict(network.state_dict())
     average.requires_grad_(False).eval()
     guide = None if teacher is None else _teacher(teacher, offsets, crops.voxel_size, device)
@@ -189,11 +164,11 @@ def _prepare(
         raise ConfigError("a term distils from a teacher, but no teacher checkpoint was given")
     context = Context(offsets, crops.voxel_size, options.heads.lsd_sigma)
     terms = build_terms(options.train.terms, context).to(device)
-    if ranks.count > 1 and device.type == "cuda":
-        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    objective = _Objective(network, terms, dtype)
+    if ranks.ranks > 1 and device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    objective = Objective(network, terms, dtype)
     trained: nn.Module = objective
-    if ranks.count > 1:
+    if ranks.ranks > 1:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
     source = Source(options.train.validate_on, *volumes[options.train.validate_on])
     return _Run(
@@ -203,7 +178,7 @@ def _prepare(
         ranks=ranks,
         crops=crops,
         teacher=guide,
-        validation=validation_crop(source, options.train.validate_shape, network),
+        validation=validation_crop(source, options.train.validate_shape),
         objective=objective,
         trained=trained,
         average=average,
@@ -247,11 +222,11 @@ def _step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
         with run.trained.no_sync() if isinstance(run.trained, DistributedDataParallel) and not last else nullcontext():
             terms = run.trained(batch, _teach(run, batch))
             total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-            run.scaler.scale(total / train.accumulate).backward()
+            run.scaler.scale(total / train.accumulate).backward()  # type: ignore[no-untyped-call]
         values += torch.stack([term.detach() for term in terms.values()]) / train.accumulate
-    if run.ranks.count > 1:
+    if run.ranks.ranks > 1:
         dist.all_reduce(values)
-        values /= run.ranks.count
+        values /= run.ranks.ranks
     raw = dict(zip(weights, values.tolist(), strict=True))
     loss = sum(weights[name] * value for name, value in raw.items())
     run.scaler.unscale_(run.optimiser)
@@ -282,12 +257,12 @@ def _update_average(run: _Run) -> None:
     with torch.no_grad():
         for slow, fast in zip(run.average.parameters(), run.objective.network.parameters(), strict=True):
             slow.lerp_(fast, 1 - decay)
-        for slow, fast in zip(run.average.buffers(), run.objective.network.buffers(), strict=True):
-            slow.copy_(fast)
+        for kept, seen in zip(run.average.buffers(), run.objective.network.buffers(), strict=True):
+            kept.copy_(seen)
 
 
 def _validate(run: _Run, best: Path) -> Scored:
-    scores = validate(fold(run.average), run.validation, run.offsets, run.objective.dtype, run.ranks.device)
+    scores = validate(run.average, run.validation, run.offsets, run.objective.dtype, run.ranks.device)
     if run.best_step == 0 or scores.voi < run.best.voi:
         run.best, run.best_step = scores, run.step
         meta = {"name": run.name, "step": run.step, "scores": scores._asdict()}
@@ -302,7 +277,7 @@ def _publish(best: Path, out: Path) -> None:
     part = out.with_name(f".{out.name}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(best, part)
-    os.replace(part, out)
+    part.replace(out)
 
 
 def _fingerprint(run: _Run) -> str:
@@ -323,38 +298,6 @@ def _resume(run: _Run, path: Path) -> None:
     run.scaler.load_state_dict(state["scaler"])
     run.step, run.best_step, run.seconds = state["step"], state["best_step"], state["seconds"]
     run.best = Scored(*state["best"])
-
-
-@contextmanager
-def _joined(device: str) -> Iterator[_Ranks]:
-    """Join the processes that torchrun started, if it did."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    place = resolve_device(device)
-    if count == 1:
-        yield _Ranks(place)
-        return
-    if place.type == "cuda":
-        place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    try:
-        yield _Ranks(place, dist.get_rank(), count)
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def _deterministic() -> Iterator[None]:
-    """Choose deterministic kernels where there are any; CUDA has none for the gradient of max-pooling."""
-    before = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*deterministic.*")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before, warn_only=warn_only)
 
 
 def _bar(steps: int, done: int, name: str, progress: bool | None) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,10 +78,21 @@ class Volume:
             UnreadableError: if a chunk is damaged.
         """
         selection = (..., *roi.slices(self.roi))
+        self._refuse_empty_files(roi)
         try:
             return np.asarray(self.array[selection])
         except (OSError, ValueError, RuntimeError) as error:
             raise UnreadableError(f"cannot read {roi} of {self.array.store_path}: {error}; the chunk is damaged") from error
+
+    def _refuse_empty_files(self, roi: Roi) -> None:
+        """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
+        folder = Path(str(self.array.store_path).removeprefix("file://"))
+        spans = (range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True))
+        lead = () if self.channels is None else (0,)
+        for index in product(*spans):
+            file = folder / self.array.metadata.encode_chunk_key((*lead, *index))
+            if file.is_file() and not file.stat().st_size:
+                raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
 
     def write(self, roi: Roi, data: NDArray[Any]) -> None:
         """Write the voxels of ``roi``.
@@ -250,17 +262,44 @@ def _open_image(group: zarr.Group, path: Path, level: int) -> Volume:
         datasets = image["datasets"]
         if level >= len(datasets):
             raise MissingError(f"{path} has {len(datasets)} resolution levels, level {level} was asked for")
-        array = group[datasets[level]["path"]]
+        array = _member(group, datasets[level]["path"], path)
         scale, translation = _transforms(image, datasets[level], array.ndim)
-        units = [_TO_NM[axis.get("unit", "nanometer")] for axis in image["axes"][-3:]]
+        units = [axis.get("unit") for axis in image["axes"][-3:]]
         names = [axis["name"] for axis in image["axes"]]
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+    except (MissingError, UnreadableError):
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise VoxelSizeError(f"the OME metadata of {path} are not understood: {error!r}") from error
     if names[-3:] != list(AXES):
         raise ShapeError(f"{path} has the axes {names}, expected (c,) z, y, x")
-    voxel_size = tuple(s * u for s, u in zip(scale[-3:], units, strict=True))
-    offset = tuple(t * u for t, u in zip(translation[-3:], units, strict=True))
-    return _checked(Volume(cast("zarr.Array[Any]", array), _three(voxel_size), _three(offset), attributes.get("kdseg", {})), path)
+    place = _in_nm(scale[-3:], translation[-3:], units, path)
+    return _checked(Volume(array, *place, cast("dict[str, Any]", attributes.get("kdseg", {}))), path)
+
+
+def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array[Any]:
+    try:
+        node = group[name]
+    except KeyError:
+        raise MissingError(f"{path} names a resolution level {name!r} that is not there: copy it again") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UnreadableError(f"cannot open {path}/{name} as zarr: {error}") from error
+    if isinstance(node, zarr.Group):
+        raise MissingError(f"{path}/{name} is a group, expected the array of a resolution level")
+    return cast("zarr.Array[Any]", node)
+
+
+def _in_nm(
+    scale: list[float], translation: list[float], units: list[str | None], path: Path
+) -> tuple[VoxelSize | None, VoxelSize]:
+    if None in units and not any(translation):
+        # A scale without a unit is a number of nobody knows what: as good as no voxel size.
+        return None, (0.0, 0.0, 0.0)
+    unknown = [unit for unit in units if unit not in _TO_NM]
+    if unknown:
+        raise VoxelSizeError(f"{path} has axes in {unknown}, expected units of length such as 'nanometer'")
+    factors = [_TO_NM[str(unit)] for unit in units]
+    voxel_size = _three(s * f for s, f in zip(scale, factors, strict=True))
+    return voxel_size, _three(t * f for t, f in zip(translation, factors, strict=True))
 
 
 def _transforms(image: dict[str, Any], dataset: dict[str, Any], ndim: int) -> tuple[list[float], list[float]]:

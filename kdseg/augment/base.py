@@ -36,7 +36,8 @@ class Symmetry(NamedTuple):
         """Return the last three axes of an array transformed, as a view."""
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        return np.flip(moved, [lead + i for i in range(3) if self.flip[i]])
+        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flip)
+        return moved[..., z, y, x]
 
 
 def symmetries(shape: Triple, flip: bool, rotate: Literal["none", "yx", "zyx"]) -> list[Symmetry]:
@@ -137,5 +138,3 @@ def _shifted(channel: NDArray[Any], step: Triple, fill: float) -> NDArray[Any]:
     out = np.full_like(channel, fill)
     out[here] = channel[there]
     return out
-
-

@@ -32,9 +32,8 @@ def deform(crop: Crop, rng: np.random.Generator, *, in_plane: bool) -> Crop:
     if in_plane:
         moves[0] = 0
     flow = interpolate(torch.from_numpy(moves)[None], size=shape, mode="trilinear", align_corners=True)[0]
-    places = []
-    for axis, n in enumerate(shape):
-        places.append(flow[axis] + torch.arange(n, dtype=torch.float32).reshape([-1 if a == axis else 1 for a in range(3)]))
+    steps = torch.meshgrid(*(torch.arange(n, dtype=torch.float32) for n in shape), indexing="ij")
+    places = [flow[axis] + step for axis, step in enumerate(steps)]
     # grid_sample counts from -1 to 1 and wants x first
     scaled = [2 * place / max(n - 1, 1) - 1 for place, n in zip(places, shape, strict=True)]
     grid = torch.stack(scaled[::-1], dim=-1)[None]

@@ -15,18 +15,20 @@ def change_intensity(raw: Raw, rng: np.random.Generator) -> Raw:
         raw: float32 (z, y, x) in [-1, 1].
         rng: contrast in [0.7, 1.3], brightness in [-0.2, 0.2], gamma in [0.7, 1.4]; sections vary by 5 %.
     """
-    contrast, brightness = rng.uniform(0.7, 1.3), rng.uniform(-0.2, 0.2)
-    gamma = np.float32(2.0 ** rng.uniform(-0.5, 0.5))
-    sections = (raw.shape[0], 1, 1)
+    depth = raw.shape[0]
+    contrast, brightness = np.full(depth, rng.uniform(0.7, 1.3)), np.full(depth, rng.uniform(-0.2, 0.2))
+    gamma = 2.0 ** rng.uniform(-0.5, 0.5)
     if rng.random() < 0.5:
-        contrast = contrast * rng.normal(1, 0.05, sections)
-        brightness = brightness + rng.normal(0, 0.05, sections)
-    scaled = raw * np.float32(contrast) if np.isscalar(contrast) else raw * contrast.astype(np.float32)
-    scaled += np.asarray(brightness, np.float32)
-    scaled = np.clip(scaled, -1, 1, out=scaled)
-    unit = (scaled + np.float32(1)) * np.float32(0.5)
-    np.power(unit, gamma, out=unit)
-    return unit * np.float32(2) - np.float32(1)
+        contrast *= rng.normal(1, 0.05, depth)
+        brightness += rng.normal(0, 0.05, depth)
+    # in place, in the range 0..1 that gamma needs
+    unit = raw * (contrast / 2).astype(np.float32)[:, None, None]
+    unit += ((brightness + 1) / 2).astype(np.float32)[:, None, None]
+    np.clip(unit, 0, 1, out=unit)
+    np.power(unit, np.float32(gamma), out=unit)
+    unit *= 2
+    unit -= 1
+    return unit
 
 
 def add_noise(raw: Raw, rng: np.random.Generator) -> Raw:
@@ -45,8 +47,10 @@ def blur(raw: Raw, rng: np.random.Generator, *, in_plane: bool) -> Raw:
     taps = (taps / taps.sum()).astype(np.float32)
     for axis in range(1 if in_plane else 0, 3):
         padded = np.pad(raw, [(3, 3) if a == axis else (0, 0) for a in range(3)], mode="edge")
-        views = [padded[tuple(slice(k, k + n) if a == axis else slice(None) for a, n in enumerate(raw.shape))]
-                 for k in range(7)]
+        views = [
+            padded[tuple(slice(k, k + n) if a == axis else slice(None) for a, n in enumerate(raw.shape))]
+            for k in range(7)
+        ]
         out = views[3] * taps[3]
         for k in range(3):
             out += (views[k] + views[6 - k]) * taps[k]

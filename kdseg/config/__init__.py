@@ -91,6 +91,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
+        if reserved := {"volumes", "baseline", "logs", "benchmarks"} & self.models.keys():
+            raise ValueError(f"the model names {sorted(reserved)} are folders of the results: choose others")
         for name, model in self.models.items():
             train = model.train
             for volume in (*train.volumes, train.validate_on):

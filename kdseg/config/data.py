@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -57,9 +58,10 @@ class VolumeOptions(Section):
     def _one_source(self) -> Self:
         if (self.phantom is None) == (self.raw is None):
             raise ValueError("a volume needs either `raw` (an address) or `phantom`, and not both")
-        if self.phantom is not None and (self.labels or self.voxel_size or self.intensity):
-            raise ValueError("a phantom brings its own labels, voxel size and intensities: remove them")
-        if self.intensity is not None and self.intensity[0] >= self.intensity[1]:
+        given = (self.labels, self.baseline, self.voxel_size, self.roi, self.intensity)
+        if self.phantom is not None and any(value is not None for value in given):
+            raise ValueError("a phantom brings its own labels, voxel size, shape and intensities: remove all but it")
+        if self.intensity is not None and not -math.inf < self.intensity[0] < self.intensity[1] < math.inf:
             raise ValueError(f"intensity must be (low, high) with low < high, got {self.intensity}")
         return self
 

@@ -9,10 +9,10 @@ from torch import nn
 
 from kdseg.config.terms import TermOptions
 from kdseg.losses.affinity import SoftAffinityTerm
-from kdseg.losses.base import Context, Term
+from kdseg.losses.base import Context, Objective, Term
 from kdseg.losses.supervised import AffinityTerm, EmbeddingTerm, LsdTerm
 
-__all__ = ["TERMS", "Context", "Term", "build_terms", "term_weight"]
+__all__ = ["TERMS", "Context", "Objective", "Term", "build_terms", "term_weight"]
 
 TERMS: dict[str, Any] = {
     "affinity": AffinityTerm,

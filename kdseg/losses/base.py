@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from kdseg.geometry import Offsets
-from kdseg.models import Batch, Outputs
+from kdseg.models import Batch, Network, Outputs, autocast
 
 
 class Context(NamedTuple):
@@ -50,6 +50,27 @@ class Term(nn.Module):
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the term; autocast is off."""
         raise NotImplementedError
+
+
+class Objective(nn.Module):
+    """The student and its terms: one module, so that distributed training sees every parameter."""
+
+    def __init__(self, network: Network, terms: nn.ModuleDict, dtype: torch.dtype) -> None:
+        """Join a student and its terms.
+
+        Args:
+            network: the student.
+            terms: by name.
+            dtype: what the student's convolutions compute in.
+        """
+        super().__init__()
+        self.network, self.terms, self.dtype = network, terms, dtype
+
+    def forward(self, batch: Batch, teacher: Outputs | None) -> dict[str, Tensor]:
+        """Return each term by name, unweighted."""
+        with autocast(self.dtype, batch.raw.device):
+            student = self.network(batch.raw)
+        return {name: term(student, teacher, batch) for name, term in self.terms.items()}
 
 
 def balance(target: Tensor, known: Tensor) -> Tensor:

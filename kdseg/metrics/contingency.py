@@ -26,7 +26,7 @@ class Contingency(NamedTuple):
 
     segment: NDArray[np.uint64]
     label: NDArray[np.uint64]
-    count: NDArray[np.uint64]
+    count: NDArray[np.uint64]  # type: ignore[assignment]  # hides tuple.count, on purpose
 
 
 def block_contingency(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from kdseg.config.networks import HeadOptions
 from kdseg.errors import ShapeError
 from kdseg.geometry import Offsets, Triple
+
+N = TypeVar("N", bound=nn.Module)
 
 
 class Outputs(NamedTuple):
@@ -102,3 +104,8 @@ def initialise(network: nn.Module) -> None:
 def channels_last(raw: Tensor) -> Tensor:
     """Return a batch in the memory layout that convolutions run fastest on, (n, z, y, x, c)."""
     return raw.contiguous(memory_format=torch.channels_last_3d)
+
+
+def placed(network: N, device: torch.device | str) -> N:
+    """Return the network, moved to a device with its weights in the layout of `channels_last`."""
+    return network.to(device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]

@@ -1,10 +1,15 @@
-"""Where networks run, and in which precision."""
+"""Where networks run, in which precision, and by how many processes."""
 
 from __future__ import annotations
 
-from typing import Literal
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 from kdseg.errors import DeviceError
 
@@ -46,3 +51,60 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Return the context in which convolutions compute in ``dtype``; it does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+class Ranks(NamedTuple):
+    """The place of this process among those that train together.
+
+    Attributes:
+        device: of this process.
+        rank: its number.
+        ranks: number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, if it did, each on a device of its own.
+
+    Args:
+        device: as for `resolve_device`.
+
+    Raises:
+        DeviceError: if there is no such device here.
+    """
+    place = resolve_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks(place)
+        return
+    if place.type == "cuda":
+        place = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield Ranks(place, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Choose deterministic kernels where there are any; CUDA has none for the gradient of max-pooling."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*deterministic.*")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn_only)

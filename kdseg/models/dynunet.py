@@ -20,7 +20,7 @@ class DynUNet(Network):
     def __init__(self, options: DynUNetOptions, heads: HeadOptions, offsets: Offsets) -> None:
         super().__init__()
         try:
-            from monai.networks.nets import DynUNet as MonaiDynUNet
+            from monai.networks.nets.dynunet import DynUNet as MonaiDynUNet
         except ImportError:
             raise ConfigError(
                 "the network kind 'dynunet' needs MONAI, which is not installed: pip install monai, or use 'unet'"

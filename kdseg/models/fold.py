@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import pairwise
-from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kdseg.errors import ConfigError
-
-N = TypeVar("N", bound=nn.Module)
+from kdseg.models.base import N
 
 
 def fold(network: N) -> N:
@@ -39,7 +37,7 @@ def fold(network: N) -> N:
             norm.weight,
             norm.bias,
         )
-        convolution.weight, convolution.bias = weight, bias
+        convolution.weight, convolution.bias = nn.Parameter(weight), nn.Parameter(bias)
         setattr(parent, name, nn.Identity())
     for module in folded.modules():
         if isinstance(module, _BatchNorm | nn.GroupNorm | nn.LayerNorm):  # _BatchNorm: InstanceNorm is not one

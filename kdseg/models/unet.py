@@ -49,8 +49,7 @@ class UNet(Network):
         def blocks(channels: int, level: int) -> nn.Sequential:
             first = [Block(channels, widths[level], kernels[level], options.residual)]
             more = [
-                Block(widths[level], widths[level], kernels[level], options.residual)
-                for _ in range(options.blocks - 1)
+                Block(widths[level], widths[level], kernels[level], options.residual) for _ in range(options.blocks - 1)
             ]
             return nn.Sequential(*first, *more)
 

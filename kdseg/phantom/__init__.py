@@ -15,7 +15,7 @@ from kdseg.config.data import PhantomOptions
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi
 
-_TILE = 64.0
+_TILE = 40.0
 """nm; tiles of this size share their choice of segments."""
 
 
@@ -45,12 +45,12 @@ def phantom_block(options: PhantomOptions, roi: Roi) -> tuple[NDArray[np.uint8],
     shift = np.array([0.0, 1.0, 1.0]) * image.largest_shift(voxel_size) + 1.0
     low = first * voxel_size - shift
     high = (first + np.array(roi.shape)) * voxel_size + shift
-    warp = sum(image.WARP)
-    segments = tissue.tissue(key, tuple(low - warp), tuple(high + warp))
+    near, far = image.warped_box(low, high)
+    segments = tissue.tissue(key, tuple(near), tuple(far))
     section = image.sections(key, voxel_size, int(first[0]), roi.shape[0])
     scene = image.scene(key, voxel_size, first, section, segments, tuple(low), tuple(high))
     raw = np.empty(roi.shape, np.uint8)
     labels = np.empty(roi.shape, np.uint64)
-    tile = tuple(max(int(_TILE / size), 1) for size in options.voxel_size)
-    image.render(scene, tile, raw, labels)
+    tz, ty, tx = (max(int(_TILE / size), 1) for size in options.voxel_size)
+    image.render(scene, (tz, ty, tx), raw, labels)
     return raw, labels

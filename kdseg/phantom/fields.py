@@ -18,18 +18,16 @@ class Field(NamedTuple):
     Attributes:
         values: float64 (z, y, x) in [-1, 1), the values at the lattice points of the box.
         first: int64 (3,), index of the first of them in the endless lattice.
-        spacing: distance of the lattice points in nm.
+        rate: lattice points per nm.
     """
 
     values: NDArray[np.float64]
     first: NDArray[np.int64]
-    spacing: float
+    rate: float
 
 
 @compiled
-def lattice_values(
-    key: np.uint64, first: NDArray[np.int64], shape: tuple[int, int, int]
-) -> NDArray[np.float64]:
+def lattice_values(key: np.uint64, first: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.float64]:
     """Return the hashed values in [-1, 1) of a box of lattice points."""
     values = np.empty(shape)
     for z in range(shape[0]):
@@ -45,13 +43,13 @@ def field(seed: np.uint64, stream: int, spacing: float, low: Point, high: Point)
     first = np.floor(np.array(low) / spacing).astype(np.int64) - 1
     last = np.floor(np.array(high) / spacing).astype(np.int64) + 2
     z, y, x = (int(n) for n in last - first + 1)
-    return Field(lattice_values(np.uint64(chain(seed, stream)), first, (z, y, x)), first, spacing)
+    return Field(lattice_values(np.uint64(chain(seed, stream)), first, (z, y, x)), first, 1.0 / spacing)
 
 
 @compiled
 def sample(field: Field, z: float, y: float, x: float) -> float:
     """Return the field at a position in nm: cubic (smoothstep) between the eight points around it."""
-    u, v, w = z / field.spacing, y / field.spacing, x / field.spacing
+    u, v, w = z * field.rate, y * field.rate, x * field.rate
     k, m, n = np.floor(u), np.floor(v), np.floor(w)
     u, v, w = u - k, v - m, w - n
     u, v, w = u * u * (3.0 - 2.0 * u), v * v * (3.0 - 2.0 * v), w * w * (3.0 - 2.0 * w)
@@ -62,4 +60,4 @@ def sample(field: Field, z: float, y: float, x: float) -> float:
     c = f[i + 1, j, l] + w * (f[i + 1, j, l + 1] - f[i + 1, j, l])
     d = f[i + 1, j + 1, l] + w * (f[i + 1, j + 1, l + 1] - f[i + 1, j + 1, l])
     a, c = a + v * (b - a), c + v * (d - c)
-    return a + u * (c - a)
+    return float(a + u * (c - a))

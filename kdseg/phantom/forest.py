@@ -27,7 +27,7 @@ class Habit(NamedTuple):
 
     Attributes:
         run: length of a straight run in nodes.
-        cut: probability that an edge of the lattice is never taken.
+        cut: probability that a link is taken away again, which bounds the trees.
         join: probability that a loose end becomes a branch of a neighbour.
     """
 
@@ -52,8 +52,6 @@ def _priorities(
                         continue
                     p, q, r = z + first[0], y + first[1], x + first[2]
                     noise = uniform(hash3(edges, p, q, r))
-                    if noise < habit.cut:
-                        continue
                     if axis == 0:
                         along, p = p, 0
                     elif axis == 1:
@@ -68,26 +66,29 @@ def _priorities(
 
 
 @compiled
-def _is_best(
-    priority: NDArray[np.float64],
-    degree: NDArray[np.uint8],
-    taken: NDArray[np.bool_],
-    node: tuple[int, int, int],
-    value: float,
-) -> bool:
-    """Return whether an edge of priority ``value`` is among the best that ``node`` can still take."""
-    z, y, x = node
-    better = 0
+def _thresholds(
+    priority: NDArray[np.float64], taken: NDArray[np.bool_], degree: NDArray[np.uint8]
+) -> NDArray[np.float64]:
+    """Return the least priority (z, y, x) among the edges that each node would take next."""
+    nz, ny, nx = degree.shape
+    best, second = np.full((nz, ny, nx), -1.0), np.full((nz, ny, nx), -1.0)
     for axis in range(3):
         a, b, c = int(axis == 0), int(axis == 1), int(axis == 2)
-        if (z + a < degree.shape[0] and y + b < degree.shape[1] and x + c < degree.shape[2]
-                and priority[axis, z, y, x] > value and not taken[axis, z, y, x]
-                and degree[z + a, y + b, x + c] < 2):
-            better += 1
-        if (z >= a and y >= b and x >= c and priority[axis, z - a, y - b, x - c] > value
-                and not taken[axis, z - a, y - b, x - c] and degree[z - a, y - b, x - c] < 2):
-            better += 1
-    return better < 2 - degree[z, y, x]
+        for z in range(nz - a):
+            for y in range(ny - b):
+                for x in range(nx - c):
+                    value = priority[axis, z, y, x]
+                    if value < 0.0 or taken[axis, z, y, x]:
+                        continue
+                    if degree[z, y, x] >= 2 or degree[z + a, y + b, x + c] >= 2:
+                        continue
+                    for node in ((z, y, x), (z + a, y + b, x + c)):
+                        second[node] = max(second[node], min(best[node], value))
+                        best[node] = max(best[node], value)
+    for node in np.ndindex(degree.shape):
+        if degree[node] == 0:
+            best[node] = second[node]
+    return best
 
 
 @compiled
@@ -95,31 +96,39 @@ def _match(priority: NDArray[np.float64]) -> NDArray[np.bool_]:
     _, nz, ny, nx = priority.shape
     taken = np.zeros(priority.shape, np.bool_)
     degree = np.zeros((nz, ny, nx), np.uint8)
-    before = degree.copy()
-    held = taken.copy()
     for _ in range(ROUNDS):
-        before[:] = degree
-        held[:] = taken
+        threshold = _thresholds(priority, taken, degree)
+        before = degree.copy()
         for axis in range(3):
             a, b, c = int(axis == 0), int(axis == 1), int(axis == 2)
             for z in range(nz - a):
                 for y in range(ny - b):
                     for x in range(nx - c):
                         value = priority[axis, z, y, x]
-                        there = (z + a, y + b, x + c)
-                        if value < 0 or held[axis, z, y, x] or before[z, y, x] >= 2 or before[there] >= 2:
+                        if value < 0.0 or taken[axis, z, y, x]:
                             continue
-                        if _is_best(priority, before, held, (z, y, x), value) and _is_best(
-                            priority, before, held, there, value
-                        ):
+                        here, there = (z, y, x), (z + a, y + b, x + c)
+                        if before[here] >= 2 or before[there] >= 2:
+                            continue
+                        if value >= threshold[here] and value >= threshold[there]:
                             taken[axis, z, y, x] = True
-                            degree[z, y, x] += 1
+                            degree[here] += 1
                             degree[there] += 1
     return taken
 
 
 @compiled
+def _cut(seed: np.uint64, first: NDArray[np.int64], taken: NDArray[np.bool_], chance: float) -> None:
+    """Take away some links; changes ``taken``."""
+    for axis, z, y, x in np.ndindex(taken.shape):
+        if taken[axis, z, y, x]:
+            bits = hash3(chain(seed, 40 + axis), z + first[0], y + first[1], x + first[2])
+            taken[axis, z, y, x] = uniform(bits) >= chance
+
+
+@compiled
 def degrees(taken: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the number of links (z, y, x) of every node."""
     _, nz, ny, nx = taken.shape
     degree = np.zeros((nz, ny, nx), np.uint8)
     for axis in range(3):
@@ -167,9 +176,7 @@ def _join_ends(
 
 
 @compiled
-def links(
-    seed: np.uint64, first: NDArray[np.int64], present: NDArray[np.bool_], habit: Habit
-) -> NDArray[np.bool_]:
+def links(seed: np.uint64, first: NDArray[np.int64], present: NDArray[np.bool_], habit: Habit) -> NDArray[np.bool_]:
     """Return the edges of the trees in a window of the lattice.
 
     Args:
@@ -183,6 +190,7 @@ def links(
         at least ``MARGIN`` away from the faces of the window.
     """
     taken = _match(_priorities(seed, first, present, habit))
+    _cut(seed, first, taken, habit.cut)
     _join_ends(seed, first, present, taken, habit.join)
     return taken
 

@@ -7,7 +7,7 @@ mixing function is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014, fig
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -24,8 +24,7 @@ _LOW = np.uint64(0xFFFF)
 
 def compiled(function: Function) -> Function:
     """Compile ``function`` with numba; IEEE arithmetic as written, for the same bits wherever it runs."""
-    result: Function = njit(cache=True, fastmath=False, error_model="numpy")(function)
-    return result
+    return cast(Function, njit(cache=True, fastmath=False, error_model="numpy")(function))
 
 
 @compiled

@@ -16,15 +16,15 @@ from kdseg.phantom.fields import Point
 from kdseg.phantom.forest import MARGIN, Habit, degrees, is_closed, links, trees
 from kdseg.phantom.hashing import chain, compiled, hash3, uniform
 
-REACH = 320.0
+REACH = 260.0
 """nm; a segment whose surface is further away from a point than this is not seen from there."""
 
-NEURITE_SPACING, DENDRITE_SPACING = 165.0, 900.0
-_JITTER = 0.27
-_THICKEST = 330.0
-_CLEARANCE = 85.0
-_TWIG_GAP = 190.0
-_TWIG_CHANCE = 0.35
+NEURITE_SPACING, DENDRITE_SPACING = 112.0, 820.0
+_JITTER = 0.3
+_THICKEST = 210.0
+_CLEARANCE = 60.0
+_TWIG_GAP = 130.0
+_TWIG_CHANCE = 0.2
 _DENDRITES_KEPT = 0.8
 _GROWTH = 10
 
@@ -38,6 +38,7 @@ class Segments(NamedTuple):
         radius: float64 (n, 2), at start and end; differences between objects matter, not the values.
         filling: float64 (n, 2), at start and end; size of a mitochondrion, 0 (none) to 1.
         owner: uint64 (n,), label of the object.
+        inverse: float64 (n,), 1 / squared length.
     """
 
     start: NDArray[np.float64]
@@ -45,6 +46,7 @@ class Segments(NamedTuple):
     radius: NDArray[np.float64]
     filling: NDArray[np.float64]
     owner: NDArray[np.uint64]
+    inverse: NDArray[np.float64]
 
 
 class Lattice(NamedTuple):
@@ -68,9 +70,7 @@ class Lattice(NamedTuple):
 
 
 @compiled
-def _position(
-    seed: np.uint64, spacing: float, z: int, y: int, x: int
-) -> tuple[float, float, float]:
+def _position(seed: np.uint64, spacing: float, z: int, y: int, x: int) -> tuple[float, float, float]:
     bits = hash3(chain(seed, 1), z, y, x)
     return (
         (z + 0.5 + _JITTER * (2.0 * uniform(bits) - 1.0)) * spacing,
@@ -95,10 +95,10 @@ def _girth(lattice: Lattice, label: np.uint64, thick: bool, z: int, y: int, x: i
     here = uniform(hash3(chain(lattice.seed, 3), z, y, x))
     if thick:
         filled = uniform(hash3(chain(label, 2), z, y, x)) < 0.45
-        radius = 70.0 + 190.0 * whole * whole + 70.0 * here
+        radius = 50.0 + 120.0 * whole * whole + 40.0 * here
     else:
         filled = uniform(hash3(chain(label, 2), z // 3, y // 3, x // 3)) < 0.16
-        radius = -26.0 + 60.0 * whole * whole + 14.0 * here
+        radius = -20.0 + 46.0 * whole * whole + 12.0 * here
     return radius, 0.55 + 0.45 * here if filled else 0.0
 
 
@@ -106,7 +106,7 @@ def _girth(lattice: Lattice, label: np.uint64, thick: bool, z: int, y: int, x: i
 def _segments(lattice: Lattice, labels: NDArray[np.uint64], thick: bool) -> Segments:
     """Return the links of the core; ``labels`` (z, y, x) holds 0 where there is no object."""
     low, high, first = lattice.core[0], lattice.core[1], lattice.first
-    box = lattice.taken[:, low[0]:high[0], low[1]:high[1], low[2]:high[2]]
+    box = lattice.taken[:, low[0] : high[0], low[1] : high[1], low[2] : high[2]]
     total = int(box.sum())
     start, axis = np.empty((total, 3)), np.empty((total, 3))
     radius, filling = np.empty((total, 2)), np.empty((total, 2))
@@ -131,14 +131,15 @@ def _segments(lattice: Lattice, labels: NDArray[np.uint64], thick: bool) -> Segm
                         start[n, k], axis[n, k] = a[k], b[k] - a[k]
                     owner[n] = label
                     n += 1
-    return Segments(start[:n], axis[:n], radius[:n], filling[:n], owner[:n])
+    inverse = 1.0 / (axis[:n] * axis[:n]).sum(axis=1)
+    return Segments(start[:n], axis[:n], radius[:n], filling[:n], owner[:n], inverse)
 
 
 @compiled
 def _dendrite_labels(lattice: Lattice) -> NDArray[np.uint64]:
     labels = np.zeros(lattice.tree.shape, np.uint64)
     for node, tree in enumerate(lattice.tree.flat):
-        label = _label(lattice, tree)
+        label = _label(lattice, int(tree))
         if uniform(chain(label, 3)) < _DENDRITES_KEPT:
             labels.flat[node] = label
     return labels
@@ -174,9 +175,7 @@ def _nearest_segment(
 
 
 @compiled
-def _twigs(
-    lattice: Lattice, present: NDArray[np.bool_], gap: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def _twigs(lattice: Lattice, present: NDArray[np.bool_], gap: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return, for every tree (by its first node), the loose end that joins a dendrite, or -1.
 
     A tree is joined once at most: it would make one object of two dendrites otherwise.
@@ -217,9 +216,9 @@ def _neurites(
         if not present.flat[node]:
             continue
         end = twig[tree]
-        labels.flat[node] = _label(lattice, tree) if end < 0 else dendrites.owner[nearest.flat[end]]
+        labels.flat[node] = _label(lattice, int(tree)) if end < 0 else dendrites.owner[nearest.flat[end]]
         z, y, x = node // (ny * nx), node // nx % ny, node % nx
-        inside = (low[0] <= z < high[0] and low[1] <= y < high[1] and low[2] <= x < high[2])
+        inside = low[0] <= z < high[0] and low[1] <= y < high[1] and low[2] <= x < high[2]
         if node == end and inside:
             necks[count] = node
             count += 1
@@ -232,12 +231,13 @@ def _neurites(
         a = _position(lattice.seed, lattice.spacing, p, q, r)
         owner[n] = labels[z, y, x]
         radius[n, 0] = _girth(lattice, owner[n], False, p, q, r)[0]
-        radius[n, 1] = -20.0
+        radius[n, 1] = -16.0
         m, t = nearest[z, y, x], along[z, y, x]
         for k in range(3):
             start[n, k] = a[k]
             axis[n, k] = dendrites.start[m, k] + t * dendrites.axis[m, k] - a[k]
-    return _segments(lattice, labels, False), Segments(start, axis, radius, np.zeros((count, 2)), owner)
+    inverse = 1.0 / (axis * axis).sum(axis=1)
+    return _segments(lattice, labels, False), Segments(start, axis, radius, np.zeros((count, 2)), owner, inverse)
 
 
 def _box(low: Point, high: Point, reach: float, spacing: float) -> NDArray[np.int64]:
@@ -247,16 +247,16 @@ def _box(low: Point, high: Point, reach: float, spacing: float) -> NDArray[np.in
 
 
 def _dendrites(seed: np.uint64, low: Point, high: Point) -> Segments:
-    core = _box(low, high, REACH + _THICKEST, DENDRITE_SPACING)
-    margin = MARGIN + _GROWTH
+    core = _box(low, high, _TWIG_GAP + _THICKEST, DENDRITE_SPACING)
+    margin = MARGIN + _GROWTH // 2
     while True:
         first = core[0] - margin
         present = np.ones(tuple(core[1] + margin - first), np.bool_)
-        taken = links(seed, first, present, Habit(4, 0.25, 0.0))
+        taken = links(seed, first, present, Habit(4, 0.12, 0.0))
         lattice = Lattice(seed, DENDRITE_SPACING, first, core - first, taken, trees(taken))
         if is_closed(lattice.tree, lattice.core):
             return _segments(lattice, _dendrite_labels(lattice), True)
-        margin += _GROWTH
+        margin += _GROWTH // 2
 
 
 def tissue(seed: np.uint64, low: Point, high: Point) -> Segments:
@@ -276,10 +276,10 @@ def tissue(seed: np.uint64, low: Point, high: Point) -> Segments:
     margin = MARGIN + _GROWTH
     while True:
         first = core[0] - margin
-        shape = tuple(int(n) for n in core[1] + margin - first)
+        nz, ny, nx = (int(n) for n in core[1] + margin - first)
         corners = first * NEURITE_SPACING, (core[1] + margin) * NEURITE_SPACING
         dendrites = _dendrites(np.uint64(chain(seed, 200)), corners[0], corners[1])
-        gap, nearest, along = _nearest_segment(key, first, shape, dendrites)
+        gap, nearest, along = _nearest_segment(key, first, (nz, ny, nx), dendrites)
         present = gap > _CLEARANCE
         taken = links(key, first, present, Habit(9, 0.03, 0.1))
         lattice = Lattice(key, NEURITE_SPACING, first, core - first, taken, trees(taken))

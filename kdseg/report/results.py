@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kdseg.config import Config
+from kdseg.curve import read_curve
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.manifests import read
 
@@ -20,7 +20,7 @@ Curve = Mapping[str, Points]
 STAGES = ("affinities", "fragments", "edges", "agglomeration", "sweep", "segmentation", "scores")
 """Manifests of one model on one volume, in the order in which they are made."""
 VOLUME_KINDS = ("raw", "labels", "baseline")
-CURVES = ("curve.csv", "model.curve.csv")
+CURVE = "model.training/curve.csv"
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,9 @@ def collect(config: Config) -> Results:
         raise MissingError(
             f"no results below {folder}: run the workflow first, `snakemake --cores all --configfile <this run's YAML>`"
         )
-    paths = {model: folder / model / name for model in config.models for name in CURVES}
-    paths = {
-        model: next((p for p in (folder / model / name for name in CURVES) if p.exists()), path)
-        for model, path in paths.items()
-    }
-    return Results(config, manifests, {model: read_curve(path) for model, path in paths.items() if path.exists()})
+    paths = {model: folder / model / CURVE for model in config.models}
+    curves = {model: curve_points(path) for model, path in paths.items() if path.exists()}
+    return Results(config, manifests, curves)
 
 
 def expected(config: Config) -> list[str]:
@@ -92,28 +89,29 @@ def expected(config: Config) -> list[str]:
     return [*volumes, *models, *stages, *(f"baseline/{volume}/scores" for volume in config.volumes)]
 
 
-def read_curve(path: Path) -> dict[str, Points]:
-    """Read a training curve: a CSV file with a column ``step`` and one column per quantity.
+def curve_points(path: Path) -> dict[str, Points]:
+    """Read the curve of a training run.
 
     Args:
-        path: the file; empty and non-finite cells are left out.
+        path: CSV file with the columns ``step`` and ``total``; empty and non-finite cells are left out.
 
     Returns:
         Points (step, value) per column other than ``step``.
 
     Raises:
-        UnreadableError: if the file has no such column, or a cell that is no number.
+        UnreadableError: if a column is missing, or a cell is no number.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     try:
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file, restval=""):
-                step = float(row["step"])
-                for name, cell in row.items():
-                    if name != "step" and cell and math.isfinite(value := float(cell)):
-                        points.setdefault(name, []).append((step, value))
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UnreadableError(f"{path} is not a training curve (CSV with a column step): {error!r}") from error
+        for row in read_curve(path):
+            step = float(row.pop("step"))
+            for name, cell in row.items():
+                if cell and math.isfinite(value := float(cell)):
+                    points.setdefault(name, []).append((step, value))
+    except (OSError, ValueError) as error:
+        raise UnreadableError(f"{path} is not a training curve: {error}; delete it and train again") from error
+    if points and "total" not in points:
+        raise UnreadableError(f"{path} has the columns {sorted(points)}, expected step, total, …")
     return {name: tuple(values) for name, values in points.items()}
 
 

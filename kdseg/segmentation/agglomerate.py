@@ -12,10 +12,11 @@ waterz itself, for a volume in one block, is called from here too, and from nowh
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -117,7 +118,10 @@ def _check(
 
 
 def waterz_segments(
-    affinities: NDArray[np.uint8], fragments: NDArray[np.uint64], offsets: Offsets, thresholds: Sequence[float]
+    affinities: NDArray[np.uint8],
+    fragments: NDArray[np.uint64],
+    offsets: Offsets,
+    thresholds: Sequence[float],
 ) -> list[NDArray[np.uint64]]:
     """Return the segmentations of one block by waterz, ``OneMinus<MeanAffinity>``, one per threshold.
 
@@ -192,14 +196,15 @@ def _waterz(links: NDArray[np.uint8], thresholds: list[float], **options: Any) -
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Send what C code writes to standard output nowhere."""
+    """Send what Python and C code write to standard output nowhere."""
     libc = ctypes.CDLL(None)
     sys.stdout.flush()
     libc.fflush(None)
     kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     try:
-        yield
+        with redirect_stdout(io.StringIO()):
+            yield
     finally:
         libc.fflush(None)  # into nowhere, before the descriptor is back
         os.dup2(kept, 1)

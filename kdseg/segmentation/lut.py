@@ -9,9 +9,7 @@ from numpy.typing import NDArray
 from kdseg.errors import DataError, ShapeError
 
 
-def lut(
-    fragment_ids: NDArray[np.uint64], a: NDArray[np.uint64], b: NDArray[np.uint64]
-) -> NDArray[np.uint64]:
+def lut(fragment_ids: NDArray[np.uint64], a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the segment of every fragment after joining the pairs ``(a[i], b[i])``.
 
     A segment's id is its smallest fragment id, so that the result depends on the partition alone. Union-find
@@ -53,7 +51,9 @@ def apply(
         DataError: if ids are not uint64, ``lut_from`` does not ascend, or a voxel's fragment is not in it.
     """
     if lut_from.shape != lut_to.shape:
-        raise ShapeError(f"a lookup table needs two columns of one length, got {lut_from.shape}, {lut_to.shape}")
+        raise ShapeError(
+            f"a lookup table needs two columns of one length, got {lut_from.shape}, {lut_to.shape}"
+        )
     _check_ids(lut_from, lut_to, fragments)
     flat = np.ascontiguousarray(fragments).ravel()
     out = np.empty(flat.size, np.uint64)

@@ -80,5 +80,6 @@ def fragment_block(affinities: Path, out: Path, options: FragmentsOptions, grid:
 
 def _fragments(source: Volume, options: FragmentsOptions, block: Block) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
     read_roi = block.roi.grow(options.halo).intersect(source.roi)
-    found = watershed(source.read(read_roi), affinity_offsets(source), options.watershed)
+    size = source.voxel_size or (1.0, 1.0, 1.0)
+    found = watershed(source.read(read_roi), affinity_offsets(source), options.watershed, voxel_size=size)
     return clean(found, block.roi.slices(read_roi), options.dust)

@@ -1,47 +1,105 @@
-"""Train one model: what `kdseg train` does."""
+"""Volumes → one network, teacher or student."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from kdseg.config import parse_options
-from kdseg.config.networks import ModelOptions
+from kdseg.checkpoint import load_model
+from kdseg.config import ModelOptions
+from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
+from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of
+from kdseg.models import count_parameters, kmac_per_voxel
 from kdseg.training import Result, train
+
+HOW = {"train": {"loader_workers", "checkpoint_every"}}
+"""Options that change how, but not what, is computed."""
 
 
 def run(
-    options: str,
-    *,
+    manifest: Path,
+    options: ModelOptions,
     offsets: Offsets,
-    volumes: Mapping[str, tuple[Path, Path | None]],
-    out: Path,
-    teacher: Path | None = None,
+    volumes: Sequence[Path],
+    teacher: Path | None,
+    *,
     device: str = "auto",
-) -> Result:
-    """Train the model that ``options`` describe, or continue its training.
+    threads: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Train a network, or go on where a killed run stopped.
 
-    The state and the curve of the run lie beside the model file, in ``{stem}.training/``.
+    The weights lie beside the manifest, the curve and the resumable state in ``model.training/``. Under
+    ``torchrun`` every process calls this with the same arguments; the first one writes.
 
     Args:
-        options: JSON of `ModelOptions`.
-        offsets: one affinity channel each, nearest first.
-        volumes: addresses of raw data and labels by the names that the options use.
-        out: model file to write; its stem is the model's name.
-        teacher: model file to distil from, where the options name a teacher.
+        manifest: to write, e.g. ``results/student/model.json``.
+        options: network, heads, training.
+        offsets: one affinity channel each.
+        volumes: manifests ``…/{volume}/raw.json`` and ``…/{volume}/labels.json``.
+        teacher: manifest of the network to distil from, where the options name one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        threads: CPU threads; their number may change the last bit of a float.
+        overwrite: clear what other options or inputs made.
 
     Raises:
-        ConfigError: if the options are not valid; see `kdseg.training.train` for the rest.
+        ConfigError: if the options and the volumes or the teacher do not fit each other.
+        DeviceError: if the device is not there.
+        ClaimError: if the folder holds something else, or is being written.
+        StageError: if the loss is not finite.
     """
-    return train(
-        parse_options(ModelOptions, options),
-        offsets=offsets,
-        volumes=volumes,
-        out=out,
-        folder=out.with_name(f"{out.stem}.training"),
-        teacher=teacher,
-        name=out.stem,
-        device=device,
-    )
+    import torch
+
+    torch.set_num_threads(threads)
+    addresses = _addresses(volumes)
+    inputs = {f"{path.parent.name}/{path.stem}": read(path)["fingerprint"] for path in volumes}
+    if teacher is not None:
+        inputs["teacher"] = read(teacher)["stats"]["weights"]
+
+    def work(held: Claim) -> Result:
+        return train(
+            options,
+            offsets=offsets,
+            volumes=addresses,
+            out=held.model,
+            folder=training_folder(manifest),
+            teacher=None if teacher is None else store_of(teacher),
+            name=manifest.parent.name,
+            device=device,
+        )
+
+    if int(os.environ.get("RANK", "0")) > 0:
+        work(Claim(manifest, ""))
+        return
+    made_of = {**options.model_dump(mode="json", exclude=HOW), "offsets": [list(o) for o in offsets]}
+    with claim(manifest, "train", made_of, inputs, overwrite=overwrite) as held:
+        result = work(held)
+        network = load_model(held.model).network
+        held.stats.update(
+            weights=file_fingerprint(held.model),
+            parameters=count_parameters(network),
+            kmac_per_voxel=kmac_per_voxel(network),
+            steps=options.train.steps,
+            best_step=result.step,
+            best_voi=result.scores.voi,
+            best_arand=result.scores.arand,
+            device=device,
+        )
+
+
+def training_folder(manifest: Path) -> Path:
+    """Return the folder of the curve and the resumable state."""
+    return manifest.with_name(f"{manifest.stem}.training")
+
+
+def _addresses(manifests: Sequence[Path]) -> dict[str, tuple[str | Path, str | Path | None]]:
+    """Return the stores of raw data and labels by the name of their volume."""
+    raw = {path.parent.name: store_of(path) for path in manifests if path.stem == "raw"}
+    labels = {path.parent.name: store_of(path) for path in manifests if path.stem == "labels"}
+    if unknown := [str(path) for path in manifests if path.stem not in ("raw", "labels")]:
+        raise ConfigError(f"expected manifests called raw.json or labels.json, got {unknown}")
+    if alone := labels.keys() - raw.keys():
+        raise ConfigError(f"there are labels but no raw data of the volumes {sorted(alone)}")
+    return {name: (path, labels.get(name)) for name, path in raw.items()}

@@ -1,0 +1,123 @@
+"""The page itself: a Jinja template, filled."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+
+from kdseg import __version__
+from kdseg.report.chart import STYLES, style_class
+from kdseg.report.curves import styles, sweep_panels, training_panels
+from kdseg.report.graph import graph
+from kdseg.report.results import Results
+from kdseg.report.slices import sections
+from kdseg.report.table import COLUMNS, MISSING, Row, cell, least, note
+from kdseg.report.verdict import Verdict, headline
+
+LIBRARIES = ("numpy", "zarr", "torch", "dask", "daisy", "waterz", "snakemake")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one stage took; texts, ready to be shown."""
+
+    stage: str
+    result: str
+    seconds: str
+    rate: str
+    peak: str
+    device: str
+    finished: str
+
+
+def page(results: Results, table: list[Row], found: list[Verdict], made: datetime) -> str:
+    """Return the report as one HTML document that refers to nothing outside of itself.
+
+    Args:
+        results: what is there.
+        table: the rows to show.
+        found: the verdicts to show.
+        made: time of the report.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(files("kdseg.report").joinpath("page.html").read_text(encoding="utf-8"))
+    return template.render(
+        config=results.config,
+        headline=headline(found),
+        outcome=overall(found),
+        verdicts=found,
+        notes=list(dict.fromkeys(text for verdict in found for text in verdict.notes)),
+        columns=COLUMNS,
+        table=table,
+        cell=cell,
+        note=note,
+        missing=MISSING,
+        least={key: least(table, key) for key in ("voi_split", "voi_merge", "voi", "arand")},
+        legend=[(name, style_class(number)) for name, number in _legend(results)],
+        style_count=STYLES,
+        training=training_panels(results),
+        sweeps=sweep_panels(results),
+        sections=sections(results),
+        graph=graph(results),
+        timings=timings(results),
+        yaml=_yaml(results),
+        versions=versions(results),
+        made=made,
+    )
+
+
+def overall(found: list[Verdict]) -> str:
+    """Return the outcome that all verdicts share, ``"mixed"`` where they do not."""
+    outcomes = {verdict.outcome for verdict in found}
+    return outcomes.pop() if len(outcomes) == 1 else "mixed"
+
+
+def timings(results: Results) -> list[Timing]:
+    """Return a row per finished manifest, in the order of the stages."""
+    return [
+        Timing(
+            str(manifest.get("stage", "")),
+            key,
+            _number(results.number(key, "seconds"), 2),
+            _number(results.rate(key), 3),
+            _number(results.number(key, "peak_mb"), 0),
+            str(results.stats(key).get("device") or ""),
+            str(manifest.get("finished", "")).replace("T", " "),
+        )
+        for key, manifest in results.manifests.items()
+    ]
+
+
+def versions(results: Results) -> dict[str, str]:
+    """Return the versions of what made the report, and of the kdseg that made the results."""
+    found = {"kdseg (report)": __version__, "python": platform.python_version()}
+    made_by = sorted({str(manifest.get("kdseg", "unknown")) for manifest in results.manifests.values()})
+    found["kdseg (results)"] = ", ".join(made_by)
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _legend(results: Results) -> list[tuple[str, int]]:
+    shown = {*results.config.evaluate.models, *results.curves}
+    if any(key.startswith("baseline/") for key in results.manifests):
+        shown.add("baseline")
+    return [(name, number) for name, number in styles(results).items() if name in shown]
+
+
+def _yaml(results: Results) -> str:
+    values = results.config.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"

@@ -1,0 +1,213 @@
+"""Volumes in the formats that others write, as lazy arrays.
+
+Nothing is read before a region is computed, and nothing stays open in between: a source can be pickled,
+and computed in a forked process.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import dask.array as da
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.geometry import Roi, Slices, Triple
+from kdseg.tiff import SUFFIXES, open_stack
+from kdseg.volume import VoxelSize, open_volume
+
+_HDF5 = re.compile(r"^(?P<file>.+\.(?:h5|hdf5|hdf))(?::(?P<dataset>.*))?$", re.IGNORECASE)
+_PART = 2**21
+"""Voxels that are read at a time, about: one part is in memory beside the region that is computed."""
+
+
+class _Readable(Protocol):
+    @property
+    def shape(self) -> Triple: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __getitem__(self, key: Slices) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A volume that can be read.
+
+    Attributes:
+        address: what it was opened from.
+        data: (z, y, x), not read yet.
+        voxel_size: nm, (z, y, x); None if the file does not say.
+        offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
+        unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
+    """
+
+    address: str
+    data: da.Array
+    voxel_size: VoxelSize | None
+    offset: VoxelSize | None
+    unit: Triple
+
+    @property
+    def roi(self) -> Roi:
+        """All voxels, counted from the first one."""
+        z, y, x = self.data.shape
+        return Roi((0, 0, 0), (z, y, x))
+
+    def read(self, roi: Roi) -> NDArray[Any]:
+        """Return the voxels of ``roi``, read in this thread.
+
+        Raises:
+            ShapeError: if ``roi`` is not inside of the source.
+            UnreadableError: if the file is damaged there.
+        """
+        return np.asarray(self.data[roi.slices(self.roi)].compute(scheduler="synchronous"))
+
+
+def open_source(address: str) -> Source:
+    """Open a volume by its address.
+
+    Args:
+        address: ``path.zarr`` or ``path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr v2 or v3),
+            ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, or a
+            folder of TIFF sections.
+
+    Raises:
+        MissingError: if the file or the dataset in it is not there.
+        UnreadableError: if it is there but damaged, or of no known format.
+        ShapeError: if it is not (z, y, x), or empty.
+        VoxelSizeError: if its voxel size is not three positive numbers.
+    """
+    hdf5 = _HDF5.match(address)
+    path = Path(hdf5["file"] if hdf5 else address)
+    if not path.exists():
+        raise MissingError(
+            f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
+        )
+    if hdf5:
+        return _open_hdf5(address, path, hdf5["dataset"] or "")
+    if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
+        stack = open_stack(path)
+        return _source(address, stack, stack.voxel_size, None, (1, *stack.unit))
+    if path.is_dir():
+        return _open_zarr(address)
+    raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
+
+
+def source_path(address: str) -> Path:
+    """Return the file or folder that an address lies in."""
+    hdf5 = _HDF5.match(address)
+    return Path(hdf5["file"] if hdf5 else address)
+
+
+@dataclass(frozen=True)
+class _ZarrArray:
+    address: str
+    shape: Triple
+    dtype: np.dtype[Any]
+    ndim: int = 3
+
+    def __getitem__(self, key: Slices) -> NDArray[Any]:
+        z, y, x = (range(n)[s] for n, s in zip(self.shape, key, strict=True))
+        return open_volume(self.address).read(Roi((z.start, y.start, x.start), (len(z), len(y), len(x))))
+
+
+@dataclass(frozen=True)
+class _Hdf5Array:
+    path: Path
+    dataset: str
+    shape: Triple
+    dtype: np.dtype[Any]
+    ndim: int = 3
+
+    def __getitem__(self, key: Slices) -> NDArray[Any]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                return np.asarray(file[self.dataset][key])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UnreadableError(f"cannot read {self.path}:{self.dataset}: {error}; the file is damaged") from error
+
+
+def _is_zarr(path: Path) -> bool:
+    named = any(part.endswith(".zarr") for part in path.parts)
+    return named or any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
+
+
+def _open_zarr(address: str) -> Source:
+    volume = open_volume(address)
+    if volume.channels is not None:
+        raise ShapeError(f"{address} has the shape {volume.array.shape}, expected (z, y, x) of one channel: extract it")
+    array = _ZarrArray(address, volume.shape, volume.dtype)
+    z, y, x = volume.array.chunks
+    return _source(address, array, volume.voxel_size, volume.offset, (z, y, x))
+
+
+def _open_hdf5(address: str, path: Path, dataset: str) -> Source:
+    try:
+        with h5py.File(path, "r") as file:
+            node = file.get(dataset) if dataset.strip("/") else None
+            if not isinstance(node, h5py.Dataset):
+                raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {_datasets(file)}")
+            if node.ndim != 3:
+                raise ShapeError(f"{address} has the shape {node.shape}, expected (z, y, x)")
+            array = _Hdf5Array(path, dataset, node.shape, node.dtype)
+            voxel_size = _attribute(address, node, "resolution")
+            offset = _attribute(address, node, "offset") or (0.0, 0.0, 0.0)
+            return _source(address, array, voxel_size, offset, node.chunks or (1, *node.shape[1:]))
+    except MissingError:
+        raise
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UnreadableError(f"cannot open {path} as HDF5: {error}; the file is damaged or no HDF5") from error
+
+
+def _datasets(file: h5py.File) -> list[str]:
+    names: list[str] = []
+
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.append("/" + name)
+
+    file.visititems(visit)
+    return names
+
+
+def _attribute(address: str, node: h5py.Dataset, name: str) -> VoxelSize | None:
+    if name not in node.attrs:
+        return None
+    value = node.attrs[name]
+    try:
+        z, y, x = (float(v) for v in value)
+    except (TypeError, ValueError) as error:
+        raise VoxelSizeError(f"the attribute {name} of {address} is {value!r}, expected (z, y, x) in nm") from error
+    return (z, y, x)
+
+
+def _source(
+    address: str, array: _Readable, voxel_size: VoxelSize | None, offset: VoxelSize | None, unit: Triple
+) -> Source:
+    if 0 in array.shape:
+        raise ShapeError(f"{address} is empty: its shape is {array.shape}")
+    if voxel_size is not None and not all(0 < v < math.inf for v in voxel_size):
+        raise VoxelSizeError(f"{address} has the voxel size {voxel_size} nm, expected three positive numbers")
+    if offset is not None and not all(math.isfinite(v) for v in offset):
+        raise VoxelSizeError(f"{address} has the offset {offset} nm, expected three finite numbers")
+    meta = np.empty((0, 0, 0), array.dtype)
+    data = da.from_array(array, chunks=_parts(unit, array.shape), name=False, asarray=True, meta=meta)
+    return Source(address, data, voxel_size, offset, unit)
+
+
+def _parts(unit: Triple, shape: Triple) -> Triple:
+    """Return whole multiples of ``unit`` of about `_PART` voxels: fewer, larger parts of the graph."""
+    part = list(unit)
+    for axis in (2, 1, 0):
+        while part[axis] < shape[axis] and math.prod(part) * 2 <= _PART:
+            part[axis] *= 2
+    z, y, x = (min(p, n) for p, n in zip(part, shape, strict=True))
+    return (z, y, x)

@@ -1,0 +1,67 @@
+"""All that is below the folder of results → one HTML page, the table as text, a summary as JSON."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kdseg import __version__
+from kdseg.config import Config
+from kdseg.errors import UnreadableError
+from kdseg.manifests import write_json
+from kdseg.report.page import page
+from kdseg.report.results import collect
+from kdseg.report.table import rows, table_text
+from kdseg.report.verdict import headline, verdicts
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, out: Path) -> None:
+    """Write the report of a run, whole or not at all, with ``report.txt`` and ``summary.json`` beside it.
+
+    Args:
+        config: configuration of the run; what is missing below ``config.results`` is shown as not measured.
+        out: HTML file to write.
+
+    Raises:
+        MissingError: if there are no results at all.
+        UnreadableError: if a result is damaged, or the disk does not take the page.
+    """
+    results = collect(config)
+    table = rows(results)
+    found = verdicts(config, table)
+    made = datetime.now(UTC)
+    text = f"{headline(found)}\n\n{table_text(table)}"
+    log.info("%s", text)
+    summary = {
+        "title": config.title,
+        "verdict": headline(found),
+        "verdicts": [asdict(verdict) for verdict in found],
+        "rows": [asdict(row) for row in table],
+        "kdseg": __version__,
+        "made": made.isoformat(timespec="seconds"),
+    }
+    write_text(out.with_name("report.txt"), text)
+    write_json(out.with_name("summary.json"), summary)
+    # The page is what a workflow waits for: it comes last.
+    write_text(out, page(results, table, found, made))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file so that it is there whole or not at all.
+
+    Raises:
+        UnreadableError: if the disk does not take it.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UnreadableError(f"cannot write {path}: {error}") from error

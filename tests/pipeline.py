@@ -1,0 +1,85 @@
+"""The stages from affinities on, as one call, for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdseg.config import (
+    AgglomerateOptions,
+    EdgesOptions,
+    EvaluateOptions,
+    FragmentsOptions,
+    SegmentOptions,
+    StorageOptions,
+)
+from kdseg.geometry import pair_slices
+from kdseg.manifests import claim, read, store_of
+from kdseg.stages import agglomerate, edges, evaluate, fragments, segment
+from kdseg.tables import read_table
+from kdseg.volume import create_volume, open_volume
+
+STORAGE = StorageOptions(chunk=(16, 16, 16), shard=(32, 32, 32), levels=2)
+VOXEL_SIZE = (10.0, 10.0, 10.0)
+NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+
+
+def perfect_affinities(labels, offsets=NEAREST):
+    affinities = np.zeros((len(offsets), *labels.shape), np.uint8)
+    for c, offset in enumerate(offsets):
+        here, there = pair_slices(labels.shape, offset)
+        affinities[(c, *here)] = 255 * (labels[here] == labels[there])
+    return affinities
+
+
+def store(manifest, array, **attributes):
+    """Write an array as a stage's result: uint8 affinities (c, z, y, x), or a volume (z, y, x)."""
+    with claim(manifest, "test", {"sum": int(array.sum())}, {}) as held:
+        volume = create_volume(
+            held.store,
+            shape=array.shape[-3:],
+            dtype=array.dtype,
+            chunk=STORAGE.chunk,
+            shard=STORAGE.shard,
+            voxel_size=VOXEL_SIZE,
+            channels=array.shape[0] if array.ndim == 4 else None,
+            attributes=attributes,
+        )
+        volume.write(volume.roi, array)
+        held.stats["voxels"] = volume.roi.size
+    return manifest
+
+
+def voxels(manifest):
+    volume = open_volume(store_of(manifest))
+    return volume.read(volume.roi)
+
+
+def run_fragments(folder, affinities, options, workers=1):
+    manifest = folder / "fragments.json"
+    fragments.run(affinities, manifest, options, STORAGE, workers=workers)
+    return manifest
+
+
+def run_rest(folder, affinities, fragment, *, block, workers=1, labels=None, engine="exact", threshold=0.5):
+    """Return the tables and the segmentation, and with labels the sweep and the scores."""
+    edge, agglomeration, segmentation = (folder / f"{n}.json" for n in ("edges", "agglomeration", "segmentation"))
+    edges.run(affinities, fragment, edge, EdgesOptions(block=block), workers=workers)
+    options = AgglomerateOptions(engine=engine, thresholds=(0.1, threshold, 0.9))
+    agglomerate.run(affinities, fragment, edge, agglomeration, options)
+    how = SegmentOptions(block=block, threshold=threshold)
+    segment.run(fragment, agglomeration, None, segmentation, how, STORAGE, workers=workers)
+    found = {
+        "edges": read_table(store_of(edge)),
+        "agglomeration": read_table(store_of(agglomeration)),
+        "segmentation": voxels(segmentation),
+    }
+    if labels is not None:
+        scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=block)
+        evaluate.sweep(fragment, agglomeration, labels, folder / "sweep.json", scoring, workers=workers)
+        evaluate.run(segmentation, labels, folder / "scores.json", scoring, sweep=folder / "sweep.json")
+        found["sweep"] = read(folder / "sweep.json")["stats"]
+        found["scores"] = read(folder / "scores.json")["stats"]
+    return found
+
+
+__all__ = ["FragmentsOptions", "perfect_affinities", "run_fragments", "run_rest", "store", "voxels"]

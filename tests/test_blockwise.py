@@ -1,0 +1,81 @@
+"""Blocks over workers: all of them once, resumed after a kill, and a clear error when one fails."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kdseg.blockwise import run_blocks
+from kdseg.errors import DataError, StageError
+from kdseg.geometry import Roi, blocks
+
+TOTAL, BLOCK = Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8)
+
+
+def note(folder):
+    def function(block):
+        with (folder / "_".join(map(str, block.index))).open("a") as file:
+            file.write(f"{block.roi}\n")
+
+    return function
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_block_runs_once_and_border_blocks_too(tmp_path, workers):
+    (tmp_path / "out").mkdir()
+    for _ in range(2):  # the second run finds all of them done
+        run_blocks("note", TOTAL, BLOCK, note(tmp_path / "out"), workers=workers, done=tmp_path / "done")
+    found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert found == {"_".join(map(str, b.index)): f"{b.roi}\n" for b in blocks(TOTAL, BLOCK)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failing_block_fails_the_stage_with_its_cause_and_keeps_the_rest(tmp_path, workers):
+    (tmp_path / "out").mkdir()
+    write = note(tmp_path / "out")
+
+    def fail(block):
+        if block.index == (1, 1, 1):
+            raise DataError("this block is rotten")
+        write(block)
+
+    with pytest.raises(StageError, match="this block is rotten"):
+        run_blocks("fail", TOTAL, BLOCK, fail, workers=workers, done=tmp_path / "done")
+    run_blocks("fail", TOTAL, BLOCK, write, workers=workers, done=tmp_path / "done")
+    texts = [path.read_text() for path in (tmp_path / "out").iterdir()]
+    assert sorted(texts) == sorted(f"{b.roi}\n" for b in blocks(TOTAL, BLOCK))
+
+
+SLOW = """
+import pathlib, sys, time
+from kdseg.blockwise import run_blocks
+from kdseg.geometry import Roi
+folder = pathlib.Path(sys.argv[1])
+def slow(block):
+    (folder / "_".join(map(str, block.index))).touch()
+    time.sleep(0.3)
+run_blocks("slow", Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8), slow, workers=int(sys.argv[2]), done=folder.parent / "done")
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_run_does_the_rest_only(tmp_path, workers):
+    out = tmp_path / "out"
+    out.mkdir()
+    run = subprocess.Popen([sys.executable, "-c", SLOW, str(out), str(workers)])
+    while len(list(out.iterdir())) < 5:
+        time.sleep(0.02)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    time.sleep(0.5)  # orphaned workers end with their parent
+    before = set(out.iterdir())
+    redone = []
+    run_blocks("slow", TOTAL, BLOCK, lambda b: redone.append(b.index), workers=1, done=tmp_path / "done")
+    everything = {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
+    assert {path.name for path in before} | {"_".join(map(str, i)) for i in redone} == everything
+    assert len(redone) <= len(everything) - 5 + workers
+    time.sleep(0.5)
+    assert set(out.iterdir()) == before

@@ -1,0 +1,102 @@
+"""One YAML per dataset: valid examples, a schema in step with the code, one clear line per mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kdseg.config import PredictOptions, load, parse_options, schema, validate
+from kdseg.errors import ConfigError, MissingError
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_shipped_configuration_is_valid(name):
+    assert load(ROOT / "config" / name).models
+
+
+def test_the_schema_for_editors_is_current():
+    assert (ROOT / "config" / "schema.json").read_text() == schema(), "run: kdseg schema > config/schema.json"
+
+
+@pytest.fixture
+def values():
+    return yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+
+
+def change(path, value):
+    def apply(values):
+        *parents, last = path.split(".")
+        for key in parents:
+            values = values[int(key) if key.isdigit() else key]
+        values[last] = value
+
+    return apply
+
+
+MISTAKES = {
+    "typo": (change("predicct", {}), r"predicct: Extra inputs"),
+    "typo in a section": (change("predict.tiles", [1, 1, 1]), r"predict\.tiles: Extra inputs.*got \[1, 1, 1\]"),
+    "wrong type": (change("models.teacher.train.steps", "many"), r"models\.teacher\.train\.steps.*'many'"),
+    "zero steps": (change("models.teacher.train.steps", 0), r"greater than or equal to 1"),
+    "no source": (change("volumes.train", {}), r"volumes\.train: .*either `raw` .* or `phantom`"),
+    "two sources": (change("volumes.train.raw", "a.h5"), r"not both"),
+    "voxel size of a phantom": (change("volumes.train.voxel_size", [1, 1, 1]), r"brings its own"),
+    "voxel size": (
+        change("volumes.train", {"raw": "a.tif", "voxel_size": [10, 0, 10]}),
+        r"volumes\.train\.voxel_size\.1.*greater than 0",
+    ),
+    "intensity": (change("volumes.train", {"raw": "a", "intensity": [5, 5]}), r"low < high"),
+    "unknown volume": (change("evaluate.tune_on", "trane"), r"volume 'trane', but there are only \['train', 'tune'\]"),
+    "unlabelled volume": (change("volumes.tune", {"raw": "a.tif"}), r"needs ground truth of the volume 'tune'"),
+    "unknown teacher": (change("models.student.train.teacher", "master"), r"model 'master', but there are only"),
+    "own teacher": (change("models.student.train.teacher", "student"), r"its own teacher"),
+    "teacher without a term": (change("models.student.train.terms", [{"name": "affinity"}]), r"no term uses it"),
+    "term without a teacher": (
+        change("models.teacher.train.terms", [{"name": "soft_affinity"}]),
+        r"\['soft_affinity'\] need a `teacher`",
+    ),
+    "unknown term": (change("models.teacher.train.terms", [{"name": "magic"}]), r"magic"),
+    "block and shard": (change("predict.block", [32, 32, 48]), r"multiple of predict\.tile|multiple of storage\.shard"),
+    "edges block and shard": (change("edges.block", [32, 32, 48]), r"edges\.block .*multiple of storage\.shard"),
+    "chunk and shard": (change("storage.chunk", [15, 16, 16]), r"shard .* must be a multiple of chunk"),
+    "thresholds": (change("agglomerate.thresholds", [0.5, 0.2]), r"must ascend"),
+    "offsets": (change("offsets", [[0, 0, -1], [0, -1, 0], [-1, 0, 0]]), r"first three offsets"),
+    "repeated offset": (change("offsets", [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, -1]]), r"must be distinct"),
+    "name": (change("models.bad/name", {}), r"bad/name"),
+    "reserved name": (change("models.volumes", {}), r"volumes"),
+    "levels": (change("models.teacher.network.downsample", [[2, 2, 2]] * 4), r"2 widths need 1 downsample"),
+    "even kernel": (change("models.teacher.network.kernels", [[3, 3, 3], [2, 3, 3]]), r"must be odd"),
+    "device": (change("device", "tpu"), r"device"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line(values, mistake):
+    apply, message = MISTAKES[mistake]
+    validate(values)
+    apply(values)
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(MissingError, match="see config/ for examples"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        load(tmp_path / "a.yaml")
+
+
+def test_sections_travel_as_json():
+    options = PredictOptions(block=(64, 64, 64), tile=(32, 32, 32))
+    assert parse_options(PredictOptions, options.model_dump_json()) == options
+    with pytest.raises(ConfigError, match="tile"):
+        parse_options(PredictOptions, json.dumps({"tile": [0, 1, 1]}))

@@ -1,0 +1,145 @@
+"""Tests of the neurite phantom."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from kdseg.config.data import PhantomOptions
+from kdseg.errors import ShapeError
+from kdseg.geometry import Roi, Triple
+from kdseg.phantom import phantom_block
+
+ISOTROPIC = PhantomOptions(seed=11)
+SECTIONS = PhantomOptions(seed=11, voxel_size=(40.0, 8.0, 8.0))
+BIG = {
+    "isotropic": Roi((-17, -30, 41), (40, 56, 48)),
+    "sections": Roi((-9, -30, 41), (20, 56, 48)),
+}
+OPTIONS = {"isotropic": ISOTROPIC, "sections": SECTIONS}
+
+Block = tuple[NDArray[np.uint8], NDArray[np.uint64]]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> dict[str, Block]:
+    return {name: phantom_block(OPTIONS[name], roi) for name, roi in BIG.items()}
+
+
+@pytest.fixture(scope="module")
+def large() -> Block:
+    return phantom_block(ISOTROPIC, Roi((0, 0, 0), (72, 96, 96)))
+
+
+def boundary(labels: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    found = np.zeros(labels.shape, bool)
+    for axis in range(3):
+        differs = np.diff(labels.astype(np.int64), axis=axis) != 0
+        low, high = [slice(None)] * 3, [slice(None)] * 3
+        low[axis], high[axis] = slice(None, -1), slice(1, None)
+        found[tuple(low)] |= differs
+        found[tuple(high)] |= differs
+    return found
+
+
+@pytest.mark.parametrize("name", ["isotropic", "sections"])
+@given(data=st.data())
+@settings(deadline=None, max_examples=8)
+def test_block_alone_is_part_of_bigger_block(name: str, blocks: dict[str, Block], data: st.DataObject) -> None:
+    roi, options = BIG[name], OPTIONS[name]
+    start = [data.draw(st.integers(0, n - 1)) for n in roi.shape]
+    shape = [data.draw(st.integers(1, min(n - s, 24))) for n, s in zip(roi.shape, start, strict=True)]
+    # The same voxels, named from another origin.
+    offset = [data.draw(st.integers(-(10**6), 10**6)) for _ in range(3)]
+    moved = options.model_copy(update={"offset": tuple(offset)})
+    first = [o + s - m for o, s, m in zip(roi.offset, start, offset, strict=True)]
+    raw, labels = phantom_block(moved, Roi((first[0], first[1], first[2]), (shape[0], shape[1], shape[2])))
+    part = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+    np.testing.assert_array_equal(raw, blocks[name][0][part])
+    np.testing.assert_array_equal(labels, blocks[name][1][part])
+
+
+def test_far_blocks_share_no_object(blocks: dict[str, Block]) -> None:
+    far = phantom_block(ISOTROPIC, Roi((10**5, -(10**5), 10**5), (16, 16, 16)))
+    assert not np.isin(far[1], blocks["isotropic"][1]).any()
+
+
+def test_seeds_differ(blocks: dict[str, Block]) -> None:
+    raw, labels = phantom_block(ISOTROPIC.model_copy(update={"seed": 12}), BIG["isotropic"])
+    assert not np.isin(labels, blocks["isotropic"][1]).any()
+    assert abs(np.corrcoef(raw.ravel(), blocks["isotropic"][0].ravel())[0, 1]) < 0.1
+
+
+def test_types_and_range(blocks: dict[str, Block]) -> None:
+    for name, (raw, labels) in blocks.items():
+        assert raw.shape == labels.shape == BIG[name].shape
+        assert (raw.dtype, labels.dtype) == (np.uint8, np.uint64)
+        assert labels.min() > 0
+        assert labels.max() < 2**63
+
+
+def test_many_objects_fill_the_block(large: Block) -> None:
+    _, counts = np.unique(large[1], return_counts=True)
+    assert (counts > 100).sum() > 50
+    assert counts.max() < 0.5 * large[1].size
+
+
+def test_membranes_are_dark_but_not_all_of_them(large: Block) -> None:
+    raw, labels = large
+    membrane = boundary(labels)
+    assert raw[~membrane].mean() - raw[membrane].mean() > 20
+    # No threshold tells membranes from the rest: some fade, and mitochondria are dark too.
+    best = max(np.mean((raw < level) == membrane) for level in range(60, 180, 5))
+    assert best < 0.93
+    assert 15 < raw.std() < 45
+    assert 100 < raw.mean() < 160
+    assert np.mean((raw == 0) | (raw == 255)) < 1e-3
+
+
+def test_objects_are_connected(large: Block) -> None:
+    # A piece that touches a face may be joined outside; all others must be the one piece of their object.
+    _, labels = large
+    inside = np.zeros(labels.shape, bool)
+    inside[1:-1, 1:-1, 1:-1] = True
+    stray = 0
+    for label in np.unique(labels):
+        pieces, count = ndimage.label(labels == label)
+        size = np.bincount(pieces.ravel())
+        size[0] = 0
+        for piece in range(1, count + 1):
+            if size[piece] < size.max() and inside[pieces == piece].all():
+                stray += size[piece]
+    assert stray < 0.005 * labels.size
+
+
+def shifts(raw: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the displacement along y between neighbouring sections, by phase correlation."""
+    found = []
+    for a, b in zip(raw[:-1].astype(float), raw[1:].astype(float), strict=True):
+        a, b = ndimage.gaussian_filter(a - a.mean(), 1), ndimage.gaussian_filter(b - b.mean(), 1)
+        scores = [np.mean(a[6:-6] * b[6 + s : len(b) - 6 + s]) for s in range(-6, 7)]
+        found.append(int(np.argmax(scores)) - 6)
+    return np.array(found, float)
+
+
+def test_sections_are_displaced_and_vary() -> None:
+    # The same tissue and step along z, once as sections (z coarser than y and x), once isotropic.
+    roi = Roi((0, 0, 0), (24, 96, 96))
+    raw, labels = phantom_block(SECTIONS, roi)
+    smooth, _ = phantom_block(SECTIONS.model_copy(update={"voxel_size": (8.0, 8.0, 8.0)}), roi)
+    assert np.abs(shifts(raw)).mean() > 0.5
+    assert np.abs(shifts(smooth)).mean() < 0.2
+    assert raw.mean((1, 2)).std() > 2 * smooth.mean((1, 2)).std()
+    # Labels move with the raw data.
+    membrane = boundary(labels[:1].repeat(2, 0))[0]
+    assert raw[0][~membrane].mean() - raw[0][membrane].mean() > 10
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4), (4, -1, 4), (4, 4, 0)])
+def test_empty_block_is_refused(shape: Triple) -> None:
+    with pytest.raises(ShapeError, match="empty"):
+        phantom_block(ISOTROPIC, Roi((0, 0, 0), shape))

@@ -1,0 +1,141 @@
+"""From affinities to scores: right on perfect input, and the same for any block, worker count and order."""
+
+import numpy as np
+import pytest
+from pipeline import FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
+
+from kdseg.config.data import PhantomOptions
+from kdseg.config.segmentation import WatershedOptions
+from kdseg.errors import ConfigError, ShapeError, VoxelSizeError
+from kdseg.geometry import Roi
+from kdseg.phantom import phantom_block
+from kdseg.segmentation.rag import block_edges
+from kdseg.stages import evaluate
+from kdseg.volume import open_volume
+
+SHAPE = (40, 70, 64)
+OPTIONS = FragmentsOptions(block=(32, 64, 32), halo=(8, 8, 8), watershed=WatershedOptions(seed_distance=3))
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return phantom_block(PhantomOptions(shape=SHAPE, seed=3), Roi((0, 0, 0), SHAPE))[1]
+
+
+@pytest.fixture(scope="module")
+def noisy(labels):
+    rng = np.random.default_rng(0)
+    clean = perfect_affinities(labels).astype(float)
+    return np.clip(0.7 * clean + rng.normal(30, 30, clean.shape), 0, 255).astype(np.uint8)
+
+
+OFFSETS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+
+
+def test_perfect_affinities_give_the_labels_back(tmp_path, labels):
+    affinities = store(tmp_path / "affinities.json", perfect_affinities(labels), offsets=OFFSETS)
+    truth = store(tmp_path / "labels.json", labels)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    found = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32), labels=truth)
+    scores = found["scores"]["scores"]
+    # A voxel that touches another neuron on both sides belongs to no basin of its own: those may stray.
+    assert scores["voi_merge"] < 0.12
+    assert scores["voi_split"] < 0.12
+    assert found["sweep"]["sweep"][1]["voi"] == pytest.approx(scores["voi"], abs=1e-12)
+    assert found["sweep"]["best"] in (0.1, 0.5, 0.9)
+
+
+@pytest.mark.parametrize(("block", "workers"), [((64, 96, 64), 1), ((32, 64, 32), 2)])
+def test_blocks_and_workers_change_nothing(tmp_path, noisy, labels, block, workers):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    truth = store(tmp_path / "labels.json", labels)
+    results = []
+    for name, size, count in (("a", (32, 32, 32), 1), ("b", block, workers)):
+        folder = tmp_path / name
+        folder.mkdir()
+        fragment = run_fragments(folder, affinities, OPTIONS, workers=count)
+        found = run_rest(folder, affinities, fragment, block=size, workers=count, labels=truth)
+        results.append((voxels(fragment), found))
+    (fragments_a, a), (fragments_b, b) = results
+    assert len(np.unique(fragments_a)) > 20
+    assert (fragments_a == fragments_b).all()
+    assert (a["segmentation"] == b["segmentation"]).all()
+    assert a["scores"]["scores"] == b["scores"]["scores"]
+    assert a["sweep"]["sweep"] == b["sweep"]["sweep"]
+    for table in ("edges", "agglomeration"):
+        assert a[table].keys() == b[table].keys()
+        assert all((a[table][column] == b[table][column]).all() for column in a[table])
+
+
+def test_the_graph_of_blocks_is_the_graph_of_the_volume(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    found = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))["edges"]
+    ids = voxels(fragment)
+    whole = block_edges(ids, noisy, ((-1, 0, 0), (0, -1, 0), (0, 0, -1)), Roi((0, 0, 0), SHAPE).slices())
+    assert all((found[name] == column).all() for name, column in whole._asdict().items())
+    unique, counts = np.unique(ids[ids > 0], return_counts=True)
+    assert (found["fragment"] == unique).all()
+    assert (found["size"] == counts).all()
+
+
+def test_fragments_are_unique_to_their_block(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    ids = voxels(run_fragments(tmp_path, affinities, OPTIONS))
+    owner = {}
+    for z in range(0, SHAPE[0], 32):
+        for y in range(0, SHAPE[1], 64):
+            for x in range(0, SHAPE[2], 32):
+                for one in np.unique(ids[z : z + 32, y : y + 64, x : x + 32]):
+                    assert one == 0 or owner.setdefault(one, (z, y, x)) == (z, y, x)
+
+
+def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    truth = store(tmp_path / "labels.json", labels)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    (tmp_path / "w").mkdir()
+    ours = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32), labels=truth)
+    theirs = run_rest(tmp_path / "w", affinities, fragment, block=(32, 32, 32), labels=truth, engine="waterz")
+    for a, b in zip(ours["sweep"]["sweep"], theirs["sweep"]["sweep"], strict=True):
+        assert a["voi"] == pytest.approx(b["voi"], abs=0.01)
+    # Segments are named alike, by their smallest fragment.
+    lut = theirs["agglomeration"]
+    assert (np.unique(lut["lut"][1]) == [lut["fragment"][lut["lut"][1] == s].min() for s in np.unique(lut["lut"][1])]).all()
+
+
+def test_a_threshold_without_a_table_is_refused(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    from pipeline import STORAGE
+    from kdseg.config import SegmentOptions
+    from kdseg.stages import segment
+
+    run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
+    with pytest.raises(ConfigError, match=r"threshold 0\.3, only for \[0\.1, 0\.5, 0\.9\]"):
+        how = SegmentOptions(block=(32, 32, 32), threshold=0.3)
+        segment.run(fragment, tmp_path / "agglomeration.json", None, tmp_path / "other.json", how, STORAGE)
+    with pytest.raises(ConfigError, match="no threshold"):
+        how = SegmentOptions(block=(32, 32, 32))
+        segment.run(fragment, tmp_path / "agglomeration.json", None, tmp_path / "other.json", how, STORAGE)
+
+
+def test_affinities_without_offsets_are_refused(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy)
+    with pytest.raises(ShapeError, match="one offset per channel"):
+        run_fragments(tmp_path, affinities, OPTIONS)
+    assert not (tmp_path / "fragments.json").exists()
+
+
+def test_alignment_of_labels_and_segmentation(tmp_path, labels):
+    store(tmp_path / "a.json", labels)
+    volume = open_volume(tmp_path / "a.zarr")
+    place = type(volume)
+    moved = place(volume.array, volume.voxel_size, (100.0, -50.0, 0.0))
+    assert evaluate.align(volume, moved) == ((10, -5, 0), Roi((0, 5, 0), (30, 65, 64)))
+    with pytest.raises(VoxelSizeError, match="whole voxels"):
+        evaluate.align(volume, place(volume.array, volume.voxel_size, (5.0, 0.0, 0.0)))
+    with pytest.raises(VoxelSizeError, match=r"\(9\.0, 10\.0, 10\.0\)"):
+        evaluate.align(volume, place(volume.array, (9.0, 10.0, 10.0), (0.0, 0.0, 0.0)))
+    with pytest.raises(ShapeError, match="do not overlap"):
+        evaluate.align(volume, place(volume.array, volume.voxel_size, (4000.0, 0.0, 0.0)))

@@ -1,0 +1,262 @@
+"""Fragments: flooding against its definition, invariances, and what clean affinities must give."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
+from kdseg.errors import ConfigError, DataError, ShapeError
+from kdseg.geometry import Offsets, Triple, pair_slices
+from kdseg.metrics.contingency import block_contingency
+from kdseg.metrics.scores import scores
+from kdseg.segmentation.flood import add_seeds, flood
+from kdseg.segmentation.watershed import clean, fragments
+
+NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+LONG: Offsets = (*NEAREST, (-3, 0, 0), (0, -3, 0), (0, 0, -3))
+METHODS = [WatershedOptions(), MutexOptions(), WaterzOptions()]
+Bools = NDArray[np.bool_]
+
+
+def from_labels(labels: NDArray[np.uint64], offsets: Offsets) -> NDArray[np.uint8]:
+    """Perfect affinities."""
+    out = np.zeros((len(offsets), *labels.shape), np.uint8)
+    z, y, x = labels.shape
+    for channel, offset in zip(out, offsets, strict=True):
+        here, there = pair_slices((z, y, x), offset)
+        channel[here] = 255 * (labels[here] == labels[there])
+    return out
+
+
+def cells(seed: int, shape: Triple, count: int) -> NDArray[np.uint64]:
+    """A Voronoi diagram, ids 1..count."""
+    points = np.random.default_rng(seed).uniform(0, 1, (count, 3)) * shape
+    voxels = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), -1)
+    nearest: NDArray[np.intp] = ((voxels[..., None, :] - points) ** 2).sum(-1).argmin(-1)
+    return (nearest + 1).astype(np.uint64)
+
+
+def blurred(seed: int, shape: Triple, offsets: Offsets = NEAREST) -> NDArray[np.uint8]:
+    """Affinities of cells with boundaries about two voxels wide, and noise."""
+    rng = np.random.default_rng(seed)
+    out = np.empty((len(offsets), *shape), np.uint8)
+    for channel, perfect in zip(out, from_labels(cells(seed, shape, 12), offsets), strict=True):
+        boundary = np.minimum(gaussian_filter(1 - perfect / 255, 1) / 0.36, 1)
+        channel[:] = np.clip(255 * (1 - boundary) + rng.normal(0, 25, shape), 0, 255)
+    return out
+
+
+def neighbours(p: Triple, links: NDArray[np.uint8], mask: Bools) -> list[tuple[Triple, int]]:
+    found = []
+    for axis in range(3):
+        for sign in (-1, 1):
+            q = list(p)
+            q[axis] += sign
+            if 0 <= q[axis] < mask.shape[axis] and mask[tuple(q)]:
+                z, y, x = q
+                found.append(((z, y, x), int(links[(axis, *(p if sign < 0 else q))])))
+    return found
+
+
+def strongest_paths(source: Bools, links: NDArray[np.uint8], mask: Bools) -> NDArray[np.int64]:
+    """The weakest link on the best path from the source, by relaxing until nothing changes; -1: no path."""
+    strength = np.where(source & mask, 255, -1)
+    changed = True
+    while changed:
+        changed = False
+        for p in np.ndindex(*mask.shape):
+            if mask[p] and strength[p] >= 0:
+                for q, link in neighbours(p, links, mask):
+                    if min(strength[p], link) > strength[q]:
+                        strength[q] = min(strength[p], link)
+                        changed = True
+    return strength
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 5)] * 3), count=st.integers(0, 4))
+def test_flooding_takes_the_strongest_path(seed: int, shape: Triple, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    links = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
+    mask = rng.random(shape) < 0.8
+    start = np.zeros(shape, np.int64)
+    start.ravel()[rng.choice(start.size, min(count, start.size), replace=False)] = 1 + np.arange(
+        min(count, start.size)
+    )
+    start[~mask] = 0
+    filled = start.copy()
+    flood(filled, links, mask)
+    best = strongest_paths(start > 0, links, mask)
+    assert np.array_equal(filled > 0, best >= 0)
+    assert np.array_equal(filled[start > 0], start[start > 0])
+    for seed_id in np.unique(start[start > 0]):
+        own = filled == seed_id
+        # nothing is reached better from another seed, and each basin hangs together on such a path
+        inside_own = strongest_paths(start == seed_id, links, own)
+        assert np.array_equal(inside_own[own], best[own])
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 5)] * 3), smallest=st.integers(1, 4))
+def test_every_large_component_gets_a_seed(seed: int, shape: Triple, smallest: int) -> None:
+    rng = np.random.default_rng(seed)
+    links = rng.choice(np.array([0, 127, 128, 255], np.uint8), (3, *shape), p=[0.5, 0.2, 0.1, 0.2])
+    mask = rng.random(shape) < 0.9
+    before = np.where((rng.random(shape) < 0.1) & mask, rng.integers(1, 4, shape), 0)
+    after = before.copy()
+    add_seeds(after, links, mask, 0.5, smallest)
+    binary = np.where(links > 127, 255, 0).astype(np.uint8)
+    given_ids = set(before.ravel().tolist())
+    new_ids = []
+    todo = mask.copy()
+    while todo.any():
+        first = np.zeros(shape, bool)
+        first.ravel()[todo.ravel().argmax()] = True
+        component = strongest_paths(first, binary, mask) == 255
+        todo &= ~component
+        if before[component].any() or component.sum() < smallest:
+            assert np.array_equal(after[component], before[component])
+        else:
+            (new,) = np.unique(after[component])
+            new_ids.append(new)
+    assert len(set(new_ids)) == len(new_ids)
+    assert not set(new_ids) & given_ids
+    assert not after[~mask].any()
+
+
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: options.method)
+def test_perfect_affinities_give_the_labels_back(options: Any) -> None:
+    labels = cells(0, (24, 32, 28), 10)
+    found = fragments(from_labels(labels, LONG), LONG, options)
+    got = scores(block_contingency(found, labels))
+    assert got.voi_merge < 0.01
+    assert found.dtype == np.uint64
+    if options.method != "watershed":  # which may split, at every bulge
+        assert got.voi_split < 0.01
+
+
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: options.method)
+def test_same_input_same_fragments_in_order_of_occurrence(options: Any) -> None:
+    affinities = blurred(1, (20, 24, 22), LONG)
+    found = fragments(affinities, LONG, options)
+    assert np.array_equal(found, fragments(affinities.copy(), LONG, options))
+    ids, first = np.unique(found[found > 0], return_index=True)
+    assert ids.tolist() == list(range(1, ids.size + 1))
+    assert ids.size > 5
+    assert (np.diff(first) > 0).all()
+
+
+@pytest.mark.parametrize("options", METHODS, ids=lambda options: options.method)
+def test_mask_is_background_and_a_wall(options: Any) -> None:
+    mask = np.ones((12, 12, 24), bool)
+    mask[:, :, 11:13] = False
+    found = fragments(np.full((3, 12, 12, 24), 255, np.uint8), NEAREST, options, mask)
+    assert np.array_equal(found > 0, mask)
+    assert not set(np.unique(found[:, :, :11])) & set(np.unique(found[:, :, 13:]))
+
+
+def test_sign_of_the_offsets_does_not_matter() -> None:
+    affinities = blurred(2, (16, 18, 20))
+    forward = np.stack([np.roll(affinities[axis], -1, axis) for axis in range(3)])
+    expected = fragments(affinities, NEAREST, WatershedOptions())
+    assert np.array_equal(fragments(forward, ((1, 0, 0), (0, 1, 0), (0, 0, 1)), WatershedOptions()), expected)
+
+
+def test_few_false_merges_and_all_is_filled() -> None:
+    labels = cells(3, (32, 32, 32), 12)
+    found = fragments(blurred(3, (32, 32, 32)), NEAREST, WatershedOptions())
+    assert (found > 0).all()
+    assert scores(block_contingency(found, labels)).voi_merge < 0.3
+
+
+def test_a_thin_neurite_beside_a_thick_one_is_not_lost() -> None:
+    labels = np.ones((20, 20, 20), np.uint64)
+    labels[:, 9:11, 9] = 2  # its distance is far below that of the block around it
+    found = fragments(from_labels(labels, NEAREST), NEAREST, WatershedOptions(seed_distance=8))
+    assert scores(block_contingency(found, labels)).voi_merge == 0
+
+
+def test_seed_distance_counts_voxels_of_the_finest_axis() -> None:
+    def count(voxel_size: tuple[float, float, float], seed_distance: int) -> int:
+        options = WatershedOptions(seed_distance=seed_distance)
+        return int(fragments(blurred(4, (24, 40, 40)), NEAREST, options, voxel_size=voxel_size).max())
+
+    assert count((1, 1, 1), 2) > count((1, 1, 1), 8)
+    assert count((40, 4, 4), 5) > count((4, 4, 4), 5)
+    assert count((4, 4, 4), 5) == count((1, 1, 1), 5)
+
+
+def test_sections_are_flooded_alone() -> None:
+    affinities = blurred(5, (6, 24, 24))
+    found = fragments(affinities, NEAREST, WatershedOptions(per_section=True))
+    sections = [set(np.unique(section)) for section in found]
+    assert all(not a & b for a, b in pairwise(sections))
+    affinities[0] = 0
+    assert np.array_equal(found, fragments(affinities, NEAREST, WatershedOptions(per_section=True)))
+    alone = fragments(affinities[:, 2:3], NEAREST, WatershedOptions())
+    assert scores(block_contingency(found[2:3], alone)).voi == 0
+
+
+def test_core_hardly_depends_on_a_halo_beyond_32() -> None:
+    affinities = blurred(6, (72, 72, 72))
+    wide = clean(fragments(affinities, NEAREST, WatershedOptions()), (slice(34, 38),) * 3, 0)
+    inner = np.ascontiguousarray(affinities[:, 2:-2, 2:-2, 2:-2])
+    narrow = clean(fragments(inner, NEAREST, WatershedOptions()), (slice(32, 36),) * 3, 0)
+    assert scores(block_contingency(narrow, wide)).voi < 0.02
+
+
+def test_no_boundary_is_one_fragment_and_only_boundary_none() -> None:
+    assert fragments(np.full((3, 9, 9, 9), 255, np.uint8), NEAREST, WatershedOptions()).max() == 1
+    assert fragments(np.full((3, 9, 9, 9), 60, np.uint8), NEAREST, WatershedOptions()).max() == 0
+
+
+def test_mutex_bias_merges_and_long_affinities_cut() -> None:
+    affinities = blurred(7, (16, 24, 24), LONG)
+    few, many = (fragments(affinities, LONG, MutexOptions(bias=bias)).max() for bias in (0.3, -0.2))
+    assert few < many
+    affinities[3:] = 255  # nothing repels
+    assert fragments(affinities, LONG, MutexOptions(bias=0.3)).max() == 1
+
+
+def test_clean_splits_pieces_and_drops_dust() -> None:
+    block = np.zeros((3, 3, 9), np.uint64)
+    block[:, :, 0] = 4  # in the halo: joins the two pieces below
+    block[1, 0, 1:4] = 4
+    block[1, 2, 1:3] = 4
+    block[1, 1, 4:9] = 2
+    core = (slice(0, 3), slice(0, 3), slice(1, 8))
+    expected = np.zeros((3, 3, 7), np.uint64)
+    expected[1, 0, :3], expected[1, 1, 3:], expected[1, 2, :2] = 1, 2, 3
+    assert np.array_equal(clean(block, core, 0), expected)
+    expected[1, 2] = 0
+    assert np.array_equal(clean(block, core, 3), expected)
+    diagonal = np.eye(3, dtype=np.uint64)[None]
+    assert clean(diagonal, (slice(0, 1), slice(0, 3), slice(0, 3)), 0).max() == 3
+    assert clean(block, (slice(1, 1), slice(0, 3), slice(0, 3)), 0).shape == (0, 3, 3)
+    with pytest.raises(ShapeError, match="core"):
+        clean(block, (slice(0, 4), slice(0, 3), slice(0, 3)), 0)
+
+
+def test_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    affinities = blurred(8, (8, 8, 8))
+    with pytest.raises(ShapeError, match="mask"):
+        fragments(affinities, NEAREST, WatershedOptions(), np.ones((8, 8, 7), bool))
+    with pytest.raises(ShapeError, match="2 offsets"):
+        fragments(affinities, NEAREST[:2], WatershedOptions())
+    with pytest.raises(ConfigError, match="along x"):
+        fragments(affinities[:2], NEAREST[:2], WatershedOptions())
+    with pytest.raises(DataError, match="float64"):
+        fragments(affinities / 255, NEAREST, WatershedOptions())  # type: ignore[arg-type]
+    for module, options in (("mwatershed", MutexOptions()), ("waterz", WaterzOptions())):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(ConfigError, match=f"pip install {module}"):
+            fragments(affinities, NEAREST, options)
