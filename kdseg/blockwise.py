@@ -29,9 +29,7 @@ _RESTARTS = 8
 _DAY = 24 * 3600.0
 
 
-def run_blocks(
-    name: str, total: Roi, block: Triple, function: BlockFunction, *, workers: int, done: Path
-) -> None:
+def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *, workers: int, done: Path) -> None:
     """Run ``function`` once on every block that is not done yet.
 
     Args:
@@ -50,6 +48,7 @@ def run_blocks(
     low = tuple(o // b for o, b in zip(first.offset, block, strict=True))
     count = tuple(-(-e // b) - lo for e, b, lo in zip(total.end, block, low, strict=True))
     done.mkdir(parents=True, exist_ok=True)
+    workers = min(workers, max(count[0] * count[1] * count[2], 1))
     daisy.logging.set_log_basedir(None)
     unit = daisy.Roi((0, 0, 0), (1, 1, 1))
     task = daisy.Task(
@@ -79,7 +78,9 @@ def run_blocks(
         raise StageError(f"{name}: {_last_line(str(error))}; finished blocks are kept: mend it and rerun") from error
     state = states[name]
     finished = state.completed_count
-    log.info("%s: %d of %d blocks done, %d of them before", name, finished, state.total_block_count, state.skipped_count)
+    log.info(
+        "%s: %d of %d blocks done, %d of them before", name, finished, state.total_block_count, state.skipped_count
+    )
     if finished != state.total_block_count:
         cause = _last_line(state.first_worker_error or "no error was recorded; see the log")
         raise StageError(
@@ -88,9 +89,7 @@ def run_blocks(
         )
 
 
-def _on_cell(
-    function: BlockFunction, total: Roi, block: Triple, parent: int | None
-) -> Callable[[daisy.Block], None]:
+def _on_cell(function: BlockFunction, total: Roi, block: Triple, parent: int | None) -> Callable[[daisy.Block], None]:
     def on_cell(cell: daisy.Block) -> None:
         if parent is not None:
             _die_with_parent()

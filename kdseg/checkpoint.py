@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from kdseg.config.networks import HeadOptions, NetworkOptions
-from kdseg.errors import MissingError, UnreadableError
+from kdseg.errors import KdsegError, MissingError, UnreadableError
 from kdseg.geometry import Offsets
 from kdseg.models import Network, build
 from kdseg.models.base import placed
@@ -94,8 +95,10 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         network.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in content["weights"].items()}
         )
-    except (KeyError, TypeError, ValidationError, RuntimeError) as error:
-        raise UnreadableError(f"{path} does not fit together: {error}") from None
+    except KdsegError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UnreadableError(f"{path} does not fit together: {' '.join(str(error).split()):.300}") from None
     return LoadedModel(
         placed(network.eval(), device), options, heads, offsets, (float(z), float(y), float(x)), dict(content["meta"])
     )
@@ -110,15 +113,16 @@ def save(path: Path, content: dict[str, Any]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as file:
+                torch.save(content, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise UnreadableError(f"cannot write {path}: {error}") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -130,11 +134,14 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise MissingError(f"no checkpoint at {path}")
+    # the archive's directory comes last: without it, the file was cut off, and torch would guess older formats
+    if not zipfile.is_zipfile(path):
+        raise UnreadableError(f"{path} is cut off or no checkpoint: remove it and train again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableError(f"{path} is cut off or no checkpoint ({line}): remove it and train again") from None
+        raise UnreadableError(f"{path} is damaged or no checkpoint ({line}): remove it and train again") from None
     if not isinstance(content, dict):
         raise UnreadableError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
     return content

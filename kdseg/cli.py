@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
@@ -69,6 +69,7 @@ _device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda
 def main() -> None:
     """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("distributed").setLevel(logging.WARNING)
 
 
 @main.command()
@@ -78,13 +79,16 @@ def main() -> None:
 @click.option("--voxel-size", nargs=3, type=float, default=(10.0, 10.0, 10.0), help="nm, z y x.")
 @click.option("--offset", nargs=3, type=int, default=(0, 0, 0), help="First voxel of the endless volume.")
 @_workers
-def phantom(out: Path, shape: tuple[int, ...], seed: int, voxel_size: tuple[float, ...], offset: tuple[int, ...], workers: int) -> None:
+def phantom(
+    out: Path, shape: tuple[int, ...], seed: int, voxel_size: tuple[float, ...], offset: tuple[int, ...], workers: int
+) -> None:
     """Write a neurite phantom to OUT.zarr/raw and OUT.zarr/labels."""
     from kdseg.stages import convert
 
     values = {"phantom": {"shape": shape, "seed": seed, "voxel_size": voxel_size, "offset": offset}}
     options = parse_options(VolumeOptions, json.dumps(values))
-    for kind in ("raw", "labels"):
+    kinds: tuple[Literal["raw", "labels"], ...] = ("raw", "labels")
+    for kind in kinds:
         convert.run(kind, out / f"{kind}.json", options, StorageOptions(), workers=workers)
 
 
@@ -94,7 +98,14 @@ def phantom(out: Path, shape: tuple[int, ...], seed: int, voxel_size: tuple[floa
 @_options
 @_storage
 @_workers
-def convert(kind: str, manifest: Path, options: str, storage: str, workers: int, overwrite: bool) -> None:
+def convert(
+    kind: Literal["raw", "labels", "baseline"],
+    manifest: Path,
+    options: str,
+    storage: str,
+    workers: int,
+    overwrite: bool,
+) -> None:
     """Raw data or labels of any format → OME-Zarr."""
     from kdseg.stages import convert as stage
 

@@ -48,7 +48,7 @@ def local_client(workers: int) -> Iterator[Client]:
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
-            dashboard_address=None,
+            dashboard_address="127.0.0.1:0",
             host="127.0.0.1",
             memory_limit=None,
             silence_logs=logging.ERROR,
@@ -89,7 +89,7 @@ def run_tasks(client: Client, function: Callable[[T], R], items: Iterable[T]) ->
 
 
 def gpu_of_worker(gpus: int) -> int:
-    """Return the GPU of this process: the workers of `local_client` are named 0, 1, 2, …"""
+    """Return the GPU of this process: the workers of `local_client` are named by number."""
     from distributed import get_worker
 
     name = get_worker().name

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Roi, Triple, blocks, is_multiple
 from kdseg.models import Network, fold
-from kdseg.models.base import channels_last
+from kdseg.models.base import channels_last, placed
 from kdseg.models.device import autocast
 
 Reader = Callable[[Roi], NDArray[np.uint8]]
@@ -73,8 +73,8 @@ def predictor(network: Network, tile: Triple, device: torch.device, dtype: torch
         raise ConfigError(f"predict.tile {tile} must be a multiple of the network's pooling {network.stride}")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    folded = fold(network).to(device)
-    return Predictor(folded.to(memory_format=torch.channels_last_3d), tile, device, dtype)
+    folded = placed(fold(network), device)
+    return Predictor(folded, tile, device, dtype)
 
 
 def predict_roi(predict: Predictor, read: Reader, volume: Roi, roi: Roi) -> NDArray[np.uint8]:

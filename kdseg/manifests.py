@@ -293,7 +293,7 @@ def _short(value: Any) -> str:
 
 
 def _companions(held: Claim) -> list[Path]:
-    """The manifest and all results of its stage: x.json, x.zarr, x.curve.csv, …"""
+    """The manifest and all results of its stage: x.json, x.zarr, and so on."""
     return sorted(held.manifest.parent.glob(f"{held.manifest.stem}.*"))
 
 
@@ -378,6 +378,4 @@ def _host_of(holder: str) -> str | None:
 
 
 def _in_use(path: Path, holder: str) -> str:
-    return (
-        f"{path.parent} is being written by another run ({holder or 'unknown'}): wait for it or stop it, then rerun"
-    )
+    return f"{path.parent} is being written by another run ({holder or 'unknown'}): wait for it or stop it, then rerun"

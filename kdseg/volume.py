@@ -82,7 +82,8 @@ class Volume:
         try:
             return np.asarray(self.array[selection])
         except (OSError, ValueError, RuntimeError) as error:
-            raise UnreadableError(f"cannot read {roi} of {self.array.store_path}: {error}; the chunk is damaged") from error
+            where = f"{roi} of {self.array.store_path}"
+            raise UnreadableError(f"cannot read {where}: {error}; the chunk is damaged") from error
 
     def _refuse_empty_files(self, roi: Roi) -> None:
         """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
@@ -285,7 +286,7 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array[Any]:
         raise UnreadableError(f"cannot open {path}/{name} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
         raise MissingError(f"{path}/{name} is a group, expected the array of a resolution level")
-    return cast("zarr.Array[Any]", node)
+    return node
 
 
 def _in_nm(

@@ -21,6 +21,7 @@ from kdseg.segmentation.agglomerate import (
     waterz_fragments,
     waterz_segments,
 )
+from kdseg.segmentation.contraction import less
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import Edges, block_edges
@@ -95,6 +96,23 @@ def test_cutting_equals_a_stricter_threshold(edges: Edges, low: float, high: flo
     assert b.tolist() == strict.b.tolist()
     exact = [1 - Fraction(s, 255 * n) for _, _, s, n in as_rows(dendrogram)]
     assert exact == sorted(exact)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.tuples(*[st.integers(0, 2**64 - 1) | st.integers(2**32 - 3, 2**33)] * 4), st.integers(-1, 1))
+def test_products_are_compared_exactly(factors: tuple[int, int, int, int], change: int) -> None:
+    a, b, c, d = factors
+    assert less(*(np.uint64(value) for value in factors)) == (a * b < c * d)
+    other = min(max(a + change, 0), 2**64 - 1)  # almost the same product
+    assert less(np.uint64(b), np.uint64(a), np.uint64(other), np.uint64(b)) == (a * b < other * b)
+
+
+def test_a_sum_keeps_the_smallest_pair_of_its_parts() -> None:
+    """(1,9) + (2,9) and (1,10) both have the mean 150; its part (1,9) decides, though (2,9) is better."""
+    dendrogram = agglomerate(
+        make_edges([(1, 2, 255, 1), (1, 9, 100, 1), (1, 10, 150, 1), (2, 9, 200, 1)]), 0.9
+    )
+    assert as_rows(dendrogram) == [(1, 2, 255, 1), (1, 9, 300, 2), (1, 10, 150, 1)]
 
 
 def synthetic(seed: int, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:

@@ -76,6 +76,13 @@ def test_dropping_small_labels_equals_ignoring_them(seed: int, shape: Triple, du
     assert as_rows(table) == as_rows(block_contingency(segmentation, kept))
 
 
+def test_a_label_of_just_enough_voxels_is_kept() -> None:
+    labels = np.array([1, 1, 2, 2, 2])
+    table = block_contingency(np.array([5, 6, 5, 6, 6], np.uint64), labels)
+    assert as_rows(drop_small_labels(table, 2)) == as_rows(table)
+    assert as_rows(drop_small_labels(table, 3)) == [(5, 2, 1), (6, 2, 2)]
+
+
 def test_refuses_what_cannot_be_counted() -> None:
     segmentation, labels = random_pair(0, (2, 3, 4))
     with pytest.raises(ShapeError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -13,6 +13,7 @@ from kdseg.config.data import PhantomOptions
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi, Triple
 from kdseg.phantom import phantom_block
+from kdseg.phantom.tissue import tissue
 
 ISOTROPIC = PhantomOptions(seed=11)
 SECTIONS = PhantomOptions(seed=11, voxel_size=(40.0, 8.0, 8.0))
@@ -48,7 +49,7 @@ def boundary(labels: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 @pytest.mark.parametrize("name", ["isotropic", "sections"])
 @given(data=st.data())
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=8, phases=[Phase.generate])  # a block takes long: no shrinking
 def test_block_alone_is_part_of_bigger_block(name: str, blocks: dict[str, Block], data: st.DataObject) -> None:
     roi, options = BIG[name], OPTIONS[name]
     start = [data.draw(st.integers(0, n - 1)) for n in roi.shape]
@@ -116,27 +117,46 @@ def test_objects_are_connected(large: Block) -> None:
     assert stray < 0.005 * labels.size
 
 
-def shifts(raw: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Return the displacement along y between neighbouring sections, by phase correlation."""
-    found = []
-    for a, b in zip(raw[:-1].astype(float), raw[1:].astype(float), strict=True):
-        a, b = ndimage.gaussian_filter(a - a.mean(), 1), ndimage.gaussian_filter(b - b.mean(), 1)
-        scores = [np.mean(a[6:-6] * b[6 + s : len(b) - 6 + s]) for s in range(-6, 7)]
-        found.append(int(np.argmax(scores)) - 6)
-    return np.array(found, float)
+def displacement(moved: NDArray[np.uint64], still: NDArray[np.uint64]) -> tuple[int, int]:
+    """Return the step (y, x) of at most 8 voxels that makes most labels of two sections agree."""
+    middle = moved[8:-8, 8:-8]
+    size_y, size_x = middle.shape
+    steps = [(y, x) for y in range(-8, 9) for x in range(-8, 9)]
+    return max(
+        steps, key=lambda s: np.mean(middle == still[8 + s[0] : 8 + s[0] + size_y, 8 + s[1] : 8 + s[1] + size_x])
+    )
 
 
 def test_sections_are_displaced_and_vary() -> None:
-    # The same tissue and step along z, once as sections (z coarser than y and x), once isotropic.
-    roi = Roi((0, 0, 0), (24, 96, 96))
-    raw, labels = phantom_block(SECTIONS, roi)
-    smooth, _ = phantom_block(SECTIONS.model_copy(update={"voxel_size": (8.0, 8.0, 8.0)}), roi)
-    assert np.abs(shifts(raw)).mean() > 0.5
-    assert np.abs(shifts(smooth)).mean() < 0.2
-    assert raw.mean((1, 2)).std() > 2 * smooth.mean((1, 2)).std()
-    # Labels move with the raw data.
-    membrane = boundary(labels[:1].repeat(2, 0))[0]
-    assert raw[0][~membrane].mean() - raw[0][membrane].mean() > 10
+    # The same tissue, as sections 40 nm apart and as every fifth plane of isotropic voxels.
+    isotropic = SECTIONS.model_copy(update={"voxel_size": (8.0, 8.0, 8.0)})
+    raw, labels = phantom_block(SECTIONS, Roi((0, 0, 0), (6, 80, 80)))
+    smooth, still = phantom_block(isotropic, Roi((0, 0, 0), (26, 80, 80)))
+    steps = np.array([displacement(a, b) for a, b in zip(labels, still[::5], strict=True)])
+    assert len(np.unique(steps[:, 0])) > 2
+    assert len(np.unique(steps[:, 1])) > 2
+    assert np.abs(steps).max() < 8
+    for k, (y, x) in enumerate(steps):
+        inside, moved = (slice(8, -8), slice(8, -8)), (slice(8 + y, 72 + y), slice(8 + x, 72 + x))
+        assert np.mean(labels[k][inside] == still[5 * k][moved]) > 0.9
+        # The raw data moves with the labels.
+        pairs = raw[k][inside].ravel(), smooth[5 * k][moved].ravel()
+        assert np.corrcoef(*pairs)[0, 1] > 0.5
+    assert raw.mean((1, 2)).std() > 1.5 * smooth[::5].mean((1, 2)).std()
+
+
+def test_objects_do_not_depend_on_the_window() -> None:
+    # Trees reach far out of a block: a window that cut them would give them other labels.
+    key = np.uint64(5)
+    small = tissue(key, (0.0, 0.0, 0.0), (100.0, 100.0, 100.0))
+    large = tissue(key, (-2500.0, -300.0, 0.0), (100.0, 100.0, 900.0))
+    owners = {tuple(start) + tuple(axis): o for start, axis, o in zip(*(large[k] for k in (0, 1, 4)), strict=True)}
+    compared = 0
+    for start, axis, owner in zip(small.start, small.axis, small.owner, strict=True):
+        if np.abs(start - 50.0).max() < 300.0:
+            assert owners[tuple(start) + tuple(axis)] == owner
+            compared += 1
+    assert compared > 100
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (4, -1, 4), (4, 4, 0)])

@@ -101,7 +101,9 @@ def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):
         assert a["voi"] == pytest.approx(b["voi"], abs=0.01)
     # Segments are named alike, by their smallest fragment.
     lut = theirs["agglomeration"]
-    assert (np.unique(lut["lut"][1]) == [lut["fragment"][lut["lut"][1] == s].min() for s in np.unique(lut["lut"][1])]).all()
+    assert (
+        np.unique(lut["lut"][1]) == [lut["fragment"][lut["lut"][1] == s].min() for s in np.unique(lut["lut"][1])]
+    ).all()
 
 
 def test_a_threshold_without_a_table_is_refused(tmp_path, noisy):

@@ -26,7 +26,9 @@ DATA = np.random.default_rng(0).integers(0, 2**16, SHAPE, dtype=np.uint16)
 
 def write_hdf5(path: Path, data: NDArray[Any] = DATA, name: str = "volumes/raw", **attributes: Any) -> str:
     with h5py.File(path, "a") as file:
-        file.create_dataset(name, data=data, compression="gzip", chunks=True if data.size else None).attrs.update(attributes)
+        file.create_dataset(name, data=data, compression="gzip", chunks=True if data.size else None).attrs.update(
+            attributes
+        )
     return f"{path}:/{name}"
 
 
@@ -38,14 +40,18 @@ def write_folder(path: Path, data: NDArray[Any] = DATA, **options: Any) -> str:
 
 
 def write_pages(path: Path, data: NDArray[Any] = DATA, **options: Any) -> str:
-    with tifffile.TiffWriter(path, bigtiff=options.pop("bigtiff", False), byteorder=options.pop("byteorder", "<")) as file:
+    with tifffile.TiffWriter(
+        path, bigtiff=options.pop("bigtiff", False), byteorder=options.pop("byteorder", "<")
+    ) as file:
         for section in data:
             file.write(section, contiguous=False, metadata=None, **options)
     return str(path)
 
 
 def write_zarr(path: Path, zarr_format: Any, data: NDArray[Any] = DATA) -> str:
-    array = zarr.create_array(str(path), shape=data.shape, chunks=(4, 16, 16), dtype=data.dtype, zarr_format=zarr_format)
+    array = zarr.create_array(
+        str(path), shape=data.shape, chunks=(4, 16, 16), dtype=data.dtype, zarr_format=zarr_format
+    )
     array[...] = data
     return str(path)
 
@@ -64,7 +70,9 @@ def write_ome(path: Path, fmt: str, data: NDArray[Any] = DATA) -> str:
 
 
 def write_imagej(path: Path, unit: str = "nm", data: NDArray[Any] = DATA) -> str:
-    tifffile.imwrite(path, data, imagej=True, resolution=(0.25, 0.2), metadata={"axes": "ZYX", "spacing": 40.0, "unit": unit})
+    tifffile.imwrite(
+        path, data, imagej=True, resolution=(0.25, 0.2), metadata={"axes": "ZYX", "spacing": 40.0, "unit": unit}
+    )
     return str(path)
 
 
@@ -111,7 +119,10 @@ def test_every_format_reads_as_it_was_written(files: dict[str, str], name: str) 
 
 
 @settings(deadline=None, max_examples=60)
-@given(name=st.sampled_from(sorted(FORMATS)), ends=st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in SHAPE]))
+@given(
+    name=st.sampled_from(sorted(FORMATS)),
+    ends=st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in SHAPE]),
+)
 def test_any_region_of_any_format(files: dict[str, str], name: str, ends: Any) -> None:
     roi = Roi(tuple(a for a, _ in ends), tuple(min(n, len_ - a) for (a, n), len_ in zip(ends, SHAPE, strict=True)))  # type: ignore[arg-type]
     np.testing.assert_array_equal(open_source(files[name]).read(roi), DATA[roi.slices()])
@@ -146,7 +157,9 @@ def test_voxel_size_and_offset_in_nm(files: dict[str, str], name: str, voxel_siz
 
 
 def test_other_units_of_tiff(tmp_path: Path) -> None:
-    np.testing.assert_allclose(open_source(write_imagej(tmp_path / "a.tif", "micron")).voxel_size or (), (4e4, 5e3, 4e3))
+    np.testing.assert_allclose(
+        open_source(write_imagej(tmp_path / "a.tif", "micron")).voxel_size or (), (4e4, 5e3, 4e3)
+    )
     assert open_source(write_imagej(tmp_path / "b.tif", "pixel")).voxel_size is None
     assert open_source(write_ome_tiff(tmp_path / "c.ome.tif", PhysicalSizeZUnit="pixel")).voxel_size is None
 
@@ -179,13 +192,14 @@ def _sections(address: str) -> Any:
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.97])
 @pytest.mark.parametrize("name", [n for n in FORMATS if n.endswith((".tif", ".h5"))])
-def test_a_file_that_is_cut_off(files: dict[str, str], tmp_path: Path, name: str, kept: float) -> None:
+def test_a_file_that_is_cut_off_is_refused_when_it_is_opened(
+    files: dict[str, str], tmp_path: Path, name: str, kept: float
+) -> None:
     path = Path(files[name].split(":")[0])
     data = path.read_bytes()
     (tmp_path / path.name).write_bytes(data[: int(len(data) * kept)])
     with pytest.raises(UnreadableError, match=path.name):
-        source = open_source(files[name].replace(str(path.parent), str(tmp_path)))
-        source.read(source.roi)
+        open_source(files[name].replace(str(path.parent), str(tmp_path)))
 
 
 @pytest.mark.parametrize("zarr_format", [2, 3])
@@ -225,10 +239,10 @@ def test_a_dataset_that_is_not_in_the_hdf5_lists_those_that_are(tmp_path: Path, 
 
 @pytest.mark.parametrize("shape", [(5, 6), (1, 4, 5, 6), (0, 5, 6), (4, 0, 6)])
 def test_other_shapes_of_hdf5_and_zarr(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ShapeError, match="empty|expected"):
+    with pytest.raises(ShapeError, match=r"empty|expected"):
         open_source(write_hdf5(tmp_path / "a.h5", np.zeros(shape, np.uint8)))
     zarr.create_array(str(tmp_path / "a.zarr"), shape=shape, chunks=[max(n, 1) for n in shape], dtype="u1")
-    with pytest.raises(ShapeError, match="empty|expected"):
+    with pytest.raises(ShapeError, match=r"empty|expected"):
         open_source(f"{tmp_path}/a.zarr")
 
 

@@ -120,7 +120,7 @@ def test_descriptors_are_those_of_the_loop(labels: np.ndarray, voxel_size: tuple
 def test_descriptors_do_not_depend_on_ids() -> None:
     labels = torch.randint(0, 4, (6, 7, 8))
     renamed = torch.tensor([0, 2**50, 7, 3])[labels]
-    a, b = (local_shape_descriptors(l, (10.0, 10.0, 10.0), 30.0)[0] for l in (labels, renamed))
+    a, b = (local_shape_descriptors(ids, (10.0, 10.0, 10.0), 30.0)[0] for ids in (labels, renamed))
     torch.testing.assert_close(a, b)
 
 

@@ -40,7 +40,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_channels_come_first(tmp_path: Path) -> None:
-    volume = make(tmp_path / "v.zarr", channels=3, attributes={"offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]}, dtype="u1")
+    offsets = [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]
+    volume = make(tmp_path / "v.zarr", channels=3, attributes={"offsets": offsets}, dtype="u1")
     data = np.arange(3 * 8 * 8 * 8).reshape(3, 8, 8, 8).astype(np.uint8)
     volume.write(Roi((8, 8, 0), (8, 8, 8)), data)
     again = open_volume(tmp_path / "v.zarr")
@@ -219,7 +220,7 @@ def test_a_damaged_shard_is_named_not_read_as_zeros(tmp_path: Path, kept: float)
     (shard,) = (p for p in (tmp_path / "v.zarr/0/c").rglob("*") if p.is_file())
     data = shard.read_bytes()
     shard.write_bytes(data[: int(len(data) * kept) if isinstance(kept, float) else kept])
-    with pytest.raises(UnreadableError, match="cannot be read|damaged"):
+    with pytest.raises(UnreadableError, match=r"cannot be read|damaged"):
         open_volume(tmp_path / "v.zarr").read(volume.roi)
 
 
@@ -254,3 +255,11 @@ def test_the_store_is_sharded_zarr_v3(tmp_path: Path) -> None:
     assert values["codecs"][0]["name"] == "sharding_indexed"
     assert values["chunk_grid"]["configuration"]["chunk_shape"] == [8, 8, 8]
     assert values["codecs"][0]["configuration"]["chunk_shape"] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_compression_is_a_choice(tmp_path: Path, compress: bool) -> None:
+    make(tmp_path / "v.zarr", compress=compress)
+    values = json.loads((tmp_path / "v.zarr/0/zarr.json").read_text())
+    names = [codec["name"] for codec in values["codecs"][0]["configuration"]["codecs"]]
+    assert names == (["bytes", "blosc"] if compress else ["bytes"])

@@ -18,7 +18,7 @@ from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Offsets, Triple, pair_slices
 from kdseg.metrics.contingency import block_contingency
 from kdseg.metrics.scores import scores
-from kdseg.segmentation.flood import add_seeds, flood
+from kdseg.segmentation.flood import add_seeds, blend, flood, strength
 from kdseg.segmentation.watershed import clean, fragments
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
@@ -80,6 +80,25 @@ def strongest_paths(source: Bools, links: NDArray[np.uint8], mask: Bools) -> NDA
                         strength[q] = min(strength[p], link)
                         changed = True
     return strength
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 4)] * 3))
+def test_strength_is_the_weakest_axis(seed: int, shape: Triple) -> None:
+    rng = np.random.default_rng(seed)
+    links = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
+    mask = rng.random(shape) < 0.8
+    got = strength(links, mask)
+    blended = blend(links, got)
+    for p in np.ndindex(*shape):
+        along: list[list[int]] = [[], [], []]
+        for q, link in neighbours(p, links, mask):
+            (axis,) = np.flatnonzero(np.subtract(p, q))
+            along[axis].append(link)
+            if p > q:
+                assert blended[(axis, *p)] == int(link / 4 + 3 * (int(got[p]) + int(got[q])) / 8)
+        means = [sum(values) // len(values) for values in along if values]
+        assert got[p] == (min(means) if means and mask[p] else 0)
 
 
 @settings(deadline=None, max_examples=40)
@@ -176,6 +195,15 @@ def test_few_false_merges_and_all_is_filled() -> None:
     found = fragments(blurred(3, (32, 32, 32)), NEAREST, WatershedOptions())
     assert (found > 0).all()
     assert scores(block_contingency(found, labels)).voi_merge < 0.3
+
+
+def test_one_wrong_link_opens_no_boundary() -> None:
+    labels = np.ones((20, 20, 40), np.uint64)
+    labels[:, :, 20:] = 2
+    affinities = from_labels(labels, NEAREST)
+    affinities[2, 10, 10, 20] = 255
+    found = fragments(affinities, NEAREST, WatershedOptions())
+    assert scores(block_contingency(found, labels)).voi_merge < 0.01
 
 
 def test_a_thin_neurite_beside_a_thick_one_is_not_lost() -> None:

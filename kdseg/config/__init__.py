@@ -27,6 +27,23 @@ from kdseg.config.segmentation import (
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import is_multiple
 
+__all__ = [
+    "AgglomerateOptions",
+    "Config",
+    "EdgesOptions",
+    "EvaluateOptions",
+    "FragmentsOptions",
+    "ModelOptions",
+    "PredictOptions",
+    "SegmentOptions",
+    "StorageOptions",
+    "VolumeOptions",
+    "load",
+    "parse_options",
+    "schema",
+    "validate",
+]
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """Names of volumes and models become folders."""
 

@@ -132,6 +132,9 @@ class TrainOptions(Section):
 
     @model_validator(mode="after")
     def _distillation_needs_a_teacher(self) -> Self:
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"each term may be given once, got {names}")
         distilling = [term.name for term in self.terms if term.from_teacher]
         if distilling and self.teacher is None:
             raise ValueError(f"the terms {distilling} need a `teacher`")
@@ -148,3 +151,15 @@ class ModelOptions(Section):
     network: NetworkOptions
     heads: HeadOptions = HeadOptions()
     train: TrainOptions
+
+    @model_validator(mode="after")
+    def _heads_are_trained(self) -> Self:
+        names = {term.name for term in self.train.terms}
+        if not names & {"affinity", "soft_affinity"}:
+            raise ValueError(
+                f"affinities need a term that trains them, `affinity` or `soft_affinity`; got {sorted(names)}"
+            )
+        for head, there in (("lsd", self.heads.lsd), ("embedding", self.heads.embedding > 0)):
+            if there != (head in names):
+                raise ValueError(f"heads.{head} and the term {head!r} need each other: give both or neither")
+        return self

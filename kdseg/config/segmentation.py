@@ -26,11 +26,11 @@ class PredictOptions(Section):
 
 
 class WatershedOptions(Section):
-    """Seeded watershed on the mean nearest affinity; seeds: maxima of the distance to a boundary."""
+    """Seeded watershed on the nearest affinities; seeds: maxima of the distance to a boundary."""
 
     method: Literal["watershed"] = "watershed"
     boundary: Probability = 0.5
-    """Voxels whose mean nearest affinity is at or below this are boundary."""
+    """Voxels whose mean affinity to both neighbours along an axis is at or below this are boundary."""
     seed_distance: Count = 5
     """Smallest distance between two seeds, in voxels of the finest axis."""
     per_section: bool = False

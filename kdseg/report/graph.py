@@ -173,7 +173,7 @@ def _duration(results: Results, key: str) -> str:
     if seconds is None:
         return "done"
     if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+        return f"{seconds:.1f} s" if seconds >= 0.1 else "< 0.1 s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
@@ -192,6 +192,12 @@ def _left(column: int) -> float:
 def _edge(source: Node, target: Node) -> str:
     x1, x2 = _left(source.column) + NODE_W, _left(target.column)
     bend, y1, y2 = min((x2 - x1) / 2, 60), source.y, target.y
+    if y1 == y2 and target.column - source.column > 1 and source.column:
+        # An edge that passes a node of its own lane goes below it, else it seems to start there.
+        low = y1 + NODE_H / 2 + 5
+        curve = f"M{x1:.0f} {y1:.1f}C{x1 + 15:.0f} {y1:.1f} {x1 + 12:.0f} {low:.1f} {x1 + 30:.0f} {low:.1f}"
+        curve += f"H{x2 - 30:.0f}C{x2 - 12:.0f} {low:.1f} {x2 - 15:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"
+        return f'<path class="edge {source.kind}" d="{curve}"/>'
     curve = f"M{x1:.0f} {y1:.1f}C{x1 + bend:.0f} {y1:.1f} {x2 - bend:.0f} {y2:.1f} {x2:.0f} {y2:.1f}"
     return f'<path class="edge {source.kind}" d="{curve}"/>'
 
@@ -206,7 +212,7 @@ def _node(node: Node, results: Results) -> str:
         else ""
     )
     return (
-        f'<g><title>{escape(f"{node.key} {finished}".strip())}</title>'
+        f"<g><title>{escape(f'{node.key} {finished}'.strip())}</title>"
         f'<rect class="node {node.kind}{state}" x="{left}" y="{top:.1f}" width="{NODE_W}" height="{NODE_H}" rx="5"/>'
         f'<text x="{left + NODE_W / 2}" y="{node.y + 4:.1f}" text-anchor="middle">{title}</text>'
         f"{caption}</g>"

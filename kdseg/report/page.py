@@ -59,7 +59,7 @@ def page(results: Results, table: list[Row], found: list[Verdict], made: datetim
         note=note,
         missing=MISSING,
         least={key: least(table, key) for key in ("voi_split", "voi_merge", "voi", "arand")},
-        legend=[(name, style_class(number)) for name, number in _legend(results)],
+        legends=_legends(results),
         style_count=STYLES,
         training=training_panels(results),
         sweeps=sweep_panels(results),
@@ -88,7 +88,7 @@ def timings(results: Results) -> list[Timing]:
             _number(results.rate(key), 3),
             _number(results.number(key, "peak_mb"), 0),
             str(results.stats(key).get("device") or ""),
-            str(manifest.get("finished", "")).replace("T", " "),
+            str(manifest.get("finished", "")).replace("T", " ").removesuffix("+00:00"),
         )
         for key, manifest in results.manifests.items()
     ]
@@ -107,11 +107,16 @@ def versions(results: Results) -> dict[str, str]:
     return found
 
 
-def _legend(results: Results) -> list[tuple[str, int]]:
-    shown = {*results.config.evaluate.models, *results.curves}
-    if any(key.startswith("baseline/") for key in results.manifests):
-        shown.add("baseline")
-    return [(name, number) for name, number in styles(results).items() if name in shown]
+def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:
+    """Return the names and classes of the lines of each group of charts."""
+    scored = [*results.config.evaluate.models, *(["baseline"] if _has_baseline(results) else [])]
+    numbers = styles(results)
+    groups = {"sweeps": scored, "training": [*results.curves]}
+    return {group: [(name, style_class(numbers[name])) for name in names] for group, names in groups.items()}
+
+
+def _has_baseline(results: Results) -> bool:
+    return any(key.startswith("baseline/") for key in results.manifests)
 
 
 def _yaml(results: Results) -> str:

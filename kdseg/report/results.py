@@ -83,9 +83,7 @@ def expected(config: Config) -> list[str]:
     """Return the keys of all manifests that a run of ``config`` may leave, in the order of its stages."""
     volumes = [f"volumes/{volume}/{kind}" for volume in config.volumes for kind in VOLUME_KINDS]
     models = [f"{model}/model" for model in config.models]
-    stages = [
-        f"{model}/{volume}/{stage}" for model in config.models for volume in config.volumes for stage in STAGES
-    ]
+    stages = [f"{model}/{volume}/{stage}" for model in config.models for volume in config.volumes for stage in STAGES]
     return [*volumes, *models, *stages, *(f"baseline/{volume}/scores" for volume in config.volumes)]
 
 

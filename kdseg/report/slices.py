@@ -200,9 +200,7 @@ def _matched(segments: list[NDArray[Any]] | None, truth: list[NDArray[Any]] | No
     return [_overlay(segment, ids, keys) for segment in segments]
 
 
-def _overlay(
-    ids: NDArray[Any], known: NDArray[np.uint64] | None = None, keys: NDArray[np.uint64] | None = None
-) -> str:
+def _overlay(ids: NDArray[Any], known: NDArray[np.uint64] | None = None, keys: NDArray[np.uint64] | None = None) -> str:
     numbers = colour_numbers(ids, known, keys)
     numbers[contours(ids)] = CONTOUR
     return data_uri(encode(numbers, palette()))

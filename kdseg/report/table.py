@@ -85,14 +85,14 @@ COLUMNS = (
     Column("volume", "volume", digits=None),
     Column("voi_split", "VOI split", "bits"),
     Column("voi_merge", "VOI merge", "bits"),
-    Column("voi", "VOI sum", "bits", note="best_voi", note_format="best possible {}"),
+    Column("voi", "VOI sum", "bits", note="best_voi", note_format="best {}"),
     Column("arand", "ARAND"),
     Column("arand_precision", "precision"),
     Column("arand_recall", "recall"),
     Column("threshold", "threshold", digits=2, note="best_threshold", note_format="best {}"),
-    Column("parameters", "parameters", digits=0, note="parameters_percent", note_format="{} % of teacher"),
-    Column("kmac", "cost", "kMAC/voxel", digits=-1, note="kmac_percent", note_format="{} % of teacher"),
-    Column("mvox_per_s", "prediction", "Mvox/s", digits=-1, note="time_percent", note_format="{} % of teacher's time"),
+    Column("parameters", "parameters", digits=0, note="parameters_percent", note_format="{} %"),
+    Column("kmac", "cost", "kMAC/voxel", digits=-1, note="kmac_percent", note_format="{} %"),
+    Column("mvox_per_s", "prediction", "Mvox/s", digits=-1, note="time_percent", note_format="time {} %"),
     Column("peak_mb", "peak memory", "MB", digits=0),
 )
 

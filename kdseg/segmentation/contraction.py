@@ -42,7 +42,7 @@ class Graph(NamedTuple):
 
 
 @njit(cache=True)
-def _less(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> bool:
+def less(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> bool:
     """Return whether ``a * b < c * d``, exactly, by products of 128 bits where 64 are too few."""
     bits, low = np.uint64(32), np.uint64(0xFFFFFFFF)
     if (a | b | c | d) <= low:
@@ -64,7 +64,7 @@ def reaches(
     """Return where ``sums / contacts`` is at least the given fraction."""
     out = np.empty(sums.size, np.bool_)
     for k in range(sums.size):
-        out[k] = not _less(sums[k], denominator, numerator, contacts[k])
+        out[k] = not less(sums[k], denominator, numerator, contacts[k])
     return out
 
 
@@ -74,9 +74,9 @@ def _better(i: int, j: int, keys: Keys) -> bool:
     difference = keys.mean[i] - keys.mean[j]
     if abs(difference) > 1e-9:  # far above rounding: no need for integers
         return bool(difference > 0)
-    if _less(keys.affinity_sum[j], keys.contact[i], keys.affinity_sum[i], keys.contact[j]):
+    if less(keys.affinity_sum[j], keys.contact[i], keys.affinity_sum[i], keys.contact[j]):
         return True
-    if _less(keys.affinity_sum[i], keys.contact[j], keys.affinity_sum[j], keys.contact[i]):
+    if less(keys.affinity_sum[i], keys.contact[j], keys.affinity_sum[j], keys.contact[i]):
         return False
     return bool(keys.first[i] < keys.first[j])
 
@@ -242,7 +242,7 @@ def merge_all(
             keys.affinity_sum[edge], keys.contact[edge] = graph.affinity_sum[edge], graph.contact[edge]
             keys.mean[edge] = graph.affinity_sum[edge] / graph.contact[edge]
             keys.first[edge] = graph.first[edge]
-            keep = not _less(keys.affinity_sum[edge], denominator, numerator, keys.contact[edge])
+            keep = not less(keys.affinity_sum[edge], denominator, numerator, keys.contact[edge])
         elif graph.contact[edge] != 0:
             a, b = name[graph.ends[edge, 0]], name[graph.ends[edge, 1]]
             merges[done, 0], merges[done, 1] = min(a, b), max(a, b)

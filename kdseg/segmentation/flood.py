@@ -15,35 +15,52 @@ _LEVELS = 256
 
 
 @njit(cache=True)
-def inside(links: NDArray[np.uint8], mask: NDArray[np.bool_], boundary: float) -> NDArray[np.bool_]:
-    """Return the voxels whose mean affinity to their (up to six) neighbours is above ``boundary``.
+def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return how far each voxel is inside: its mean affinity to both neighbours, along its weakest axis.
+
+    A mean over all six neighbours would miss a sharp flat boundary, where five of them are on one side.
 
     Args:
         links: nearest affinities.
         mask: bool (z, y, x); others are neither inside nor neighbours.
-        boundary: in 0..1.
+
+    Returns:
+        uint8 (z, y, x), in 1/255, rounded down; 0 outside of the mask and without any neighbour.
     """
     _, nz, ny, nx = links.shape
-    out = np.zeros((nz, ny, nx), np.bool_)
-    for z in range(nz):
-        for y in range(ny):
-            for x in range(nx):
-                if not mask[z, y, x]:
-                    continue
-                total, count = 0, 0
-                if z > 0 and mask[z - 1, y, x]:
-                    total, count = total + links[0, z, y, x], count + 1
-                if z + 1 < nz and mask[z + 1, y, x]:
-                    total, count = total + links[0, z + 1, y, x], count + 1
-                if y > 0 and mask[z, y - 1, x]:
-                    total, count = total + links[1, z, y, x], count + 1
-                if y + 1 < ny and mask[z, y + 1, x]:
-                    total, count = total + links[1, z, y + 1, x], count + 1
-                if x > 0 and mask[z, y, x - 1]:
-                    total, count = total + links[2, z, y, x], count + 1
-                if x + 1 < nx and mask[z, y, x + 1]:
-                    total, count = total + links[2, z, y, x + 1], count + 1
-                out[z, y, x] = total > boundary * 255 * count
+    out = np.zeros(mask.shape, np.uint8)
+    flat, allowed, result = links.reshape(3, out.size), mask.ravel(), out.ravel()
+    for p in range(out.size):
+        weakest = -1
+        for axis, step, count in ((0, ny * nx, nz), (1, nx, ny), (2, 1, nx)):
+            place = (p // step) % count
+            total, ends = 0, 0
+            if place > 0 and allowed[p - step]:
+                total, ends = total + int(flat[axis, p]), ends + 1
+            if place < count - 1 and allowed[p + step]:
+                total, ends = total + int(flat[axis, p + step]), ends + 1
+            if ends > 0 and (weakest < 0 or total // ends < weakest):
+                weakest = total // ends
+        result[p] = max(weakest, 0) if allowed[p] else 0
+    return out
+
+
+def blend(links: NDArray[np.uint8], strengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return links that are strong only where both of their ends are inside too.
+
+    One quarter link, three eighths the strength of each end: a single wrong link opens no boundary.
+
+    Args:
+        links: nearest affinities.
+        strengths: uint8 (z, y, x), from `strength`.
+
+    Returns:
+        uint8 (3, z, y, x).
+    """
+    out = np.empty_like(links)
+    thrice = 3 * strengths.astype(np.uint16)
+    for axis in range(3):
+        out[axis] = (2 * links[axis].astype(np.uint16) + thrice + np.roll(thrice, 1, axis)) >> 3
     return out
 
 

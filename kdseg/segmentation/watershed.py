@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, maximum_filter
 
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
-from kdseg.errors import ConfigError, DataError, ShapeError
+from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Offsets, Slices, pair_slices
 from kdseg.segmentation.agglomerate import waterz_fragments
-from kdseg.segmentation.flood import add_seeds, flood, inside
+from kdseg.segmentation.flood import add_seeds, blend, flood, strength
 from kdseg.segmentation.links import nearest_links
 
 _SMOOTHING = 1.0  # of the distance, in voxels of the finest axis: one seed per bulge, not per rough spot
@@ -29,10 +29,10 @@ def fragments(
 ) -> NDArray[np.uint64]:
     """Return the fragments of one block with its halo; a pure function of its arguments.
 
-    - ``watershed``: seeds are the maxima of the distance to the next boundary voxel, where a voxel is boundary
-      if the mean affinity to its six neighbours is at most ``options.boundary``; and every component above
-      it without one. From them the graph of nearest affinities is flooded, strongest link first
-      (`flood.flood`). All of the mask is filled, boundaries too; without any seed all is background.
+    - ``watershed``: seeds are the maxima of the distance to the next boundary voxel (`flood.strength` at most
+      ``options.boundary``), and every component above it without one. From them the graph of nearest
+      affinities is flooded, strongest first (`flood.flood`), where a link counts less if its ends are weak
+      (`flood.blend`). All of the mask is filled, boundaries too; without any seed all is background.
     - ``mutex``: mutex watershed (Wolf et al. 2018, arXiv 1904.12654). Nearest affinities attract with
       ``a + bias``, others repel with ``1 - a``. About 400 bytes per voxel.
     - ``waterz``: waterz' own watershed.
@@ -109,7 +109,8 @@ def _seeded(
 ) -> NDArray[np.uint64]:
     finest = min(voxel_size)
     spacing = [size / finest for size in voxel_size]
-    interior = inside(links, mask, options.boundary)
+    strengths = strength(links, mask)
+    interior = strengths > options.boundary * 255
     distance = edt.edt(interior, anisotropy=tuple(spacing), black_border=False, parallel=1)
     # without any boundary voxel the distance is infinite: one seed
     distance = np.minimum(distance, np.float32(sum(n * s for n, s in zip(mask.shape, spacing, strict=True))))
@@ -118,7 +119,7 @@ def _seeded(
     peaks = (distance == maximum_filter(distance, window)) & interior
     seeds = cc3d.connected_components(peaks, connectivity=26, out_dtype=np.uint64).astype(np.int64)
     add_seeds(seeds, links, mask, options.boundary, _SMALLEST)
-    flood(seeds, links, mask)
+    flood(seeds, blend(links, strengths), mask)
     return seeds.astype(np.uint64)
 
 

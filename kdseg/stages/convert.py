@@ -90,7 +90,9 @@ def _run_source(
         source = open_source(address)
         inputs[kind] = source_fingerprint(source_path(address))
         plan = plan_labels(source, options, raw)
-    with claim(manifest, "convert", _made_of(kind, address, options, plan, storage), inputs, overwrite=overwrite) as held:
+    with claim(
+        manifest, "convert", _made_of(kind, address, options, plan, storage), inputs, overwrite=overwrite
+    ) as held:
         _create(held, kind, plan.roi.shape, plan.voxel_size, plan.offset, storage)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)

@@ -125,13 +125,13 @@ def align(ours: Volume, labels: Volume) -> tuple[Triple, Roi]:
     z, y, x = (round(step) for step in steps)
     common = ours.roi.shift((-z, -y, -x)).intersect(labels.roi)
     if not common.size:
-        raise ShapeError(f"segmentation ({ours.roi} at {ours.offset} nm) and labels ({labels.roi} at {labels.offset} nm) do not overlap")
+        raise ShapeError(
+            f"segmentation ({ours.roi} at {ours.offset} nm) and labels ({labels.roi} at {labels.offset} nm) do not overlap"
+        )
     return (z, y, x), common
 
 
-def _contingency(
-    segmentation: Path, labels: Path, options: EvaluateOptions, workers: int, held: Claim
-) -> Contingency:
+def _contingency(segmentation: Path, labels: Path, options: EvaluateOptions, workers: int, held: Claim) -> Contingency:
     parts = held.private / "blocks"
     parts.mkdir(exist_ok=True)
     shift, common = align(open_volume(segmentation), open_volume(labels))

@@ -53,7 +53,9 @@ def run(
     if int(np.prod(grid, dtype=object)) * int(np.prod(options.block, dtype=object)) >= LARGEST_ID:
         raise DataError(f"ids of a grid of {grid} blocks of {options.block} voxels exceed 2**63: use smaller blocks")
     made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
-    with claim(manifest, "fragments", made_of, {"affinities": read(affinities)["fingerprint"]}, overwrite=overwrite) as held:
+    with claim(
+        manifest, "fragments", made_of, {"affinities": read(affinities)["fingerprint"]}, overwrite=overwrite
+    ) as held:
         if source.voxel_size is None:
             raise ShapeError(f"{affinities} has no voxel size")
         create_volume(
@@ -78,7 +80,9 @@ def fragment_block(affinities: Path, out: Path, options: FragmentsOptions, grid:
     open_volume(out).write(block.roi, np.where(found > 0, found + base, np.uint64(0)))
 
 
-def _fragments(source: Volume, options: FragmentsOptions, block: Block) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
+def _fragments(
+    source: Volume, options: FragmentsOptions, block: Block
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint64]]:
     read_roi = block.roi.grow(options.halo).intersect(source.roi)
     size = source.voxel_size or (1.0, 1.0, 1.0)
     found = watershed(source.read(read_roi), affinity_offsets(source), options.watershed, voxel_size=size)

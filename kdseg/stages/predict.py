@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -116,16 +117,19 @@ def run(
 
 
 class Done:
-    """An append-only list of finished blocks; a line that a crash cut short does not count."""
+    """An append-only list of finished blocks; a line that a crash cut short is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists():
+            whole = path.read_bytes().rpartition(b"\n")
+            os.truncate(path, len(whole[0]) + len(whole[1]))
 
     def read(self) -> set[Triple]:
         """Return the indices of the finished blocks."""
         if not self.path.exists():
             return set()
-        whole = self.path.read_text().rpartition("\n")[0].splitlines()
+        whole = self.path.read_text().rpartition("\n")[0].splitlines()  # the last line may be in the making
         return {(int(z), int(y), int(x)) for z, y, x in (line.split() for line in whole)}
 
     def add(self, index: Triple) -> None:

@@ -1,0 +1,166 @@
+"""Prediction over Dask workers: same bytes for any block and worker count, nothing done twice, clear refusals."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from pipeline import STORAGE, store, voxels
+
+from kdseg.checkpoint import LoadedModel, save_model
+from kdseg.cluster import local_client, run_tasks
+from kdseg.config import PredictOptions
+from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSizeError
+from kdseg.manifests import claim, read, store_of
+from kdseg.models import build
+from kdseg.stages import predict
+from kdseg.volume import affinity_offsets, open_volume
+
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
+SHAPE = (40, 64, 33)
+TILE = (16, 16, 16)
+
+
+def save(manifest, voxel_size=(10.0, 10.0, 10.0), poison=False):
+    torch.manual_seed(1)
+    network = build(UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS)
+    network(torch.randn(2, 1, 16, 16, 16))
+    if poison:
+        with torch.no_grad():
+            next(iter(network.parameters())).fill_(float("nan"))
+    with claim(manifest, "train", {"size": list(voxel_size), "poison": poison}, {}) as held:
+        save_model(held.model, LoadedModel(network, UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS, voxel_size))
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("predict")
+    store(path / "raw.json", np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8))
+    save(path / "model.json")
+    return path
+
+
+def run(folder, name, block=(32, 32, 32), workers=1, model="model.json", **kwargs):
+    manifest = folder / name / "affinities.json"
+    options = PredictOptions(block=block, tile=TILE)
+    predict.run(
+        folder / "raw.json", folder / model, manifest, options, STORAGE, workers=workers, **{"device": "cpu", **kwargs}
+    )
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return run(folder, "reference", block=(64, 64, 64))
+
+
+def test_the_store_says_what_it_is(reference):
+    volume = open_volume(store_of(reference))
+    assert volume.array.shape == (4, *SHAPE)
+    assert affinity_offsets(volume) == OFFSETS
+    assert volume.voxel_size == (10, 10, 10)
+    assert np.ptp(voxels(reference)) > 50
+    stats = read(reference)["stats"]
+    assert stats["voxels"] == np.prod(SHAPE)
+    assert stats["mvox_per_s"] > 0
+    assert stats["peak_mb"] > 50
+
+
+def test_block_and_worker_count_change_nothing(folder, reference):
+    assert (voxels(run(folder, "two", workers=2)) == voxels(reference)).all()
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_predict as t; "
+        "t.run(Path(sys.argv[1]), 'killed', workers=1)"
+    )
+    here = os.path.dirname(__file__)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder), here],
+        env={**os.environ, "PYTHONPATH": here},
+    )
+    marks = predict.Done(folder / "killed" / ".affinities" / "blocks-32x32x32.txt")
+    while not marks.read():
+        assert child.poll() is None or marks.read(), "the run ended before it was killed"
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    before = marks.read()
+    marks.path.write_text(marks.path.read_text() + "1 1")  # a line that the crash cut short
+    assert marks.read() == before
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:  # the workers of the killed run end by themselves
+        try:
+            manifest = run(folder, "killed")
+            break
+        except ClaimError:
+            time.sleep(0.2)
+    assert (voxels(manifest) == voxels(reference)).all()
+
+
+def test_finished_blocks_are_not_done_again(folder, reference):
+    volume = open_volume(store_of(reference))
+    before = voxels(reference)
+    try:
+        volume.array[:, :32, :32, :32] = 7
+        run(folder, "reference", block=(64, 64, 64))
+        assert (voxels(reference)[:, :32, :32, :32] == 7).all()
+    finally:
+        volume.array[:] = before
+
+
+def test_other_weights_or_tiles_are_noticed(folder, reference):
+    with pytest.raises(ClaimError, match=r"options\.tile\[?.* was \[16, 16, 16\], is \[32, 32, 32\]"):
+        options = PredictOptions(block=(64, 64, 64), tile=(32, 32, 32))
+        predict.run(folder / "raw.json", folder / "model.json", reference, options, STORAGE, device="cpu")
+    save(folder / "other" / "model.json", voxel_size=(10.0, 10.0, 10.1))
+    with pytest.raises(ClaimError, match=r"inputs\.model was"):
+        run(folder, "reference", model="other/model.json")
+
+
+def test_refusals(folder):
+    save(folder / "coarse" / "model.json", voxel_size=(40.0, 4.0, 4.0))
+    with pytest.raises(VoxelSizeError, match=r"10\.0, 10\.0, 10\.0\) nm, the network was trained on \(40\.0"):
+        run(folder, "coarse_out", model="coarse/model.json")
+    save(folder / "nan" / "model.json", poison=True)
+    with pytest.raises((StageError, DataError), match="NaN"):
+        run(folder, "nan_out", model="nan/model.json")
+    assert not (folder / "nan_out" / "affinities.json").exists()
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="use 'cpu' or 'auto'"):
+            run(folder, "cuda_out", device="cuda")
+    store(folder / "float.json", np.zeros(SHAPE, np.float32))
+    with pytest.raises(DataError, match="expected uint8"):
+        options = PredictOptions(block=(32, 32, 32), tile=TILE)
+        predict.run(folder / "float.json", folder / "model.json", folder / "x.json", options, STORAGE, device="cpu")
+
+
+def square(number):
+    if number == 13:
+        raise DataError("thirteen")
+    return number**2
+
+
+def test_tasks_stream_through_a_bounded_window():
+    taken = []
+
+    def items():
+        for number in range(30, 60):
+            taken.append(number)
+            yield number
+
+    with local_client(1) as client:
+        results = run_tasks(client, square, items())
+        first = next(results)
+        assert first[1] == first[0] ** 2
+        assert len(taken) <= 6
+        assert dict([first, *results]) == {number: number**2 for number in range(30, 60)}
+        with pytest.raises(StageError, match="block 13: thirteen"):
+            list(run_tasks(client, square, range(20)))

@@ -1,0 +1,43 @@
+"""Small volumes on disk, for tests that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.volume import create_volume
+
+
+def write_volume(
+    path: Path,
+    array: NDArray[np.generic],
+    voxel_size: tuple[float, float, float] = (10.0, 10.0, 10.0),
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Path:
+    """Store an array (z, y, x)."""
+    z, y, x = array.shape
+    volume = create_volume(
+        path,
+        shape=(z, y, x),
+        dtype=array.dtype,
+        chunk=(16, 16, 16),
+        shard=(16, 16, 16),
+        voxel_size=voxel_size,
+        offset=offset,
+    )
+    volume.write(volume.roi, array)
+    return path
+
+
+def cells(shape: tuple[int, int, int], count: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
+    """Return raw with dark membranes, and labels without: the cells nearest to random points."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0, 1, (count, 3)) * shape
+    grid = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    distance = np.linalg.norm(grid[..., None, :] - points, axis=-1)
+    labels = distance.argmin(axis=-1).astype(np.uint64) + 1
+    first, second = np.sort(distance, axis=-1)[..., :2].transpose(3, 0, 1, 2)
+    raw = np.where(second - first < 1.5, 50, 190) + rng.normal(0, 15, shape)
+    return raw.clip(0, 255).astype(np.uint8), labels
