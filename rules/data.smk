@@ -13,7 +13,7 @@ rule convert:
         kind="raw|labels|baseline",
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=8_000,
         runtime="1d",

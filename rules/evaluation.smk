@@ -15,7 +15,7 @@ rule sweep:
         results("{model}/{volume}/benchmarks/sweep.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=8_000,
         runtime="4h",
@@ -42,7 +42,7 @@ rule evaluate:
         results("{model}/{volume}/benchmarks/evaluate.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=8_000,
         runtime="4h",
@@ -69,7 +69,7 @@ rule evaluate_baseline:
         results("baseline/{volume}/benchmarks/evaluate.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=8_000,
         runtime="4h",

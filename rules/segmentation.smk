@@ -14,7 +14,7 @@ rule predict:
         results("{model}/{volume}/benchmarks/predict.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         gpu=GPUS,
         mem_mb=32_000,
@@ -43,7 +43,7 @@ rule fragments:
         results("{model}/{volume}/benchmarks/fragments.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=32_000,
         runtime="1d",
@@ -70,7 +70,7 @@ rule edges:
         results("{model}/{volume}/benchmarks/edges.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=32_000,
         runtime="1d",
@@ -131,7 +131,7 @@ rule segment:
         results("{model}/{volume}/benchmarks/segment.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: RUN.workers
     resources:
         mem_mb=32_000,
         runtime="1d",
