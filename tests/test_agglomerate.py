@@ -50,9 +50,7 @@ def oracle(edges: Edges, threshold: Fraction) -> list[Row]:
             if a != b:
                 old = pairs.get((a, b), (0, 0, (u, v)))
                 pairs[a, b] = (old[0] + affinity, old[1] + contact, old[2])
-        ranked = sorted(
-            (1 - Fraction(s, 255 * n), first, a, b, s, n) for (a, b), (s, n, first) in pairs.items()
-        )
+        ranked = sorted((1 - Fraction(s, 255 * n), first, a, b, s, n) for (a, b), (s, n, first) in pairs.items())
         if not ranked or ranked[0][0] > threshold:
             return merges
         _, _, a, b, s, n = ranked[0]
@@ -109,9 +107,7 @@ def test_products_are_compared_exactly(factors: tuple[int, int, int, int], chang
 
 def test_a_sum_keeps_the_smallest_pair_of_its_parts() -> None:
     """(1,9) + (2,9) and (1,10) both have the mean 150; its part (1,9) decides, though (2,9) is better."""
-    dendrogram = agglomerate(
-        make_edges([(1, 2, 255, 1), (1, 9, 100, 1), (1, 10, 150, 1), (2, 9, 200, 1)]), 0.9
-    )
+    dendrogram = agglomerate(make_edges([(1, 2, 255, 1), (1, 9, 100, 1), (1, 10, 150, 1), (2, 9, 200, 1)]), 0.9)
     assert as_rows(dendrogram) == [(1, 2, 255, 1), (1, 9, 300, 2), (1, 10, 150, 1)]
 
 

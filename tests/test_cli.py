@@ -103,5 +103,5 @@ def test_a_missing_input(tmp_path):
 
 def test_help_lists_every_command(tmp_path):
     text = kdseg("--help", cwd=tmp_path).stdout
-    for command in ("convert", "train", "predict", "fragments", "edges", "agglomerate", "segment", "evaluate", "report"):
+    for command in ("phantom", "convert", "train", "predict", "fragments", "edges", "segment", "evaluate", "report"):
         assert command in text

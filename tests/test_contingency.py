@@ -21,9 +21,7 @@ def random_pair(seed: int, shape: Triple) -> tuple[NDArray[np.uint64], NDArray[n
     return names[rng.integers(0, 6, shape)], rng.integers(0, 5, shape)
 
 
-def oracle(
-    segmentation: NDArray[np.uint64], labels: NDArray[np.int64], ignored: int
-) -> list[tuple[int, ...]]:
+def oracle(segmentation: NDArray[np.uint64], labels: NDArray[np.int64], ignored: int) -> list[tuple[int, ...]]:
     pairs = zip(segmentation.ravel().tolist(), labels.ravel().tolist(), strict=True)
     return sorted((s, n, count) for (s, n), count in Counter(pairs).items() if n != ignored)
 

@@ -53,9 +53,7 @@ def test_long_chains_have_one_end() -> None:
 def test_apply_leaves_its_input_and_takes_views() -> None:
     fragments = np.arange(1, 25, dtype=np.uint64).reshape(2, 3, 4)
     kept = fragments.copy()
-    doubled = apply(
-        fragments[:, ::2, 1:], np.arange(1, 25, dtype=np.uint64), np.arange(2, 50, 2, dtype=np.uint64)
-    )
+    doubled = apply(fragments[:, ::2, 1:], np.arange(1, 25, dtype=np.uint64), np.arange(2, 50, 2, dtype=np.uint64))
     assert np.array_equal(doubled, 2 * kept[:, ::2, 1:])
     assert np.array_equal(fragments, kept)
 

@@ -40,7 +40,8 @@ def test_a_stage_that_fails_leaves_no_manifest_and_keeps_its_blocks(tmp_path):
             held.store.mkdir()
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert not (tmp_path / "a.json").exists()
     assert (tmp_path / "a.zarr").exists()
     with claim(tmp_path / "a.json", "predict", {}, {}) as held:

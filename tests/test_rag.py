@@ -36,9 +36,7 @@ def oracle(
     return [(*pair, rows[pair][0], rows[pair][1]) for pair in sorted(rows)]
 
 
-def random_block(
-    seed: int, shape: Triple, ids: int, offsets: Offsets
-) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+def random_block(seed: int, shape: Triple, ids: int, offsets: Offsets) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     rng = np.random.default_rng(seed)
     # ids as far apart as in a large volume, where 32 bits and float64 are too few
     names = np.concatenate(([0], rng.integers(1, 2**63, ids, dtype=np.uint64)))
@@ -92,9 +90,7 @@ def test_blocks_add_up_to_the_volume(seed: int, shape: Triple, block: Triple, or
     for cell in blocks(volume, block):
         read = cell.roi.grow(below, above).intersect(volume)
         cut = read.slices()
-        tables.append(
-            block_edges(fragments[cut], affinities[(slice(None), *cut)], MIXED, cell.roi.slices(within=read))
-        )
+        tables.append(block_edges(fragments[cut], affinities[(slice(None), *cut)], MIXED, cell.roi.slices(within=read)))
     order.shuffle(tables)  # type: ignore[attr-defined]
     expected = block_edges(fragments, affinities, MIXED, whole(shape))
     assert as_rows(merge(tables)) == as_rows(expected)

@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from pipeline import FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
+from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 
+from kdseg.config import SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.phantom import phantom_block
 from kdseg.segmentation.rag import block_edges
-from kdseg.stages import evaluate
+from kdseg.stages import evaluate, segment
 from kdseg.volume import open_volume
 
 SHAPE = (40, 70, 64)
@@ -109,16 +110,12 @@ def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):
 def test_a_threshold_without_a_table_is_refused(tmp_path, noisy):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
     fragment = run_fragments(tmp_path, affinities, OPTIONS)
-    from pipeline import STORAGE
-    from kdseg.config import SegmentOptions
-    from kdseg.stages import segment
-
     run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
+    how = SegmentOptions(block=(32, 32, 32), threshold=0.3)
     with pytest.raises(ConfigError, match=r"threshold 0\.3, only for \[0\.1, 0\.5, 0\.9\]"):
-        how = SegmentOptions(block=(32, 32, 32), threshold=0.3)
         segment.run(fragment, tmp_path / "agglomeration.json", None, tmp_path / "other.json", how, STORAGE)
+    how = SegmentOptions(block=(32, 32, 32))
     with pytest.raises(ConfigError, match="no threshold"):
-        how = SegmentOptions(block=(32, 32, 32))
         segment.run(fragment, tmp_path / "agglomeration.json", None, tmp_path / "other.json", how, STORAGE)
 
 

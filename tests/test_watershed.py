@@ -108,9 +108,7 @@ def test_flooding_takes_the_strongest_path(seed: int, shape: Triple, count: int)
     links = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
     mask = rng.random(shape) < 0.8
     start = np.zeros(shape, np.int64)
-    start.ravel()[rng.choice(start.size, min(count, start.size), replace=False)] = 1 + np.arange(
-        min(count, start.size)
-    )
+    start.ravel()[rng.choice(start.size, min(count, start.size), replace=False)] = 1 + np.arange(min(count, start.size))
     start[~mask] = 0
     filled = start.copy()
     flood(filled, links, mask)

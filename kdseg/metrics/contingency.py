@@ -73,9 +73,7 @@ def merge(tables: Iterable[Contingency]) -> Contingency:
     return _sum_repeats(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def relabel(
-    contingency: Contingency, lut_from: NDArray[np.uint64], lut_to: NDArray[np.uint64]
-) -> Contingency:
+def relabel(contingency: Contingency, lut_from: NDArray[np.uint64], lut_to: NDArray[np.uint64]) -> Contingency:
     """Return the table after replacing every fragment by its segment.
 
     The same as relabelling the voxels before counting; 0 stays 0.
@@ -123,15 +121,11 @@ def _ids(array: NDArray[np.integer], what: str) -> NDArray[np.uint64]:
     return flat.astype(np.uint64, copy=False)
 
 
-def _sum_repeats(
-    segment: NDArray[np.uint64], label: NDArray[np.uint64], count: NDArray[np.uint64]
-) -> Contingency:
+def _sum_repeats(segment: NDArray[np.uint64], label: NDArray[np.uint64], count: NDArray[np.uint64]) -> Contingency:
     """Sort rows by ``(segment, label)`` and add up those of the same pair."""
     if segment.size == 0:
         return Contingency(segment, label, count)
     order = np.lexsort((label, segment))
     segment, label = segment[order], label[order]
-    first = np.flatnonzero(
-        np.concatenate(([True], (segment[1:] != segment[:-1]) | (label[1:] != label[:-1])))
-    )
+    first = np.flatnonzero(np.concatenate(([True], (segment[1:] != segment[:-1]) | (label[1:] != label[:-1]))))
     return Contingency(segment[first], label[first], np.add.reduceat(count[order], first))

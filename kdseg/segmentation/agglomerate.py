@@ -180,14 +180,13 @@ def waterz_fragments(links: NDArray[np.uint8], low: float, high: float) -> NDArr
     return fragments
 
 
-def _waterz(links: NDArray[np.uint8], thresholds: list[float], **options: Any) -> list[NDArray[np.uint64]]:  # noqa: ANN401
+def _waterz(links: NDArray[np.uint8], thresholds: list[float], **options: Any) -> list[NDArray[np.uint64]]:
     """Run waterz; it yields one and the same array each time, hence the copies."""
     try:
         import waterz
     except ImportError:
         raise ConfigError(
-            "waterz is not installed: run `pip install waterz`, or choose the engine `exact` and the method "
-            "`watershed`"
+            "waterz is not installed: run `pip install waterz`, or choose the engine `exact` and the method `watershed`"
         ) from None
     with _silent():
         affinities = links.astype(np.float32) / np.float32(255)

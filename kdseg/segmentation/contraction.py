@@ -142,9 +142,7 @@ def _append(graph: Graph, node: int, half: int) -> None:
 
 
 @njit(cache=True)
-def build(
-    ends: NDArray[np.int64], sums: NDArray[np.uint64], contacts: NDArray[np.uint64], nodes: int
-) -> Graph:
+def build(ends: NDArray[np.int64], sums: NDArray[np.uint64], contacts: NDArray[np.uint64], nodes: int) -> Graph:
     """Return the graph of the given edges.
 
     Args:

@@ -30,9 +30,7 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
         ConfigError: if a one-voxel step along an axis is missing among the offsets.
     """
     if affinities.ndim != 4 or affinities.shape[0] != len(offsets):
-        raise ShapeError(
-            f"expected affinities (c, z, y, x) for {len(offsets)} offsets, got {affinities.shape}"
-        )
+        raise ShapeError(f"expected affinities (c, z, y, x) for {len(offsets)} offsets, got {affinities.shape}")
     if affinities.dtype != np.uint8:
         raise DataError(f"expected uint8 affinities (255: same neuron), got {affinities.dtype}")
     channels = [_channel(offsets, axis) for axis in range(3)]

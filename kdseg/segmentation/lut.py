@@ -51,9 +51,7 @@ def apply(
         DataError: if ids are not uint64, ``lut_from`` does not ascend, or a voxel's fragment is not in it.
     """
     if lut_from.shape != lut_to.shape:
-        raise ShapeError(
-            f"a lookup table needs two columns of one length, got {lut_from.shape}, {lut_to.shape}"
-        )
+        raise ShapeError(f"a lookup table needs two columns of one length, got {lut_from.shape}, {lut_to.shape}")
     _check_ids(lut_from, lut_to, fragments)
     flat = np.ascontiguousarray(fragments).ravel()
     out = np.empty(flat.size, np.uint64)

@@ -36,9 +36,7 @@ class Edges(NamedTuple):
     contact: NDArray[np.uint64]
 
 
-def block_edges(
-    fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offsets: Offsets, owned: Slices
-) -> Edges:
+def block_edges(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offsets: Offsets, owned: Slices) -> Edges:
     """Return the edges between the fragments that touch in one block.
 
     Two fragments touch along channel ``c`` where voxel ``p`` lies in one and voxel ``p + offsets[c]`` in
@@ -92,18 +90,14 @@ def merge(tables: Iterable[Edges]) -> Edges:
     return _sum_repeats(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _check(
-    fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offsets: Offsets, owned: Slices
-) -> None:
+def _check(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offsets: Offsets, owned: Slices) -> None:
     if fragments.ndim != 3 or affinities.shape != (len(offsets), *fragments.shape):
         raise ShapeError(
             f"affinities {affinities.shape} do not fit fragments {fragments.shape}, {len(offsets)} offsets; "
             "expected (c, z, y, x) with one channel per offset and the fragments' last three axes"
         )
     if fragments.dtype != np.uint64 or affinities.dtype != np.uint8:
-        raise DataError(
-            f"expected uint64 fragments and uint8 affinities, got {fragments.dtype} and {affinities.dtype}"
-        )
+        raise DataError(f"expected uint64 fragments and uint8 affinities, got {fragments.dtype} and {affinities.dtype}")
     if any(not 0 <= s.start <= s.stop <= n for s, n in zip(owned, fragments.shape, strict=True)):
         raise ShapeError(f"owned {owned} does not lie inside the fragments' shape {fragments.shape}")
 

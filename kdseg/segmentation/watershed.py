@@ -141,15 +141,11 @@ def _mutex(
         strides.append([1, 1, 1] if nearest else list(options.strides))
         here, there = pair_slices((z, y, x), offset)
         weight[here][~(mask[here] & mask[there])] = 0  # neither attracts nor repels
-    found: NDArray[np.uint64] = mwatershed.agglom(
-        weights, [list(offset) for offset in offsets], strides=strides
-    )
+    found: NDArray[np.uint64] = mwatershed.agglom(weights, [list(offset) for offset in offsets], strides=strides)
     return np.where(mask, found, 0)
 
 
-def _masked_waterz(
-    links: NDArray[np.uint8], options: WaterzOptions, mask: NDArray[np.bool_]
-) -> NDArray[np.uint64]:
+def _masked_waterz(links: NDArray[np.uint8], options: WaterzOptions, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
     links = links.copy()
     z, y, x = mask.shape
     for axis in range(3):

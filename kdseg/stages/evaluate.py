@@ -126,7 +126,8 @@ def align(ours: Volume, labels: Volume) -> tuple[Triple, Roi]:
     common = ours.roi.shift((-z, -y, -x)).intersect(labels.roi)
     if not common.size:
         raise ShapeError(
-            f"segmentation ({ours.roi} at {ours.offset} nm) and labels ({labels.roi} at {labels.offset} nm) do not overlap"
+            f"segmentation ({ours.roi} at {ours.offset} nm) and labels ({labels.roi} at {labels.offset} nm) do not "
+            "overlap: are they of one volume?"
         )
     return (z, y, x), common
 
