@@ -8,7 +8,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-if "volumes" not in config:
+if not config:
 
     configfile: "config/config.yaml"
 

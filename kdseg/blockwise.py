@@ -92,7 +92,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
 def _on_cell(function: BlockFunction, total: Roi, block: Triple, parent: int | None) -> Callable[[daisy.Block], None]:
     def on_cell(cell: daisy.Block) -> None:
         if parent is not None:
-            _die_with_parent()
+            _die_with_parent(parent)
         z, y, x = (int(i) for i in cell.write_roi.offset)
         roi = Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total)
         function(Block((z, y, x), roi))
@@ -100,14 +100,14 @@ def _on_cell(function: BlockFunction, total: Roi, block: Triple, parent: int | N
     return on_cell
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     """Let a worker end with its stage, also when that is killed: an orphan must not go on writing (Linux)."""
     if sys.platform == "linux":
         import ctypes
 
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() == 1:
+        if os.getppid() != parent:
             sys.exit(1)
 
 

@@ -34,12 +34,12 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class _OneLineErrors(click.Group):
-    """Prints an error that was raised on purpose as one line, and exits with 1."""
+    """Prints an error that was raised on purpose, or by the disk, as one line, and exits with 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KdsegError as error:
+        except (KdsegError, OSError, json.JSONDecodeError) as error:
             click.echo(f"kdseg {ctx.invoked_subcommand}: {error}", err=True)
             sys.exit(1)
 
@@ -78,18 +78,25 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--voxel-size", nargs=3, type=float, default=(10.0, 10.0, 10.0), help="nm, z y x.")
 @click.option("--offset", nargs=3, type=int, default=(0, 0, 0), help="First voxel of the endless volume.")
+@click.option("--overwrite", is_flag=True, help="Clear what other options made.")
 @_workers
 def phantom(
-    out: Path, shape: tuple[int, ...], seed: int, voxel_size: tuple[float, ...], offset: tuple[int, ...], workers: int
+    out: Path,
+    shape: tuple[int, ...],
+    seed: int,
+    voxel_size: tuple[float, ...],
+    offset: tuple[int, ...],
+    workers: int,
+    overwrite: bool,
 ) -> None:
-    """Write a neurite phantom to OUT.zarr/raw and OUT.zarr/labels."""
+    """Write a neurite phantom to OUT/raw.zarr and OUT/labels.zarr."""
     from kdseg.stages import convert
 
     values = {"phantom": {"shape": shape, "seed": seed, "voxel_size": voxel_size, "offset": offset}}
     options = parse_options(VolumeOptions, json.dumps(values))
     kinds: tuple[Literal["raw", "labels"], ...] = ("raw", "labels")
     for kind in kinds:
-        convert.run(kind, out / f"{kind}.json", options, StorageOptions(), workers=workers)
+        convert.run(kind, out / f"{kind}.json", options, StorageOptions(), workers=workers, overwrite=overwrite)
 
 
 @main.command()
@@ -125,6 +132,7 @@ def convert(
 @click.option("--offsets", required=True, help="The affinity offsets, as JSON.")
 @click.option("--volume", "volumes", multiple=True, type=FILE, help="Manifest of raw data or labels; repeat.")
 @click.option("--teacher", type=FILE, help="Manifest of the network to distil from.")
+@click.option("--fragments", default="{}", help="The section `fragments`, as JSON: how validation segments.")
 @_device
 @_workers
 def train(
@@ -133,6 +141,7 @@ def train(
     offsets: str,
     volumes: tuple[Path, ...],
     teacher: Path | None,
+    fragments: str,
     device: str,
     workers: int,
     overwrite: bool,
@@ -147,6 +156,7 @@ def train(
         steps,
         volumes,
         teacher,
+        parse_options(FragmentsOptions, fragments),
         device=device,
         threads=workers,
         overwrite=overwrite,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -88,9 +87,8 @@ def run_tasks(client: Client, function: Callable[[T], R], items: Iterable[T]) ->
         yield item, result
 
 
-def gpu_of_worker(gpus: int) -> int:
-    """Return the GPU of this process: the workers of `local_client` are named by number."""
+def worker_number() -> int:
+    """Return the number of this process among the workers of `local_client`, from 0."""
     from distributed import get_worker
 
-    name = get_worker().name
-    return int(name) % gpus if str(name).isdigit() else os.getpid() % gpus
+    return int(get_worker().name)

@@ -2,9 +2,9 @@
 
 Beside the manifest ``x.json`` of a stage lie::
 
-    x.zarr, x.npz     the result (never an output of Snakemake: it deletes the outputs of failed jobs)
+    x.zarr, x.npz, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs)
     .x/claim.json     what the result is made of: options and inputs, written before the first block
-    .x/done/          markers of finished blocks
+    .x/64x64x64/      markers and parts of finished blocks, for blocks of this extent
     .x/lock           who is writing
 
 A stage that finds its own claim goes on where it stopped. One that finds another claim refuses, and says
@@ -34,10 +34,13 @@ from typing import Any
 
 from kdseg import __version__
 from kdseg.errors import ClaimError, MissingError, UnreadableError
+from kdseg.geometry import Triple
 
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
+CLEARING = "clearing"
+"""Fingerprint of a claim whose result is being removed; what is left of it is worth nothing."""
 STALE_S = 120.0
 """A lock of another host is taken over when its heartbeat is older than this."""
 
@@ -49,11 +52,13 @@ class Claim:
     Attributes:
         manifest: path of the manifest.
         fingerprint: hash of stage, options and inputs.
+        resumed: whether an earlier attempt had begun; speeds are then not those of the whole.
         stats: what the stage wants to be in the manifest.
     """
 
     manifest: Path
     fingerprint: str
+    resumed: bool = False
     stats: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,10 +86,11 @@ class Claim:
         """Folder of the claim, the markers and what else the stage keeps for itself."""
         return private_folder(self.manifest)
 
-    @property
-    def done(self) -> Path:
-        """Folder of the done markers."""
-        return self.private / "done"
+    def progress(self, block: Triple) -> Path:
+        """Return the folder of what is known of finished blocks of this extent; it is made."""
+        folder = self.private / "x".join(str(n) for n in block)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
 
 def private_folder(manifest: Path) -> Path:
@@ -117,15 +123,16 @@ def file_fingerprint(path: Path) -> str:
 
 
 def source_fingerprint(path: Path) -> str:
-    """Return a hash of size and time of a user's file or folder, which may be too large to read.
+    """Return a hash of names, sizes and times of a user's file or folder, which may be too large to read.
 
     Raises:
         MissingError: if there is nothing.
     """
     if not path.exists():
         raise MissingError(f"nothing at {path}")
-    facts = path.stat()
-    return fingerprint("source", {"name": path.name, "size": facts.st_size, "mtime": facts.st_mtime_ns}, {})
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    facts = {str(file.relative_to(path.parent)): file.stat() for file in files}
+    return fingerprint("source", {name: [one.st_size, one.st_mtime_ns] for name, one in facts.items()}, {})
 
 
 def read(manifest: Path) -> dict[str, Any]:
@@ -158,7 +165,9 @@ def store_of(manifest: Path) -> Path:
         raise UnreadableError(f"{manifest} ({values.get('stage')}) has no store beside it; name another manifest")
     store = manifest.with_name(values["store"])
     if not store.exists():
-        raise MissingError(f"{manifest} stands for {store}, which is gone: delete the manifest and rerun its stage")
+        raise MissingError(
+            f"{manifest} stands for {store}, which is gone: kdseg clear {manifest}, then rerun its stage"
+        )
     return store
 
 
@@ -168,7 +177,15 @@ def write_json(path: Path, values: Any) -> None:
     Raises:
         UnreadableError: if the disk does not take it.
     """
-    text = json.dumps(values, indent=2) + "\n"
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that it is there whole or not at all.
+
+    Raises:
+        UnreadableError: if the disk does not take it.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,6 +207,7 @@ def claim(
     options: Mapping[str, Any],
     inputs: Mapping[str, str],
     *,
+    volume: bool = False,
     overwrite: bool = False,
 ) -> Iterator[Claim]:
     """Hold a stage's result while the body makes it, and write the manifest when the body is done.
@@ -199,6 +217,7 @@ def claim(
         stage: name of the stage.
         options: what determines the result, as JSON values.
         inputs: fingerprint of each input.
+        volume: the result is a volume that grows block by block; if it is gone, so is the progress.
         overwrite: clear what other options or inputs made, instead of refusing.
 
     Yields:
@@ -215,8 +234,12 @@ def claim(
         made_of = {"fingerprint": mark, "stage": stage, "options": dict(options), "inputs": dict(inputs)}
         if claimed.exists():
             before = read(claimed)
-            if before["fingerprint"] != mark:
+            if before["fingerprint"] == CLEARING or (volume and not held.store.exists()):
+                _remove(held)
+            elif before["fingerprint"] != mark:
                 _refuse_or_clear(held, before, made_of, overwrite)
+            else:
+                held.resumed = True
         elif unclaimed := [path for path in held.results if path.exists()]:
             raise ClaimError(
                 f"{unclaimed[0]} is there, but no claim says what it is made of; move it away, or remove it by: "
@@ -237,12 +260,13 @@ def clear(manifest: Path) -> list[Path]:
         MissingError: if there is nothing to remove.
     """
     held = Claim(manifest, "")
-    found = _companions(held)
-    if not found and not held.private.exists():
-        raise MissingError(f"nothing to clear at {manifest}")
+    if not (held.private / "claim.json").exists():
+        raise MissingError(f"nothing to clear at {manifest}: no stage of kdseg has claimed it")
     with _locked(held.private):
+        found = _made(held)
         _remove(held)
-    shutil.rmtree(held.private)
+        # The lock goes while it is held: who waits for it finds another file at its path, and takes that.
+        shutil.rmtree(held.private)
     return found
 
 
@@ -253,7 +277,9 @@ def peak_mb() -> float:
 
 
 def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
-    stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), **held.stats}
+    voxels = held.stats.get("voxels")
+    speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
+    stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
         **made_of,
@@ -267,7 +293,7 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
 
 
 def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
-    changes = "; ".join(_differences(before, now)) or "the version of the stage"
+    changes = "; ".join(_differences(before, now)) or "its fingerprint"
     if not overwrite:
         raise ClaimError(
             f"{held.manifest.with_suffix('')} was made of something else: {changes}. Keep it by setting another "
@@ -292,37 +318,30 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _companions(held: Claim) -> list[Path]:
-    """The manifest and all results of its stage: x.json, x.zarr, and so on."""
-    return sorted(held.manifest.parent.glob(f"{held.manifest.stem}.*"))
+def _made(held: Claim) -> list[Path]:
+    """Return the manifest and the results that are there; nothing else in the folder is kdseg's."""
+    made = (held.manifest, *held.results, held.manifest.with_name(f"{held.manifest.stem}.training"))
+    return [path for path in made if path.exists()]
 
 
 def _remove(held: Claim) -> None:
-    # The claim goes last: a clearing that is killed leaves something that still says what it was.
-    held.manifest.unlink(missing_ok=True)
-    for path in _companions(held):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    for path in sorted(held.private.iterdir(), key=lambda p: p.name == "claim.json"):
-        if path.name == "lock":
-            continue
+    # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
+    claimed = held.private / "claim.json"
+    write_json(claimed, {**read(claimed), "fingerprint": CLEARING})
+    private = [path for path in held.private.iterdir() if path.name not in ("lock", "claim.json")]
+    for path in [*_made(held), *private]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
+    claimed.unlink()
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder: the kernel's on one host, a heartbeat between hosts."""
     path = folder / "lock"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise UnreadableError(f"cannot write to {folder}: {error}") from error
+    handle = _open_lock(path)
     try:
         _take(handle, path)
         beat = threading.Event()
@@ -338,19 +357,43 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _open_lock(path: Path) -> int:
+    """Return a handle of the lock file, with the kernel's lock on it where the file system has one."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise UnreadableError(f"cannot write to {path.parent}: {error}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(handle)
+            os.close(handle)
+            raise ClaimError(_in_use(path, holder)) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
+                os.close(handle)
+                raise
+        # Somebody who cleared the folder may have removed the file between opening and locking it.
+        if path.exists() and path.stat().st_ino == os.fstat(handle).st_ino:
+            return handle
+        os.close(handle)
+
+
 def _take(handle: int, path: Path) -> None:
-    holder = os.pread(handle, 4096, 0).decode(errors="replace")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ClaimError(_in_use(path, holder)) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
-            raise
-    holder = os.pread(handle, 4096, 0).decode(errors="replace")
-    fresh = time.time() - os.fstat(handle).st_mtime < STALE_S
-    if holder and fresh and _host_of(holder) != socket.gethostname():
-        raise ClaimError(_in_use(path, holder))
+    """Write our name into the lock, unless a holder on another host is alive.
+
+    A holder elsewhere that was killed leaves a fresh heartbeat: it is waited for, until it beats again or is
+    stale. That is how long the second attempt of a cluster job waits for the first one to be dead.
+    """
+    holder = _holder(handle)
+    if holder and _host_of(holder) != socket.gethostname():
+        seen = os.fstat(handle).st_mtime
+        while time.time() - seen < STALE_S:
+            time.sleep(min(1.0, STALE_S))
+            if os.fstat(handle).st_mtime != seen:
+                raise ClaimError(_in_use(path, holder))
     me = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -359,6 +402,10 @@ def _take(handle: int, path: Path) -> None:
     }
     os.truncate(handle, 0)
     os.pwrite(handle, json.dumps(me).encode(), 0)
+
+
+def _holder(handle: int) -> str:
+    return os.pread(handle, 4096, 0).decode(errors="replace")
 
 
 def _heartbeat(path: Path, stop: threading.Event) -> None:

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.checkpoint import LoadedModel, load, load_model, save, save_model
 from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.segmentation import Watershed, WatershedOptions
 from kdseg.curve import Curve
 from kdseg.errors import ClaimError, ConfigError, StageError, VoxelSizeError
 from kdseg.geometry import Offsets, is_multiple
@@ -51,6 +52,7 @@ def train(
     out: Path,
     folder: Path,
     teacher: Path | None = None,
+    watershed: Watershed | None = None,
     name: str = "",
     device: str = "auto",
     progress: bool | None = None,
@@ -68,6 +70,7 @@ def train(
         out: model file to write at the end.
         folder: for ``state.pt``, ``best.pt`` and ``curve.csv``.
         teacher: model file to distil from.
+        watershed: how validation makes fragments; default: `WatershedOptions`.
         name: stored in the model file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: show a progress bar; default: where standard error is a terminal.
@@ -79,7 +82,7 @@ def train(
     """
     steps = options.train.steps
     with joined(device) as ranks, deterministic():
-        run = _prepare(options, offsets, volumes, teacher, name, ranks)
+        run = _prepare(options, offsets, volumes, teacher, name, ranks, watershed or WatershedOptions())
         _resume(run, folder / "state.pt")
         columns = ["step", "learning_rate", *run.objective.terms, "total", *Scored._fields, "seconds"]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
@@ -116,6 +119,7 @@ class _Run:
 
     options: ModelOptions
     offsets: Offsets
+    watershed: Watershed
     name: str
     ranks: Ranks
     crops: Crops
@@ -146,7 +150,13 @@ class _Run:
 
 
 def _prepare(
-    options: ModelOptions, offsets: Offsets, volumes: Addresses, teacher: Path | None, name: str, ranks: Ranks
+    options: ModelOptions,
+    offsets: Offsets,
+    volumes: Addresses,
+    teacher: Path | None,
+    name: str,
+    ranks: Ranks,
+    watershed: Watershed,
 ) -> _Run:
     device = ranks.device
     dtype = resolve_precision(options.train.precision, device)
@@ -174,6 +184,7 @@ def _prepare(
     return _Run(
         options=options,
         offsets=offsets,
+        watershed=watershed,
         name=name,
         ranks=ranks,
         crops=crops,
@@ -262,7 +273,8 @@ def _update_average(run: _Run) -> None:
 
 
 def _validate(run: _Run, best: Path) -> Scored:
-    scores = validate(run.average, run.validation, run.offsets, run.objective.dtype, run.ranks.device)
+    dtype, device = run.objective.dtype, run.ranks.device
+    scores = validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
     if run.best_step == 0 or scores.voi < run.best.voi:
         run.best, run.best_step = scores, run.step
         meta = {"name": run.name, "step": run.step, "scores": scores._asdict()}
@@ -283,7 +295,7 @@ def _publish(best: Path, out: Path) -> None:
 def _fingerprint(run: _Run) -> str:
     # how the work is shared out and how often it is saved does not change the result
     options = run.options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every"}})
-    return f"{options} {run.offsets}"
+    return f"{options} {run.offsets} {run.watershed}"
 
 
 def _resume(run: _Run, path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.segmentation import Watershed
 from kdseg.errors import DataError
 from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.inference import predict_roi, predictor
@@ -77,10 +77,18 @@ def validation_crop(source: Source, shape: Triple) -> Validation:
     return Validation(source, roi, labels)
 
 
-def validate(network: Network, crop: Validation, offsets: Offsets, dtype: torch.dtype, device: torch.device) -> Scored:
+def validate(
+    network: Network,
+    crop: Validation,
+    offsets: Offsets,
+    dtype: torch.dtype,
+    device: torch.device,
+    watershed: Watershed,
+) -> Scored:
     """Return the scores of the segmentation at the threshold that suits it best.
 
-    The crop is segmented in one piece, as a volume would be: watershed, mean-affinity agglomeration.
+    The crop is segmented in one piece as a volume is in blocks: the run's own fragments, cleaned, and
+    mean-affinity agglomeration.
 
     Args:
         network: on ``device``.
@@ -88,6 +96,7 @@ def validate(network: Network, crop: Validation, offsets: Offsets, dtype: torch.
         offsets: of the network's affinities, nearest first.
         dtype: what convolutions compute in.
         device: where.
+        watershed: how fragments are made.
     """
     # they compile, or need scipy: only validation has to wait for that
     from kdseg.metrics.contingency import block_contingency, relabel
@@ -95,15 +104,15 @@ def validate(network: Network, crop: Validation, offsets: Offsets, dtype: torch.
     from kdseg.segmentation.agglomerate import agglomerate, cut
     from kdseg.segmentation.lut import lut
     from kdseg.segmentation.rag import block_edges
-    from kdseg.segmentation.watershed import fragments
+    from kdseg.segmentation.watershed import clean, fragments
 
     raw, roi = crop.source.raw, crop.roi
     z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
     affinities = predict_roi(predictor(network, (z, y, x), device, dtype), raw.read, raw.roi, roi)
-    pieces = fragments(affinities, offsets, WatershedOptions())
+    owned = Roi((0, 0, 0), roi.shape).slices()
+    pieces = clean(fragments(affinities, offsets, watershed, voxel_size=crop.source.voxel_size), owned, 0)
     ids = np.unique(pieces[pieces > 0])
     table = block_contingency(pieces, crop.labels)
-    owned = Roi((0, 0, 0), roi.shape).slices()
     dendrogram = agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
     best = NO_SCORE
     for threshold in THRESHOLDS:

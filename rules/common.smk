@@ -2,9 +2,15 @@
 
 import json
 
-from kdseg.config import validate
+from snakemake.exceptions import WorkflowError
 
-RUN = validate(config)
+from kdseg.config import validate
+from kdseg.errors import ConfigError
+
+try:
+    RUN = validate(config)
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
@@ -32,9 +38,6 @@ def options(*sections):
     return section_json
 
 
-def flags(wildcards):
-    """Return the switches that change how, but not what, is computed."""
-    return "--overwrite" if RUN.overwrite else ""
-
-
+# Switches that change how, but not what, is computed: no params, so that they trigger nothing.
+FLAGS = "--overwrite" if RUN.overwrite else ""
 GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0

@@ -3,6 +3,8 @@
 
 rule convert:
     """Raw data, labels or baseline of one volume as sharded OME-Zarr 0.5, cropped to its region."""
+    input:
+        lambda wildcards: RUN.volumes[wildcards.volume].files(wildcards.kind),
     output:
         manifest=results("volumes/{volume}/{kind}.json"),
     log:
@@ -20,8 +22,7 @@ rule convert:
     params:
         options=options("volumes", "{volume}"),
         storage=options("storage"),
-        flags=flags,
     shell:
         "python -m kdseg convert --kind {wildcards.kind} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q}"
-        " --workers {threads} {params.flags} > {log} 2>&1"
+        " --workers {threads} {FLAGS} > {log} 2>&1"

@@ -21,11 +21,10 @@ rule sweep:
         runtime="4h",
     params:
         options=options("evaluate"),
-        flags=flags,
     shell:
         "python -m kdseg sweep --fragments {input.fragments} --agglomeration {input.agglomeration}"
         " --labels {input.labels} --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {params.flags} > {log} 2>&1"
+        " --workers {threads} {FLAGS} > {log} 2>&1"
 
 
 rule evaluate:
@@ -48,12 +47,11 @@ rule evaluate:
         runtime="4h",
     params:
         options=options("evaluate"),
-        flags=flags,
     shell:
         "python -m kdseg evaluate --segmentation {input.segmentation} --labels {input.labels}"
         " --sweep {input.sweep} --name {wildcards.model} --volume {wildcards.volume}"
         " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {params.flags} > {log} 2>&1"
+        " --workers {threads} {FLAGS} > {log} 2>&1"
 
 
 rule evaluate_baseline:
@@ -75,12 +73,11 @@ rule evaluate_baseline:
         runtime="4h",
     params:
         options=options("evaluate"),
-        flags=flags,
     shell:
         "python -m kdseg evaluate --segmentation {input.segmentation} --labels {input.labels}"
         " --name baseline --volume {wildcards.volume}"
         " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {params.flags} > {log} 2>&1"
+        " --workers {threads} {FLAGS} > {log} 2>&1"
 
 
 rule report:

@@ -24,11 +24,10 @@ rule predict:
         storage=options("storage"),
         device=RUN.device,
         gpus=RUN.gpus,
-        flags=flags,
     shell:
         "python -m kdseg predict --raw {input.raw} --model {input.model} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
-        " --gpus {params.gpus} --workers {threads} {params.flags} > {log} 2>&1"
+        " --gpus {params.gpus} --workers {threads} {FLAGS} > {log} 2>&1"
 
 
 rule fragments:
@@ -50,11 +49,10 @@ rule fragments:
     params:
         options=options("fragments"),
         storage=options("storage"),
-        flags=flags,
     shell:
         "python -m kdseg fragments --affinities {input.affinities} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q}"
-        " --workers {threads} {params.flags} > {log} 2>&1"
+        " --workers {threads} {FLAGS} > {log} 2>&1"
 
 
 rule edges:
@@ -76,11 +74,10 @@ rule edges:
         runtime="1d",
     params:
         options=options("edges"),
-        flags=flags,
     shell:
         "python -m kdseg edges --affinities {input.affinities} --fragments {input.fragments}"
         " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {params.flags} > {log} 2>&1"
+        " --workers {threads} {FLAGS} > {log} 2>&1"
 
 
 rule agglomerate:
@@ -103,11 +100,10 @@ rule agglomerate:
         runtime="1d",
     params:
         options=options("agglomerate"),
-        flags=flags,
     shell:
         "python -m kdseg agglomerate --affinities {input.affinities} --fragments {input.fragments}"
         " --edges {input.edges} --manifest {output.manifest} --options {params.options:q}"
-        " {params.flags} > {log} 2>&1"
+        " {FLAGS} > {log} 2>&1"
 
 
 def threshold_inputs(wildcards):
@@ -141,8 +137,7 @@ rule segment:
         sweep=lambda wildcards, input: (
             f"--sweep {input.sweep}" if hasattr(input, "sweep") else ""
         ),
-        flags=flags,
     shell:
         "python -m kdseg segment --fragments {input.fragments} --agglomeration {input.agglomeration}"
         " {params.sweep} --manifest {output.manifest} --options {params.options:q}"
-        " --storage {params.storage:q} --workers {threads} {params.flags} > {log} 2>&1"
+        " --storage {params.storage:q} --workers {threads} {FLAGS} > {log} 2>&1"

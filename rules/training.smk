@@ -35,6 +35,7 @@ rule train:
     params:
         options=options("models", "{model}"),
         offsets=json.dumps(RUN.offsets),
+        fragments=options("fragments"),
         teacher=lambda wildcards, input: (
             f"--teacher {input.teacher}" if hasattr(input, "teacher") else ""
         ),
@@ -47,8 +48,7 @@ rule train:
             else ""
         ),
         device=RUN.device,
-        flags=flags,
     shell:
         "python {params.launch} -m kdseg train --manifest {output.manifest} --options {params.options:q}"
-        " --offsets {params.offsets:q} {params.volumes} {params.teacher}"
-        " --device {params.device} --workers {threads} {params.flags} > {log} 2>&1"
+        " --fragments {params.fragments:q} --offsets {params.offsets:q} {params.volumes} {params.teacher}"
+        " --device {params.device} --workers {threads} {FLAGS} > {log} 2>&1"

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from kdseg.manifests import write_json
+from kdseg.volume import open_volume
 
 
 def kdseg(*arguments, cwd):
@@ -99,6 +100,16 @@ def test_a_missing_input(tmp_path):
     done = kdseg("fragments", "--affinities", "none.json", "--manifest", "f.json", "--options", "{}", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip() == "kdseg fragments: no manifest at none.json: run the stage that makes it"
+
+
+def test_a_phantom_can_be_used_as_a_source(tmp_path):
+    done = kdseg("phantom", "p", "--shape", 16, 20, 24, "--seed", 3, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    options = json.dumps({"raw": "p/raw.zarr", "labels": "p/labels.zarr"})
+    for kind in ("raw", "labels"):
+        done = kdseg("convert", "--kind", kind, "--manifest", f"{kind}.json", "--options", options, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert open_volume(tmp_path / "labels.zarr").shape == (16, 20, 24)
 
 
 def test_help_lists_every_command(tmp_path):

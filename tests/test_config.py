@@ -70,6 +70,8 @@ MISTAKES = {
     "reserved name": (change("models.volumes", {}), r"volumes"),
     "levels": (change("models.teacher.network.downsample", [[2, 2, 2]] * 4), r"2 widths need 1 downsample"),
     "even kernel": (change("models.teacher.network.kernels", [[3, 3, 3], [2, 3, 3]]), r"must be odd"),
+    "results with a blank": (change("results", "my results"), r"results"),
+    "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
     "device": (change("device", "tpu"), r"device"),
 }
 

@@ -194,16 +194,23 @@ def test_soft_affinity_of_equals_is_zero_and_has_no_gradient() -> None:
     assert student.logits["affinities"].grad.abs().max() < 1e-8
 
 
+@pytest.mark.parametrize("balanced", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_soft_affinity_is_the_divergence_of_bernoulli_variables(temperature: float) -> None:
+def test_soft_affinity_is_the_divergence_of_bernoulli_variables(temperature: float, balanced: bool) -> None:
     student, teacher = outputs(1), outputs(2)
 
     def p(o: Outputs) -> Tensor:
         return torch.sigmoid(o.logits["affinities"].detach().double() / temperature)
 
     t, s = p(teacher), p(student)
-    expected = temperature**2 * (t * (t / s).log() + (1 - t) * ((1 - t) / (1 - s)).log()).mean()
-    value = term(SoftAffinityOptions(temperature=temperature))(student, teacher, make_batch())
+    divergence = t * (t / s).log() + (1 - t) * ((1 - t) / (1 - s)).log()
+    joined = (t > 0.5).double()
+    share = joined.mean((2, 3, 4), keepdim=True)
+    # the two classes of each channel weigh the same
+    weight = joined / share + (1 - joined) / (1 - share) if balanced else torch.ones_like(t)
+    expected = temperature**2 * ((divergence * weight).sum((2, 3, 4)) / weight.sum((2, 3, 4))).mean()
+    made = term(SoftAffinityOptions(temperature=temperature, balanced=balanced))
+    value = made(student, teacher, make_batch())
     assert value.item() == pytest.approx(expected.item(), rel=1e-4)
     value.backward()
     assert teacher.logits["affinities"].grad is None

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from kdseg.errors import ClaimError, MissingError, UnreadableError
-from kdseg.manifests import claim, clear, file_fingerprint, fingerprint, read, store_of, write_json
+from kdseg.manifests import claim, clear, file_fingerprint, fingerprint, read, source_fingerprint, store_of, write_json
 
 
 def make(manifest, options, **kwargs):
@@ -57,11 +58,11 @@ def test_changed_options_are_refused_and_named(tmp_path):
 
 def test_overwrite_starts_over(tmp_path):
     make(tmp_path / "a.json", {"tile": 3})
-    (tmp_path / ".a" / "done").mkdir()
+    (tmp_path / ".a" / "8x8x8").mkdir()
     (tmp_path / "a.zarr" / "old").touch()
     make(tmp_path / "a.json", {"tile": 4}, overwrite=True)
     assert not (tmp_path / "a.zarr" / "old").exists()
-    assert not (tmp_path / ".a" / "done").exists()
+    assert not (tmp_path / ".a" / "8x8x8").exists()
     assert read(tmp_path / "a.json")["options"] == {"tile": 4}
 
 
@@ -98,28 +99,65 @@ def test_two_runs_on_one_store_are_refused_and_a_killed_one_lets_go(tmp_path):
         pass
 
 
-@pytest.mark.parametrize(("age", "free"), [(0, False), (1000, True)])
-def test_a_lock_of_another_host_holds_while_it_beats(tmp_path, age, free):
+def test_a_lock_of_another_host_holds_while_it_beats(tmp_path):
     make(tmp_path / "a.json", {})
     lock = tmp_path / ".a" / "lock"
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    os.utime(lock, (time.time() - age,) * 2)
-    if free:
+    beat = threading.Timer(0.5, os.utime, [lock])
+    beat.start()
+    with pytest.raises(ClaimError, match="elsewhere"):
         make(tmp_path / "a.json", {})
-    else:
-        with pytest.raises(ClaimError, match="elsewhere"):
-            make(tmp_path / "a.json", {})
+    beat.join()
+
+
+def test_a_lock_of_another_host_that_beats_no_more_is_waited_for_and_taken(tmp_path, monkeypatch):
+    make(tmp_path / "a.json", {})
+    (tmp_path / ".a" / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    monkeypatch.setattr("kdseg.manifests.STALE_S", 0.8)
+    started = time.monotonic()
+    make(tmp_path / "a.json", {})
+    assert time.monotonic() - started > 0.5
+
+
+def test_a_store_that_is_gone_takes_its_progress_with_it(tmp_path):
+    make(tmp_path / "a.json", {}, volume=True)
+    for child in (tmp_path / "a.zarr").iterdir():
+        child.unlink()
+    (tmp_path / "a.zarr").rmdir()
+    (tmp_path / ".a" / "8x8x8").mkdir()
+    with claim(tmp_path / "a.json", "predict", {}, {"raw": "abc"}, volume=True) as held:
+        assert not held.resumed
+        assert not (tmp_path / ".a" / "8x8x8").exists()
+    with claim(tmp_path / "b.json", "edges", {}, {}) as held:
+        held.progress((8, 8, 8)).joinpath("part").touch()
+    with claim(tmp_path / "b.json", "edges", {}, {}) as held:  # a table is written last: parts are kept
+        assert held.resumed
+        assert (held.progress((8, 8, 8)) / "part").exists()
+
+
+def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
+    make(tmp_path / "a.json", {})
+    (tmp_path / ".a" / "8x8x8").mkdir()
+    claimed = tmp_path / ".a" / "claim.json"
+    claimed.write_text(json.dumps({**json.loads(claimed.read_text()), "fingerprint": "clearing"}))
+    (tmp_path / "a.zarr" / "data").unlink()  # it got this far
+    with claim(tmp_path / "a.json", "predict", {}, {"raw": "abc"}) as held:
+        assert not held.store.exists()
+        assert not (tmp_path / ".a" / "8x8x8").exists()
 
 
 def test_clear_removes_what_the_stage_made_and_nothing_else(tmp_path):
     make(tmp_path / "a.json", {})
     make(tmp_path / "ab.json", {})
-    (tmp_path / "a.curve.csv").touch()
+    (tmp_path / "a.training").mkdir()
+    (tmp_path / "a.backup.zarr").touch()
     removed = clear(tmp_path / "a.json")
-    assert {path.name for path in removed} == {"a.json", "a.zarr", "a.curve.csv"}
-    assert {path.name for path in tmp_path.iterdir()} == {"ab.json", "ab.zarr", ".ab"}
+    assert {path.name for path in removed} == {"a.json", "a.zarr", "a.training"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ab.json", "ab.zarr", ".ab", "a.backup.zarr"}
+    (tmp_path / "a.json").write_text("{}")  # a file of the user's
     with pytest.raises(MissingError, match="nothing to clear"):
         clear(tmp_path / "a.json")
+    assert (tmp_path / "a.json").exists()
 
 
 def test_bad_manifests(tmp_path):
@@ -143,6 +181,18 @@ def test_write_json_is_whole_or_absent(tmp_path):
     assert json.loads(path.read_text()) == {"a": 1}
     with pytest.raises(UnreadableError, match="cannot write"):
         write_json(tmp_path / "x.json" / "y.json", {})
+
+
+def test_a_changed_source_is_noticed_in_a_folder_too(tmp_path):
+    folder = tmp_path / "sections"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a.tif").write_text("a")
+    before = source_fingerprint(folder)
+    assert source_fingerprint(folder) == before
+    (folder / "deep" / "a.tif").write_text("ab")
+    assert source_fingerprint(folder) != before
+    with pytest.raises(MissingError):
+        source_fingerprint(tmp_path / "none")
 
 
 def test_fingerprints(tmp_path):

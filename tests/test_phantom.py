@@ -147,9 +147,9 @@ def test_sections_are_displaced_and_vary() -> None:
 
 def test_objects_do_not_depend_on_the_window() -> None:
     # Trees reach far out of a block: a window that cut them would give them other labels.
-    key = np.uint64(5)
+    key = np.uint64(10)  # one whose trees leave the first window
     small = tissue(key, (0.0, 0.0, 0.0), (100.0, 100.0, 2000.0))
-    large = tissue(key, (-2500.0, -300.0, 0.0), (100.0, 100.0, 2900.0))
+    large = tissue(key, (-1500.0, -1500.0, -1500.0), (1600.0, 1600.0, 3500.0))
     owners = {tuple(start) + tuple(axis): o for start, axis, o in zip(*(large[k] for k in (0, 1, 4)), strict=True)}
     compared = 0
     for start, axis, owner in zip(small.start, small.axis, small.owner, strict=True):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from toy_volumes import cells, write_volume
 
-from kdseg import training
+from kdseg import training, validation
 from kdseg.checkpoint import load, load_model
 from kdseg.config import ModelOptions, validate
 from kdseg.curve import Curve, read_curve
@@ -273,6 +273,7 @@ def test_gradients_are_clipped_and_norms_do_not_decay(volumes: Any) -> None:
     assert (decaying["weight_decay"], rest["weight_decay"]) == (1e-2, 0)
     assert all(p.ndim == 5 for p in decaying["params"])
     assert all(p.ndim == 1 for p in rest["params"])
+    assert len(decaying["params"]) + len(rest["params"]) == len(list(state.objective.parameters()))
 
 
 @pytest.fixture(scope="module")
@@ -361,7 +362,7 @@ class Oracle(Network):
         return Outputs({"affinities": torch.where(same, 9.0, -9.0)}, ())
 
 
-def test_validation_of_an_oracle(tmp_path: Path) -> None:
+def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, labels = cells((30, 50, 50), 12)
     raw = write_volume(tmp_path / "raw.zarr", (labels * 20).astype(np.uint8))
     source = Source("a", raw, write_volume(tmp_path / "labels.zarr", labels[3:, 5:, :], offset=(30.0, 50.0, 0.0)))
@@ -372,6 +373,8 @@ def test_validation_of_an_oracle(tmp_path: Path) -> None:
     assert scored.voi == pytest.approx(scored.voi_split + scored.voi_merge)
     assert scored.voi < 0.4
     assert scored.arand < 0.05
+    monkeypatch.setattr(validation, "THRESHOLDS", (0.5, 1.0))  # the last one merges everything
+    assert score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU).threshold == 0.5
 
 
 def test_validation_where_nothing_is_labelled_is_refused(tmp_path: Path) -> None:

@@ -54,8 +54,8 @@ def finished(tmp_path_factory, values):
     return folder, config
 
 
-def voxels(folder):
-    volume = open_volume(store_of(folder / "results" / "test" / FINAL))
+def voxels(folder, path=FINAL):
+    volume = open_volume(store_of(folder / "results" / "test" / path))
     return volume.read(volume.roi)
 
 
@@ -106,16 +106,23 @@ def test_a_changed_option_is_refused_until_it_is_cleared_or_overwritten(finished
     assert stats["options"]["dust"] == 3
 
 
+def progress(work, claim):
+    """Return whether a stage has something to resume, or is done."""
+    folder, name = (work / claim).parent, Path(claim).name.removeprefix(".")
+    begun = [*folder.glob(f".{name}/blocks-*.txt"), *folder.glob(f"{name}.training/state.pt")]
+    begun += folder.glob(f".{name}/[0-9]*x*/*")
+    return bool(begun) or (folder / f"{name}.json").exists()
+
+
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, tmp_path, values):
+def test_killed_in_each_stage_it_ends_with_the_same_bytes(finished, tmp_path, values):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--cores", "2",
-        "--configfile", config, "--workflow-profile", ROOT / "profiles" / "default", "--nolock",
+        "--configfile", config, "--workflow-profile", ROOT / "profiles" / "default",
     ]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # One kill in each stage: as soon as its claim is there, the stage is at work.
     work = tmp_path / "results" / "test"
     claims = ["volumes/train/.raw", "teacher/.model", "student/.model"]
     claims += [f"student/tune/.{stage}" for stage in ("affinities", "fragments", "edges", "agglomeration")]
@@ -128,9 +135,49 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(finished, tmp_path, 
             env=environment,
             start_new_session=True,
         )
-        while not (work / claim / "claim.json").exists() and run.poll() is None:
+        while not progress(work, claim) and run.poll() is None:
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
-    snakemake(tmp_path, config, "--nolock")
-    assert (voxels(tmp_path) == voxels(finished[0])).all()
+    snakemake(tmp_path, config)
+    for name in ("labels", "affinities", "fragments", "segmentation"):
+        path = Path("volumes/tune" if name == "labels" else "student/tune") / f"{name}.json"
+        one, other = (voxels(folder, path) for folder in (tmp_path, finished[0]))
+        assert (one == other).all(), name
+    for name in ("edges", "agglomeration"):
+        one, other = (folder / "results/test/student/tune" / f"{name}.npz" for folder in (tmp_path, finished[0]))
+        assert one.read_bytes() == other.read_bytes(), name
+
+
+def test_a_mistake_is_told_at_the_prompt(finished, tmp_path, values):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({**values, "predicct": {}}))
+    text = snakemake(tmp_path, config, check=False)
+    assert "predicct: Extra inputs are not permitted" in text
+    wrong = json.loads(json.dumps(values))
+    (tmp_path / "a.tif").write_text("no TIFF")
+    wrong["volumes"]["train"] = {"raw": "a.tif", "labels": "a.tif"}
+    config.write_text(yaml.safe_dump(wrong))
+    text = snakemake(tmp_path, config, "--until", "convert", check=False)
+    assert "kdseg convert: " in text
+    assert "a.tif" in text
+
+
+def test_real_em_goes_all_the_way(em_data, tmp_path, values):
+    real = json.loads(json.dumps(values))
+    source = em_data / "fib25_tiny.h5"
+    for name, first, depth in (("train", 0, 40), ("tune", 40, 24)):
+        real["volumes"][name] = {
+            "raw": f"{source}:/volumes/raw",
+            "labels": f"{source}:/volumes/labels/neuron_ids",
+            "roi": {"offset": [first, 0, 0], "shape": [depth, 96, 96]},
+        }
+    real["models"] = {"teacher": real["models"]["teacher"]}
+    real["evaluate"] |= {"models": ["teacher"], "dust": 100}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(real))
+    snakemake(tmp_path, config)
+    stats = json.loads((tmp_path / "results/test/teacher/tune/scores.json").read_text())["stats"]
+    assert 0 < stats["scores"]["voi"] < 20
+    assert stats["labels"] > 10
+    assert stats["voxels"] == 24 * 96 * 96

@@ -51,8 +51,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 class Config(Section):
     """Everything one run needs."""
 
-    results: str = "results"
-    """Folder of all that is written."""
+    results: Annotated[str, Field(pattern=r"^[^\s'\"$`\\{}]+$")] = "results"
+    """Folder of all that is written; its path has no blanks, quotes or braces."""
     title: str = "kdseg"
     """Headline of the report."""
     overwrite: bool = False
@@ -94,6 +94,8 @@ class Config(Section):
                     "the first three offsets must be one-voxel steps along z, y and x, in this order; "
                     f"got {self.offsets[:3]}"
                 )
+        if self.gpus > 1 and not self.device.startswith("cuda"):
+            raise ValueError(f"gpus: {self.gpus} needs `device: cuda`, got {self.device!r}")
         if len(set(self.offsets)) != len(self.offsets) or (0, 0, 0) in self.offsets:
             raise ValueError(f"offsets must be distinct and not zero, got {self.offsets}")
         return self

@@ -65,6 +65,11 @@ class VolumeOptions(Section):
             raise ValueError(f"intensity must be (low, high) with low < high, got {self.intensity}")
         return self
 
+    def files(self, kind: str) -> list[str]:
+        """Return the files or folders that a dataset of this volume is made from; none for a phantom."""
+        addresses = dict.fromkeys(filter(None, (self.raw, getattr(self, kind))))
+        return [address.partition(":/")[0] for address in addresses]
+
     @property
     def labelled(self) -> bool:
         """Whether there is ground truth."""

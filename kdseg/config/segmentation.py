@@ -55,6 +55,9 @@ class WaterzOptions(Section):
     high: Probability = 0.9999
 
 
+Watershed = Annotated[WatershedOptions | MutexOptions | WaterzOptions, Field(discriminator="method")]
+
+
 class FragmentsOptions(Section):
     """Supervoxels per block of a canonical grid."""
 
@@ -62,9 +65,7 @@ class FragmentsOptions(Section):
     """Grid cell in voxels; a multiple of the shard. Fragments are a function of it."""
     halo: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (32, 32, 32)
     """Voxels read around a cell, so that its fragments continue across its faces."""
-    watershed: Annotated[WatershedOptions | MutexOptions | WaterzOptions, Field(discriminator="method")] = (
-        WatershedOptions()
-    )
+    watershed: Watershed = WatershedOptions()
     dust: Annotated[int, Field(ge=0)] = 0
     """Fragments of fewer voxels are dropped."""
 

@@ -48,6 +48,8 @@ class SoftAffinityOptions(_Term):
     name: Literal["soft_affinity"] = "soft_affinity"
     temperature: Positive = 1.0
     """Both logits are divided by it; the term is multiplied by its square."""
+    balanced: bool = True
+    """Let the pairs that the teacher cuts count as much as those that it joins."""
 
 
 TermOptions = Annotated[

@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from kdseg.config.terms import SoftAffinityOptions
 from kdseg.errors import ConfigError
-from kdseg.losses.base import Context, Term
+from kdseg.losses.base import Context, Term, balance, weighted_mean
 from kdseg.models import Batch, Outputs
 
 
@@ -17,12 +17,13 @@ class SoftAffinityTerm(Term):
 
     Hinton et al. 2015 for independent two-way decisions: per offset and voxel, the Kullback-Leibler divergence
     between Bernoulli variables with the logits divided by the temperature, times its square. It is the cross
-    entropy less the teacher's own entropy, so that it is 0 where the two agree.
+    entropy less the teacher's own entropy, so that it is 0 where the two agree. Balanced, the pairs that the
+    teacher would cut count as much as those that it would join: boundaries are few and decide everything.
     """
 
     def __init__(self, options: SoftAffinityOptions, context: Context) -> None:
         super().__init__()
-        self.temperature = options.temperature
+        self.temperature, self.balanced = options.temperature, options.balanced
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the term; see `Term`.
@@ -35,5 +36,8 @@ class SoftAffinityTerm(Term):
         ours = student.logits["affinities"].float() / self.temperature
         theirs = teacher.logits["affinities"].detach().float() / self.temperature
         p = torch.sigmoid(theirs)
-        entropy = -(p * logsigmoid(theirs) + (1 - p) * logsigmoid(-theirs)).mean()
-        return self.temperature**2 * (binary_cross_entropy_with_logits(ours, p) - entropy)
+        entropy = -(p * logsigmoid(theirs) + (1 - p) * logsigmoid(-theirs))
+        divergence = binary_cross_entropy_with_logits(ours, p, reduction="none") - entropy
+        everywhere = torch.ones_like(p, dtype=torch.bool)
+        weights = balance(p > 0.5, everywhere) if self.balanced else everywhere.float()
+        return self.temperature**2 * weighted_mean(divergence, weights)

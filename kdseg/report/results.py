@@ -49,10 +49,7 @@ class Results:
 
     def rate(self, key: str) -> float | None:
         """Return how fast a stage was in million voxels per second, None if it did not measure it."""
-        measured, voxels, seconds = (self.number(key, name) for name in ("mvox_per_s", "voxels", "seconds"))
-        if measured is not None or not voxels or not seconds:
-            return measured
-        return voxels / seconds / 1e6
+        return self.number(key, "mvox_per_s")
 
     def store(self, key: str) -> Path | None:
         """Return the result that lies beside a finished manifest, None if there is none."""

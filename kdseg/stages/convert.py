@@ -69,7 +69,7 @@ def _run_phantom(
     if kind == "baseline":
         raise ConfigError("a phantom has no baseline: remove it from what is scored")
     made_of = {"kind": kind, "phantom": options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
-    with claim(manifest, "convert", made_of, {}, overwrite=overwrite) as held:
+    with claim(manifest, "convert", made_of, {}, volume=True, overwrite=overwrite) as held:
         offset = _product(options.offset, options.voxel_size)
         _create(held, kind, options.shape, options.voxel_size, offset, storage)
         function = partial(write_phantom_block, options, kind, held.store)
@@ -137,7 +137,7 @@ def _fill(
     workers: int,
 ) -> None:
     total = Roi((0, 0, 0), shape)
-    run_blocks(f"convert-{kind}", total, block, function, workers=workers, done=held.done)
+    run_blocks(f"convert-{kind}", total, block, function, workers=workers, done=held.progress(block))
     method: Literal["mean", "mode"] = "mean" if kind == "raw" else "mode"
     build_levels(held.store, storage.levels, method, workers=workers, done=held.private)
     held.stats["voxels"] = total.size

@@ -52,11 +52,10 @@ def run(
     if source.shape != labelled.shape:
         raise ShapeError(f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs")
     inputs = {"affinities": read(affinities)["fingerprint"], "fragments": read(fragments)["fingerprint"]}
-    with claim(manifest, "edges", options.model_dump(mode="json"), inputs, overwrite=overwrite) as held:
-        parts = held.private / "blocks"
-        parts.mkdir(exist_ok=True)
+    with claim(manifest, "edges", {}, inputs, overwrite=overwrite) as held:
+        parts = held.progress(options.block)
         function = partial(edges_block, store_of(affinities), store_of(fragments), parts)
-        run_blocks("edges", source.roi, options.block, function, workers=workers, done=held.done)
+        run_blocks("edges", source.roi, options.block, function, workers=workers, done=parts)
         tables = [read_table(_part(parts, block.index)) for block in blocks(source.roi, options.block)]
         edges = merge(Edges(t["u"], t["v"], t["affinity_sum"], t["contact"]) for t in tables)
         fragment, size = _add_sizes(tables)

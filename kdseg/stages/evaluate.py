@@ -133,11 +133,10 @@ def align(ours: Volume, labels: Volume) -> tuple[Triple, Roi]:
 
 
 def _contingency(segmentation: Path, labels: Path, options: EvaluateOptions, workers: int, held: Claim) -> Contingency:
-    parts = held.private / "blocks"
-    parts.mkdir(exist_ok=True)
+    parts = held.progress(options.block)
     shift, common = align(open_volume(segmentation), open_volume(labels))
     function = partial(contingency_block, segmentation, labels, shift, parts)
-    run_blocks("evaluate", common, options.block, function, workers=workers, done=held.done)
+    run_blocks("evaluate", common, options.block, function, workers=workers, done=parts)
     tables = (read_table(_part(parts, block.index)) for block in blocks(common, options.block))
     counts = drop_small_labels(merge(Contingency(t["segment"], t["label"], t["count"]) for t in tables), options.dust)
     if not len(counts.count):
@@ -151,7 +150,7 @@ def _part(parts: Path, index: Triple) -> Path:
 
 
 def _made_of(options: EvaluateOptions) -> dict[str, Any]:
-    return {"dust": options.dust, "block": list(options.block)}
+    return {"dust": options.dust}
 
 
 def _inputs(**manifests: Path) -> dict[str, str]:

@@ -68,7 +68,7 @@ def run(
             offset=source.offset,
         )
         function = partial(fragment_block, store_of(affinities), held.store, options, grid)
-        run_blocks("fragments", source.roi, options.block, function, workers=workers, done=held.done)
+        run_blocks("fragments", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
         held.stats["voxels"] = source.roi.size
 
 

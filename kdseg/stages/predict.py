@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -14,12 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.checkpoint import load_model
-from kdseg.cluster import gpu_of_worker, local_client, run_tasks
+from kdseg.cluster import local_client, run_tasks, worker_number
 from kdseg.config import PredictOptions, StorageOptions
 from kdseg.errors import DataError, ShapeError, StageError, VoxelSizeError
 from kdseg.geometry import Block, Triple, blocks, is_multiple
 from kdseg.inference import Predictor, predict_roi, predictor
-from kdseg.manifests import claim, peak_mb, read, store_of
+from kdseg.manifests import claim, file_fingerprint, peak_mb, read, store_of, write_json
 from kdseg.models.device import resolve_device, resolve_precision
 from kdseg.volume import Volume, create_volume, open_volume
 
@@ -38,7 +39,6 @@ class Work:
     out: Path
     tile: Triple
     device: str
-    gpus: int
     precision: str
 
 
@@ -88,8 +88,8 @@ def run(
         "precision": precision,
         "storage": storage.model_dump(mode="json"),
     }
-    inputs = {"raw": read(raw)["fingerprint"], "model": read(model)["fingerprint"]}
-    with claim(manifest, "predict", made_of, inputs, overwrite=overwrite) as held:
+    inputs = {"raw": read(raw)["fingerprint"], "model": file_fingerprint(weights)}
+    with claim(manifest, "predict", made_of, inputs, volume=True, overwrite=overwrite) as held:
         create_volume(
             held.store,
             shape=source.shape,
@@ -102,18 +102,11 @@ def run(
             compress=False,
             attributes={"offsets": [list(o) for o in loaded.offsets]},
         )
-        work = Work(store_of(raw), weights, held.store, options.tile, device, gpus, precision)
+        work = Work(store_of(raw), weights, held.store, options.tile, str(where), precision)
         count = gpus if where.type == "cuda" else workers
         done = Done(held.private / f"blocks-{'x'.join(map(str, options.block))}.txt")
-        seconds, voxels, peak = _run_blocks(work, source, options.block, count, done)
-        held.stats.update(
-            voxels=source.roi.size,
-            device=where.type,
-            workers=count,
-            peak_mb=round(max(peak, peak_mb()), 1),
-            mvox_per_s=round(voxels / seconds / 1e6, 3) if voxels else None,
-            predict_seconds=round(seconds, 3),
-        )
+        held.stats.update(voxels=source.roi.size, device=where.type, workers=count)
+        held.stats.update(_measured(_run_blocks(work, source, options.block, count, done), held.private / "speed.json"))
 
 
 class Done:
@@ -152,7 +145,8 @@ def _predictor(work: Work) -> Predictor:
     import torch
 
     torch.set_num_threads(1)
-    device = resolve_device(f"cuda:{gpu_of_worker(work.gpus)}" if work.device.startswith("cuda") else work.device)
+    # Workers are numbered; each takes the GPU of its number, unless one was named.
+    device = resolve_device(f"cuda:{worker_number()}" if work.device == "cuda" else work.device)
     network = load_model(work.model).network
     return predictor(network, work.tile, device, getattr(torch, work.precision))
 
@@ -181,6 +175,21 @@ def _progress(
     from tqdm import tqdm
 
     yield from tqdm(results, total=total, desc="predict", unit="block", disable=not sys.stderr.isatty())
+
+
+def _measured(attempt: tuple[float, int, float], note: Path) -> dict[str, float | None]:
+    """Return speed and memory of this attempt, or of the last one that had anything to do."""
+    seconds, voxels, peak = attempt
+    if voxels:
+        speed = round(voxels / seconds / 1e6, 3)
+        memory = round(max(peak, peak_mb()), 1)
+        write_json(note, {"mvox_per_s": speed, "peak_mb": memory})
+    elif note.exists():
+        before = json.loads(note.read_text())
+        speed, memory = before["mvox_per_s"], before["peak_mb"]
+    else:
+        return {"mvox_per_s": None}
+    return {"mvox_per_s": speed, "peak_mb": memory}
 
 
 def _check(source: Volume, trained_on: tuple[float, float, float], raw: Path) -> None:

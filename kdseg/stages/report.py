@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kdseg import __version__
 from kdseg.config import Config
-from kdseg.errors import UnreadableError
-from kdseg.manifests import write_json
+from kdseg.manifests import write_json, write_text
 from kdseg.report.page import page
 from kdseg.report.results import collect
 from kdseg.report.table import rows, table_text
@@ -49,19 +47,3 @@ def run(config: Config, out: Path) -> None:
     write_json(out.with_name("summary.json"), summary)
     # The page is what a workflow waits for: it comes last.
     write_text(out, page(results, table, found, made))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file so that it is there whole or not at all.
-
-    Raises:
-        UnreadableError: if the disk does not take it.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UnreadableError(f"cannot write {path}: {error}") from error

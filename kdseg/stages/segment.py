@@ -55,9 +55,9 @@ def run(
             f"there is no look-up table for the threshold {threshold}, only for {table['thresholds'].tolist()}: add "
             "it to agglomerate.thresholds"
         )
-    made_of = {**options.model_dump(mode="json"), "threshold": threshold, "storage": storage.model_dump(mode="json")}
+    made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
     inputs = {"fragments": read(fragments)["fingerprint"], "agglomeration": read(agglomeration)["fingerprint"]}
-    with claim(manifest, "segment", made_of, inputs, overwrite=overwrite) as held:
+    with claim(manifest, "segment", made_of, inputs, volume=True, overwrite=overwrite) as held:
         source = open_volume(store_of(fragments))
         if source.voxel_size is None:
             raise ShapeError(f"{fragments} has no voxel size")
@@ -74,7 +74,7 @@ def run(
         lut = held.private / "lut.npz"
         write_table(lut, {"fragment": table["fragment"], "segment": table["lut"][row[0]]})
         function = partial(segment_block, store_of(fragments), lut, held.store)
-        run_blocks("segment", source.roi, options.block, function, workers=workers, done=held.done)
+        run_blocks("segment", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
         build_levels(held.store, storage.levels, "mode", workers=workers, done=held.private)
         held.stats.update(voxels=source.roi.size, threshold=threshold)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdseg.checkpoint import load_model
-from kdseg.config import ModelOptions
+from kdseg.config import FragmentsOptions, ModelOptions
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
-from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of
+from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of, write_text
 from kdseg.models import count_parameters, kmac_per_voxel
 from kdseg.training import Result, train
 
@@ -24,6 +24,7 @@ def run(
     offsets: Offsets,
     volumes: Sequence[Path],
     teacher: Path | None,
+    fragments: FragmentsOptions,
     *,
     device: str = "auto",
     threads: int = 1,
@@ -40,8 +41,10 @@ def run(
         offsets: one affinity channel each.
         volumes: manifests ``…/{volume}/raw.json`` and ``…/{volume}/labels.json``.
         teacher: manifest of the network to distil from, where the options name one.
+        fragments: how validation makes fragments; the run's own section.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: CPU threads; their number may change the last bit of a float.
+        threads: CPU threads. Their number may change the last bit of a float, so that a run goes on with as
+            many as it was begun with.
         overwrite: clear what other options or inputs made.
 
     Raises:
@@ -52,13 +55,13 @@ def run(
     """
     import torch
 
-    torch.set_num_threads(threads)
     addresses = _addresses(volumes)
     inputs = {f"{path.parent.name}/{path.stem}": read(path)["fingerprint"] for path in volumes}
     if teacher is not None:
-        inputs["teacher"] = read(teacher)["stats"]["weights"]
+        inputs["teacher"] = file_fingerprint(store_of(teacher))
 
     def work(held: Claim) -> Result:
+        torch.set_num_threads(_as_begun(held.private / "threads", threads))
         return train(
             options,
             offsets=offsets,
@@ -66,6 +69,7 @@ def run(
             out=held.model,
             folder=training_folder(manifest),
             teacher=None if teacher is None else store_of(teacher),
+            watershed=fragments.watershed,
             name=manifest.parent.name,
             device=device,
         )
@@ -73,7 +77,11 @@ def run(
     if int(os.environ.get("RANK", "0")) > 0:
         work(Claim(manifest, ""))
         return
-    made_of = {**options.model_dump(mode="json", exclude=HOW), "offsets": [list(o) for o in offsets]}
+    made_of = {
+        **options.model_dump(mode="json", exclude=HOW),
+        "offsets": [list(o) for o in offsets],
+        "watershed": fragments.watershed.model_dump(mode="json"),
+    }
     with claim(manifest, "train", made_of, inputs, overwrite=overwrite) as held:
         result = work(held)
         network = load_model(held.model).network
@@ -92,6 +100,14 @@ def run(
 def training_folder(manifest: Path) -> Path:
     """Return the folder of the curve and the resumable state."""
     return manifest.with_name(f"{manifest.stem}.training")
+
+
+def _as_begun(note: Path, threads: int) -> int:
+    """Return the number of threads that the run was begun with, which is ``threads`` if it begins now."""
+    if note.exists():
+        return int(note.read_text())
+    write_text(note, str(threads))
+    return threads
 
 
 def _addresses(manifests: Sequence[Path]) -> dict[str, tuple[str | Path, str | Path | None]]:
