@@ -2,9 +2,9 @@
 
     python benchmarks/kill_in_each_stage.py CONFIG.yaml UNINTERRUPTED_RESULTS
 
-CONFIG's `results:` must be another, empty folder. Each stage is killed two seconds after it claimed its
-result, with its whole process group. Prints one line per kill, then whether every segmentation is the same
-to the byte; the exit code tells too.
+CONFIG's `results:` must be another, empty folder. Each stage is killed, with its whole process group, a moment
+after it claimed its result; training after its first checkpoint. Prints one line per kill, then whether every
+segmentation is the same to the byte; the exit code tells too.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ def main(path: Path, reference: Path) -> int:
     model, volume = config.evaluate.models[-1], config.evaluate.volumes[-1]
     stages = ("affinities", "fragments", "edges", "agglomeration", "segmentation", "scores")
     claims += [f"{model}/{volume}/.{stage}" for stage in stages]
-    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--nolock", "--configfile", str(path)]
+    command = [sys.executable, "-m", "snakemake", "--cores", "all", "--configfile", str(path)]
     for claim in claims:
         run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        while not (results / claim / "claim.json").exists() and run.poll() is None:
+        sign = results / claim / "claim.json"
+        if claim.endswith("/.model"):
+            sign = results / claim.removesuffix("/.model") / "model.training" / "state.pt"
+        while not sign.exists() and run.poll() is None:
             time.sleep(0.02)
-        time.sleep(2)
+        time.sleep(0.3)
         alive = run.poll() is None
         if alive:
             os.killpg(run.pid, signal.SIGKILL)

@@ -24,7 +24,16 @@ from ome_zarr.reader import Reader
 
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.convert import block_shape, convert_block, plan_labels, plan_raw, to_labels, to_uint8
-from kdseg.errors import ConfigError, DataError, KdsegError, ShapeError, StageError, UnreadableError, VoxelSizeError
+from kdseg.errors import (
+    ClaimError,
+    ConfigError,
+    DataError,
+    KdsegError,
+    ShapeError,
+    StageError,
+    UnreadableError,
+    VoxelSizeError,
+)
 from kdseg.geometry import Roi, blocks, is_multiple
 from kdseg.manifests import read
 from kdseg.phantom import phantom_block
@@ -235,7 +244,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     assert len(again) <= 2
 
 
-def test_a_damaged_source_that_was_mended_is_finished_with_the_rest_only(tmp_path: Path) -> None:
+def test_a_damaged_source_is_refused_and_once_mended_it_is_another_source(tmp_path: Path) -> None:
     path = tmp_path / "s.zarr"
     array = zarr.create_array(str(path), shape=(16, 16, 48), chunks=(16, 16, 16), dtype="f4")
     data = np.random.default_rng(0).random((16, 16, 48), np.float32)
@@ -247,11 +256,10 @@ def test_a_damaged_source_that_was_mended_is_finished_with_the_rest_only(tmp_pat
     assert "\n" not in str(caught.value)
     manifest = tmp_path / "out" / "raw.json"
     assert not manifest.exists()
-    first = manifest.with_suffix(".zarr") / "0/c/0/0/0"
-    before = first.stat().st_mtime_ns
     array[3, 4, 40] = data[3, 4, 40]
-    run("raw", tmp_path, options)
-    assert first.stat().st_mtime_ns == before
+    with pytest.raises(ClaimError, match=r"inputs\.raw was"):
+        run("raw", tmp_path, options)
+    run("raw", tmp_path, options, overwrite=True)
     np.testing.assert_array_equal(stored(manifest), to_uint8(data, 0, 1))
 
 

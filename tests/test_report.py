@@ -302,17 +302,17 @@ def test_the_text_table_is_aligned():
 def test_better(tmp_path):
     verdict = verdict_of(tmp_path, GOOD)
     assert verdict.outcome == "better"
-    assert "the distilled student fast is better than the same network trained alone (alone)" in verdict.sentence
+    assert "the distilled student “fast” is better than the same network trained alone (“alone”)" in verdict.sentence
     assert "VOI 0.700 instead of 1.000 bits (−0.300, −30 %)" in verdict.sentence
     assert "ARAND 0.070 instead of 0.150 (−0.080, −53 %)" in verdict.sentence
-    assert "of the gap to the teacher heavy it closes 60 % in VOI and 80 % in ARAND" in verdict.sentence
+    assert "of the gap to the teacher “heavy” it closes 60 % in VOI and 80 % in ARAND" in verdict.sentence
     assert "it is better than the baseline (VOI 0.850 bits, ARAND 0.080)" in verdict.sentence
 
 
 def test_not_better(tmp_path):
     verdict = verdict_of(tmp_path, GOOD | {"fast": (0.7, 0.5, 0.2)})
     assert verdict.outcome == "not better"
-    assert "fast is NOT better than the same network trained alone" in verdict.sentence
+    assert "“fast” is NOT better than the same network trained alone" in verdict.sentence
     assert "it closes −40 % in VOI and −50 % in ARAND" in verdict.sentence
     assert "it is NOT better than the baseline" in verdict.sentence
 
@@ -324,12 +324,12 @@ def test_equal_is_not_better(tmp_path):
 def test_mixed(tmp_path):
     verdict = verdict_of(tmp_path, GOOD | {"fast": (0.4, 0.3, 0.2)})
     assert verdict.outcome == "mixed"
-    assert "fast is neither better nor worse than the same network" in verdict.sentence
+    assert "“fast” is neither better nor worse than the same network" in verdict.sentence
 
 
 def test_a_teacher_that_is_not_better(tmp_path):
     verdict = verdict_of(tmp_path, GOOD | {"heavy": (0.7, 0.4, 0.12)})
-    assert "the teacher heavy is itself NOT better than the student alone in VOI (1.100)" in verdict.sentence
+    assert "the teacher “heavy” is itself NOT better than the student alone in VOI (1.100)" in verdict.sentence
     assert verdict.closures == pytest.approx({"arand": 0.08 / 0.03})
     assert "it closes 267 % in ARAND" in verdict.sentence
 
@@ -344,7 +344,7 @@ def test_missing_scores(tmp_path):
 def test_a_teacher_without_scores(tmp_path):
     verdict = verdict_of(tmp_path, {name: GOOD[name] for name in ("alone", "fast")})
     assert verdict.outcome == "better"
-    assert "the teacher heavy has no scores there" in verdict.sentence
+    assert "the teacher “heavy” has no scores there" in verdict.sentence
     assert verdict.closures == {}
 
 

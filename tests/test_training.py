@@ -21,6 +21,7 @@ from toy_volumes import cells, write_volume
 from kdseg import training, validation
 from kdseg.checkpoint import load, load_model
 from kdseg.config import ModelOptions, validate
+from kdseg.config.segmentation import WatershedOptions
 from kdseg.curve import Curve, read_curve
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageError, VoxelSizeError
 from kdseg.models import Network, Outputs
@@ -238,7 +239,7 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path, volumes: Any) -> None:
 
 
 def prepared(made: ModelOptions, volumes: Any, teacher: Path | None = None) -> Any:
-    return training._prepare(made, OFFSETS, volumes, teacher, "x", Ranks(CPU))
+    return training._prepare(made, OFFSETS, volumes, teacher, "x", Ranks(CPU), WatershedOptions())
 
 
 def test_the_average_follows_the_weights(volumes: Any) -> None:
@@ -369,12 +370,12 @@ def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     crop = validation_crop(source, (21, 99, 40))
     assert (crop.roi.offset, crop.roi.shape) == ((6, 5, 5), (21, 45, 40))
     np.testing.assert_array_equal(crop.labels, labels[6:27, 5:50, 5:45])
-    scored = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU)
+    scored = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions())
     assert scored.voi == pytest.approx(scored.voi_split + scored.voi_merge)
     assert scored.voi < 0.4
     assert scored.arand < 0.05
     monkeypatch.setattr(validation, "THRESHOLDS", (0.5, 1.0))  # the last one merges everything
-    assert score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU).threshold == 0.5
+    assert score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions()).threshold == 0.5
 
 
 def test_validation_where_nothing_is_labelled_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_run_ends_with_a_scored_report(finished):
         stats = json.loads((results / model / "tune" / "scores.json").read_text())["stats"]
         assert stats["scores"]["voi"] >= 0
         assert stats["model"] == model
-    assert len(np.unique(voxels(folder))) > 1
+    assert len(np.unique(voxels(folder))) > 10
     assert jobs(folder, config) == set()
 
 

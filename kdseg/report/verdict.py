@@ -99,7 +99,8 @@ def _verdict(config: Config, at: dict[tuple[str, str], Row], student: str, volum
         return Verdict(student, volume, outcome, sentence)
     closures, gap = _gap(ours, at[alone, volume], at.get((teacher_name, volume)), teacher_name)
     sentence = (
-        f"On {volume}, the distilled student {student} is {_WORDS[outcome]} the same network trained alone ({alone}): "
+        f"On {volume}, the distilled student “{student}” is {_WORDS[outcome]} the same network trained alone "
+        f"(“{alone}”): "
         f"{_changes(ours, at[alone, volume])}; {gap}{_against(ours, at.get(('baseline', volume)))}."
     )
     return Verdict(student, volume, outcome, sentence, closures, _notes(config, student, alone, volume))
@@ -116,7 +117,7 @@ def _changes(ours: Row, alone: Row) -> str:
 
 def _gap(ours: Row, alone: Row, teacher: Row | None, name: str) -> tuple[dict[str, float], str]:
     if teacher is None or teacher.voi is None or teacher.arand is None:
-        return {}, f"the teacher {name} has no scores there, so what part of its lead was gained is not measured"
+        return {}, f"the teacher “{name}” has no scores there, so what part of its lead was gained is not measured"
     closures, closed, behind = {}, [], []
     for key, label, _ in METRICS:
         before, after, best = (float(getattr(row, key)) for row in (alone, ours, teacher))
@@ -128,9 +129,9 @@ def _gap(ours: Row, alone: Row, teacher: Row | None, name: str) -> tuple[dict[st
             closed.append(f"{100 * part:.0f} % in {label}".replace("-", "−"))
     parts = []
     if closed:
-        parts.append(f"of the gap to the teacher {name} it closes {' and '.join(closed)}")
+        parts.append(f"of the gap to the teacher “{name}” it closes {' and '.join(closed)}")
     if behind:
-        parts.append(f"the teacher {name} is itself NOT better than the student alone in {' and '.join(behind)}")
+        parts.append(f"the teacher “{name}” is itself NOT better than the student alone in {' and '.join(behind)}")
     return closures, "; ".join(parts)
 
 
