@@ -54,7 +54,9 @@ def _manifests(*names: str) -> Callable[[F], F]:
 
 
 def _writes(function: F) -> F:
-    function = click.option("--overwrite", is_flag=True, help="Clear what other options or inputs made.")(function)
+    function = click.option(
+        "--overwrite", is_flag=True, envvar="KDSEG_OVERWRITE", help="Clear what other options or inputs made."
+    )(function)
     return click.option("--manifest", required=True, type=FILE, help="Manifest to write.")(function)
 
 

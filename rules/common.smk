@@ -38,6 +38,29 @@ def options(*sections):
     return section_json
 
 
-# Switches that change how, but not what, is computed: no params, so that they trigger nothing.
-FLAGS = "--overwrite" if RUN.overwrite else ""
+def training_inputs(wildcards):
+    """Return the manifests that one model is trained on."""
+    train = RUN.models[wildcards.model].train
+    labelled = dict.fromkeys((*train.volumes, train.validate_on))
+    names = dict.fromkeys((*labelled, *train.unlabelled))
+    inputs = {
+        "raw": [results(f"volumes/{name}/raw.json") for name in names],
+        "labels": [results(f"volumes/{name}/labels.json") for name in labelled],
+    }
+    if train.teacher:
+        inputs["teacher"] = results(f"{train.teacher}/model.json")
+    return inputs
+
+
+def threshold_inputs(wildcards):
+    """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
+    if RUN.segment.threshold is not None:
+        return {}
+    return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
+
+
 GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
+
+# How, but not what, is computed: no parameter of a rule, so that it makes nothing run again.
+if RUN.overwrite:
+    shell.prefix("export KDSEG_OVERWRITE=1; ")

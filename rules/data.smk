@@ -25,4 +25,4 @@ rule convert:
     shell:
         "python -m kdseg convert --kind {wildcards.kind} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q}"
-        " --workers {threads} {FLAGS} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"

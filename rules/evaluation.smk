@@ -24,7 +24,7 @@ rule sweep:
     shell:
         "python -m kdseg sweep --fragments {input.fragments} --agglomeration {input.agglomeration}"
         " --labels {input.labels} --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {FLAGS} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"
 
 
 rule evaluate:
@@ -51,7 +51,7 @@ rule evaluate:
         "python -m kdseg evaluate --segmentation {input.segmentation} --labels {input.labels}"
         " --sweep {input.sweep} --name {wildcards.model} --volume {wildcards.volume}"
         " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {FLAGS} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"
 
 
 rule evaluate_baseline:
@@ -77,7 +77,7 @@ rule evaluate_baseline:
         "python -m kdseg evaluate --segmentation {input.segmentation} --labels {input.labels}"
         " --name baseline --volume {wildcards.volume}"
         " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {FLAGS} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"
 
 
 rule report:

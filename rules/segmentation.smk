@@ -27,7 +27,7 @@ rule predict:
     shell:
         "python -m kdseg predict --raw {input.raw} --model {input.model} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
-        " --gpus {params.gpus} --workers {threads} {FLAGS} > {log} 2>&1"
+        " --gpus {params.gpus} --workers {threads} > {log} 2>&1"
 
 
 rule fragments:
@@ -52,7 +52,7 @@ rule fragments:
     shell:
         "python -m kdseg fragments --affinities {input.affinities} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q}"
-        " --workers {threads} {FLAGS} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"
 
 
 rule edges:
@@ -77,7 +77,7 @@ rule edges:
     shell:
         "python -m kdseg edges --affinities {input.affinities} --fragments {input.fragments}"
         " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} {FLAGS} > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"
 
 
 rule agglomerate:
@@ -103,14 +103,7 @@ rule agglomerate:
     shell:
         "python -m kdseg agglomerate --affinities {input.affinities} --fragments {input.fragments}"
         " --edges {input.edges} --manifest {output.manifest} --options {params.options:q}"
-        " {FLAGS} > {log} 2>&1"
-
-
-def threshold_inputs(wildcards):
-    """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
-    if RUN.segment.threshold is not None:
-        return {}
-    return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
+        " > {log} 2>&1"
 
 
 rule segment:
@@ -140,4 +133,4 @@ rule segment:
     shell:
         "python -m kdseg segment --fragments {input.fragments} --agglomeration {input.agglomeration}"
         " {params.sweep} --manifest {output.manifest} --options {params.options:q}"
-        " --storage {params.storage:q} --workers {threads} {FLAGS} > {log} 2>&1"
+        " --storage {params.storage:q} --workers {threads} > {log} 2>&1"

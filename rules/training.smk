@@ -1,20 +1,6 @@
 """Volumes → networks, teacher and students alike."""
 
 
-def training_inputs(wildcards):
-    """Return the manifests that one model is trained on."""
-    train = RUN.models[wildcards.model].train
-    labelled = dict.fromkeys((*train.volumes, train.validate_on))
-    names = dict.fromkeys((*labelled, *train.unlabelled))
-    inputs = {
-        "raw": [results(f"volumes/{name}/raw.json") for name in names],
-        "labels": [results(f"volumes/{name}/labels.json") for name in labelled],
-    }
-    if train.teacher:
-        inputs["teacher"] = results(f"{train.teacher}/model.json")
-    return inputs
-
-
 rule train:
     """One network. Its weights, curve and resumable state lie beside the manifest and are no outputs."""
     input:
@@ -51,4 +37,4 @@ rule train:
     shell:
         "python {params.launch} -m kdseg train --manifest {output.manifest} --options {params.options:q}"
         " --fragments {params.fragments:q} --offsets {params.offsets:q} {params.volumes} {params.teacher}"
-        " --device {params.device} --workers {threads} {FLAGS} > {log} 2>&1"
+        " --device {params.device} --workers {threads} > {log} 2>&1"
