@@ -113,7 +113,7 @@ def test_a_lock_of_another_host_holds_while_it_beats(tmp_path):
 def test_a_lock_of_another_host_that_beats_no_more_is_waited_for_and_taken(tmp_path, monkeypatch):
     make(tmp_path / "a.json", {})
     (tmp_path / ".a" / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    monkeypatch.setattr("kdseg.manifests.STALE_S", 0.8)
+    monkeypatch.setattr("kdseg.locks.STALE_S", 0.8)
     started = time.monotonic()
     make(tmp_path / "a.json", {})
     assert time.monotonic() - started > 0.5
