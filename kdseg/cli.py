@@ -69,7 +69,10 @@ _device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda
 @click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
-    """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result."""
+    """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
+
+    Snakemake calls most of these; by hand you need `check` and `clear`.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("distributed").setLevel(logging.WARNING)
 

@@ -291,7 +291,8 @@ def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], o
     if not overwrite:
         raise ClaimError(
             f"{held.manifest.with_suffix('')} was made of something else: {changes}. Keep it by setting another "
-            f"`results:` folder, or remove it by: kdseg clear {held.manifest}  (or set `overwrite: true`)"
+            f"`results:` folder, or remove it by: kdseg clear {held.manifest}  (or set "
+            "`overwrite: true`, by hand `--overwrite`)"
         )
     log.warning("clearing %s, since it was made of something else: %s", held.manifest.with_suffix(""), changes)
     _remove(held)

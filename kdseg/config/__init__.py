@@ -202,6 +202,8 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or "configuration"
-        got = "" if problem["type"] == "missing" or not problem["loc"] else f" (got {problem['input']!r:.120})"
-        lines.append(f"{where}: {problem['msg']}{got}")
-    return "configuration: " + "; ".join(lines)
+        quoted = problem["type"] != "missing" and not isinstance(problem["input"], dict)
+        got = f" (got {problem['input']!r:.120})" if quoted else ""
+        message = problem["msg"].removeprefix("Value error, ").replace("Extra inputs are not permitted", "unknown key")
+        lines.append(f"{where}: {message}{got}")
+    return "\n".join(lines)

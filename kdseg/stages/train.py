@@ -11,7 +11,7 @@ from kdseg.config import FragmentsOptions, ModelOptions
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
 from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of, write_text
-from kdseg.models import count_parameters, kmac_per_voxel
+from kdseg.models import count_parameters, kmac_per_voxel, resolve_device
 from kdseg.training import Result, train
 
 HOW = {"train": {"loader_workers", "checkpoint_every"}}
@@ -93,7 +93,7 @@ def run(
             best_step=result.step,
             best_voi=result.scores.voi,
             best_arand=result.scores.arand,
-            device=device,
+            device=str(resolve_device(device)),
         )
 
 
