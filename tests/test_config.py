@@ -85,7 +85,7 @@ def test_a_mistake_is_one_clear_line(values, mistake):
     with pytest.raises(ConfigError, match=message) as caught:
         validate(values)
     # Models share sections through YAML anchors: one line for each place that is wrong.
-    assert all(re.match(r"[\w./-]+: \S", line) for line in str(caught.value).splitlines())
+    assert all(re.match(r"\S+: \S", line) for line in str(caught.value).splitlines())
 
 
 def test_files_that_are_no_configuration(tmp_path):

@@ -33,7 +33,8 @@ def run(config: Config, out: Path) -> None:
     table = rows(results)
     found = verdicts(config, table)
     made = datetime.now(UTC)
-    text = f"{headline(found)}\n\n{table_text(table)}"
+    notes = "".join(f"{note}\n" for verdict in found for note in verdict.notes)
+    text = f"{headline(found)}\n{notes}\n{table_text(table)}"
     log.info("%s", text)
     summary = {
         "title": config.title,
