@@ -56,7 +56,8 @@ from kdseg.geometry import Roi
 folder = pathlib.Path(sys.argv[1])
 def slow(block):
     (folder / "_".join(map(str, block.index))).touch()
-    time.sleep(0.3)
+    time.sleep(0.4)
+    (folder.parent / "late" / "_".join(map(str, block.index))).touch()
 run_blocks("slow", Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8), slow, workers=int(sys.argv[2]), done=folder.parent / "done")
 """
 
@@ -65,17 +66,19 @@ run_blocks("slow", Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8), slow, workers=int(sy
 def test_a_killed_run_does_the_rest_only(tmp_path, workers):
     out = tmp_path / "out"
     out.mkdir()
+    (tmp_path / "late").mkdir()
     run = subprocess.Popen([sys.executable, "-c", SLOW, str(out), str(workers)])
     while len(list(out.iterdir())) < 5:
         time.sleep(0.02)
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    time.sleep(0.5)  # orphaned workers end with their parent
-    before = set(out.iterdir())
+    before, late = set(out.iterdir()), set((tmp_path / "late").iterdir())
+    time.sleep(0.8)
+    # Orphaned workers end with their parent, in the middle of a block: they hold no lock any more.
+    assert set((tmp_path / "late").iterdir()) == late
+    assert set(out.iterdir()) == before
     redone = []
     run_blocks("slow", TOTAL, BLOCK, lambda b: redone.append(b.index), workers=1, done=tmp_path / "done")
     everything = {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
     assert {path.name for path in before} | {"_".join(map(str, i)) for i in redone} == everything
     assert len(redone) <= len(everything) - 5 + workers
-    time.sleep(0.5)
-    assert set(out.iterdir()) == before
