@@ -31,7 +31,7 @@ def perfect_affinities(labels, offsets=NEAREST):
     return affinities
 
 
-def store(manifest, array, **attributes):
+def store(manifest, array, offset=(0.0, 0.0, 0.0), **attributes):
     """Write an array as a stage's result: uint8 affinities (c, z, y, x), or a volume (z, y, x)."""
     with claim(manifest, "test", {"sum": int(array.sum())}, {}) as held:
         volume = create_volume(
@@ -41,6 +41,7 @@ def store(manifest, array, **attributes):
             chunk=STORAGE.chunk,
             shard=STORAGE.shard,
             voxel_size=VOXEL_SIZE,
+            offset=offset,
             channels=array.shape[0] if array.ndim == 4 else None,
             attributes=attributes,
         )

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 
-from kdseg.config import SegmentOptions
+from kdseg.config import EvaluateOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi
+from kdseg.manifests import read
 from kdseg.phantom import phantom_block
 from kdseg.segmentation.rag import block_edges
 from kdseg.stages import evaluate, segment
@@ -138,3 +139,13 @@ def test_alignment_of_labels_and_segmentation(tmp_path, labels):
         evaluate.align(volume, place(volume.array, (9.0, 10.0, 10.0), (0.0, 0.0, 0.0)))
     with pytest.raises(ShapeError, match="do not overlap"):
         evaluate.align(volume, place(volume.array, volume.voxel_size, (4000.0, 0.0, 0.0)))
+
+
+def test_labels_of_a_part_are_compared_with_that_part(tmp_path, labels):
+    whole = store(tmp_path / "whole.json", labels)
+    part = store(tmp_path / "part.json", labels[8:, 4:, :33].copy(), offset=(80.0, 40.0, 0.0))
+    scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 32, 32))
+    evaluate.run(whole, part, tmp_path / "scores.json", scoring)
+    stats = read(tmp_path / "scores.json")["stats"]
+    assert stats["scores"]["voi"] == 0
+    assert stats["voxels"] == 32 * 66 * 33
