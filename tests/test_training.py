@@ -374,6 +374,9 @@ def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert scored.voi == pytest.approx(scored.voi_split + scored.voi_merge)
     assert scored.voi < 0.4
     assert scored.arand < 0.05
+    # Where the run's own watershed finds no inside, nothing is told apart: the option is used.
+    blind = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions(boundary=1.0))
+    assert blind.voi > scored.voi + 0.5
     monkeypatch.setattr(validation, "THRESHOLDS", (0.5, 1.0))  # the last one merges everything
     assert score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions()).threshold == 0.5
 
