@@ -218,7 +218,7 @@ def _optimiser(objective: nn.Module, options: TrainOptions) -> torch.optim.Optim
 def _step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
     """Do one step of the optimiser; return its row of the curve."""
     train = run.options.train
-    weights = {term.name: term_weight(term, run.step) for term in train.terms}
+    weights = {term.name: term_weight(term, run.step, train.steps) for term in train.terms}
     rate = learning_rate(run.step, train)
     for group in run.optimiser.param_groups:
         group["lr"] = rate
@@ -226,7 +226,7 @@ def _step(run: _Run, batches: Iterator[Batch]) -> dict[str, float]:
     run.trained.train()
     values = torch.zeros(len(weights), device=run.ranks.device)
     for part in range(train.accumulate):
-        batch = Batch(*(t.to(run.ranks.device, non_blocking=True) for t in next(batches)))
+        batch = next(batches).to(run.ranks.device)
         batch = batch._replace(raw=channels_last(batch.raw))
         last = part == train.accumulate - 1
         # gradients of the parts add up locally; processes exchange them once

@@ -74,7 +74,7 @@ def test_crops_without_labels_do_not_dilute_the_others(options: Any) -> None:
     labels[1], mask[1] = 0, False
     value = term(options)(student, None, Batch(batch.raw, labels, mask))
     first = Outputs({k: v[:1] for k, v in student.logits.items()}, ())
-    alone = term(options)(first, None, Batch(*(t[:1] for t in batch)))
+    alone = term(options)(first, None, Batch(*(t[:1] for t in batch[:3])))
     assert value.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -105,7 +105,7 @@ def test_ids_and_the_order_of_crops_do_not_matter(options: Any) -> None:
     def swapped(o: Outputs) -> Outputs:
         return Outputs({k: v.flip(0) for k, v in o.logits.items()}, ())
 
-    other = term(options)(swapped(student), swapped(teacher), Batch(*(t.flip(0) for t in batch)))
+    other = term(options)(swapped(student), swapped(teacher), Batch(*(t.flip(0) for t in batch[:3])))
     assert other.item() == pytest.approx(value.item(), rel=1e-5)
 
 
@@ -233,8 +233,15 @@ def test_distilling_from_nobody_is_refused() -> None:
 
 def test_weights_warm_up_linearly() -> None:
     options = SoftAffinityOptions(weight=0.5, warmup=10)
-    assert [term_weight(options, step) for step in (0, 4, 10, 1000)] == [0, 0.2, 0.5, 0.5]
-    assert term_weight(AffinityOptions(weight=2.0), 0) == 2
+    assert [term_weight(options, step, 1000) for step in (0, 4, 10, 999)] == [0, 0.2, 0.5, 0.5]
+    assert term_weight(AffinityOptions(weight=2.0), 0, 1000) == 2
+
+
+@pytest.mark.parametrize(("decay", "middle"), [("none", 2.0), ("linear", 1.0), ("cosine", 1.0)])
+def test_weights_start_late_and_decay_to_nothing(decay: str, middle: float) -> None:
+    options = SoftAffinityOptions(weight=2.0, start=20, warmup=10, decay=decay)
+    found = [term_weight(options, step, 130) for step in (0, 19, 25, 30, 80, 130)]
+    assert found == pytest.approx([0, 0, 1, 2, middle, 2.0 if decay == "none" else 0.0])
 
 
 def test_objective_trains_the_parameters_of_terms_too() -> None:

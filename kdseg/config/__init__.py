@@ -121,9 +121,10 @@ class Config(Section):
                 self._expect_labelled(volume, f"models.{name}.train")
             for volume in train.unlabelled:
                 self._expect(volume, self.volumes, f"models.{name}.train.unlabelled", "volume")
-            if train.teacher is not None:
-                self._expect(train.teacher, self.models, f"models.{name}.train.teacher", "model")
+            for teacher in train.teachers:
+                self._expect(teacher, self.models, f"models.{name}.train.teacher", "model")
             self._refuse_cycle(name)
+            self._expect_embeddings(name)
         for volume in (*self.evaluate.volumes, self.evaluate.tune_on):
             self._expect_labelled(volume, "evaluate")
         for model_name in self.evaluate.models:
@@ -140,12 +141,25 @@ class Config(Section):
             raise ValueError(f"{where} needs ground truth of the volume {name!r}: give it `labels`")
 
     def _refuse_cycle(self, name: str) -> None:
-        seen, teacher = {name}, self.models[name].train.teacher
-        while teacher is not None and teacher in self.models:
-            if teacher in seen:
+        seen: set[str] = set()
+        ahead = list(self.models[name].train.teachers)
+        while ahead:
+            teacher = ahead.pop()
+            if teacher == name:
                 raise ValueError(f"the model {name!r} is, through its teachers, its own teacher")
-            seen.add(teacher)
-            teacher = self.models[teacher].train.teacher
+            if teacher in self.models and teacher not in seen:
+                seen.add(teacher)
+                ahead.extend(self.models[teacher].train.teachers)
+
+    def _expect_embeddings(self, name: str) -> None:
+        train = self.models[name].train
+        tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
+        without = [teacher for teacher in train.teachers if not self.models[teacher].heads.embedding]
+        if tapped and without:
+            raise ValueError(
+                f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
+                "them heads.embedding, or tap a decoder level (e.g. 0) or the affinities"
+            )
 
 
 def validate(values: dict[str, Any]) -> Config:

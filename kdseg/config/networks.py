@@ -88,6 +88,20 @@ class AugmentOptions(Section):
     """Shift one section, or all sections from one on; the labels move with them."""
 
 
+class TeachingOptions(Section):
+    """How teachers teach."""
+
+    outputs: Literal["online", "stored"] = "online"
+    """`online`: teachers predict each crop as it is augmented. `stored`: they predict the volumes once, and crops
+    are cut from that; affinities follow flips and quarter turns, nothing else, and there are no features."""
+    combine: Literal["mean", "confidence"] = "mean"
+    """Several teachers: the mean of their affinities, or each weighted by its distance from 1/2."""
+    average: Literal["none", "flips", "all"] = "none"
+    """Average each teacher's affinities over mirror images of the crop, or over `rotate` as well."""
+    instances: Literal["none", "segmentation"] = "none"
+    """Neurons of unlabelled volumes, for terms on instances: none, or the first teacher's own segmentation."""
+
+
 class TrainOptions(Section):
     """How one network is trained. Teacher and student go through the same stage."""
 
@@ -97,10 +111,15 @@ class TrainOptions(Section):
     """Names of further volumes whose crops feed only the distillation terms."""
     validate_on: str
     """Name of a labelled volume for validation by VOI."""
-    teacher: str | None = None
-    """Name of the model to distil from; none trains on ground truth alone."""
+    teacher: str | tuple[str, ...] | None = None
+    """Name of the model to distil from, or of several; none trains on ground truth alone."""
+    teaching: TeachingOptions = TeachingOptions()
+    distil: bool = True
+    """Off: train on ground truth alone, whatever `teacher`, `unlabelled` and the distillation terms say."""
     terms: tuple[TermOptions, ...] = (AffinityOptions(),)
     """Summands of the loss."""
+    normalise: bool = False
+    """Divide each term by the running mean of its value, so that weights are comparable."""
     steps: Count = 1000
     batch: Count = 2
     crop: Extent = (64, 64, 64)
@@ -136,13 +155,55 @@ class TrainOptions(Section):
         if len(set(names)) != len(names):
             raise ValueError(f"each term may be given once, got {names}")
         distilling = [term.name for term in self.terms if term.from_teacher]
-        if distilling and self.teacher is None:
+        if distilling and not self.teacher:
             raise ValueError(f"the terms {distilling} need a `teacher`")
-        if self.teacher is not None and not distilling:
+        if self.teacher and not distilling:
             raise ValueError(f"teacher {self.teacher!r} is named, but no term uses it: add e.g. soft_affinity")
         if self.unlabelled and not distilling:
             raise ValueError("`unlabelled` volumes feed only distillation terms, and there is none")
+        if isinstance(self.teacher, tuple) and len(set(self.teacher)) != len(self.teacher):
+            raise ValueError(f"each teacher may be named once, got {self.teacher}")
+        if not self.active_terms:
+            raise ValueError(f"with `distil: false` no term is left of {names}: add e.g. affinity")
         return self
+
+    @model_validator(mode="after")
+    def _teachers_give_what_terms_need(self) -> Self:
+        features = [t.name for t in self.terms if t.from_teacher and t.features_used]
+        if self.teaching.outputs == "stored":
+            if features:
+                raise ValueError(
+                    f"the terms {features} need the teacher's features, which are not stored: use "
+                    "`teaching.outputs: online`, or tap the affinities or the embedding"
+                )
+            if self.augment.elastic or self.augment.misaligned_section:
+                raise ValueError(
+                    "stored outputs follow flips and quarter turns only: set `augment.elastic` and "
+                    "`augment.misaligned_section` to 0, or use `teaching.outputs: online`"
+                )
+        if features and (len(self.teachers) > 1 or self.teaching.average != "none"):
+            raise ValueError(
+                f"the terms {features} compare features, which cannot be averaged over teachers or mirror images: "
+                "name one teacher, with `teaching.average: none`, or tap the affinities"
+            )
+        return self
+
+    @property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of the models to distil from; none with ``distil: false``."""
+        if self.teacher is None or not self.distil:
+            return ()
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+
+    @property
+    def active_terms(self) -> tuple[TermOptions, ...]:
+        """The terms that are trained; with ``distil: false`` those on ground truth."""
+        return tuple(term for term in self.terms if self.distil or not term.from_teacher)
+
+    @property
+    def active_unlabelled(self) -> tuple[str, ...]:
+        """Names of the unlabelled volumes in use; none with ``distil: false``."""
+        return self.unlabelled if self.distil else ()
 
 
 class ModelOptions(Section):
@@ -154,12 +215,15 @@ class ModelOptions(Section):
 
     @model_validator(mode="after")
     def _heads_are_trained(self) -> Self:
-        names = {term.name for term in self.train.terms}
-        if not names & {"affinity", "soft_affinity"}:
-            raise ValueError(
-                f"affinities need a term that trains them, `affinity` or `soft_affinity`; got {sorted(names)}"
-            )
-        for head, there in (("lsd", self.heads.lsd), ("embedding", self.heads.embedding > 0)):
-            if there != (head in names):
-                raise ValueError(f"heads.{head} and the term {head!r} need each other: give both or neither")
+        terms = self.train.active_terms
+        names = sorted(term.name for term in terms)
+        if not {"affinity", "soft_affinity"}.intersection(names):
+            raise ValueError(f"affinities need a term that trains them, `affinity` or `soft_affinity`; got {names}")
+        if self.heads.lsd != ("lsd" in names):
+            raise ValueError("heads.lsd and the term 'lsd' need each other: give both or neither")
+        tapped = [term.name for term in terms if "embedding" in term.taps_used]
+        if tapped and not self.heads.embedding:
+            raise ValueError(f"the terms {tapped} need an embedding: set heads.embedding, e.g. to 16")
+        if self.heads.embedding and not tapped:
+            raise ValueError("heads.embedding and a term on it need each other, e.g. `embedding`: give both or neither")
         return self

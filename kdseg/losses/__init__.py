@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import cos, pi
 from typing import Any
 
 from torch import nn
@@ -28,8 +29,21 @@ def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDi
     return nn.ModuleDict({option.name: TERMS[option.name](option, context) for option in options})
 
 
-def term_weight(options: TermOptions, step: int) -> float:
-    """Return the weight of a term at a step: it grows linearly from 0 over the term's warm-up."""
-    if step >= options.warmup:
-        return options.weight
-    return options.weight * step / options.warmup
+def term_weight(options: TermOptions, step: int, steps: int) -> float:
+    """Return the weight of a term at a step.
+
+    It is 0 up to ``start``, grows linearly over ``warmup`` and then, as ``decay`` says, stays or falls to 0.
+
+    Args:
+        options: of the term.
+        step: from 0.
+        steps: of the whole run.
+    """
+    since = step - options.start
+    if since < 0:
+        return 0.0
+    if since < options.warmup:
+        return options.weight * since / options.warmup
+    done = min((since - options.warmup) / max(steps - options.start - options.warmup, 1), 1)
+    left = {"none": 1.0, "linear": 1 - done, "cosine": (1 + cos(pi * done)) / 2}[options.decay]
+    return options.weight * left

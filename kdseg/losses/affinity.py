@@ -17,13 +17,14 @@ class SoftAffinityTerm(Term):
 
     Hinton et al. 2015 for independent two-way decisions: per offset and voxel, the Kullback-Leibler divergence
     between Bernoulli variables with the logits divided by the temperature, times its square. It is the cross
-    entropy less the teacher's own entropy, so that it is 0 where the two agree. Balanced, the pairs that the
-    teacher would cut count as much as those that it would join: boundaries are few and decide everything.
+    entropy less the teacher's own entropy, so that it is 0 where the two agree. Or the squared error of the
+    probabilities. Balanced, the pairs that the teacher would cut count as much as those that it would join:
+    boundaries are few and decide everything.
     """
 
     def __init__(self, options: SoftAffinityOptions, context: Context) -> None:
         super().__init__()
-        self.temperature, self.balanced = options.temperature, options.balanced
+        self.criterion, self.temperature, self.balanced = options.criterion, options.temperature, options.balanced
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the term; see `Term`.
@@ -36,8 +37,10 @@ class SoftAffinityTerm(Term):
         ours = student.logits["affinities"].float() / self.temperature
         theirs = teacher.logits["affinities"].detach().float() / self.temperature
         p = torch.sigmoid(theirs)
+        known = torch.ones_like(p, dtype=torch.bool) if teacher.known is None else teacher.known
+        weights = balance(p > 0.5, known) if self.balanced else known.float()
+        if self.criterion == "mse":
+            return weighted_mean((torch.sigmoid(ours) - p) ** 2, weights)
         entropy = -(p * logsigmoid(theirs) + (1 - p) * logsigmoid(-theirs))
         divergence = binary_cross_entropy_with_logits(ours, p, reduction="none") - entropy
-        everywhere = torch.ones_like(p, dtype=torch.bool)
-        weights = balance(p > 0.5, everywhere) if self.balanced else everywhere.float()
         return self.temperature**2 * weighted_mean(divergence, weights)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from kdseg.geometry import Offsets
-from kdseg.models import Batch, Network, Outputs, autocast
+from kdseg.models import Batch, Network, Outputs, Widths, autocast
 
 
 class Context(NamedTuple):
@@ -18,11 +20,15 @@ class Context(NamedTuple):
         offsets: one affinity channel each.
         voxel_size: nm, (z, y, x).
         lsd_sigma: nm, width of the window of the local shape descriptors.
+        student: channels of the student's outputs.
+        teacher: channels of the teacher's; no features if it is stored. None without a teacher.
     """
 
     offsets: Offsets
     voxel_size: tuple[float, float, float]
     lsd_sigma: float = 80.0
+    student: Widths | None = None
+    teacher: Widths | None = None
 
     @property
     def isotropic(self) -> bool:
@@ -31,13 +37,22 @@ class Context(NamedTuple):
 
 
 class Term(nn.Module):
-    """One summand of the loss; subclasses say what it is in `value`.
+    """One summand of the loss, of one or several parts; subclasses define `value`, or `values` and `weights`.
 
-    A term may own parameters (e.g. a projector); they are trained with the student.
+    A term may own parameters, e.g. a projector: all that take a gradient are trained with the student. What a
+    term learns in another way it keeps in buffers or its extra state, so that a continued run has it.
     """
 
+    weights: Mapping[str, float] = MappingProxyType({"": 1.0})
+    """Weight of each part by its name; a term of one part calls it ``""``."""
+
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the unweighted term, a float32 scalar, computed in float32 whatever the network computed in.
+        """Return the weighted sum of the parts, a float32 scalar; see `parts`."""
+        found = self.parts(student, teacher, batch)
+        return torch.stack([self.weights[name] * part for name, part in found.items()]).sum()
+
+    def parts(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Return the unweighted parts, float32 scalars, computed in float32 whatever the network computed in.
 
         Args:
             student: with gradient.
@@ -45,10 +60,14 @@ class Term(nn.Module):
             batch: what both saw.
         """
         with torch.autocast(batch.raw.device.type, enabled=False):
-            return self.value(student, teacher, batch)
+            return self.values(student, teacher, batch)
+
+    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts by name, the keys of `weights`; autocast is off."""
+        return {"": self.value(student, teacher, batch)}
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; autocast is off."""
+        """Return the only part of a term; autocast is off."""
         raise NotImplementedError
 
 
@@ -67,10 +86,30 @@ class Objective(nn.Module):
         self.network, self.terms, self.dtype = network, terms, dtype
 
     def forward(self, batch: Batch, teacher: Outputs | None) -> dict[str, Tensor]:
-        """Return each term by name, unweighted."""
+        """Return each part of each term, unweighted, by the names of `part_weights`."""
         with autocast(self.dtype, batch.raw.device):
             student = self.network(batch.raw)
-        return {name: term(student, teacher, batch) for name, term in self.terms.items()}
+        return {
+            part_name(name, part): value
+            for name, term in self._named_terms()
+            for part, value in term.parts(student, teacher, batch).items()
+        }
+
+    def part_weights(self) -> dict[str, tuple[str, float]]:
+        """Return, by the name of each part, its term and its weight within the term."""
+        return {
+            part_name(name, part): (name, weight)
+            for name, term in self._named_terms()
+            for part, weight in term.weights.items()
+        }
+
+    def _named_terms(self) -> Iterator[tuple[str, Term]]:
+        yield from cast("Iterable[tuple[str, Term]]", self.terms.items())
+
+
+def part_name(term: str, part: str) -> str:
+    """Return what a part is called in the curve: ``term`` or ``term.part``."""
+    return f"{term}.{part}" if part else term
 
 
 def balance(target: Tensor, known: Tensor) -> Tensor:

@@ -49,19 +49,24 @@ class LsdTerm(Term):
 class EmbeddingTerm(Term):
     """Class-balanced squared error between the cosines of voxel embeddings and affinities.
 
-    The cosine of two voxels of one neuron is to be 1, of two neurons 0 (Liu et al., arXiv 2401.06370).
+    The cosine of two voxels of one neuron is to be 1, of two neurons 0 (Liu et al., arXiv 2401.06370). As
+    published, errors are summed over offsets and divided by the voxels of the crops, known or not.
     """
 
     def __init__(self, options: EmbeddingOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
         self.boundary = _window(options.boundary, context)
+        self.published = options.reduction == "published"
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         cosine = embedding_affinities(student.logits["embedding"].float(), self.offsets)
         target, known = _pairs(batch, self.offsets, self.boundary)
-        return weighted_mean((cosine - target.float()) ** 2, balance(target, known))
+        error, weights = (cosine - target.float()) ** 2, balance(target, known)
+        if self.published:
+            return (error * weights).sum() / batch.labels.numel()
+        return weighted_mean(error, weights)
 
 
 def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kdseg.config.networks import HeadOptions, NetworkOptions, UNetOptions
 from kdseg.geometry import Offsets
-from kdseg.models.base import Batch, Network, Outputs, count_parameters
+from kdseg.models.base import Batch, Network, Outputs, Taught, Widths, count_parameters, widths
 from kdseg.models.cost import kmac_per_voxel
 from kdseg.models.device import autocast, resolve_device, resolve_precision
 from kdseg.models.dynunet import DynUNet
@@ -15,6 +15,8 @@ __all__ = [
     "Batch",
     "Network",
     "Outputs",
+    "Taught",
+    "Widths",
     "autocast",
     "build",
     "count_parameters",
@@ -22,6 +24,7 @@ __all__ = [
     "kmac_per_voxel",
     "resolve_device",
     "resolve_precision",
+    "widths",
 ]
 
 

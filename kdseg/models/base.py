@@ -21,10 +21,38 @@ class Outputs(NamedTuple):
         logits: float (n, c, z, y, x) per head: ``affinities`` (one channel per offset, sigmoid gives the
             probability), ``lsd`` (10 channels, sigmoid gives the descriptor), ``embedding`` (as it is).
         features: float (n, c, z, y, x) after each decoder level, finest first; the last one is the bottleneck.
+        skips: float (n, c, z, y, x) after each encoder level above the bottleneck, finest first; of the shape of
+            the features of its level.
+        known: bool (n, c, z, y, x), which affinities were predicted; None is all of them. Stored ones leave out
+            pairs that reach beyond the volume.
     """
 
     logits: dict[str, Tensor]
     features: tuple[Tensor, ...]
+    skips: tuple[Tensor, ...] = ()
+    known: Tensor | None = None
+
+
+class Widths(NamedTuple):
+    """Channels of what a network returns; see `Outputs`."""
+
+    logits: dict[str, int]
+    features: tuple[int, ...]
+    skips: tuple[int, ...]
+
+
+class Taught(NamedTuple):
+    """What stored teachers predict for crops.
+
+    Attributes:
+        affinities: uint8 (n, teachers, c, z, y, x) in 1/255.
+        known: bool (n, c, z, y, x), which of them lie in the volume.
+        embedding: float16 (n, d, z, y, x), those of all teachers one after the other; d may be 0.
+    """
+
+    affinities: Tensor
+    known: Tensor
+    embedding: Tensor
 
 
 class Batch(NamedTuple):
@@ -32,13 +60,33 @@ class Batch(NamedTuple):
 
     Attributes:
         raw: float32 (n, 1, z, y, x) in [-1, 1].
-        labels: int64 (n, z, y, x), neuron ids; 0 where no neuron is known, and in all of an unlabelled crop.
-        mask: bool (n, z, y, x), voxels whose labels count.
+        labels: int64 (n, z, y, x), neuron ids; 0 where no neuron is known. In an unlabelled crop they are the
+            teacher's own segmentation, or all 0.
+        mask: bool (n, z, y, x), voxels whose labels are ground truth; no others count in supervised terms.
+        instances: int64 (n, z, y, x), the connected pieces of the neurons of all crops, numbered from 1 to their
+            number over the whole batch; 0 is none. None where no term asks for them.
+        taught: what stored teachers say; None where there are none.
     """
 
     raw: Tensor
     labels: Tensor
     mask: Tensor
+    instances: Tensor | None = None
+    taught: Taught | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return Batch(
+            moved(self.raw),
+            moved(self.labels),
+            moved(self.mask),
+            None if self.instances is None else moved(self.instances),
+            None if self.taught is None else Taught(*map(moved, self.taught)),
+        )
 
 
 class Network(nn.Module):
@@ -85,6 +133,20 @@ class Heads(nn.Module):
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Return the logits of each head."""
         return {name: convolution(features) for name, convolution in self.convolutions.items()}
+
+
+def widths(network: Network) -> Widths:
+    """Return the channels of all that a network returns, found by running it once on its smallest input."""
+    training = network.training
+    parameter = next(network.parameters())
+    with torch.no_grad():
+        found = network.eval()(torch.zeros(1, 1, *network.stride, device=parameter.device))
+    network.train(training)
+    return Widths(
+        {name: logits.shape[1] for name, logits in found.logits.items()},
+        tuple(features.shape[1] for features in found.features),
+        tuple(skip.shape[1] for skip in found.skips),
+    )
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -52,10 +52,10 @@ class DynUNet(Network):
             x = encoder(x)
             skips.append(x)
         features = [skips.pop()]
-        for decoder in self.decoders:
-            x = decoder(x, skips.pop())
+        for decoder, skip in zip(self.decoders, reversed(skips), strict=True):
+            x = decoder(x, skip)
             features.append(x)
-        return Outputs(self.heads(x), tuple(reversed(features)))
+        return Outputs(self.heads(x), tuple(reversed(features)), tuple(skips))
 
 
 def _levels(options: DynUNetOptions) -> list[Level]:

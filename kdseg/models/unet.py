@@ -75,7 +75,7 @@ class UNet(Network):
         for level in reversed(range(len(self.ups))):
             x = self.decoders[level](torch.cat([self.ups[level](x), skips[level]], dim=1))
             features.append(x)
-        return Outputs(self.heads(x), tuple(reversed(features)))
+        return Outputs(self.heads(x), tuple(reversed(features)), tuple(skips))
 
 
 def _levels(options: UNetOptions) -> list[Level]:

@@ -1,0 +1,50 @@
+"""What the options of all terms share."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kdseg.config.base import Section, Weight
+
+Tap = Literal["embedding", "affinities"] | int
+"""What of a network a term looks at: a head, or a decoder level counted from the finest (0) or from the
+bottleneck (-1)."""
+Level = int
+"""A decoder level: 0 is the finest, -1 the bottleneck."""
+
+
+class TermSection(Section):
+    """Weight and schedule of one summand of the loss."""
+
+    from_teacher: ClassVar[bool] = False
+    """Whether the term compares with a teacher."""
+    weight: Weight = 1.0
+    start: Annotated[int, Field(ge=0)] = 0
+    """Steps before which the weight is 0."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps, after `start`, over which the weight grows linearly from 0."""
+    decay: Literal["none", "linear", "cosine"] = "none"
+    """How the weight falls, from the end of the warm-up to 0 at the last step."""
+
+    @property
+    def taps_used(self) -> tuple[Tap, ...]:
+        """What of both networks the term looks at."""
+        return ()
+
+    @property
+    def instances_used(self) -> bool:
+        """Whether the term needs the connected pieces of neurons in a crop."""
+        return False
+
+    @property
+    def features_used(self) -> bool:
+        """Whether the term needs features, which a stored teacher does not have."""
+        return any(isinstance(tap, int) for tap in self.taps_used)
+
+
+class DistillationSection(TermSection):
+    """Options of a term that compares the student with a teacher."""
+
+    from_teacher: ClassVar[bool] = True
