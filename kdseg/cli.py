@@ -71,7 +71,7 @@ _device = click.option("--device", default="auto", help="auto, cpu, cuda or cuda
 def main() -> None:
     """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-    Snakemake calls most of these; by hand you need `check` and `clear`.
+    Snakemake calls most of these; by hand you need `check`, `clear` and `export`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("distributed").setLevel(logging.WARNING)
@@ -136,7 +136,9 @@ def convert(
 @_options
 @click.option("--offsets", required=True, help="The affinity offsets, as JSON.")
 @click.option("--volume", "volumes", multiple=True, type=FILE, help="Manifest of raw data or labels; repeat.")
-@click.option("--teacher", type=FILE, help="Manifest of the network to distil from.")
+@click.option("--teacher", "teachers", multiple=True, type=FILE, help="Manifest of a network to distil from; repeat.")
+@click.option("--stored", multiple=True, type=FILE, help="Manifest of what a teacher predicts for a volume; repeat.")
+@click.option("--instances", multiple=True, type=FILE, help="Manifest of a teacher's segmentation; repeat.")
 @click.option("--fragments", default="{}", help="The section `fragments`, as JSON: how validation segments.")
 @_device
 @_workers
@@ -145,7 +147,9 @@ def train(
     options: str,
     offsets: str,
     volumes: tuple[Path, ...],
-    teacher: Path | None,
+    teachers: tuple[Path, ...],
+    stored: tuple[Path, ...],
+    instances: tuple[Path, ...],
     fragments: str,
     device: str,
     workers: int,
@@ -160,8 +164,10 @@ def train(
         parse_options(ModelOptions, options),
         steps,
         volumes,
-        teacher,
         parse_options(FragmentsOptions, fragments),
+        teachers=teachers,
+        stored=stored,
+        instances=instances,
         device=device,
         threads=workers,
         overwrite=overwrite,
@@ -175,6 +181,12 @@ def train(
 @_storage
 @_device
 @click.option("--gpus", default=1, type=click.IntRange(1), help="Processes on CUDA, one GPU each.")
+@click.option(
+    "--product",
+    default="affinities",
+    type=click.Choice(["affinities", "affinities_flips", "affinities_all", "embedding"]),
+    help="Affinities, as they are or averaged over images of each tile, or the embedding.",
+)
 @_workers
 def predict(
     raw: Path,
@@ -182,6 +194,7 @@ def predict(
     manifest: Path,
     options: str,
     storage: str,
+    product: Literal["affinities", "affinities_flips", "affinities_all", "embedding"],
     device: str,
     gpus: int,
     workers: int,
@@ -196,6 +209,7 @@ def predict(
         manifest,
         parse_options(PredictOptions, options),
         parse_options(StorageOptions, storage),
+        product=product,
         device=device,
         gpus=gpus,
         workers=workers,
@@ -313,6 +327,19 @@ def evaluate(
         workers=workers,
         overwrite=overwrite,
     )
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.argument("out", type=FILE)
+@click.option("--also", multiple=True, type=click.Choice(["lsd", "embedding"]), help="Another head to export; repeat.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def export(model: Path, out: Path, also: tuple[str, ...], overwrite: bool) -> None:
+    """MODEL (model.json or model.pt) → OUT: .onnx, .pt2 (torch.export), .ts (TorchScript), .pt (float16 weights)."""
+    from kdseg.export import export as write
+
+    write(model, out, also=also, overwrite=overwrite)
+    click.echo(f"wrote {out}, {out.stat().st_size / 1e6:.2f} MB")
 
 
 @main.command()

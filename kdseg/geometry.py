@@ -129,6 +129,11 @@ def is_multiple(value: Triple, unit: Triple) -> bool:
     return all(v > 0 and v % u == 0 for v, u in zip(value, unit, strict=True))
 
 
+def is_cubic(voxel_size: tuple[float, float, float]) -> bool:
+    """Return whether voxels are as long as they are high and wide, within 5 %."""
+    return all(abs(v - voxel_size[0]) <= 0.05 * voxel_size[0] for v in voxel_size)
+
+
 def pair_slices(shape: Triple, offset: Triple) -> tuple[Slices, Slices]:
     """Return slices of the voxels ``p`` and of ``p + offset``, for every ``p`` where both lie in ``shape``.
 

@@ -14,18 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from kdseg.augment import Symmetry
+from kdseg.averaging import averaged, averaged_over
 from kdseg.errors import ConfigError, DataError
-from kdseg.geometry import Roi, Triple, blocks, is_multiple
-from kdseg.models import Network, fold
+from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
+from kdseg.models import Network, fold, only_heads
 from kdseg.models.base import channels_last, placed
 from kdseg.models.device import autocast
 
 Reader = Callable[[Roi], NDArray[np.uint8]]
+
+
+Product = Literal["affinities", "affinities_flips", "affinities_all", "embedding"]
+"""What is predicted: affinities as they are or averaged over images of each tile, or the embedding."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +45,21 @@ class Predictor:
         tile: voxels that one forward pass yields, (z, y, x).
         device: where it runs.
         dtype: what convolutions compute in.
+        offsets: one affinity channel each.
+        halo: voxels around a tile that it is predicted from, (z, y, x).
+        symmetries: images of a tile to average over, the identity first; none for an embedding.
     """
 
     network: Network
     tile: Triple
     device: torch.device
     dtype: torch.dtype
+    offsets: Offsets
+    halo: Triple
+    symmetries: tuple[Symmetry, ...]
 
-    def __call__(self, raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return the affinities of one tile, uint8 (c, z, y, x) in 1/255.
+    def __call__(self, raw: NDArray[np.uint8]) -> NDArray[Any]:
+        """Return one tile: uint8 affinities (c, z, y, x) in 1/255, or the embedding, float16 (d, z, y, x).
 
         Args:
             raw: uint8 (z, y, x), the tile and its halo.
@@ -54,31 +68,71 @@ class Predictor:
             DataError: if the network yields NaN or infinity.
         """
         batch = torch.from_numpy(np.ascontiguousarray(raw))[None, None].to(self.device)
+        keep = Roi(self.halo, self.tile).slices()
         with torch.inference_mode(), autocast(self.dtype, self.device):
-            logits = self.network(channels_last(batch.float() / 127.5 - 1)).logits["affinities"]
-            keep = Roi(self.network.halo, self.tile).slices()
-            logits = logits[0, :, keep[0], keep[1], keep[2]].float()
-            if not bool(torch.isfinite(logits).all()):
-                raise DataError("the network yields NaN or infinity: its weights are damaged, train it again")
-            return torch.round(torch.sigmoid(logits) * 255).to(torch.uint8).cpu().numpy()
+            tile = channels_last(batch.float() / 127.5 - 1)
+            if not self.symmetries:
+                vectors = self.network(tile).logits["embedding"][0, :, keep[0], keep[1], keep[2]].float()
+                # beyond the range of float16 only the direction matters
+                return _finite(vectors).clamp(-6e4, 6e4).half().cpu().numpy()
+            if len(self.symmetries) == 1:
+                logits = self.network(tile).logits["affinities"][0, :, keep[0], keep[1], keep[2]]
+                probabilities = torch.sigmoid(_finite(logits.float()))
+            else:
+                mean, _ = averaged(self.network, tile, self.offsets, self.symmetries)
+                probabilities = _finite(mean[0, :, keep[0], keep[1], keep[2]])
+            return torch.round(probabilities * 255).to(torch.uint8).cpu().numpy()
 
 
-def predictor(network: Network, tile: Triple, device: torch.device, dtype: torch.dtype) -> Predictor:
+def predictor(
+    network: Network,
+    tile: Triple,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    offsets: Offsets = (),
+    product: Product = "affinities",
+    cubic: bool = False,
+) -> Predictor:
     """Return a network made ready for tiles of ``tile`` voxels.
 
+    Args:
+        network: with affinities, or an embedding if that is asked for.
+        tile: voxels that one forward pass yields, (z, y, x).
+        device: where it runs.
+        dtype: what convolutions compute in.
+        offsets: one affinity channel each; needed to average.
+        product: what is predicted.
+        cubic: whether tiles may be turned out of the section plane, for ``affinities_all``.
+
     Raises:
-        ConfigError: if the tile is no multiple of the network's pooling, or a norm depends on the tile.
+        ConfigError: if the tile is no multiple of the network's pooling, a norm depends on the tile, or the
+            network has no embedding though one is asked for.
     """
     if not is_multiple(tile, network.stride):
         raise ConfigError(f"predict.tile {tile} must be a multiple of the network's pooling {network.stride}")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    folded = placed(fold(network), device)
-    return Predictor(folded, tile, device, dtype)
+    folded = placed(fold(only_heads(network, ["embedding" if product == "embedding" else "affinities"])), device)
+    if product in ("affinities", "embedding"):
+        group = averaged_over("none", tile, cubic=cubic) if product == "affinities" else ()
+        return Predictor(folded, tile, device, dtype, offsets, network.halo, group)
+    # a flip moves pairs to their other end, which has to lie where the network sees all that it needs
+    reach = max(abs(step) for offset in offsets for step in offset)
+    z, y, x = (h + -(-reach // s) * s for h, s in zip(network.halo, network.stride, strict=True))
+    shape = (tile[0] + 2 * z, tile[1] + 2 * y, tile[2] + 2 * x)
+    group = averaged_over("flips" if product == "affinities_flips" else "all", shape, cubic=cubic)
+    return Predictor(folded, tile, device, dtype, offsets, (z, y, x), group)
 
 
-def predict_roi(predict: Predictor, read: Reader, volume: Roi, roi: Roi) -> NDArray[np.uint8]:
-    """Return the affinities of a region, tile by tile.
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise DataError("the network yields NaN or infinity: its weights are damaged, train it again")
+    return values
+
+
+def predict_roi(predict: Predictor, read: Reader, volume: Roi, roi: Roi) -> NDArray[Any]:
+    """Return what a network predicts for a region, tile by tile.
 
     Args:
         predict: the network.
@@ -87,17 +141,17 @@ def predict_roi(predict: Predictor, read: Reader, volume: Roi, roi: Roi) -> NDAr
         roi: region inside of it, any alignment.
 
     Returns:
-        uint8 (c, z, y, x) over ``roi``.
+        uint8 or float16 (c, z, y, x) over ``roi``; see `Predictor`.
     """
-    raw_roi = _aligned(roi, predict.tile).grow(predict.network.halo)
+    raw_roi = _aligned(roi, predict.tile).grow(predict.halo)
     raw = read_reflected(read, volume, raw_roi)
-    result: NDArray[np.uint8] | None = None
+    result: NDArray[Any] | None = None
     for block in blocks(roi, predict.tile):
         cell = Roi(_times(block.index, predict.tile), predict.tile)
-        affinities = predict(raw[cell.grow(predict.network.halo).slices(raw_roi)])
+        values = predict(raw[cell.grow(predict.halo).slices(raw_roi)])
         if result is None:
-            result = np.empty((len(affinities), *roi.shape), np.uint8)
-        result[(..., *block.roi.slices(roi))] = affinities[(..., *block.roi.slices(cell))]
+            result = np.empty((len(values), *roi.shape), values.dtype)
+        result[(..., *block.roi.slices(roi))] = values[(..., *block.roi.slices(cell))]
     if result is None:
         raise DataError(f"region {roi} is empty: nothing to predict")
     return result

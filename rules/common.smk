@@ -42,14 +42,32 @@ def training_inputs(wildcards):
     """Return the manifests that one model is trained on."""
     train = RUN.models[wildcards.model].train
     labelled = dict.fromkeys((*train.volumes, train.validate_on))
-    names = dict.fromkeys((*labelled, *train.unlabelled))
+    names = dict.fromkeys((*labelled, *train.active_unlabelled))
     inputs = {
         "raw": [results(f"volumes/{name}/raw.json") for name in names],
         "labels": [results(f"volumes/{name}/labels.json") for name in labelled],
     }
-    if train.teacher:
-        inputs["teacher"] = results(f"{train.teacher}/model.json")
+    drawn = dict.fromkeys((*train.volumes, *train.active_unlabelled))
+    if train.teaching.outputs == "stored":
+        inputs["stored"] = [
+            results(f"{teacher}/{volume}/{product}.json")
+            for teacher in train.teachers
+            for volume in drawn
+            for product in train.stored_products
+        ]
+    else:
+        inputs["teachers"] = [results(f"{name}/model.json") for name in train.teachers]
+    if train.teaching.instances == "segmentation" and train.teachers:
+        inputs["instances"] = [
+            results(f"{train.teachers[0]}/{volume}/segmentation.json")
+            for volume in train.active_unlabelled
+        ]
     return inputs
+
+
+def repeated(flag, files):
+    """Return a flag before each of some files."""
+    return " ".join(f"{flag} {path}" for path in files)
 
 
 def threshold_inputs(wildcards):

@@ -24,10 +24,27 @@ rule predict:
         storage=options("storage"),
         device=RUN.device,
         gpus=RUN.gpus,
+        product="--product affinities",
     shell:
-        "python -m kdseg predict --raw {input.raw} --model {input.model} --manifest {output.manifest}"
+        "python -m kdseg predict --raw {input.raw} --model {input.model} --manifest {output.manifest} {params.product}"
         " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
         " --gpus {params.gpus} --workers {threads} > {log} 2>&1"
+
+use rule predict as teach with:
+    output:
+        manifest=results("{model}/{volume}/{product}.json"),
+    log:
+        results("{model}/{volume}/logs/{product}.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/{product}.tsv")
+    wildcard_constraints:
+        product="affinities_flips|affinities_all|embedding",
+    params:
+        options=options("predict"),
+        storage=options("storage"),
+        device=RUN.device,
+        gpus=RUN.gpus,
+        product=lambda wildcards: f"--product {wildcards.product}",
 
 
 rule fragments:

@@ -22,11 +22,15 @@ rule train:
         options=options("models", "{model}"),
         offsets=json.dumps(RUN.offsets),
         fragments=options("fragments"),
-        teacher=lambda wildcards, input: (
-            f"--teacher {input.teacher}" if hasattr(input, "teacher") else ""
+        volumes=lambda wildcards, input: repeated(
+            "--volume", [*input.raw, *input.labels]
         ),
-        volumes=lambda wildcards, input: " ".join(
-            f"--volume {path}" for path in [*input.raw, *input.labels]
+        teaching=lambda wildcards, input: " ".join(
+            [
+                repeated("--teacher", input.get("teachers", [])),
+                repeated("--stored", input.get("stored", [])),
+                repeated("--instances", input.get("instances", [])),
+            ]
         ),
         launch=(
             f"-m torch.distributed.run --standalone --nproc-per-node {GPUS}"
@@ -36,5 +40,5 @@ rule train:
         device=RUN.device,
     shell:
         "python {params.launch} -m kdseg train --manifest {output.manifest} --options {params.options:q}"
-        " --fragments {params.fragments:q} --offsets {params.offsets:q} {params.volumes} {params.teacher}"
+        " --fragments {params.fragments:q} --offsets {params.offsets:q} {params.volumes} {params.teaching}"
         " --device {params.device} --workers {threads} > {log} 2>&1"

@@ -13,6 +13,7 @@ from kdseg.augment import (
     Crop,
     Symmetry,
     augment,
+    draw_symmetry,
     flip_affinities,
     misalign,
     rotate_affinities,
@@ -31,6 +32,12 @@ NEVER = AugmentOptions(
     flip=False, rotate="none", elastic=0, intensity=0, noise=0, blur=0, missing_section=0, misaligned_section=0
 )
 ALWAYS = AugmentOptions(rotate="zyx", elastic=1, intensity=1, noise=1, blur=1, missing_section=1, misaligned_section=1)
+
+
+def augmented(original: Crop, seed: int, options: AugmentOptions) -> Crop:
+    rng = np.random.default_rng(seed)
+    z, y, x = original.raw.shape
+    return augment(original, draw_symmetry((z, y, x), rng, options), rng, options, isotropic=True)
 
 
 def crop(seed: int = 0, shape: tuple[int, int, int] = (12, 12, 12)) -> Crop:
@@ -116,9 +123,9 @@ def test_augment_is_a_pure_function_of_crop_and_generator() -> None:
     original = crop()
     copy = Crop(*(a.copy() for a in original))
     for options in (AugmentOptions(), ALWAYS):
-        one = augment(original, np.random.default_rng(7), options, isotropic=True)
-        two = augment(original, np.random.default_rng(7), options, isotropic=True)
-        other = augment(original, np.random.default_rng(8), options, isotropic=True)
+        one = augmented(original, 7, options)
+        two = augmented(original, 7, options)
+        other = augmented(original, 8, options)
         assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
         assert not np.array_equal(one.raw, other.raw)
         assert all(np.array_equal(a, b) for a, b in zip(original, copy, strict=True))
@@ -129,7 +136,7 @@ def test_augment_is_a_pure_function_of_crop_and_generator() -> None:
 
 def test_no_augmentation_changes_nothing() -> None:
     original = crop()
-    result = augment(original, np.random.default_rng(0), NEVER, isotropic=True)
+    result = augmented(original, 0, NEVER)
     assert all(np.array_equal(a, b) for a, b in zip(original, result, strict=True))
 
 
@@ -137,7 +144,7 @@ def test_symmetries_move_image_and_labels_together() -> None:
     options = NEVER.model_copy(update={"flip": True, "rotate": "zyx"})
     original, moved = marked((5, 5, 5)), 0
     for seed in range(8):
-        result = augment(original, np.random.default_rng(seed), options, isotropic=True)
+        result = augmented(original, seed, options)
         np.testing.assert_allclose(result.raw * 255, result.labels, atol=1e-3)
         moved += not np.array_equal(result.labels, original.labels)
     assert moved >= 6

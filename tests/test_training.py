@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from toy_volumes import cells, write_volume
 
-from kdseg import training, validation
+from kdseg import validation
 from kdseg.checkpoint import load, load_model
 from kdseg.config import ModelOptions, validate
 from kdseg.config.segmentation import WatershedOptions
@@ -27,7 +27,8 @@ from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageEr
 from kdseg.models import Network, Outputs
 from kdseg.models.device import Ranks
 from kdseg.sampling import Source, loader
-from kdseg.training import Result, learning_rate, train
+from kdseg.training import Result, learning_rate, loop, train
+from kdseg.training.run import Data, prepare
 from kdseg.validation import validate as score
 from kdseg.validation import validation_crop
 
@@ -200,7 +201,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, volumes: Any, monkeypat
     first = run(tmp_path, options(), volumes)
     before = (tmp_path / "run" / "curve.csv").read_text()
     first.model.unlink()
-    monkeypatch.setattr(training, "_step", None)
+    monkeypatch.setattr(loop, "_step", None)
     assert run(tmp_path, options(), volumes) == first
     assert first.model.exists()
     assert (tmp_path / "run" / "curve.csv").read_text() == before
@@ -238,8 +239,8 @@ def test_two_processes_do_the_work_of_one(tmp_path: Path, volumes: Any) -> None:
             torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
 
 
-def prepared(made: ModelOptions, volumes: Any, teacher: Path | None = None) -> Any:
-    return training._prepare(made, OFFSETS, volumes, teacher, "x", Ranks(CPU), WatershedOptions())
+def prepared(made: ModelOptions, volumes: Any, *teachers: Path) -> Any:
+    return prepare(made, OFFSETS, Data(volumes, {}, teachers), "x", Ranks(CPU), WatershedOptions())
 
 
 def test_the_average_follows_the_weights(volumes: Any) -> None:
@@ -247,7 +248,7 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
     batches = iter(loader(state.crops, 0))
     expected = [p.detach().clone() for p in state.objective.network.parameters()]
     for step in range(1, 5):
-        training._step(state, batches)
+        loop._step(state, batches)
         decay = min(0.2, step / (9 + step))
         now = [p.detach() for p in state.objective.network.parameters()]
         expected = [decay * e + (1 - decay) * p for e, p in zip(expected, now, strict=True)]
@@ -260,14 +261,14 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
 
 def test_no_average_ships_the_weights(volumes: Any) -> None:
     state = prepared(options(ema=0), volumes)
-    training._step(state, iter(loader(state.crops, 0)))
+    loop._step(state, iter(loader(state.crops, 0)))
     weights = zip(state.average.parameters(), state.objective.network.parameters(), strict=True)
     assert all(torch.equal(mean, p) for mean, p in weights)
 
 
 def test_gradients_are_clipped_and_norms_do_not_decay(volumes: Any) -> None:
     state = prepared(options(gradient_clip=1e-3), volumes)
-    training._step(state, iter(loader(state.crops, 0)))
+    loop._step(state, iter(loader(state.crops, 0)))
     total = torch.stack([p.grad.norm() for p in state.objective.parameters()]).norm()
     assert total.item() == pytest.approx(1e-3, rel=1e-2)
     decaying, rest = state.optimiser.param_groups
@@ -292,7 +293,7 @@ def test_a_student_learns_from_its_teacher_where_there_are_no_labels(
     before = teacher.read_bytes()
     more = {**volumes, "b": (volumes["a"][0], None)}
     made = distilling(unlabelled=["b"], unlabelled_fraction=1.0, steps=30, validate_every=30, learning_rate=1e-2)
-    run(tmp_path, made, more, teacher=teacher)
+    run(tmp_path, made, more, teachers=[teacher])
     rows = numbers(tmp_path)
     assert all(float(row["affinity"]) == 0 for row in rows)
     soft = [float(row["soft_affinity"]) for row in rows]
@@ -306,15 +307,15 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, te
     other = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (10.0, 10.0, 9.0))
     labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (10.0, 10.0, 9.0))
     with pytest.raises(VoxelSizeError, match="the data have"):
-        run(tmp_path, distilling(), {"a": (other, labels)}, teacher=teacher)
+        run(tmp_path, distilling(), {"a": (other, labels)}, teachers=[teacher])
     with pytest.raises(ConfigError, match="offsets"):
         train(
-            distilling(), offsets=OFFSETS[:3], volumes=volumes, out=tmp_path / "m.pt", folder=tmp_path, teacher=teacher
+            distilling(), offsets=OFFSETS[:3], volumes=volumes, out=tmp_path / "m.pt", folder=tmp_path, teachers=[teacher]
         )
-    with pytest.raises(ConfigError, match="no teacher checkpoint"):
+    with pytest.raises(ConfigError, match="0 teacher checkpoints"):
         run(tmp_path, distilling(), volumes)
     with pytest.raises(ConfigError, match="teacher's pooling"):
-        run(tmp_path, distilling(crop=[8, 12, 6]), volumes, teacher=teacher)
+        run(tmp_path, distilling(crop=[8, 12, 6]), volumes, teachers=[teacher])
     with pytest.raises(ConfigError, match="network's pooling"):
         run(tmp_path, options(crop=[8, 12, 7]), volumes)
 
@@ -343,7 +344,7 @@ def test_learning_rate_rises_linearly_and_falls_to_nothing() -> None:
 
 def test_terms_and_heads_need_each_other() -> None:
     for heads, terms in (({"lsd": True}, ["affinity"]), ({}, ["affinity", "embedding"]), ({}, ["lsd"])):
-        with pytest.raises(ValueError, match=r"need each other|need a term"):
+        with pytest.raises(ValueError, match=r"need each other|need a term|need an embedding"):
             options(heads=heads, terms=[{"name": name} for name in terms])
     with pytest.raises(ValueError, match="given once"):
         options(terms=[{"name": "affinity"}, {"name": "affinity"}])

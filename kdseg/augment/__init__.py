@@ -11,6 +11,7 @@ import numpy as np
 from kdseg.augment.base import (
     Crop,
     Symmetry,
+    channel_plan,
     flip_affinities,
     rotate_affinities,
     shift_sections,
@@ -20,11 +21,14 @@ from kdseg.augment.base import (
 from kdseg.augment.elastic import deform
 from kdseg.augment.intensity import add_noise, blank_sections, blur, change_intensity
 from kdseg.config.networks import AugmentOptions
+from kdseg.geometry import Triple
 
 __all__ = [
     "Crop",
     "Symmetry",
     "augment",
+    "channel_plan",
+    "draw_symmetry",
     "flip_affinities",
     "misalign",
     "rotate_affinities",
@@ -33,21 +37,27 @@ __all__ = [
 ]
 
 
-def augment(crop: Crop, rng: np.random.Generator, options: AugmentOptions, *, isotropic: bool) -> Crop:
+def draw_symmetry(shape: Triple, rng: np.random.Generator, options: AugmentOptions) -> Symmetry:
+    """Return one of the allowed symmetries of a crop of ``shape`` voxels, all alike probable."""
+    allowed = symmetries(shape, options.flip, options.rotate)
+    return allowed[int(rng.integers(len(allowed)))]
+
+
+def augment(
+    crop: Crop, symmetry: Symmetry, rng: np.random.Generator, options: AugmentOptions, *, isotropic: bool
+) -> Crop:
     """Return a crop as it might have been imaged elsewhere.
 
     Args:
         crop: not changed.
-        rng: decides everything; the same state gives the same crop.
+        symmetry: by which it is flipped and turned, from `draw_symmetry`.
+        rng: decides everything else; the same state gives the same crop.
         options: how often.
         isotropic: whether z is as fine as y and x; else deformation and blur stay in the section plane.
 
     Returns:
         A crop of the same shape, in arrays of its own.
     """
-    z, y, x = crop.raw.shape
-    allowed = symmetries((z, y, x), options.flip, options.rotate)
-    symmetry = allowed[int(rng.integers(len(allowed)))]
     crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in crop))
     if rng.random() < options.elastic:
         crop = deform(crop, rng, in_plane=not isotropic)

@@ -32,6 +32,20 @@ class Symmetry(NamedTuple):
     axes: Triple
     flip: tuple[bool, bool, bool]
 
+    def before(self, step: Triple) -> Triple:
+        """Return what a step between voxels was before they moved."""
+        source = [0, 0, 0]
+        for axis, length, flip in zip(self.axes, step, self.flip, strict=True):
+            source[axis] = -length if flip else length
+        return (source[0], source[1], source[2])
+
+    @property
+    def inverse(self) -> Symmetry:
+        """The symmetry that undoes this one."""
+        order = [self.axes.index(axis) for axis in range(3)]
+        flips = [self.flip[axis] for axis in order]
+        return Symmetry((order[0], order[1], order[2]), (flips[0], flips[1], flips[2]))
+
     def apply(self, array: NDArray[Any]) -> NDArray[Any]:
         """Return the last three axes of an array transformed, as a view."""
         lead = array.ndim - 3
@@ -61,13 +75,41 @@ def symmetries(shape: Triple, flip: bool, rotate: Literal["none", "yx", "zyx"]) 
     return found
 
 
-def transform_affinities(
-    affinities: NDArray[Any], offsets: Offsets, symmetry: Symmetry, fill: float = 0
-) -> NDArray[Any]:
-    """Return the affinities of a volume after a symmetry, from the affinities before it.
+def channel_plan(offsets: Offsets, symmetry: Symmetry) -> list[tuple[int, Triple | None]]:
+    """Return where each channel of transformed affinities comes from.
 
     Affinities belong to pairs, not to voxels: exchanging axes exchanges channels, and reversing an axis turns
     the pair ``(p, p + o)`` into one whose other end is the reference, so that the channel also moves by ``o``.
+
+    Args:
+        offsets: one (z, y, x) step in voxels per channel.
+        symmetry: how the voxels move.
+
+    Returns:
+        For each channel, the channel before the symmetry, and the step that it has to be shifted by before its
+        voxels move: what stands at ``p + step`` belongs to ``p``. None: it stays.
+
+    Raises:
+        DataError: if the transformed offsets are not the old ones up to sign.
+    """
+    index = {offset: channel for channel, offset in enumerate(offsets)}
+    plan: list[tuple[int, Triple | None]] = []
+    for offset in offsets:
+        before = symmetry.before(offset)
+        opposite = (-before[0], -before[1], -before[2])
+        if before in index:
+            plan.append((index[before], None))
+        elif opposite in index:
+            plan.append((index[opposite], before))
+        else:
+            raise DataError(f"offset {offset} becomes {before} under {symmetry}, which has no channel: got {offsets}")
+    return plan
+
+
+def transform_affinities(
+    affinities: NDArray[Any], offsets: Offsets, symmetry: Symmetry, fill: float = 0
+) -> NDArray[Any]:
+    """Return the affinities of a volume after a symmetry, from the affinities before it; see `channel_plan`.
 
     Args:
         affinities: (c, z, y, x), any type.
@@ -81,21 +123,12 @@ def transform_affinities(
     Raises:
         DataError: if the transformed offsets are not the old ones up to sign.
     """
-    index = {offset: channel for channel, offset in enumerate(offsets)}
-    channels = []
-    for offset in offsets:
-        source = [0, 0, 0]
-        for axis, step, flip in zip(symmetry.axes, offset, symmetry.flip, strict=True):
-            source[axis] = -step if flip else step
-        before, opposite = (source[0], source[1], source[2]), (-source[0], -source[1], -source[2])
-        if before in index:
-            channel = affinities[index[before]]
-        elif opposite in index:
-            channel = _shifted(affinities[index[opposite]], before, fill)
-        else:
-            raise DataError(f"offset {offset} becomes {before} under {symmetry}, which has no channel: got {offsets}")
-        channels.append(symmetry.apply(channel))
-    return np.stack(channels)
+    return np.stack(
+        [
+            symmetry.apply(affinities[channel] if step is None else _shifted(affinities[channel], step, fill))
+            for channel, step in channel_plan(offsets, symmetry)
+        ]
+    )
 
 
 def flip_affinities(affinities: NDArray[Any], offsets: Offsets, axis: int, fill: float = 0) -> NDArray[Any]:

@@ -201,6 +201,16 @@ class TrainOptions(Section):
         return tuple(term for term in self.terms if self.distil or not term.from_teacher)
 
     @property
+    def stored_products(self) -> tuple[str, ...]:
+        """What is stored of each teacher and volume, as `kdseg predict --product` calls it; at most once each."""
+        if not self.teachers or self.teaching.outputs != "stored":
+            return ()
+        average = self.teaching.average
+        affinities = "affinities" if average == "none" else f"affinities_{average}"
+        tapped = any(term.from_teacher and "embedding" in term.taps_used for term in self.active_terms)
+        return (affinities, "embedding") if tapped else (affinities,)
+
+    @property
     def active_unlabelled(self) -> tuple[str, ...]:
         """Names of the unlabelled volumes in use; none with ``distil: false``."""
         return self.unlabelled if self.distil else ()

@@ -41,6 +41,21 @@ class SoftAffinityTerm(Term):
         weights = balance(p > 0.5, known) if self.balanced else known.float()
         if self.criterion == "mse":
             return weighted_mean((torch.sigmoid(ours) - p) ** 2, weights)
-        entropy = -(p * logsigmoid(theirs) + (1 - p) * logsigmoid(-theirs))
-        divergence = binary_cross_entropy_with_logits(ours, p, reduction="none") - entropy
-        return self.temperature**2 * weighted_mean(divergence, weights)
+        return self.temperature**2 * weighted_mean(bernoulli_divergence(ours, theirs), weights)
+
+
+def bernoulli_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Return the divergence of two-way decisions, ``KL(theirs | ours)``, one per element.
+
+    It is the cross entropy less the entropy of ``theirs``.
+
+    Args:
+        ours: logits, float32, any shape.
+        theirs: the same shape.
+
+    Returns:
+        float32, the same shape; not negative but for rounding.
+    """
+    p = torch.sigmoid(theirs)
+    entropy = -(p * logsigmoid(theirs) + (1 - p) * logsigmoid(-theirs))
+    return binary_cross_entropy_with_logits(ours, p, reduction="none") - entropy

@@ -46,6 +46,25 @@ def width(context: Context, side: Side, tap: Tap, term: str) -> int:
     return found.features[tap]
 
 
+def widths(context: Context, tap: Tap, term: str) -> tuple[int, int]:
+    """Return the channels of a tap of the student and of the teacher; see `width`."""
+    return width(context, "student", tap, term), width(context, "teacher", tap, term)
+
+
+def same_affinities(context: Context, term: str) -> None:
+    """Check that both networks predict the same affinities.
+
+    Raises:
+        ConfigError: if one is missing, or they have another number of offsets.
+    """
+    ours, theirs = widths(context, "affinities", term)
+    if ours != theirs:
+        raise ConfigError(
+            f"the term {term!r} compares affinities, of which the student has {ours} and the teacher {theirs}: "
+            "give both networks the same offsets"
+        )
+
+
 def tapped(outputs: Outputs, tap: Tap) -> Tensor:
     """Return what a tap yields, float32 (n, c, z, y, x); see `width` for what is there."""
     found = outputs.logits[tap] if isinstance(tap, str) else outputs.features[tap]

@@ -8,7 +8,7 @@ from kdseg.models.base import Batch, Network, Outputs, Taught, Widths, count_par
 from kdseg.models.cost import kmac_per_voxel
 from kdseg.models.device import autocast, resolve_device, resolve_precision
 from kdseg.models.dynunet import DynUNet
-from kdseg.models.fold import fold
+from kdseg.models.fold import fold, only_heads
 from kdseg.models.unet import UNet
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "count_parameters",
     "fold",
     "kmac_per_voxel",
+    "only_heads",
     "resolve_device",
     "resolve_precision",
     "widths",

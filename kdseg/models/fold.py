@@ -1,8 +1,8 @@
-"""Merge every BatchNorm into the convolution before it, for inference."""
+"""A network for inference: every BatchNorm merged into the convolution before it, and no heads that nobody reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from copy import deepcopy
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kdseg.errors import ConfigError
-from kdseg.models.base import N
+from kdseg.models.base import Heads, N
 
 
 def fold(network: N) -> N:
@@ -45,6 +45,25 @@ def fold(network: N) -> N:
         if isinstance(module, nn.InstanceNorm3d):
             raise ConfigError("InstanceNorm depends on the tile and cannot be folded: use BatchNorm")
     return folded.requires_grad_(False)
+
+
+def only_heads(network: N, names: Collection[str]) -> N:
+    """Return a copy that predicts nothing but what is named; what it predicts is the same to the bit.
+
+    Args:
+        network: any network; in the mode that it is in.
+        names: of heads, the keys of `Outputs.logits`.
+
+    Raises:
+        ConfigError: if the network has no such head.
+    """
+    copy = deepcopy(network)
+    for module in list(copy.modules()):
+        if isinstance(module, Heads):
+            if unknown := sorted(set(names) - set(module.convolutions)):
+                raise ConfigError(f"the network has no heads {unknown}, it predicts {list(module.convolutions)}")
+            module.convolutions = nn.ModuleDict({n: head for n, head in module.convolutions.items() if n in names})
+    return copy
 
 
 def _pairs(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Conv3d, _BatchNorm]]:

@@ -117,9 +117,8 @@ def _stage_node(results: Results, key: str, column: int, y: float, caption: str,
 
 def _model_node(results: Results, model: str, y: float) -> Node:
     train = results.config.models[model].train
-    volumes = dict.fromkeys((*train.volumes, train.validate_on, *train.unlabelled))
-    teacher = (f"{train.teacher}/model",) if train.teacher else ()
-    inputs = (*(f"volumes/{volume}" for volume in volumes), *teacher)
+    volumes = dict.fromkeys((*train.volumes, train.validate_on, *train.active_unlabelled))
+    inputs = (*(f"volumes/{volume}" for volume in volumes), *(f"{name}/model" for name in train.teachers))
     key = f"{model}/model"
     return Node(key, 1 + _depth(results, model), y, _duration(results, key), "model", model, inputs)
 
@@ -135,13 +134,15 @@ def _volume_nodes(results: Results, end: float) -> list[Node]:
 def _needed(results: Results) -> list[str]:
     """Scored models in their order, each after the teachers that it needs and that are not scored."""
     found: list[str] = []
+
+    def add(model: str) -> None:
+        for teacher in results.config.models[model].train.teachers:
+            add(teacher)
+        if model not in found:
+            found.append(model)
+
     for model in results.config.evaluate.models:
-        chain: list[str] = []
-        teacher = results.config.models[model].train.teacher
-        while teacher is not None:
-            chain.insert(0, teacher)
-            teacher = results.config.models[teacher].train.teacher
-        found += [name for name in (*chain, model) if name not in found]
+        add(model)
     return found
 
 
@@ -157,8 +158,8 @@ def _scores(results: Results) -> Iterator[str]:
 
 
 def _depth(results: Results, model: str) -> int:
-    teacher = results.config.models[model].train.teacher
-    return 0 if teacher is None else 1 + _depth(results, teacher)
+    teachers = results.config.models[model].train.teachers
+    return max((1 + _depth(results, teacher) for teacher in teachers), default=0)
 
 
 def _headings(results: Results) -> list[str]:

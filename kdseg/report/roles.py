@@ -8,15 +8,26 @@ from kdseg.config import Config
 
 Role = Literal["teacher", "student alone", "distilled student", "baseline"]
 
-_MAY_DIFFER = {"teacher", "terms", "unlabelled", "unlabelled_fraction", "seed", "loader_workers", "checkpoint_every"}
+_MAY_DIFFER = {
+    "teacher",
+    "teaching",
+    "distil",
+    "terms",
+    "normalise",
+    "unlabelled",
+    "unlabelled_fraction",
+    "seed",
+    "loader_workers",
+    "checkpoint_every",
+}
 """Options of training that belong to distillation, or do not favour one of two models."""
 
 
 def role(config: Config, model: str) -> Role:
     """Return what a model is in this run; one that is taught and teaches counts as a distilled student."""
-    if config.models[model].train.teacher is not None:
+    if config.models[model].train.teachers:
         return "distilled student"
-    if any(other.train.teacher == model for other in config.models.values()):
+    if any(model in other.train.teachers for other in config.models.values()):
         return "teacher"
     return "student alone"
 
@@ -30,7 +41,7 @@ def alone_of(config: Config, student: str) -> str | None:
     same = [
         name
         for name in config.evaluate.models
-        if config.models[name].network == options.network and config.models[name].train.teacher is None
+        if config.models[name].network == options.network and not config.models[name].train.teachers
     ]
     return min(
         same,
@@ -43,13 +54,13 @@ def alone_of(config: Config, student: str) -> str | None:
 
 
 def reference_of(config: Config, model: str) -> str | None:
-    """Return the teacher that a model's cost is compared with: its own, or that of its distilled twin."""
-    teacher = config.models[model].train.teacher
-    if teacher is not None or role(config, model) == "teacher":
-        return teacher or model
+    """Return the teacher that a model's cost is compared with: its own first one, or that of its distilled twin."""
+    teachers = config.models[model].train.teachers
+    if teachers or role(config, model) == "teacher":
+        return (*teachers, model)[0]
     network = config.models[model].network
-    twins = (other.train.teacher for other in config.models.values() if other.network == network)
-    return next((name for name in twins if name is not None), None)
+    twins = (other.train.teachers for other in config.models.values() if other.network == network)
+    return next((names[0] for names in twins if names), None)
 
 
 def unlike(config: Config, student: str, alone: str) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kdseg.config import Config
-from kdseg.report.roles import alone_of, role, unlike
+from kdseg.report.roles import alone_of, reference_of, role, unlike
 from kdseg.report.table import Row
 
 Outcome = Literal["better", "mixed", "not better", "not measured"]
@@ -84,7 +84,7 @@ def compare(ours: Row, other: Row) -> Outcome:
 
 def _verdict(config: Config, at: dict[tuple[str, str], Row], student: str, volume: str) -> Verdict:
     alone = alone_of(config, student)
-    ours, teacher_name = at[student, volume], str(config.models[student].train.teacher)
+    ours, teacher_name = at[student, volume], str(reference_of(config, student))
     if alone is None:
         sentence = (
             f"Whether distillation helped {student} cannot be told on {volume}: no scored model has the same network "

@@ -17,9 +17,9 @@ import numpy as np
 from kdseg.checkpoint import load_model
 from kdseg.cluster import local_client, run_tasks, worker_number
 from kdseg.config import PredictOptions, StorageOptions
-from kdseg.errors import DataError, ShapeError, StageError, VoxelSizeError
-from kdseg.geometry import Block, Triple, blocks, is_multiple
-from kdseg.inference import Predictor, predict_roi, predictor
+from kdseg.errors import ConfigError, DataError, ShapeError, StageError, VoxelSizeError
+from kdseg.geometry import Block, Triple, blocks, is_cubic, is_multiple
+from kdseg.inference import Predictor, Product, predict_roi, predictor
 from kdseg.manifests import claim, file_fingerprint, peak_mb, read, store_of, write_json
 from kdseg.models.device import resolve_device, resolve_precision
 from kdseg.volume import Volume, create_volume, open_volume
@@ -40,6 +40,7 @@ class Work:
     tile: Triple
     device: str
     precision: str
+    product: Product
 
 
 def run(
@@ -49,19 +50,22 @@ def run(
     options: PredictOptions,
     storage: StorageOptions,
     *,
+    product: Product = "affinities",
     device: str = "auto",
     gpus: int = 1,
     workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Predict the affinities of a volume.
+    """Predict the affinities of a volume, or what else a student learns from.
 
     Args:
         raw: manifest of uint8 raw data.
         model: manifest of a network.
-        manifest: to write; uint8 affinities (c, z, y, x) lie beside it, with the offsets as an attribute.
+        manifest: to write; uint8 affinities (c, z, y, x) lie beside it, with the offsets as an attribute; or the
+            float16 embedding (d, z, y, x).
         options: block, tile, precision.
         storage: layout on disk.
+        product: affinities, as they are or averaged over mirror images (and quarter turns), or the embedding.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         gpus: processes on CUDA, one GPU each.
         workers: processes on a CPU, one thread each. The result depends on neither.
@@ -69,6 +73,7 @@ def run(
 
     Raises:
         DeviceError: if the device is not there.
+        ConfigError: if the network has no embedding, but it is asked for.
         VoxelSizeError: if the network was trained on voxels of another size.
         DataError: if the network yields NaN.
         ClaimError: if the store holds something else, or is being written.
@@ -79,6 +84,8 @@ def run(
     source, weights = open_volume(store_of(raw)), store_of(model)
     loaded = load_model(weights)
     _check(source, loaded.voxel_size, raw)
+    if product == "embedding" and not loaded.heads.embedding:
+        raise ConfigError(f"{model} has no embedding to predict: train it with heads.embedding")
     if not is_multiple(options.block, storage.shard):
         raise ShapeError(f"predict.block {options.block} must be a multiple of the shard {storage.shard}")
     made_of = {
@@ -86,6 +93,7 @@ def run(
         # The last bit of a float differs between kinds of device: a run is finished where it was begun.
         "device": where.type,
         "precision": precision,
+        **({} if product == "affinities" else {"product": product}),
         "storage": storage.model_dump(mode="json"),
     }
     inputs = {"raw": read(raw)["fingerprint"], "model": file_fingerprint(weights)}
@@ -93,16 +101,16 @@ def run(
         create_volume(
             held.store,
             shape=source.shape,
-            dtype=np.uint8,
+            dtype=np.float16 if product == "embedding" else np.uint8,
             chunk=storage.chunk,
             shard=storage.shard,
             voxel_size=source.voxel_size or loaded.voxel_size,
             offset=source.offset,
-            channels=len(loaded.offsets),
+            channels=loaded.heads.embedding if product == "embedding" else len(loaded.offsets),
             compress=False,
-            attributes={"offsets": [list(o) for o in loaded.offsets]},
+            attributes={} if product == "embedding" else {"offsets": [list(o) for o in loaded.offsets]},
         )
-        work = Work(store_of(raw), weights, held.store, options.tile, str(where), precision)
+        work = Work(store_of(raw), weights, held.store, options.tile, str(where), precision, product)
         count = gpus if where.type == "cuda" else workers
         done = Done(held.private / f"blocks-{'x'.join(map(str, options.block))}.txt")
         held.stats.update(voxels=source.roi.size, device=where.type, workers=count)
@@ -147,8 +155,16 @@ def _predictor(work: Work) -> Predictor:
     torch.set_num_threads(1)
     # Workers are numbered; each takes the GPU of its number, unless one was named.
     device = resolve_device(f"cuda:{worker_number()}" if work.device == "cuda" else work.device)
-    network = load_model(work.model).network
-    return predictor(network, work.tile, device, getattr(torch, work.precision))
+    loaded = load_model(work.model)
+    return predictor(
+        loaded.network,
+        work.tile,
+        device,
+        getattr(torch, work.precision),
+        offsets=loaded.offsets,
+        product=work.product,
+        cubic=is_cubic(loaded.voxel_size),
+    )
 
 
 def _run_blocks(work: Work, source: Volume, block: Triple, workers: int, done: Done) -> tuple[float, int, float]:

@@ -12,6 +12,7 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
 from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of, write_text
 from kdseg.models import count_parameters, kmac_per_voxel, resolve_device
+from kdseg.sampling import Guide
 from kdseg.training import Result, train
 
 HOW = {"train": {"loader_workers", "checkpoint_every"}}
@@ -23,9 +24,11 @@ def run(
     options: ModelOptions,
     offsets: Offsets,
     volumes: Sequence[Path],
-    teacher: Path | None,
     fragments: FragmentsOptions,
     *,
+    teachers: Sequence[Path] = (),
+    stored: Sequence[Path] = (),
+    instances: Sequence[Path] = (),
     device: str = "auto",
     threads: int = 1,
     overwrite: bool = False,
@@ -40,8 +43,11 @@ def run(
         options: network, heads, training.
         offsets: one affinity channel each.
         volumes: manifests ``…/{volume}/raw.json`` and ``…/{volume}/labels.json``.
-        teacher: manifest of the network to distil from, where the options name one.
         fragments: how validation makes fragments; the run's own section.
+        teachers: manifests ``…/{teacher}/model.json`` of the networks to distil from, where they predict online.
+        stored: manifests of what they predict, ``…/{teacher}/{volume}/affinities.json`` (or averaged affinities, or
+            ``embedding.json``), where that is stored.
+        instances: manifests ``…/{teacher}/{volume}/segmentation.json``, for volumes without ground truth.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads. Their number may change the last bit of a float, so that a run goes on with as
             many as it was begun with.
@@ -57,8 +63,9 @@ def run(
 
     addresses = _addresses(volumes)
     inputs = {f"{path.parent.name}/{path.stem}": read(path)["fingerprint"] for path in volumes}
-    if teacher is not None:
-        inputs["teacher"] = file_fingerprint(store_of(teacher))
+    inputs |= {f"{path.parent.name}/model": file_fingerprint(store_of(path)) for path in teachers}
+    inputs |= {"/".join(path.parts[-3:]): read(path)["fingerprint"] for path in (*stored, *instances)}
+    guides = _guides(stored, instances, options.train.teachers)
 
     def work(held: Claim) -> Result:
         torch.set_num_threads(_as_begun(held.private / "threads", threads))
@@ -68,7 +75,8 @@ def run(
             volumes=addresses,
             out=held.model,
             folder=training_folder(manifest),
-            teacher=None if teacher is None else store_of(teacher),
+            teachers=[store_of(path) for path in _in_order(teachers, options.train.teachers)],
+            guides=guides,
             watershed=fragments.watershed,
             name=manifest.parent.name,
             device=device,
@@ -108,6 +116,32 @@ def _as_begun(note: Path, threads: int) -> int:
         return int(note.read_text())
     write_text(note, str(threads))
     return threads
+
+
+def _in_order(models: Sequence[Path], names: Sequence[str]) -> list[Path]:
+    """Return the manifests of models in the order in which the options name them."""
+    given = {path.parent.name: path for path in models}
+    if unknown := given.keys() - set(names):
+        raise ConfigError(f"got the teachers {sorted(unknown)}, but the options name {list(names)}")
+    return [given[name] for name in names if name in given]
+
+
+def _guides(stored: Sequence[Path], instances: Sequence[Path], teachers: Sequence[str]) -> dict[str, Guide]:
+    """Return what teachers stored, by volume, in the order in which the options name the teachers."""
+    found: dict[str, Guide] = {}
+    rank = {name: number for number, name in enumerate(teachers)}
+    if unknown := [str(path) for path in (*stored, *instances) if path.parent.parent.name not in rank]:
+        raise ConfigError(f"got {unknown}, but the options name the teachers {list(teachers)}")
+    for path in sorted(stored, key=lambda path: rank[path.parent.parent.name]):
+        guide = found.get(path.parent.name, Guide())
+        if path.stem == "embedding":
+            guide = guide._replace(embeddings=(*guide.embeddings, store_of(path)))
+        else:
+            guide = guide._replace(affinities=(*guide.affinities, store_of(path)))
+        found[path.parent.name] = guide
+    for path in instances:
+        found[path.parent.name] = found.get(path.parent.name, Guide())._replace(instances=store_of(path))
+    return found
 
 
 def _addresses(manifests: Sequence[Path]) -> dict[str, tuple[str | Path, str | Path | None]]:

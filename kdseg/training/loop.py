@@ -1,0 +1,227 @@
+"""The training loop, of teachers and students alike."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from math import cos, isfinite, pi
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdseg.checkpoint import LoadedModel, save, save_model
+from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.segmentation import Watershed, WatershedOptions
+from kdseg.curve import Curve
+from kdseg.errors import StageError
+from kdseg.geometry import Offsets
+from kdseg.losses import term_weight
+from kdseg.models import Batch
+from kdseg.models.base import channels_last
+from kdseg.models.device import deterministic, joined
+from kdseg.sampling import Addresses, Guide, loader
+from kdseg.training.run import Data, Run, prepare, resume
+from kdseg.validation import Scored, validate
+
+SCALE_DECAY = 0.99
+"""Of the running mean of a part's value that `normalise` divides by."""
+SMALLEST_SCALE = 1e-6
+"""A part is not divided by less: one that has become 0 would drown the others in its noise."""
+
+
+class Result(NamedTuple):
+    """What a training run came to.
+
+    Attributes:
+        model: the checkpoint of the best validation.
+        step: after how many steps that was.
+        scores: of the validation crop.
+    """
+
+    model: Path
+    step: int
+    scores: Scored
+
+
+def train(
+    options: ModelOptions,
+    *,
+    offsets: Offsets,
+    volumes: Addresses,
+    out: Path,
+    folder: Path,
+    teachers: Sequence[Path] = (),
+    guides: Mapping[str, Guide] | None = None,
+    watershed: Watershed | None = None,
+    name: str = "",
+    device: str = "auto",
+    progress: bool | None = None,
+) -> Result:
+    """Train one network and write the checkpoint of its best validation; continue where a killed run stopped.
+
+    The run is a function of its arguments: crop ``i`` follows from (seed, i), the learning rate from the step,
+    and ``folder/state.pt`` holds all the rest, so that a killed and continued run ends with the weights of an
+    uninterrupted one. Under ``torchrun`` each process computes its share of every batch.
+
+    Args:
+        options: network, heads and training.
+        offsets: one affinity channel each, nearest first.
+        volumes: addresses of raw data and labels, by the names that the options use.
+        out: model file to write at the end.
+        folder: for ``state.pt``, ``best.pt`` and ``curve.csv``.
+        teachers: model files to distil from, in the order of the options; none if they are stored.
+        guides: by the same names, what stored teachers made of the volumes.
+        watershed: how validation makes fragments; default: `WatershedOptions`.
+        name: stored in the model file.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        progress: show a progress bar; default: where standard error is a terminal.
+
+    Raises:
+        ConfigError: if crop, teacher, terms or processes do not fit each other.
+        ClaimError: if ``folder`` holds the state of a run with other options.
+        StageError: if the loss is not finite.
+    """
+    steps = options.train.steps
+    with joined(device) as ranks, deterministic():
+        data = Data(volumes, guides or {}, tuple(teachers))
+        run = prepare(options, offsets, data, name, ranks, watershed or WatershedOptions())
+        resume(run, folder / "state.pt")
+        columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *Scored._fields, "seconds"]
+        curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
+        with curve or nullcontext(), _bar(steps, run.step, name, progress if ranks.first else False) as bar:
+            batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
+            started = time.monotonic() - run.seconds
+            while run.step < steps:
+                row = _step(run, batches)
+                if curve is not None:
+                    if run.step % options.train.validate_every == 0 or run.step == steps:
+                        row |= _validate(run, folder / "best.pt")._asdict()
+                    run.seconds = time.monotonic() - started
+                    curve.append({**row, "seconds": run.seconds})
+                    if run.step % options.train.checkpoint_every == 0 or run.step == steps:
+                        save(folder / "state.pt", run.state())
+                bar.set_postfix(loss=f"{row['total']:.4f}", voi=f"{run.best.voi:.3f}", refresh=False)
+                bar.update()
+        if ranks.first:
+            _publish(folder / "best.pt", out)
+        return Result(out, run.best_step, run.best)
+
+
+def learning_rate(step: int, options: TrainOptions) -> float:
+    """Return the learning rate of a step: linear warm-up, then half a cosine that ends at 0."""
+    if step < options.warmup:
+        return options.learning_rate * (step + 1) / options.warmup
+    done = (step - options.warmup) / max(options.steps - options.warmup, 1)
+    return options.learning_rate * (1 + cos(pi * min(done, 1))) / 2
+
+
+def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
+    """Do one step of the optimiser; return its row of the curve."""
+    train = run.options.train
+    rate = learning_rate(run.step, train)
+    for group in run.optimiser.param_groups:
+        group["lr"] = rate
+    run.optimiser.zero_grad()
+    run.trained.train()
+    names = list(run.objective.part_weights())
+    values = torch.zeros(len(names), device=run.ranks.device)
+    for part in range(train.accumulate):
+        batch = next(batches).to(run.ranks.device)
+        batch = batch._replace(raw=channels_last(batch.raw))
+        last = part == train.accumulate - 1
+        # gradients of the parts add up locally; processes exchange them once
+        with run.trained.no_sync() if isinstance(run.trained, DistributedDataParallel) and not last else nullcontext():
+            parts = run.trained(batch, None if run.teachers is None else run.teachers(batch))
+            found = torch.stack([parts[name] for name in names])
+            if train.normalise and len(run.scales) < len(names):  # a part that begins has no scale yet
+                seen = dict(zip(names, _shared(run, found.detach()).tolist(), strict=True))
+                _update_scales(run, {name: value for name, value in seen.items() if name not in run.scales})
+            weights = _weights(run)
+            total = torch.stack([weights[name] * parts[name] for name in names]).sum()
+            run.scaler.scale(total / train.accumulate).backward()  # type: ignore[no-untyped-call]
+        values += found.detach() / train.accumulate
+    values = _shared(run, values)
+    raw = dict(zip(names, values.tolist(), strict=True))
+    loss = sum(weights[name] * value for name, value in raw.items())
+    run.scaler.unscale_(run.optimiser)
+    norm = nn.utils.clip_grad_norm_(run.objective.parameters(), train.gradient_clip).item()
+    if not isfinite(loss) or not (isfinite(norm) or run.scaler.is_enabled()):
+        raise StageError(
+            f"the loss is {loss} and its gradient {norm} at step {run.step + 1} ({raw}): lower learning_rate, or "
+            "use precision float32; the state of the last checkpoint is kept"
+        )
+    run.scaler.step(run.optimiser)
+    run.scaler.update()
+    run.step += 1
+    if train.normalise:
+        _update_scales(run, raw)
+    _update_average(run)
+    return {"step": run.step, "learning_rate": rate, **raw, "total": loss}
+
+
+def _weights(run: Run) -> dict[str, float]:
+    """Return what each part of each term counts at this step."""
+    train = run.options.train
+    scheduled: dict[str, float] = {term.name: term_weight(term, run.step, train.steps) for term in train.active_terms}
+    return {
+        name: scheduled[term] * weight / max(run.scales.get(name, 1.0), SMALLEST_SCALE)
+        for name, (term, weight) in run.objective.part_weights().items()
+    }
+
+
+def _update_scales(run: Run, values: dict[str, float]) -> None:
+    """Move the running mean of each part's size; 0, as of a part that has not begun, says nothing of it."""
+    for name, value in values.items():
+        if isfinite(value) and value:
+            before = run.scales.get(name, abs(value))
+            run.scales[name] = before + (1 - SCALE_DECAY) * (abs(value) - before)
+
+
+def _shared(run: Run, values: Tensor) -> Tensor:
+    """Return the mean over all processes."""
+    if run.ranks.ranks > 1:
+        dist.all_reduce(values)
+        values = values / run.ranks.ranks
+    return values
+
+
+def _update_average(run: Run) -> None:
+    """Move the averaged weights towards the trained ones; the average is young, hence shorter, at first."""
+    decay = min(run.options.train.ema, run.step / (9 + run.step))
+    with torch.no_grad():
+        for slow, fast in zip(run.average.parameters(), run.objective.network.parameters(), strict=True):
+            slow.lerp_(fast, 1 - decay)
+        for kept, seen in zip(run.average.buffers(), run.objective.network.buffers(), strict=True):
+            kept.copy_(seen)
+
+
+def _validate(run: Run, best: Path) -> Scored:
+    dtype, device = run.objective.dtype, run.ranks.device
+    scores = validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
+    if run.best_step == 0 or scores.voi < run.best.voi:
+        run.best, run.best_step = scores, run.step
+        meta = {"name": run.name, "step": run.step, "scores": scores._asdict()}
+        model = LoadedModel(
+            run.average, run.options.network, run.options.heads, run.offsets, run.crops.voxel_size, meta
+        )
+        save_model(best, model)
+    return scores
+
+
+def _publish(best: Path, out: Path) -> None:
+    part = out.with_name(f".{out.name}.part")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(best, part)
+    part.replace(out)
+
+
+def _bar(steps: int, done: int, name: str, progress: bool | None) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=done, desc=name or "train", disable=None if progress is None else not progress)

@@ -1,0 +1,193 @@
+"""What a training run consists of, how it is put together and how it is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from kdseg.checkpoint import load, load_model
+from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.segmentation import Watershed
+from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
+from kdseg.geometry import Offsets, Triple, is_cubic, is_multiple
+from kdseg.losses import Context, Objective, build_terms
+from kdseg.models import Network, Widths, build, fold, resolve_precision, widths
+from kdseg.models.base import placed
+from kdseg.models.device import Ranks
+from kdseg.sampling import Addresses, Crops, Guide, Source
+from kdseg.teaching import Teachers, teachers_of
+from kdseg.validation import NO_SCORE, Scored, Validation, validation_crop
+
+
+class Data(NamedTuple):
+    """Where everything lies; see `train`."""
+
+    volumes: Addresses
+    guides: Mapping[str, Guide]
+    teachers: tuple[Path, ...]
+
+
+@dataclass
+class Run:
+    """All that changes during a run, and all that it is made from."""
+
+    options: ModelOptions
+    offsets: Offsets
+    watershed: Watershed
+    name: str
+    ranks: Ranks
+    crops: Crops
+    teachers: Teachers | None
+    validation: Validation
+    objective: Objective
+    trained: nn.Module
+    average: Network
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    scales: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    best: Scored = NO_SCORE
+    best_step: int = 0
+    seconds: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold so that the run can go on."""
+        return {
+            "options": _fingerprint(self),
+            "objective": self.objective.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "scales": self.scales,
+            "step": self.step,
+            "best": list(self.best),
+            "best_step": self.best_step,
+            "seconds": self.seconds,
+        }
+
+
+def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, ranks: Ranks, watershed: Watershed) -> Run:
+    """Return a run before its first step.
+
+    Args:
+        options: network, heads and training.
+        offsets: one affinity channel each.
+        data: where volumes and teachers lie.
+        name: stored in the model file.
+        ranks: this process among those that train together.
+        watershed: how validation makes fragments.
+
+    Raises:
+        ConfigError: if crop, teachers and terms do not fit each other.
+    """
+    device = ranks.device
+    dtype = resolve_precision(options.train.precision, device)
+    crops = Crops(options.train, data.volumes, data.guides, offsets)
+    torch.manual_seed(options.train.seed)
+    network = placed(build(options.network, options.heads, offsets), device)
+    average = placed(build(options.network, options.heads, offsets), device)
+    average.load_state_dict(network.state_dict())
+    average.requires_grad_(False).eval()
+    _check_crop(network, "network", options.train.crop)
+    guides = [_teacher(path, offsets, crops.voxel_size, device) for path in data.teachers]
+    for guide in guides:
+        _check_crop(guide, "teacher", options.train.crop)
+    teachers = teachers_of(
+        guides, options.train, offsets, dtype, cubic=is_cubic(crops.voxel_size), stored=_stored_widths(crops)
+    )
+    context = Context(
+        offsets,
+        crops.voxel_size,
+        options.heads.lsd_sigma,
+        widths(network),
+        None if teachers is None else teachers.widths,
+    )
+    terms = build_terms(options.train.active_terms, context).to(device)
+    if ranks.ranks > 1 and device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+    objective = Objective(network, terms, dtype)
+    trained: nn.Module = objective
+    if ranks.ranks > 1:
+        trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
+    source = Source(options.train.validate_on, *data.volumes[options.train.validate_on])
+    return Run(
+        options=options,
+        offsets=offsets,
+        watershed=watershed,
+        name=name,
+        ranks=ranks,
+        crops=crops,
+        teachers=teachers,
+        validation=validation_crop(source, options.train.validate_shape),
+        objective=objective,
+        trained=trained,
+        average=average,
+        optimiser=_optimiser(objective, options.train),
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+    )
+
+
+def _check_crop(network: Network, role: str, crop: Triple) -> None:
+    if not is_multiple(crop, network.stride):
+        raise ConfigError(f"a crop of {crop} is no multiple of the {role}'s pooling {network.stride}")
+
+
+def _stored_widths(crops: Crops) -> Widths | None:
+    """Return the channels of what teachers stored, the same for all volumes; None if they are not stored."""
+    if not crops.stored:
+        return None
+    taught = crops[0].taught
+    if taught is None:
+        raise ConfigError("teachers are stored, but the crops carry nothing of theirs")
+    logits = {"affinities": taught.affinities.shape[2], "embedding": taught.embedding.shape[1]}
+    return Widths({name: channels for name, channels in logits.items() if channels}, (), ())
+
+
+def _teacher(path: Path, offsets: Offsets, voxel_size: tuple[float, ...], device: torch.device) -> Network:
+    loaded = load_model(path, device)
+    if loaded.offsets != offsets:
+        raise ConfigError(f"the teacher {path} predicts the offsets {loaded.offsets}, the student {offsets}")
+    if any(abs(a - b) > 1e-3 * b for a, b in zip(loaded.voxel_size, voxel_size, strict=True)):
+        raise VoxelSizeError(f"the teacher {path} knows voxels of {loaded.voxel_size} nm, the data have {voxel_size}")
+    return fold(loaded.network)
+
+
+def _optimiser(objective: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """Return AdamW (Loshchilov & Hutter 2019); biases and norms do not decay."""
+    ours = [p for p in objective.parameters() if p.requires_grad]  # a term may train some in another way
+    weights = [p for p in ours if p.ndim > 1]
+    rest = [p for p in ours if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=options.learning_rate)
+
+
+def _fingerprint(run: Run) -> str:
+    # how the work is shared out and how often it is saved does not change the result
+    options = run.options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every"}})
+    return f"{options} {run.offsets} {run.watershed}"
+
+
+def resume(run: Run, path: Path) -> None:
+    """Go on from the state that ``path`` holds, if there is one.
+
+    Raises:
+        ClaimError: if it is of a run with other options.
+    """
+    if not path.is_file():
+        return
+    state = load(path)
+    if state.get("options") != _fingerprint(run):
+        raise ClaimError(f"{path} is the state of a run with other options: remove its folder to train anew")
+    run.objective.load_state_dict(state["objective"])
+    run.average.load_state_dict(state["average"])
+    run.optimiser.load_state_dict(state["optimiser"])
+    run.scaler.load_state_dict(state["scaler"])
+    run.scales = dict(state["scales"])
+    run.step, run.best_step, run.seconds = state["step"], state["best_step"], state["seconds"]
+    run.best = Scored(*state["best"])
