@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import pickle
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from pydantic import TypeAdapter
@@ -110,12 +112,23 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         UnreadableError: if the disk refuses.
     """
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write, which takes the place of ``path`` once the body is done; see `save`.
+
+    Raises:
+        UnreadableError: if the disk refuses.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("wb") as file:
-                torch.save(content, file)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
