@@ -18,6 +18,7 @@ include: "rules/data.smk"
 include: "rules/training.smk"
 include: "rules/segmentation.smk"
 include: "rules/evaluation.smk"
+include: "rules/comparison.smk"
 
 
 rule all:

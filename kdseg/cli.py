@@ -21,6 +21,7 @@ from kdseg.config import (
     PredictOptions,
     SegmentOptions,
     StorageOptions,
+    TrialOptions,
     VolumeOptions,
     load,
     parse_options,
@@ -348,6 +349,39 @@ def export(model: Path, out: Path, also: tuple[str, ...], overwrite: bool) -> No
 def report(config: str, out: Path) -> None:
     """The page of a run."""
     from kdseg.stages import report as stage
+
+    stage.run(validate(json.loads(config)) if config.startswith("{") else load(Path(config)), out)
+
+
+@main.command()
+@_manifests("model")
+@click.option("--volume", "volumes", multiple=True, type=FILE, help="Manifest of raw data or labels; repeat.")
+@_writes
+@_options
+@click.option("--fragments", default="{}", help="The section `fragments`, as JSON: how crops are segmented.")
+@_device
+def trial(
+    model: Path,
+    volumes: tuple[Path, ...],
+    manifest: Path,
+    options: str,
+    fragments: str,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """A network → its scores on crops, in memory, and what its training cost."""
+    from kdseg.stages import trial as stage
+
+    section, how = parse_options(TrialOptions, options), parse_options(FragmentsOptions, fragments)
+    stage.run(model, manifest, section, volumes, how, device=device, overwrite=overwrite)
+
+
+@main.command()
+@click.option("--config", required=True, help="The whole configuration, as JSON or as the path of a YAML file.")
+@click.option("--out", required=True, type=FILE, help="HTML file to write.")
+def compare(config: str, out: Path) -> None:
+    """The page that compares methods of distillation."""
+    from kdseg.stages import compare as stage
 
     stage.run(validate(json.loads(config)) if config.startswith("{") else load(Path(config)), out)
 

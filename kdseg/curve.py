@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Self
 
@@ -42,7 +44,7 @@ class Curve:
 
     def append(self, row: Mapping[str, float | int]) -> None:
         """Write one row at once; columns that are not given stay empty."""
-        self._writer.writerow({k: v if isinstance(v, int) else f"{v:.6g}" for k, v in row.items()})
+        self._writer.writerow({k: v if isinstance(v, int) else _text(v) for k, v in row.items()})
         self._file.flush()
 
     def __enter__(self) -> Self:
@@ -60,3 +62,28 @@ def read_curve(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="") as file:
         return [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and None not in row.values()]
+
+
+def _text(value: float) -> str:
+    # Six digits, and three decimals of what is large: seconds of long runs must still tell steps apart.
+    return f"{value:.6g}" if abs(value) < 1000 else f"{value:.3f}"
+
+
+def seconds_per_step(path: Path, *, skip: int = 10) -> float | None:
+    """Return the median time of a training step in seconds, None where the curve does not tell.
+
+    Args:
+        path: a curve with the column ``seconds``, counted from the start of the run.
+        skip: first steps to leave out, which warm up. Steps that validated are left out too.
+    """
+    rows = read_curve(path)
+    times = [
+        float(row["seconds"]) - float(before["seconds"])
+        for before, row in pairwise(rows)
+        if before.get("seconds")
+        and row.get("seconds")
+        and int(row["step"]) > skip
+        and int(row["step"]) == int(before["step"]) + 1
+        and not row.get("voi")
+    ]
+    return round(median(times), 6) if times else None

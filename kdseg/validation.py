@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -85,7 +86,26 @@ def validate(
     device: torch.device,
     watershed: Watershed,
 ) -> Scored:
-    """Return the scores of the segmentation at the threshold that suits it best.
+    """Return the scores of the segmentation at the threshold that suits it best, of `sweep`'s."""
+    return least(sweep(network, crop, offsets, dtype, device, watershed))
+
+
+def least(found: Sequence[Scored]) -> Scored:
+    """Return the scores of least VOI, the first of equals; ``NO_SCORE`` where none is finite."""
+    return min((NO_SCORE, *found), key=lambda scored: scored.voi)
+
+
+def sweep(
+    network: Network,
+    crop: Validation,
+    offsets: Offsets,
+    dtype: torch.dtype,
+    device: torch.device,
+    watershed: Watershed,
+    *,
+    dust: int = 0,
+) -> list[Scored]:
+    """Return the scores of the segmentation at each of ``THRESHOLDS``.
 
     The crop is segmented in one piece as a volume is in blocks: the run's own fragments, cleaned, and
     mean-affinity agglomeration.
@@ -97,9 +117,13 @@ def validate(
         dtype: what convolutions compute in.
         device: where.
         watershed: how fragments are made.
+        dust: ground-truth objects of fewer voxels of the crop are left out.
+
+    Raises:
+        DataError: if nothing is left to score.
     """
     # they compile, or need scipy: only validation has to wait for that
-    from kdseg.metrics.contingency import block_contingency, relabel
+    from kdseg.metrics.contingency import block_contingency, drop_small_labels, relabel
     from kdseg.metrics.scores import scores
     from kdseg.segmentation.agglomerate import agglomerate, cut
     from kdseg.segmentation.lut import lut
@@ -112,11 +136,10 @@ def validate(
     owned = Roi((0, 0, 0), roi.shape).slices()
     pieces = clean(fragments(affinities, offsets, watershed, voxel_size=crop.source.voxel_size), owned, 0)
     ids = np.unique(pieces[pieces > 0])
-    table = block_contingency(pieces, crop.labels)
+    table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
     dendrogram = agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
-    best = NO_SCORE
+    found = []
     for threshold in THRESHOLDS:
-        found = scores(relabel(table, ids, lut(ids, *cut(dendrogram, threshold))))
-        if found.voi < best.voi:
-            best = Scored(found.voi, found.voi_split, found.voi_merge, found.arand, threshold)
-    return best
+        at = scores(relabel(table, ids, lut(ids, *cut(dendrogram, threshold))))
+        found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold))
+    return found

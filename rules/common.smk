@@ -1,6 +1,7 @@
 """The validated configuration and the small functions that the rules share."""
 
 import json
+import re
 
 from snakemake.exceptions import WorkflowError
 
@@ -14,7 +15,7 @@ except ConfigError as error:
 
 
 wildcard_constraints:
-    model="|".join(RUN.models),
+    model="|".join(map(re.escape, RUN.all_models)),
     volume="|".join(RUN.volumes),
 
 
@@ -40,7 +41,7 @@ def options(*sections):
 
 def training_inputs(wildcards):
     """Return the manifests that one model is trained on."""
-    train = RUN.models[wildcards.model].train
+    train = RUN.all_models[wildcards.model].train
     labelled = dict.fromkeys((*train.volumes, train.validate_on))
     names = dict.fromkeys((*labelled, *train.active_unlabelled))
     inputs = {
@@ -75,6 +76,27 @@ def threshold_inputs(wildcards):
     if RUN.segment.threshold is not None:
         return {}
     return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
+
+
+def trial_volumes(wildcards):
+    """Return the manifests of the volumes that a trial is scored on."""
+    names = dict.fromkeys((RUN.trial.tune_on, *RUN.trial.volumes))
+    return [
+        results(f"volumes/{name}/{kind}.json")
+        for name in names
+        for kind in ("raw", "labels")
+    ]
+
+
+def compared(wildcards):
+    """Return the manifests of all trials, and of the teachers, which are scored alike."""
+    try:
+        RUN.expect_compare()
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+    return [
+        results(f"{name}/trial.json") for name in (*RUN.compared_teachers, *RUN.trials)
+    ]
 
 
 GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0

@@ -19,7 +19,7 @@ rule train:
         mem_mb=32_000,
         runtime="2d",
     params:
-        options=options("models", "{model}"),
+        options=options("all_models", "{model}"),
         offsets=json.dumps(RUN.offsets),
         fragments=options("fragments"),
         volumes=lambda wildcards, input: repeated(

@@ -7,13 +7,15 @@ every job.
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from kdseg.config.base import Count, Section, Step
+from kdseg.config.base import Count, Name, Section, Step
+from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.networks import ModelOptions
 from kdseg.config.segmentation import (
@@ -29,6 +31,7 @@ from kdseg.geometry import is_multiple
 
 __all__ = [
     "AgglomerateOptions",
+    "CompareOptions",
     "Config",
     "EdgesOptions",
     "EvaluateOptions",
@@ -37,15 +40,13 @@ __all__ = [
     "PredictOptions",
     "SegmentOptions",
     "StorageOptions",
+    "TrialOptions",
     "VolumeOptions",
     "load",
     "parse_options",
     "schema",
     "validate",
 ]
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
-"""Names of volumes and models become folders."""
 
 
 class Config(Section):
@@ -85,6 +86,49 @@ class Config(Section):
     agglomerate: AgglomerateOptions = AgglomerateOptions()
     segment: SegmentOptions = SegmentOptions()
     evaluate: EvaluateOptions
+    compare: CompareOptions | None = None
+    """Methods of distillation to compare: `snakemake compare` trains the student with each."""
+
+    @cached_property
+    def trials(self) -> dict[str, ModelOptions]:
+        """The models that `compare` trains, by name; none without that section."""
+        return trials(self.compare, self.models[self.compare.student]) if self.compare else {}
+
+    @cached_property
+    def all_models(self) -> dict[str, ModelOptions]:
+        """The models of the configuration and those that `compare` trains."""
+        return {**self.models, **self.trials}
+
+    def expect_compare(self) -> CompareOptions:
+        """Return the section `compare`.
+
+        Raises:
+            ConfigError: if there is none; the message says how to add one.
+        """
+        if self.compare is None:
+            raise ConfigError(NO_COMPARE)
+        return self.compare
+
+    @property
+    def compared_teachers(self) -> tuple[str, ...]:
+        """Names of the models that teach the compared student; none without that section."""
+        return self.models[self.compare.student].train.teachers if self.compare else ()
+
+    @property
+    def trial(self) -> TrialOptions:
+        """How `compare` scores a model.
+
+        Raises:
+            ConfigError: if there is no section `compare`.
+        """
+        compare = self.expect_compare()
+        return TrialOptions(
+            tune_on=self.evaluate.tune_on,
+            volumes=compare.volumes or self.evaluate.volumes,
+            shape=compare.shape,
+            dust=self.evaluate.dust,
+            precision=self.predict.precision,
+        )
 
     @model_validator(mode="after")
     def _nearest_first(self) -> Self:
@@ -115,7 +159,11 @@ class Config(Section):
     def _names_exist(self) -> Self:
         if reserved := {"volumes", "baseline", "logs", "benchmarks"} & self.models.keys():
             raise ValueError(f"the model names {sorted(reserved)} are folders of the results: choose others")
-        for name, model in self.models.items():
+        if self.compare:
+            self._expect(self.compare.student, self.models, "compare.student", "model")
+            for volume in self.compare.volumes:
+                self._expect_labelled(volume, "compare.volumes")
+        for name, model in self.all_models.items():
             train = model.train
             for volume in (*train.volumes, train.validate_on):
                 self._expect_labelled(volume, f"models.{name}.train")
@@ -142,7 +190,7 @@ class Config(Section):
 
     def _refuse_cycle(self, name: str) -> None:
         seen: set[str] = set()
-        ahead = list(self.models[name].train.teachers)
+        ahead = list(self.all_models[name].train.teachers)
         while ahead:
             teacher = ahead.pop()
             if teacher == name:
@@ -152,7 +200,7 @@ class Config(Section):
                 ahead.extend(self.models[teacher].train.teachers)
 
     def _expect_embeddings(self, name: str) -> None:
-        train = self.models[name].train
+        train = self.all_models[name].train
         tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
         without = [teacher for teacher in train.teachers if not self.models[teacher].heads.embedding]
         if tapped and without:

@@ -48,6 +48,12 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     return torch.bfloat16 if native else torch.float32
 
 
+def gpu_peak_mb(name: str) -> float | None:
+    """Return the most memory in MB that tensors of this process had on the device, None on a CPU."""
+    device = resolve_device(name)
+    return None if device.type == "cpu" else round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+
+
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Return the context in which convolutions compute in ``dtype``; it does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)

@@ -6,12 +6,12 @@ import platform
 from dataclasses import dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 
 import yaml
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from kdseg import __version__
+from kdseg.config import Config
 from kdseg.report.chart import STYLES, style_class
 from kdseg.report.curves import styles, sweep_panels, training_panels
 from kdseg.report.graph import graph
@@ -45,9 +45,7 @@ def page(results: Results, table: list[Row], found: list[Verdict], made: datetim
         found: the verdicts to show.
         made: time of the report.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("kdseg.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(
+    return template("page.html").render(
         config=results.config,
         headline=headline(found),
         outcome=overall(found),
@@ -66,10 +64,21 @@ def page(results: Results, table: list[Row], found: list[Verdict], made: datetim
         sections=sections(results),
         graph=graph(results),
         timings=timings(results),
-        yaml=_yaml(results),
+        yaml=config_yaml(results.config),
         versions=versions(results),
         made=made,
     )
+
+
+def template(name: str) -> Template:
+    """Return one of the templates beside this module."""
+    return Environment(
+        loader=PackageLoader("kdseg", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template(name)
 
 
 def overall(found: list[Verdict]) -> str:
@@ -107,6 +116,12 @@ def versions(results: Results) -> dict[str, str]:
     return found
 
 
+def config_yaml(config: Config) -> str:
+    """Return a configuration as YAML, defaults filled in."""
+    values = config.model_dump(mode="json")
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+
+
 def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:
     """Return the names and classes of the lines of each group of charts."""
     scored = [*results.config.evaluate.models, *(["baseline"] if _has_baseline(results) else [])]
@@ -117,11 +132,6 @@ def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:
 
 def _has_baseline(results: Results) -> bool:
     return any(key.startswith("baseline/") for key in results.manifests)
-
-
-def _yaml(results: Results) -> str:
-    values = results.config.model_dump(mode="json")
-    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -12,6 +12,7 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
 from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of, write_text
 from kdseg.models import count_parameters, kmac_per_voxel, resolve_device
+from kdseg.models.device import gpu_peak_mb
 from kdseg.sampling import Guide
 from kdseg.training import Result, train
 
@@ -102,6 +103,7 @@ def run(
             best_voi=result.scores.voi,
             best_arand=result.scores.arand,
             device=str(resolve_device(device)),
+            gpu_peak_mb=gpu_peak_mb(device),
         )
 
 

@@ -1,0 +1,126 @@
+"""Which distillation methods to compare, at equal budget, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from kdseg.config.base import Extent, Name, Section
+from kdseg.config.networks import HeadOptions, ModelOptions, TeachingOptions
+from kdseg.config.terms import TermOptions
+
+ALONE = "alone"
+"""Name of the method that is made by itself: the student without a teacher."""
+
+NO_COMPARE = """the configuration has no section `compare`: add one that names the student and a method, e.g.
+compare:
+  student: student # a model that has a `teacher`
+  methods:
+    kd: { terms: [{ name: soft_affinity }] }
+config/compare.yaml is an example"""
+"""What a user reads who asks for a comparison without having configured one."""
+
+
+class MethodOptions(Section):
+    """One way to train the student: what it adds to the terms on ground truth."""
+
+    terms: Annotated[tuple[TermOptions, ...], Field(min_length=1)]
+    """Added to the student's terms on ground truth; its other distillation terms are left out. Without any
+    distillation term, the method is a control, e.g. for what a head does by itself."""
+    heads: HeadOptions | None = None
+    """Heads of the student; default: as the compared student has them."""
+
+    @property
+    def distils(self) -> bool:
+        """Whether a term compares with the teacher."""
+        return any(term.from_teacher for term in self.terms)
+
+
+class CompareOptions(Section):
+    """The same student, trained with each method and each seed: which method is worth it?"""
+
+    student: str
+    """Name of a model that has a teacher. Its network, data, steps and crops are those of every trial."""
+    methods: Annotated[dict[Name, MethodOptions], Field(min_length=1)]
+    """By name. `alone`, the student without a teacher, is always there."""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """Each method is trained once per seed; a seed fixes the first weights and the crops."""
+    volumes: tuple[str, ...] = ()
+    """Names of the labelled volumes to score on; default: `evaluate.volumes`."""
+    shape: Extent = (128, 256, 256)
+    """Voxels of the central crop of each volume that is segmented and scored, cut to what is labelled."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        if ALONE in self.methods:
+            raise ValueError(f"the method {ALONE!r} is made by itself: leave it out, or choose another name")
+        for what, values in (("seed", self.seeds), ("volume", self.volumes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"each {what} may be given once, got {list(values)}")
+        if not any(method.distils for method in self.methods.values()):
+            raise ValueError(f"no method of {sorted(self.methods)} has a distillation term: add e.g. soft_affinity")
+        return self
+
+
+class TrialOptions(Section):
+    """How a trained network is scored for the comparison."""
+
+    tune_on: str
+    """Name of the volume on which the threshold is chosen."""
+    volumes: tuple[str, ...]
+    """Names of the volumes that are scored at that threshold."""
+    shape: Extent
+    """Voxels of the central crop of each."""
+    dust: int = 0
+    """Ground-truth objects of fewer voxels within the crop are left out."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+
+def trial_name(method: str, seed: int) -> str:
+    """Return the name, and the folder, of one trial. A model of the configuration cannot have a dot in its name."""
+    return f"{method}.seed{seed}"
+
+
+def trials(compare: CompareOptions, student: ModelOptions) -> dict[str, ModelOptions]:
+    """Return a model per method and seed, ``alone`` first; they differ in terms, heads and seed only.
+
+    Args:
+        compare: methods and seeds.
+        student: the model ``compare.student``.
+
+    Raises:
+        ValueError: if a method does not fit the student.
+    """
+    if not student.train.teachers:
+        raise ValueError(
+            f"compare.student names {compare.student!r}, which learns from no teacher: name a model with `teacher`"
+        )
+    supervised = tuple(term for term in student.train.terms if not term.from_teacher)
+    if not supervised:
+        raise ValueError(
+            f"compare.student names {compare.student!r}, which has no term on ground truth to train it alone: add "
+            "e.g. affinity to its terms"
+        )
+    methods = {ALONE: MethodOptions.model_construct(terms=(), heads=None), **compare.methods}
+    return {
+        trial_name(name, seed): _trial(student, supervised, name, method, seed)
+        for name, method in methods.items()
+        for seed in compare.seeds
+    }
+
+
+def _trial(
+    student: ModelOptions, supervised: tuple[TermOptions, ...], name: str, method: MethodOptions, seed: int
+) -> ModelOptions:
+    train = student.train.model_dump()
+    train |= {"seed": seed, "terms": [term.model_dump() for term in (*supervised, *method.terms)]}
+    if not method.distils:
+        # Nothing of the teacher is left, so that another teacher does not make these trials run again.
+        train |= {"teacher": None, "unlabelled": (), "teaching": TeachingOptions().model_dump()}
+    heads = (method.heads or student.heads).model_dump()
+    try:
+        return ModelOptions.model_validate({"network": student.network.model_dump(), "heads": heads, "train": train})
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"compare.methods.{name}: {problem['msg'].removeprefix('Value error, ')}") from None
