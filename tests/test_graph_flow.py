@@ -392,7 +392,7 @@ def test_more_of_the_student_learns_than_as_published() -> None:
         term(options, context(8, 8))(student, teacher, batch(1)).backward()
         share[name] = (student.features[0].grad != 0).float().mean().item()
     assert share["published"] == pytest.approx(27 / (12 * 40 * 40), rel=0.2)
-    assert share["here"] > 15 * share["published"]
+    assert share["here"] > 12 * share["published"]
 
 
 def test_learning_by_the_term_leads_to_the_teacher() -> None:

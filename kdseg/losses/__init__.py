@@ -9,8 +9,11 @@ from typing import Any
 from torch import nn
 
 from kdseg.config.terms import TermOptions
+from kdseg.losses.adversarial import AdversarialTerm
 from kdseg.losses.affinity import SoftAffinityTerm
 from kdseg.losses.base import Context, Objective, Term
+from kdseg.losses.factor import FactorTransferTerm
+from kdseg.losses.flow import GraphFlowTerm
 from kdseg.losses.supervised import AffinityTerm, EmbeddingTerm, LsdTerm
 
 __all__ = ["TERMS", "Context", "Objective", "Term", "build_terms", "term_weight"]
@@ -20,6 +23,9 @@ TERMS: dict[str, Any] = {
     "lsd": LsdTerm,
     "embedding": EmbeddingTerm,
     "soft_affinity": SoftAffinityTerm,
+    "adversarial": AdversarialTerm,
+    "graph_flow": GraphFlowTerm,
+    "ft": FactorTransferTerm,
 }
 """Term class by the name in its options; each is called with (options, context)."""
 
