@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,15 +16,19 @@ import yaml
 from test_report import Page as _Page
 from test_workflow import ROOT, snakemake
 
-from kdseg.config import validate
+from kdseg.checkpoint import LoadedModel, save_model
+from kdseg.config import FragmentsOptions, TrialOptions, validate
 from kdseg.config.compare import ALONE, trial_name
+from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.curve import Curve, seconds_per_step
 from kdseg.errors import ConfigError, MissingError
 from kdseg.manifests import claim
+from kdseg.models import build
 from kdseg.report.comparison import collect, gain, spread
 from kdseg.report.comparison_table import cells, notes, sentence, table_text
 from kdseg.report.strip import Row, strip
-from kdseg.stages import compare
+from kdseg.stages import compare, trial
+from kdseg.validation import THRESHOLDS, Scored
 
 KD = {"terms": [{"name": "soft_affinity", "balanced": False}]}
 SCORES = {
@@ -73,13 +78,13 @@ def test_trials_differ_in_terms_heads_and_seed_only(values):
     config = validate(values)
     base = config.models["student"]
     assert list(config.trials) == [f"{m}.seed{s}" for m in (ALONE, "kd", "grd") for s in (0, 1, 2)]
-    for name, trial in config.trials.items():
+    for name, made in config.trials.items():
         method, _, seed = name.partition(".seed")
         free = {"train": {"seed", "terms", "teacher", "unlabelled"}, "heads": True}
-        assert trial.model_dump(exclude=free) == base.model_dump(exclude=free)
-        assert trial.train.seed == int(seed)
-        assert next(t.name for t in trial.train.terms if not t.from_teacher) == "affinity"
-        assert (trial.train.teachers, trial.train.unlabelled) == (
+        assert made.model_dump(exclude=free) == base.model_dump(exclude=free)
+        assert made.train.seed == int(seed)
+        assert next(t.name for t in made.train.terms if not t.from_teacher) == "affinity"
+        assert (made.train.teachers, made.train.unlabelled) == (
             ((), ()) if method == ALONE else (("teacher",), ("train",))
         )
     assert [t.name for t in config.trials["alone.seed1"].train.terms] == ["affinity"]
@@ -277,19 +282,55 @@ def test_time_per_step_leaves_out_warming_up_and_validation(tmp_path):
     seconds = 20000.0
     with Curve(path, ["step", "total", "voi", "seconds"], keep=0) as curve:
         for step in range(1, 31):
-            validating = step % 3 == 0
-            seconds += 5.0 if step <= 10 else 9.0 if validating else 0.021 if step % 2 else 0.023
+            validating = step % 2 == 0
+            seconds += 5.0 if step <= 10 else 9.0 if validating else 0.021 if step % 4 == 1 else 0.023
             curve.append({"step": step, "total": 0.5, "seconds": seconds} | ({"voi": 1.0} if validating else {}))
     assert seconds_per_step(path) == pytest.approx(0.022, abs=0.0015)
     assert seconds_per_step(path, skip=30) is None
     assert seconds_per_step(tmp_path / "none.csv") is None
 
 
+def scored(*voi):
+    return [Scored(v, v / 2, v / 2, v / 10, t) for v, t in zip(voi, THRESHOLDS, strict=False)]
+
+
+def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path, monkeypatch):
+    sweeps = {"tune": scored(3.0, 1.0, 2.0), "test": scored(0.5, 0.9, 0.1)}
+    loaded = SimpleNamespace(network=None, offsets=(), voxel_size=(10.0, 10.0, 10.0))
+    monkeypatch.setattr(trial, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(trial, "_source", lambda name, *_: name)
+    monkeypatch.setattr(trial, "validation_crop", lambda source, shape: source)
+    monkeypatch.setattr(trial, "sweep", lambda network, crop, *_, **__: sweeps[crop])
+    model = tmp_path / "kd.seed0" / "model.json"
+    with claim(model, "train", {}, {}) as held:
+        held.model.write_text("weights")
+        held.stats["parameters"] = 7
+    options = TrialOptions(tune_on="tune", volumes=("test",), shape=(8, 8, 8))
+    trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+    stats = json.loads(model.with_name("trial.json").read_text())["stats"]
+    assert (stats["model"], stats["threshold"], stats["tuned"]["voi"]) == ("kd.seed0", THRESHOLDS[1], 1.0)
+    assert stats["scores"]["test"]["voi"] == 0.9
+    assert stats["training"]["parameters"] == 7
+    assert stats["training"]["seconds_per_step"] is None
+
+
+def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
+    model = tmp_path / "kd.seed0" / "model.json"
+    with claim(model, "train", {}, {}) as held:
+        network = UNetOptions(widths=(2, 2))
+        offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+        built = build(network, HeadOptions(), offsets)
+        save_model(held.model, LoadedModel(built, network, HeadOptions(), offsets, (10.0, 10.0, 10.0)))
+    options = TrialOptions(tune_on="tune", volumes=("tune",), shape=(8, 8, 8))
+    with pytest.raises(ConfigError, match=r"\['labels', 'raw'\] of the volume 'tune'"):
+        trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A real comparison of one method, two seeds."""
+    """A real comparison of one method, one seed."""
     values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
-    values["compare"] = {"student": "student", "seeds": [0, 1], "shape": [16, 48, 48], "methods": {"kd": KD}}
+    values["compare"] = {"student": "student", "seeds": [3], "shape": [16, 48, 48], "methods": {"kd": KD}}
     folder = tmp_path_factory.mktemp("compare")
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
@@ -302,24 +343,22 @@ def test_one_command_compares(finished):
     results = folder / "results" / "test"
     stats = {
         name: json.loads((results / name / "trial.json").read_text())["stats"]
-        for name in ("teacher", "alone.seed0", "alone.seed1", "kd.seed0", "kd.seed1")
+        for name in ("teacher", "alone.seed3", "kd.seed3")
     }
-    voi = {name: found["scores"]["tune"]["voi"] for name, found in stats.items()}
-    assert all(0 < value < 20 for value in voi.values())
     for name, found in stats.items():
         model = json.loads((results / name / "model.json").read_text())
         assert model["stats"]["peak_mb"] == found["training"]["peak_mb"]
+        # tuned and scored on one volume: the least VOI of all thresholds
         assert found["scores"]["tune"] == found["tuned"]
-    assert stats["alone.seed0"]["training"]["parameters"] == stats["kd.seed1"]["training"]["parameters"]
+        assert 0 < found["tuned"]["voi"] < 20
+        assert found["training"]["seconds_per_step"] > 0
+    teacher, alone, kd = (found["scores"]["tune"]["voi"] for found in stats.values())
+    assert stats["alone.seed3"]["training"]["parameters"] == stats["kd.seed3"]["training"]["parameters"]
     rows = {r["method"]: r for r in csv.DictReader(io.StringIO((results / "compare.csv").read_text()))}
-    alone = [voi["alone.seed0"], voi["alone.seed1"]]
-    kd = [voi["kd.seed0"], voi["kd.seed1"]]
-    assert float(rows["kd"]["voi_mean"]) == pytest.approx(np.mean(kd))
-    assert float(rows["alone"]["voi_sd"]) == pytest.approx(np.std(alone, ddof=1))
-    gap = np.mean(alone) - voi["teacher"]
-    if gap > 0:
-        closures = (np.array(alone) - kd) / gap
-        assert float(rows["kd"]["voi_closure_mean"]) == pytest.approx(closures.mean())
+    assert [float(rows[name]["voi_mean"]) for name in ("teacher", "alone", "kd")] == [teacher, alone, kd]
+    assert rows["kd"]["voi_sd"] == ""
+    if alone > teacher:
+        assert float(rows["kd"]["voi_closure_mean"]) == pytest.approx((alone - kd) / (alone - teacher))
     else:
         assert rows["kd"]["voi_closure_mean"] == ""
     assert (results / "compare.txt").read_text().splitlines()[0] in printed
