@@ -13,7 +13,11 @@ from kdseg.losses.adversarial import AdversarialTerm
 from kdseg.losses.affinity import SoftAffinityTerm
 from kdseg.losses.base import Context, Objective, Term
 from kdseg.losses.factor import FactorTransferTerm
+from kdseg.losses.feature import AttentionTerm, CwdTerm, FitNetsTerm, VidTerm
 from kdseg.losses.flow import GraphFlowTerm
+from kdseg.losses.generation import MgdTerm, ReviewKdTerm
+from kdseg.losses.graph import GraphRelationTerm
+from kdseg.losses.relation import CpkdTerm, DistTerm, IfvdTerm, SkdTerm, SpkdTerm
 from kdseg.losses.supervised import AffinityTerm, EmbeddingTerm, LsdTerm
 
 __all__ = ["TERMS", "Context", "Objective", "Term", "build_terms", "term_weight"]
@@ -24,8 +28,20 @@ TERMS: dict[str, Any] = {
     "embedding": EmbeddingTerm,
     "soft_affinity": SoftAffinityTerm,
     "adversarial": AdversarialTerm,
+    "graph_relation": GraphRelationTerm,
     "graph_flow": GraphFlowTerm,
     "ft": FactorTransferTerm,
+    "cpkd": CpkdTerm,
+    "dist": DistTerm,
+    "spkd": SpkdTerm,
+    "skd": SkdTerm,
+    "ifvd": IfvdTerm,
+    "fitnets": FitNetsTerm,
+    "at": AttentionTerm,
+    "cwd": CwdTerm,
+    "reviewkd": ReviewKdTerm,
+    "vid": VidTerm,
+    "mgd": MgdTerm,
 }
 """Term class by the name in its options; each is called with (options, context)."""
 
