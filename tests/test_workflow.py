@@ -106,6 +106,35 @@ def test_a_changed_option_is_refused_until_it_is_cleared_or_overwritten(finished
     assert stats["options"]["dust"] == 3
 
 
+def test_a_student_learns_from_what_teachers_stored(finished, tmp_path, values):
+    """Stored, averaged affinities and the teacher's own neurons, on a volume whose labels are not used."""
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    changed = json.loads(json.dumps(values))
+    student = json.loads(json.dumps(changed["models"]["student"]))
+    student["train"] |= {
+        "teaching": {"outputs": "stored", "average": "flips", "instances": "segmentation"},
+        "augment": {"elastic": 0, "misaligned_section": 0},
+        "terms": [{"name": "affinity"}, {"name": "soft_affinity"}, {"name": "graph_relation", "taps": ["affinities"]}],
+        "normalise": True,
+    }
+    changed["models"]["thrifty"] = student
+    off = changed["models"]["off"] = json.loads(json.dumps(student))
+    off["train"]["distil"] = False
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(changed))
+    results = folder / "results" / "test"
+    snakemake(folder, config, "results/test/thrifty/model.json", "results/test/off/model.json")
+    inputs = json.loads((results / "thrifty" / "model.json").read_text())["inputs"]
+    assert {"teacher/train/affinities_flips.json", "teacher/train/segmentation.json"} <= inputs.keys()
+    assert "teacher/model" not in inputs  # its weights are not needed again
+    header = (results / "thrifty" / "model.training" / "curve.csv").read_text().splitlines()[0]
+    assert "graph_relation.affinity" in header
+    alone = json.loads((results / "off" / "model.json").read_text())["inputs"]
+    assert not [name for name in alone if name.startswith("teacher")]
+    assert jobs(folder, config) == set()
+
+
 def progress(work, claim):
     """Return whether a stage has something to resume, or is done."""
     folder, name = (work / claim).parent, Path(claim).name.removeprefix(".")
