@@ -24,8 +24,8 @@ from kdseg.curve import Curve, seconds_per_step
 from kdseg.errors import ConfigError, MissingError
 from kdseg.manifests import claim
 from kdseg.models import build
-from kdseg.report.comparison import collect, gain, spread
-from kdseg.report.comparison_table import cells, notes, sentence, table_text
+from kdseg.report.comparison import Spread, collect, gain, spread
+from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
 from kdseg.report.strip import Row, strip
 from kdseg.stages import compare, trial
 from kdseg.validation import THRESHOLDS, Scored
@@ -137,6 +137,11 @@ def test_spread_is_the_sample_standard_deviation():
     found = spread([1.0, 2.0, 4.0])
     assert found.mean == pytest.approx(7 / 3)
     assert found.sd == pytest.approx(np.std([1, 2, 4], ddof=1))
+
+
+def test_a_zero_has_no_minus():
+    assert plus_minus(Spread(-0.001, 0.25, 3), 0, 100) == "0 ± 25"
+    assert plus_minus(Spread(-0.02, None, 1), 0, 100) == "−2"
 
 
 def test_a_gain_is_paired_by_seed_over_the_gap_of_the_means():
