@@ -155,6 +155,31 @@ def owners(instances: Tensor, count: int) -> Tensor:
     return found.scatter_(0, instances.reshape(-1), crop)[1:]
 
 
+def faces(instances: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the instances on the two sides of each voxel face that parts two of them.
+
+    Args:
+        instances: int64 (n, z, y, x); 0 is none.
+
+    Returns:
+        Two of int64 (faces,), above 0.
+    """
+    ids = instances.reshape(-1)
+    y, x = instances.shape[2:]
+    ends, starts = [], []
+    for axis, step in enumerate((y * x, x, 1)):
+        differ = torch.zeros_like(instances, dtype=torch.bool)
+        here, there = _neighbours(instances)[axis]
+        torch.ne(here, there, out=_neighbours(differ)[axis][0])
+        # few faces lie between two ids: all else is done for those alone
+        at = differ.reshape(-1).nonzero()[:, 0]
+        ends.append(ids[at])
+        starts.append(ids[at - step])
+    end, start = torch.cat(ends), torch.cat(starts)
+    both = (end > 0) & (start > 0)
+    return end[both], start[both]
+
+
 def contacts(instances: Tensor, count: int) -> Tensor:
     """Return the contact areas of all pairs of instances, int64 (count, count), symmetric, diagonal 0.
 
@@ -165,11 +190,8 @@ def contacts(instances: Tensor, count: int) -> Tensor:
     Returns:
         Number of voxel faces that two instances share.
     """
-    keys = []
-    for here, there in _neighbours(instances):
-        meet = (here != there) & (here > 0) & (there > 0)
-        keys.append((here[meet] - 1) * count + there[meet] - 1)
-    area = torch.bincount(torch.cat(keys), minlength=count * count).reshape(count, count)
+    end, start = faces(instances)
+    area = torch.bincount((end - 1) * count + start - 1, minlength=count * count).reshape(count, count)
     return area + area.T
 
 
