@@ -303,6 +303,81 @@ def test_a_student_learns_from_its_teacher_where_there_are_no_labels(
     assert teacher.read_bytes() == before
 
 
+LEARNING = [
+    {"name": "affinity"},
+    {"name": "graph_relation", "taps": [0, "affinities"], "min_size": 2, "memory_start": 2, "node": 0.5},
+    {"name": "graph_flow", "fit": 3, "patch": 3},
+    {"name": "ft", "fit": 3},
+    {"name": "adversarial", "widths": [2, 3], "learning_rate": 1e-3},
+    {"name": "mgd"},
+    {"name": "vid", "start": 2, "warmup": 2, "decay": "cosine"},
+]
+"""Terms that learn or remember something: projectors, moments, paraphrasers, a discriminator."""
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_what_terms_learn_and_remember_is_continued_too(
+    tmp_path: Path, volumes: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = options(teacher="t", terms=LEARNING, normalise=True, steps=8, validate_every=8)
+    append = Curve.append
+
+    def interrupted(self: Curve, row: Any) -> None:
+        append(self, row)
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curve, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", made, volumes, teachers=[teacher])
+    run(tmp_path / "stopped", made, volumes, teachers=[teacher])
+    run(tmp_path / "whole", made, volumes, teachers=[teacher])
+    one, two = (load(tmp_path / name / "run" / "state.pt") for name in ("stopped", "whole"))
+    for part in ("objective", "average", "optimiser", "scales", "step"):
+        assert same(one[part], two[part]), part
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+    last = numbers(tmp_path / "whole")[-1]
+    assert all(float(last[name]) != 0 for name in one["scales"])  # every part works by then
+    assert len(one["scales"]) == 12
+
+
+def test_normalised_terms_count_by_their_weight(volumes: Any, teacher: Path) -> None:
+    terms = [{"name": "affinity", "weight": 2.0}, {"name": "soft_affinity"}, {"name": "cwd", "weight": 0.5}]
+    state = prepared(options(teacher="t", terms=terms, normalise=True), volumes, teacher)
+    batches = iter(loader(state.crops, 0))
+    first = loop._step(state, batches)
+    assert first["total"] == pytest.approx(3.5, rel=1e-5)  # each part is divided by itself
+    scales = {name: first[name] for name in ("affinity", "soft_affinity", "cwd")}
+    assert state.scales == pytest.approx(scales)
+    second = loop._step(state, batches)
+    weights = {"affinity": 2.0, "soft_affinity": 1.0, "cwd": 0.5}
+    assert second["total"] == pytest.approx(sum(weights[name] * second[name] / scales[name] for name in scales))
+    assert state.scales == pytest.approx({name: 0.99 * scales[name] + 0.01 * second[name] for name in scales})
+
+
+def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Path) -> None:
+    terms = [{"name": "affinity"}, {"name": "fitnets", "level": -1}]
+    off = prepared(options(teacher="t", terms=terms, distil=False), volumes)
+    alone = prepared(options(), volumes)
+    assert off.teachers is None
+    assert list(off.objective.terms) == ["affinity"]
+    assert loop._step(off, iter(loader(off.crops, 0))) == loop._step(alone, iter(loader(alone.crops, 0)))
+    on = prepared(options(teacher="t", terms=terms), volumes, teacher)
+    projector = dict(on.objective.terms["fitnets"].named_parameters())
+    trained = {id(p) for group in on.optimiser.param_groups for p in group["params"]}
+    assert projector
+    assert all(id(p) in trained for p in projector.values())
+
+
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, teacher: Path) -> None:
     other = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (10.0, 10.0, 9.0))
     labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (10.0, 10.0, 9.0))

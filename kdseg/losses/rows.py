@@ -128,7 +128,7 @@ class _Window:
     def move(self, low: int) -> None:
         """Move to a slab, behind the one before; its new rows are what they were."""
         if low and self.reach:
-            self.rows[: self.reach] = self.rows[self.size :].clone()
+            self.rows[: self.reach] = self.rows[self.size : self.size + self.reach].clone()
         self.low, self.high = low, min(low + self.size, self.values.shape[1])
 
     def load(self) -> Tensor:
