@@ -613,3 +613,21 @@ def test_what_cannot_be_compared_is_refused() -> None:
         compare(field, torch.zeros(1, 3, 2, 2, 3))
     with pytest.raises(ShapeError, match="3 channels of the student and 4"):
         compare(field, torch.zeros(1, 4, 2, 2, 2), metric=torch.eye(4))
+
+
+@pytest.mark.parametrize("offsets", [((-1, 0, 0), (0, -1, 0)), ((-5, 0, 0), (0, 0, -3))])
+def test_slabs_of_two_widths_change_nothing(offsets: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wider field allows fewer planes at a time than the narrower one."""
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = (torch.randn(1, c, 12, 7, 8, generator=generator, dtype=torch.float64) for c in (4, 24))
+    found = []
+    for slab in (10**9, 4 * 7 * 8 * 12, 24 * 7 * 8 * 2, 1):
+        monkeypatch.setattr(slabs, "_SLAB", slab)
+        student = ours.clone().requires_grad_()
+        value = slabs.compare(student, theirs, offsets=offsets).affinity
+        value.backward()
+        assert student.grad is not None
+        found.append((value.item(), student.grad))
+    for value, gradient in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-12)
+        torch.testing.assert_close(gradient, found[0][1])
