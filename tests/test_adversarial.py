@@ -101,6 +101,11 @@ def test_the_penalty_of_a_linear_score_is_that_of_its_slope() -> None:
     (gradient,) = torch.autograd.grad(found, w, retain_graph=True)
     (analytic,) = torch.autograd.grad(expected, w)
     torch.testing.assert_close(gradient, analytic, rtol=1e-6, atol=0)
+    flat = torch.zeros_like(w).requires_grad_()
+    nothing = gradient_penalty(lambda v: (v * flat).flatten(1).sum(1), values)
+    (gradient,) = torch.autograd.grad(nothing, flat)
+    assert nothing.item() == pytest.approx(1, rel=1e-4)
+    assert torch.isfinite(gradient).all()
     # a mean has a slope of 1: it moves by as much as all values do
     assert gradient_penalty(lambda v: v.flatten(1).mean(1), values) < 1e-9
 

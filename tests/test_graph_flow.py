@@ -379,6 +379,8 @@ def test_bfloat16_features_are_compared_in_float32() -> None:
         rough = made(changed(student, Tensor.bfloat16), changed(teacher, Tensor.bfloat16), batch())
     assert rough.dtype == torch.float32
     assert rough.item() == pytest.approx(exact.item(), rel=1e-2)
+    rounded = [changed(each, lambda t: t.bfloat16().float()) for each in (student, teacher)]
+    assert torch.equal(rough, made(*rounded, batch()))
 
 
 def test_more_of_the_student_learns_than_as_published() -> None:
@@ -416,11 +418,22 @@ def test_a_teacher_of_another_stride_is_brought_to_the_students_grid() -> None:
     assert made(student, fine, batch()).item() == pytest.approx(value, rel=1e-5)
 
 
-def test_channels_that_the_teacher_lacks_are_not_compared() -> None:
+@pytest.mark.parametrize("at", ["teacher", "own"])
+def test_channels_that_the_teacher_lacks_are_not_compared(at: Any) -> None:
     teacher = features(2, 4)
     student = changed(teacher, lambda t: torch.cat([t.detach(), torch.randn_like(t)[:, :2]], 1).requires_grad_())
-    value = term(GraphFlowOptions(), context(6, 4))(student, teacher, batch())
+    value = term(GraphFlowOptions(at=at), context(6, 4))(student, teacher, batch())
     assert value < 1e-10
+
+
+def test_a_layer_that_needs_no_paraphraser_is_kept_while_another_is_fitted() -> None:
+    wide, narrow = features(2, 7), features(3, 4)
+    known = context()
+    made = term(GraphFlowOptions(fit=2), known._replace(teacher=known.teacher._replace(skips=(4, 4))))
+    for _ in range(3):
+        value = made(features(1, 4), Outputs({}, wide.features, narrow.skips), batch())
+    assert value > 0
+    assert torch.equal(made.paraphrasers["skip0"].encode(narrow.skips[0]), narrow.skips[0])
 
 
 @pytest.mark.parametrize("level", [2, -1, -2])
