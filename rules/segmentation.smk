@@ -30,6 +30,7 @@ rule predict:
         " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
         " --gpus {params.gpus} --workers {threads} > {log} 2>&1"
 
+
 use rule predict as teach with:
     output:
         manifest=results("{model}/{volume}/{product}.json"),

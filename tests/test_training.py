@@ -385,7 +385,12 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, te
         run(tmp_path, distilling(), {"a": (other, labels)}, teachers=[teacher])
     with pytest.raises(ConfigError, match="offsets"):
         train(
-            distilling(), offsets=OFFSETS[:3], volumes=volumes, out=tmp_path / "m.pt", folder=tmp_path, teachers=[teacher]
+            distilling(),
+            offsets=OFFSETS[:3],
+            volumes=volumes,
+            out=tmp_path / "m.pt",
+            folder=tmp_path,
+            teachers=[teacher],
         )
     with pytest.raises(ConfigError, match="0 teacher checkpoints"):
         run(tmp_path, distilling(), volumes)

@@ -1,0 +1,8 @@
+"""The command line: one command per rule of the workflow, and a few for people."""
+
+from __future__ import annotations
+
+from kdseg.cli import learning, people, scoring, segmentation
+from kdseg.cli.common import main
+
+__all__ = ["learning", "main", "people", "scoring", "segmentation"]

@@ -1,0 +1,65 @@
+"""What all commands share: the group, the options that most of them take, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from kdseg import __version__
+from kdseg.errors import KdsegError
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class _OneLineErrors(click.Group):
+    """Prints an error that was raised on purpose, or by the disk, as one line, and exits with 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (KdsegError, OSError, json.JSONDecodeError) as error:
+            click.echo(f"kdseg {ctx.invoked_subcommand}: {error}", err=True)
+            sys.exit(1)
+
+
+def manifests(*names: str) -> Callable[[F], F]:
+    """Return a decorator that adds a required option per name, the manifest of an input."""
+
+    def decorate(function: F) -> F:
+        for name in reversed(names):
+            function = click.option(f"--{name}", required=True, type=FILE, help=f"Manifest of the {name}.")(function)
+        return function
+
+    return decorate
+
+
+def writes(function: F) -> F:
+    """Add the options of a command that writes a manifest."""
+    function = click.option(
+        "--overwrite", is_flag=True, envvar="KDSEG_OVERWRITE", help="Clear what other options or inputs made."
+    )(function)
+    return click.option("--manifest", required=True, type=FILE, help="Manifest to write.")(function)
+
+
+options_json = click.option("--options", required=True, help="The section of the configuration, as JSON.")
+storage_json = click.option("--storage", default="{}", help="The section `storage`, as JSON.")
+workers_count = click.option("--workers", default=1, type=click.IntRange(1), help="Processes; changes no result.")
+device_name = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+
+
+@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
+
+    Snakemake calls most of these; by hand you need `check`, `clear` and `export`.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("distributed").setLevel(logging.WARNING)

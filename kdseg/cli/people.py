@@ -1,0 +1,85 @@
+"""Commands for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from kdseg.cli.common import FILE, main, workers_count
+from kdseg.config import (
+    StorageOptions,
+    VolumeOptions,
+    load,
+    parse_options,
+    schema,
+)
+from kdseg.errors import ConfigError
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--shape", nargs=3, type=click.IntRange(1), default=(128, 256, 256), help="Voxels, z y x.")
+@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--voxel-size", nargs=3, type=float, default=(10.0, 10.0, 10.0), help="nm, z y x.")
+@click.option("--offset", nargs=3, type=int, default=(0, 0, 0), help="First voxel of the endless volume.")
+@click.option("--overwrite", is_flag=True, help="Clear what other options made.")
+@workers_count
+def phantom(
+    out: Path,
+    shape: tuple[int, ...],
+    seed: int,
+    voxel_size: tuple[float, ...],
+    offset: tuple[int, ...],
+    workers: int,
+    overwrite: bool,
+) -> None:
+    """Write a neurite phantom to OUT/raw.zarr and OUT/labels.zarr."""
+    from kdseg.stages import convert
+
+    values = {"phantom": {"shape": shape, "seed": seed, "voxel_size": voxel_size, "offset": offset}}
+    options = parse_options(VolumeOptions, json.dumps(values))
+    kinds: tuple[Literal["raw", "labels"], ...] = ("raw", "labels")
+    for kind in kinds:
+        convert.run(kind, out / f"{kind}.json", options, StorageOptions(), workers=workers, overwrite=overwrite)
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@click.argument("out", type=FILE)
+@click.option("--also", multiple=True, type=click.Choice(["lsd", "embedding"]), help="Another head to export; repeat.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT.")
+def export(model: Path, out: Path, also: tuple[str, ...], overwrite: bool) -> None:
+    """MODEL (model.json or model.pt) → OUT: .onnx, .pt2 (torch.export), .ts (TorchScript), .pt (float16 weights)."""
+    from kdseg.export import export as write
+
+    write(model, out, also=also, overwrite=overwrite)
+    click.echo(f"wrote {out}, {out.stat().st_size / 1e6:.2f} MB")
+
+
+@main.command()
+@click.argument("manifest", type=FILE)
+def clear(manifest: Path) -> None:
+    """Remove what the stage of MANIFEST made, e.g. results/x/student/test/affinities.json."""
+    from kdseg.manifests import clear as remove
+
+    if manifest.suffix != ".json":
+        raise ConfigError(f"expected the manifest of a stage (….json), got {manifest}")
+    for path in remove(manifest):
+        click.echo(f"removed {path}")
+
+
+@main.command("schema")
+def print_schema() -> None:
+    """Print the JSON Schema of a configuration, for editors."""
+    click.echo(schema(), nl=False)
+
+
+@main.command()
+@click.argument("path", type=FILE)
+def check(path: Path) -> None:
+    """Validate a configuration file."""
+    config = load(path)
+    click.echo(f"{path}: {len(config.volumes)} volumes, {len(config.models)} models, results in {config.results}")

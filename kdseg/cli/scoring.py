@@ -1,0 +1,110 @@
+"""Commands of the rules that score and report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kdseg.cli.common import FILE, device_name, main, manifests, options_json, workers_count, writes
+from kdseg.config import (
+    EvaluateOptions,
+    FragmentsOptions,
+    TrialOptions,
+    load,
+    parse_options,
+    validate,
+)
+
+
+@main.command()
+@manifests("fragments", "agglomeration", "labels")
+@writes
+@options_json
+@workers_count
+def sweep(
+    fragments: Path, agglomeration: Path, labels: Path, manifest: Path, options: str, workers: int, overwrite: bool
+) -> None:
+    """VOI and ARAND at every threshold."""
+    from kdseg.stages import evaluate as stage
+
+    section = parse_options(EvaluateOptions, options)
+    stage.sweep(fragments, agglomeration, labels, manifest, section, workers=workers, overwrite=overwrite)
+
+
+@main.command()
+@manifests("segmentation", "labels")
+@click.option("--sweep", type=FILE, help="Manifest of this volume's sweep; its best row is noted too.")
+@click.option("--name", required=True, help="Of the model, for the report.")
+@click.option("--volume", required=True, help="Of the volume, for the report.")
+@writes
+@options_json
+@workers_count
+def evaluate(
+    segmentation: Path,
+    labels: Path,
+    sweep: Path | None,
+    name: str,
+    volume: str,
+    manifest: Path,
+    options: str,
+    workers: int,
+    overwrite: bool,
+) -> None:
+    """VOI and ARAND of a segmentation."""
+    from kdseg.stages import evaluate as stage
+
+    stage.run(
+        segmentation,
+        labels,
+        manifest,
+        parse_options(EvaluateOptions, options),
+        sweep=sweep,
+        facts={"model": name, "volume": volume},
+        workers=workers,
+        overwrite=overwrite,
+    )
+
+
+@main.command()
+@click.option("--config", required=True, help="The whole configuration, as JSON or as the path of a YAML file.")
+@click.option("--out", required=True, type=FILE, help="HTML file to write.")
+def report(config: str, out: Path) -> None:
+    """The page of a run."""
+    from kdseg.stages import report as stage
+
+    stage.run(validate(json.loads(config)) if config.startswith("{") else load(Path(config)), out)
+
+
+@main.command()
+@manifests("model")
+@click.option("--volume", "volumes", multiple=True, type=FILE, help="Manifest of raw data or labels; repeat.")
+@writes
+@options_json
+@click.option("--fragments", default="{}", help="The section `fragments`, as JSON: how crops are segmented.")
+@device_name
+def trial(
+    model: Path,
+    volumes: tuple[Path, ...],
+    manifest: Path,
+    options: str,
+    fragments: str,
+    device: str,
+    overwrite: bool,
+) -> None:
+    """A network → its scores on crops, in memory, and what its training cost."""
+    from kdseg.stages import trial as stage
+
+    section, how = parse_options(TrialOptions, options), parse_options(FragmentsOptions, fragments)
+    stage.run(model, manifest, section, volumes, how, device=device, overwrite=overwrite)
+
+
+@main.command()
+@click.option("--config", required=True, help="The whole configuration, as JSON or as the path of a YAML file.")
+@click.option("--out", required=True, type=FILE, help="HTML file to write.")
+def compare(config: str, out: Path) -> None:
+    """The page that compares methods of distillation."""
+    from kdseg.stages import compare as stage
+
+    stage.run(validate(json.loads(config)) if config.startswith("{") else load(Path(config)), out)
