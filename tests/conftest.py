@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from workflow import ROOT, snakemake
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -15,3 +18,19 @@ def em_data() -> Path:
     if not (DATA / "fib25_tiny.h5").exists():
         pytest.skip("the real EM data (../shared/data) is not here")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def values() -> Any:
+    """config/test.yaml."""
+    return yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, values: Any) -> tuple[Path, Path]:
+    """A finished run of config/test.yaml, to be copied, not changed: its folder and its configuration."""
+    folder = tmp_path_factory.mktemp("workflow")
+    config = folder / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    snakemake(folder, config)
+    return folder, config

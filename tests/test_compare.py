@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from test_report import Page as _Page
-from test_workflow import ROOT, snakemake
+from workflow import ROOT, snakemake
 
 from kdseg.checkpoint import LoadedModel, save_model
 from kdseg.config import FragmentsOptions, TrialOptions, validate
@@ -331,20 +332,19 @@ def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
         trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A real comparison of one method, one seed."""
-    values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
-    values["compare"] = {"student": "student", "seeds": [3], "shape": [16, 48, 48], "methods": {"kd": KD}}
-    folder = tmp_path_factory.mktemp("compare")
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(values))
+@pytest.fixture
+def compared(finished, tmp_path, values):
+    """A real comparison of one method, one seed, with the teacher of a finished run."""
+    folder, config = tmp_path / "copy", tmp_path / "config.yaml"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    compare = {"student": "student", "seeds": [3], "shape": [16, 48, 48], "methods": {"kd": KD}}
+    config.write_text(yaml.safe_dump({**values, "compare": compare}))
     return folder, config, snakemake(folder, config, "compare")
 
 
 @pytest.mark.slow
-def test_one_command_compares(finished):
-    folder, config, printed = finished
+def test_one_command_compares(compared):
+    folder, config, printed = compared
     results = folder / "results" / "test"
     stats = {
         name: json.loads((results / name / "trial.json").read_text())["stats"]
@@ -372,11 +372,9 @@ def test_one_command_compares(finished):
     assert "seed0" not in snakemake(folder, config, "--dry-run")
 
 
-def test_without_the_section_it_says_what_to_add(tmp_path):
-    values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
-    values.pop("compare", None)
+def test_without_the_section_it_says_what_to_add(tmp_path, values):
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(values))
+    config.write_text(yaml.safe_dump({key: section for key, section in values.items() if key != "compare"}))
     text = snakemake(tmp_path, config, "compare", check=False)
     assert "no section `compare`: add one" in text
     assert "methods:" in text

@@ -12,46 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from workflow import ROOT, jobs, snakemake
 
 from kdseg.manifests import store_of
 from kdseg.volume import open_volume
 
-ROOT = Path(__file__).parents[1]
 FINAL = "student/tune/segmentation.json"
-
-
-def snakemake(folder, config, *arguments, check=True):
-    command = [
-        sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", folder, "--cores", "2",
-        "--configfile", config, "--workflow-profile", ROOT / "profiles" / "default", *arguments,
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
-    logs = "\n".join(path.read_text() for path in folder.rglob("*.log") if ".snakemake" not in path.parts)
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:] + logs[-3000:]
-    return done.stdout + done.stderr + logs
-
-
-def jobs(folder, config):
-    """Return the rules that would run now."""
-    text = snakemake(folder, config, "--dry-run")
-    return {line.split()[1].rstrip(":") for line in text.splitlines() if line.startswith(("rule ", "localrule "))}
-
-
-@pytest.fixture(scope="module")
-def values():
-    return yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, values):
-    """A finished run of config/test.yaml: its folder and its configuration."""
-    folder = tmp_path_factory.mktemp("workflow")
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(values))
-    snakemake(folder, config)
-    return folder, config
 
 
 def voxels(folder, path=FINAL):
