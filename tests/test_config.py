@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -104,3 +105,48 @@ def test_sections_travel_as_json():
     assert parse_options(PredictOptions, options.model_dump_json()) == options
     with pytest.raises(ConfigError, match="tile"):
         parse_options(PredictOptions, json.dumps({"tile": [0, 1, 1]}))
+
+
+def distilled(**changes: Any) -> dict[str, Any]:
+    """config/test.yaml with another training of its student."""
+    values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+    values["models"]["student"]["train"] = values["models"]["student"]["train"] | changes
+    return values
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"terms": [{"name": "affinity"}, {"name": "fitnets", "level": 7}]}, r"looks at the levels \[7\].*0 to 1"),
+        ({"terms": [{"name": "affinity"}, {"name": "at", "levels": [0, -3]}]}, r"levels \[-3\]"),
+        ({"terms": [{"name": "affinity"}, {"name": "graph_flow", "fit": 12}]}, "would never act"),
+        ({"terms": [{"name": "affinity"}, {"name": "soft_affinity", "start": 12}]}, "would never act"),
+        (
+            {
+                "terms": [
+                    {"name": "affinity"},
+                    {"name": "graph_relation", "taps": ["affinities"], "edge": 0, "affinity": 0},
+                ]
+            },
+            "no part",
+        ),
+        ({"crop": [32, 32, 31]}, r"multiple of the pooling \[2, 2, 2\]"),
+    ],
+)
+def test_what_terms_cannot_do_is_refused_before_the_teacher_is_trained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(distilled(**changes))
+
+
+def test_trials_without_a_term_on_the_embedding_have_no_such_head() -> None:
+    terms = [{"name": "affinity"}, {"name": "graph_relation"}]
+    values = distilled(terms=terms)
+    values["models"]["student"]["heads"] = {"embedding": 8}
+    values["models"]["teacher"]["heads"] = {"embedding": 8}
+    values["models"]["teacher"]["train"] = values["models"]["teacher"]["train"] | {
+        "terms": [{"name": "affinity"}, {"name": "embedding"}]
+    }
+    values["compare"]["methods"] = {"grd": {"terms": [{"name": "graph_relation"}]}}
+    found = validate(values).trials
+    assert found["alone.seed0"].heads.embedding == 0
+    assert found["grd.seed0"].heads.embedding == 8

@@ -15,7 +15,7 @@ from toy_volumes import write_volume
 from kdseg.augment import symmetries
 from kdseg.averaging import averaged, averaged_over, returned, turned
 from kdseg.config.networks import HeadOptions, TrainOptions, UNetOptions
-from kdseg.errors import ConfigError, KdsegError, MissingError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.inference import predict_roi, predictor
 from kdseg.models import Batch, Network, Outputs, Taught, Widths, build, fold, widths
@@ -137,6 +137,32 @@ def test_embeddings_of_stored_teachers_turn_with_the_crop(tmp_path: Path, labels
         assert batch.taught is not None
         assert torch.equal(batch.taught.embedding[:, 0].long(), batch.labels)
         assert torch.equal(batch.taught.embedding[:, 1].long(), 2 * batch.labels)
+
+
+def test_stored_embeddings_of_two_teachers_count_alike(tmp_path: Path, labels: np.ndarray) -> None:
+    """As online: the cosine of two voxels is the mean of the teachers' cosines, however long their vectors are."""
+    generator = np.random.default_rng(4)
+    fields = [scale * generator.standard_normal((3, *SHAPE)) for scale in (1, 100)]
+    places = tuple(store(tmp_path / f"{k}.zarr", field.astype(np.float16)) for k, field in enumerate(fields))
+    affinities_at = stored_truth(tmp_path, labels).affinities[0]
+    guide = Guide((affinities_at, affinities_at), places)
+    chosen = options(
+        teacher=("t", "u"), terms=({"name": "affinity"}, {"name": "graph_relation"}), augment=NEVER, crop=SHAPE
+    )
+    pair = (write_volume(tmp_path / "raw.zarr", labels), write_volume(tmp_path / "l.zarr", labels.astype(np.uint64)))
+    taught = Crops(chosen, {"a": pair}, {"a": guide}, OFFSETS)[0].taught
+    assert taught is not None
+    joint = torch.cosine_similarity(taught.embedding[0, :, 0].float(), taught.embedding[0, :, 1].float(), dim=0)
+    each = [torch.cosine_similarity(torch.from_numpy(f[:, 0]), torch.from_numpy(f[:, 1]), dim=0) for f in fields]
+    torch.testing.assert_close(joint.double(), (each[0] + each[1]) / 2, atol=2e-3, rtol=0)
+
+
+def test_offsets_that_cannot_turn_are_refused_at_once(tmp_path: Path, labels: np.ndarray) -> None:
+    pair = (write_volume(tmp_path / "raw.zarr", labels), write_volume(tmp_path / "l.zarr", labels.astype(np.uint64)))
+    lopsided = (*OFFSETS[:3], (0, -5, 0))
+    guide = Guide((store(tmp_path / "t.zarr", np.zeros((4, *SHAPE), np.uint8), lopsided),))
+    with pytest.raises(DataError, match="has no channel"):
+        Crops(options(), {"a": pair}, {"a": guide}, lopsided)
 
 
 def test_unlabelled_crops_carry_the_teachers_segmentation(tmp_path: Path, labels: np.ndarray) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
@@ -173,6 +174,7 @@ class Config(Section):
                 self._expect(teacher, self.models, f"models.{name}.train.teacher", "model")
             self._refuse_cycle(name)
             self._expect_embeddings(name)
+            self._expect_levels(name)
         for volume in (*self.evaluate.volumes, self.evaluate.tune_on):
             self._expect_labelled(volume, "evaluate")
         for model_name in self.evaluate.models:
@@ -208,6 +210,26 @@ class Config(Section):
                 f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
                 "them heads.embedding, or tap a decoder level (e.g. 0) or the affinities"
             )
+
+    def _expect_levels(self, name: str) -> None:
+        train = self.all_models[name].train
+        seeing = () if train.teaching.outputs == "stored" else train.teachers
+        for model in (name, *seeing):
+            network = self.all_models[model].network
+            stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))
+            if any(c % s for c, s in zip(train.crop, stride, strict=True)):
+                raise ValueError(
+                    f"models.{name}.train.crop {list(train.crop)} must be a multiple of the pooling {list(stride)} of "
+                    f"{model!r}"
+                )
+            levels = len(network.widths)
+            for term in train.active_terms:
+                unknown = [tap for tap in term.taps_used if isinstance(tap, int) and not -levels <= tap < levels]
+                if unknown:
+                    raise ValueError(
+                        f"models.{name}: the term {term.name!r} looks at the levels {unknown}, but {model!r} has "
+                        f"only 0 to {levels - 1}"
+                    )
 
 
 def validate(values: dict[str, Any]) -> Config:

@@ -94,7 +94,8 @@ def trials(compare: CompareOptions, student: ModelOptions) -> dict[str, ModelOpt
     """
     if not student.train.teachers:
         raise ValueError(
-            f"compare.student names {compare.student!r}, which learns from no teacher: name a model with `teacher`"
+            f"compare.student names {compare.student!r}, which learns from no teacher: name a model with `teacher` "
+            "and without `distil: false`"
         )
     supervised = tuple(term for term in student.train.terms if not term.from_teacher)
     if not supervised:
@@ -119,6 +120,8 @@ def _trial(
         # Nothing of the teacher is left, so that another teacher does not make these trials run again.
         train |= {"teacher": None, "unlabelled": (), "teaching": TeachingOptions().model_dump()}
     heads = (method.heads or student.heads).model_dump()
+    if method.heads is None and not any("embedding" in term.taps_used for term in (*supervised, *method.terms)):
+        heads["embedding"] = 0  # nothing would train it
     try:
         return ModelOptions.model_validate({"network": student.network.model_dump(), "heads": heads, "train": train})
     except ValidationError as error:

@@ -97,7 +97,8 @@ class TeachingOptions(Section):
     combine: Literal["mean", "confidence"] = "mean"
     """Several teachers: the mean of their affinities, or each weighted by its distance from 1/2."""
     average: Literal["none", "flips", "all"] = "none"
-    """Average each teacher's affinities over mirror images of the crop, or over `rotate` as well."""
+    """Average each teacher's affinities over mirror images of the crop, or also over quarter turns: of all axes
+    where voxels are cubes, else in the section plane."""
     instances: Literal["none", "segmentation"] = "none"
     """Neurons of unlabelled volumes, for terms on instances: none, or the first teacher's own segmentation."""
 
@@ -163,6 +164,12 @@ class TrainOptions(Section):
             raise ValueError("`unlabelled` volumes feed only distillation terms, and there is none")
         if isinstance(self.teacher, tuple) and len(set(self.teacher)) != len(self.teacher):
             raise ValueError(f"each teacher may be named once, got {self.teacher}")
+        for term in self.terms:
+            if term.start >= self.steps or term.idle_batches >= self.steps * self.accumulate:
+                raise ValueError(
+                    f"the term {term.name!r} would never act: it begins after {max(term.start, term.idle_batches)} of "
+                    f"{self.steps} steps; lower its `start` or `fit`"
+                )
         if not self.active_terms:
             raise ValueError(f"with `distil: false` no term is left of {names}: add e.g. affinity")
         return self

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from kdseg.augment import Crop, Symmetry, augment, draw_symmetry, transform_affinities
+from kdseg.augment import Crop, Symmetry, augment, channel_plan, draw_symmetry, symmetries, transform_affinities
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple, is_cubic
@@ -44,6 +44,7 @@ class Crops(Dataset[Batch]):
         Raises:
             ConfigError: if all axes are to be rotated, but the voxels are not cubes; if stored affinities have
                 other offsets.
+            DataError: if stored affinities cannot follow the flips and turns, since an offset has no counterpart.
             MissingError: if a named volume has no address or no labels, or nothing stored where it is asked for.
             ShapeError: if a volume is smaller than a crop.
             VoxelSizeError: if the volumes have different voxel sizes.
@@ -64,6 +65,9 @@ class Crops(Dataset[Batch]):
                 )
             if any(n < c for n, c in zip(source.raw.roi.shape, options.crop, strict=True)):
                 raise ShapeError(f"{source.name!r} has {source.raw.roi.shape} voxels, less than a crop {options.crop}")
+        if self.stored:  # refused now rather than at the first crop that is turned so
+            for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
+                channel_plan(offsets, symmetry)
         self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
         if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
             raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
@@ -187,10 +191,20 @@ def stored_outputs(source: Source, roi: Roi, offsets: Offsets, symmetry: Symmetr
     z, y, x = (slice(margin, margin + roi.shape[axis]) for axis in symmetry.axes)
     teachers = [transform_affinities(array.read(grown), offsets, symmetry)[:, z, y, x] for array in source.affinities]
     vectors = [symmetry.apply(array.read(roi)) for array in source.embeddings]
+    if len(vectors) > 1:  # as unit vectors each counts alike: the cosine of two voxels is the mean of the cosines
+        vectors = [_unit(each) for each in vectors]
     shape = tuple(roi.shape[axis] for axis in symmetry.axes)
     embedding = np.concatenate(vectors) if vectors else np.zeros((0, *shape), np.float16)
     known = np.stack([symmetry.apply(_inside(roi, source.raw.roi, symmetry.before(step))) for step in offsets])
     return Taught(*(torch.from_numpy(np.ascontiguousarray(a))[None] for a in (np.stack(teachers), known, embedding)))
+
+
+def _unit(vectors: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Return vectors (d, z, y, x) divided by their length."""
+    exact = vectors.astype(np.float32)
+    length: NDArray[np.float32] = np.sqrt((exact**2).sum(0))
+    unit: NDArray[np.float16] = (exact / np.maximum(length, 1e-6)).astype(np.float16)
+    return unit
 
 
 def _inside(roi: Roi, volume: Roi, step: Triple) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ from kdseg.config import FragmentsOptions, ModelOptions
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
 from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of, write_text
-from kdseg.models import count_parameters, kmac_per_voxel, resolve_device
+from kdseg.models import count_parameters, kmac_per_voxel, resolve_device, resolve_precision
 from kdseg.models.device import gpu_peak_mb
 from kdseg.sampling import Guide
 from kdseg.training import Result, train
@@ -83,6 +83,7 @@ def run(
             device=device,
         )
 
+    where = resolve_device(device)
     if int(os.environ.get("RANK", "0")) > 0:
         work(Claim(manifest, ""))
         return
@@ -90,6 +91,9 @@ def run(
         **options.model_dump(mode="json", exclude=HOW),
         "offsets": [list(o) for o in offsets],
         "watershed": fragments.watershed.model_dump(mode="json"),
+        # The last bit of a float differs between kinds of device: a run is finished where it was begun.
+        "device": where.type,
+        "computed_in": str(resolve_precision(options.train.precision, where)).removeprefix("torch."),
     }
     with claim(manifest, "train", made_of, inputs, overwrite=overwrite) as held:
         result = work(held)

@@ -39,6 +39,11 @@ class TermSection(Section):
         return False
 
     @property
+    def idle_batches(self) -> int:
+        """Batches that pass before the term begins to act, whatever its weight."""
+        return 0
+
+    @property
     def features_used(self) -> bool:
         """Whether the term needs features, which a stored teacher does not have."""
         return any(isinstance(tap, int) for tap in self.taps_used)

@@ -80,7 +80,12 @@ class FactorOptions(_AtLevel):
     width: Count = 8
     """Channels of a factor."""
     fit: Count = 50
-    """Steps at the start over which the paraphraser is trained and the term is 0."""
+    """Batches at the start over which the paraphraser is trained and the term is 0."""
+
+    @property
+    def idle_batches(self) -> int:
+        """Those of the fit."""
+        return self.fit
 
 
 class MgdOptions(_AtLevel):

@@ -69,6 +69,15 @@ class GraphRelationOptions(DistillationSection):
         """All taps."""
         return self.taps
 
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        scalar = self.edge + self.affinity
+        if not scalar + (self.node + self.inter_edge + self.inter_affinity) * (set(self.taps) != {"affinities"}):
+            raise ValueError(
+                f"no part that the taps {self.taps} have carries a weight: at `affinities` there are edge and affinity"
+            )
+        return self
+
     @property
     def instances_used(self) -> bool:
         """Whether a part with nodes has a weight."""
@@ -97,7 +106,7 @@ class GraphFlowOptions(DistillationSection):
     """What brings the teacher's channels to the student's number: principal axes in closed form, or the trained
     auto-encoder of the paper."""
     fit: Count = 50
-    """Steps at the start over which the paraphraser is fitted and the term is 0."""
+    """Batches at the start over which the paraphraser is fitted and the term is 0."""
     sample: Count = 65536
     """Voxels of a batch that the principal axes are fitted to."""
 
@@ -111,3 +120,8 @@ class GraphFlowOptions(DistillationSection):
     def taps_used(self) -> tuple[Tap, ...]:
         """All levels."""
         return self.levels
+
+    @property
+    def idle_batches(self) -> int:
+        """Those of the fit."""
+        return self.fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kdseg.config.base import Extent, Positive, Weight
+from kdseg.config.base import Count, Extent, Positive, Weight
 from kdseg.config.terms.base import DistillationSection, Level, Tap
 
 
@@ -93,7 +93,7 @@ class IfvdOptions(DistillationSection):
 
     name: Literal["ifvd"] = "ifvd"
     level: Level = 0
-    min_size: int = 32
+    min_size: Count = 32
     """Voxels; smaller instances are left out."""
 
     @property
