@@ -98,7 +98,7 @@ def test_a_student_learns_from_what_teachers_stored(finished, tmp_path, values):
     assert "graph_relation.affinity" in header
     alone = json.loads((results / "off" / "model.json").read_text())["inputs"]
     assert not [name for name in alone if name.startswith("teacher")]
-    assert jobs(folder, config) == set()
+    assert jobs(folder, config) <= {"all", "report"}  # which shows the configuration
 
 
 def progress(work, claim):
