@@ -18,13 +18,13 @@ from kdseg.losses import rows as slabs
 from kdseg.losses.base import balance, weighted_mean
 from kdseg.losses.graph import GraphRelationTerm
 from kdseg.losses.instances import at_level, core
-from kdseg.losses.nodes import select_nodes
+from kdseg.losses.nodes import contact_areas, select_nodes
 from kdseg.losses.rows import compare
 from kdseg.losses.supervised import embedding_affinities
 from kdseg.models import Batch, Outputs, Widths
 from kdseg.targets import affinities
 
-OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-2, 0, 0), (0, -3, 0), (0, 2, -3))
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-2, 0, 0), (0, -3, 0), (1, 2, -3))
 SHAPE = (4, 6, 8)
 WIDTH = 5
 ALL = {"node": 1.0, "edge": 1.0, "affinity": 1.0, "inter_edge": 1.0, "inter_affinity": 1.0}
@@ -146,6 +146,8 @@ def test_edges_are_those_of_a_loop(graph: str) -> None:
     def knn(i: int, j: int, row: dict[int, float]) -> float:
         return float(j in sorted(row, key=lambda k: -row[k])[:2])
 
+    symmetric = contact_areas(select_nodes(batch.instances, GraphRelationOptions(min_size=1)))
+    assert torch.equal(symmetric, symmetric.mT)
     rules = {"full": [full], "rag": [rag], "knn": [knn], "mixed": [full, rag]}[graph]
     expected = torch.stack([looped_edges(student, teacher, batch, rule) for rule in rules]).mean()
     value = part(only("edge", graph=graph, neighbours=2), "edge", student, teacher, batch)
@@ -189,10 +191,10 @@ def test_nodes_are_those_of_a_loop(space: str, power: int) -> None:
 
 
 @pytest.mark.parametrize("which", ["nearest", "all"])
-@pytest.mark.parametrize("slab", [2**19, 1, 200])
-def test_affinities_are_those_of_all_pairs(which: str, slab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("slab", "width"), [(2**19, WIDTH), (1, WIDTH), (480, WIDTH), (480, 9), (480, 3)])
+def test_affinities_are_those_of_all_pairs(which: str, slab: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slabs, "_SLAB", slab)
-    batch, student, teacher = make_batch(), outputs(1), outputs(2)
+    batch, student, teacher = make_batch(), outputs(1), outputs(2, width=width)
     # neighbours that agree and neighbours that do not
     theirs = teacher.logits["embedding"].detach().cumsum(-1).cumsum(-2)
     teacher = teacher._replace(logits=teacher.logits | {"embedding": theirs})
@@ -206,7 +208,7 @@ def test_affinities_are_those_of_all_pairs(which: str, slab: int, monkeypatch: p
         weights = balance(other > 0.5, torch.ones_like(other, dtype=torch.bool))
         assert len(weights.unique()) > 1
         means.append(weighted_mean((one - other) ** 2, weights.double()))
-    value = part(only("affinity", offsets=which), "affinity", student, teacher, batch)
+    value = part(only("affinity", offsets=which, teacher=width), "affinity", student, teacher, batch)
     check_equal(value, torch.stack(means).mean(), student)
 
 
@@ -403,9 +405,9 @@ def test_decoder_levels_are_averaged_on_their_own_grids() -> None:
     field = student.features[1], teacher.features[1]
     alone = compare(*field, offsets=((-1, 0, 0), (0, -1, 0), (0, 0, -1)), instances=level, count=int(level.max()))
     assert coarse["affinity"].item() == pytest.approx(alone.affinity.item(), rel=1e-9)
-    # (0, 2, -3) and (-2, 0, 0) are (0, 1, -2) and (-2, 0, 0) there; (0, -3, 0) is (0, -2, 0); (0, -1, 0) vanishes
+    # (1, 2, -3) and (-2, 0, 0) are (1, 1, -2) and (-2, 0, 0) there; (0, -3, 0) is (0, -2, 0); (0, -1, 0) vanishes
     every = part(only("affinity", taps=(1,), offsets="all"), "affinity", student, teacher, batch)
-    left = ((-1, 0, 0), (-2, 0, 0), (0, -2, 0), (0, 1, -2))
+    left = ((-1, 0, 0), (-2, 0, 0), (0, -2, 0), (1, 1, -2))
     assert every.item() == pytest.approx(compare(*field, offsets=left).affinity.item(), rel=1e-9)
 
 
