@@ -169,6 +169,7 @@ def test_real_em_goes_all_the_way(em_data, tmp_path, values):
         }
     real["models"] = {"teacher": real["models"]["teacher"]}
     real["evaluate"] |= {"models": ["teacher"], "dust": 100}
+    del real["compare"]
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(real))
     snakemake(tmp_path, config)
