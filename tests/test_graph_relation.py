@@ -275,11 +275,10 @@ def test_relations_to_earlier_crops_count_from_the_start_on(inter: str) -> None:
 @pytest.mark.parametrize("inter", ["moment", "kl"])
 @pytest.mark.parametrize("graph", ["full", "rag", "knn", "mixed"])
 def test_equals_have_no_distance_and_no_gradient(graph: str, inter: str) -> None:
-    made = term(graph=graph, inter=inter, taps=("embedding", 0, -1, "affinities"), offsets="all", tokens=10, **ALL)
-    batch = make_batch()
-    made.parts(outputs(3), outputs(4), batch)
+    taps, batch = ("embedding", 0, -1, "affinities"), make_batch()
     for power in (1, 2):
-        made.options = made.options.model_copy(update={"node_power": power})
+        made = term(graph=graph, inter=inter, taps=taps, offsets="all", tokens=10, node_power=power, **ALL)
+        made.parts(outputs(3), outputs(4), batch)
         student = outputs(1)
         value = made(student, student, batch)
         assert 0 <= value.item() < 1e-12
@@ -606,8 +605,9 @@ def test_what_cannot_be_compared_is_refused() -> None:
     with pytest.raises(ConfigError, match="5 channels in the student and 7 in the teacher"):
         term(teacher=7, projector=False)
     assert term(teacher=7, projector=False, inter_edge=0, inter_affinity=0).weights
+    options = GraphRelationOptions().model_copy(update={"taps": ("affinities",), "edge": 0.0, "affinity": 0.0})
     with pytest.raises(ConfigError, match="has no part"):
-        term(taps=("affinities",), edge=0, affinity=0)
+        GraphRelationTerm(options, context())
     with pytest.raises(ConfigError, match="levels 0 to 1"):
         term(taps=(2,))
     field = torch.zeros(1, 3, 2, 2, 2)

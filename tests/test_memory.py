@@ -99,7 +99,9 @@ def test_divergences_are_those_of_the_softmax_with_the_teacher_as_target() -> No
     assert torch.allclose(one, two, atol=1e-6)
 
 
-@pytest.mark.parametrize(("shape", "most"), [((4, 6, 8), 20), ((4, 6, 8), 1), ((4, 6, 8), 1000), ((1, 3, 50), 7)])
+@pytest.mark.parametrize(
+    ("shape", "most"), [((4, 6, 8), 20), ((4, 6, 8), 1), ((4, 6, 8), 1000), ((1, 3, 50), 7), ((3, 4, 4), 6)]
+)
 def test_evenly_spaced_voxels_are_at_most_as_many_as_asked_for(shape: tuple[int, int, int], most: int) -> None:
     values = torch.arange(2.0 * 3 * shape[0] * shape[1] * shape[2]).reshape(2, 3, *shape)
     picked = spread(values, most)
