@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import distance_transform_edt, gaussian_filter
 
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Offsets, Triple, pair_slices
 from kdseg.metrics.contingency import block_contingency
 from kdseg.metrics.scores import scores
-from kdseg.segmentation.flood import add_seeds, blend, flood, strength
+from kdseg.segmentation.flood import flood, levels, seed_rest, strength
+from kdseg.segmentation.seeds import basins, distance, smooth
 from kdseg.segmentation.watershed import clean, fragments
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
@@ -82,72 +83,201 @@ def strongest_paths(source: Bools, links: NDArray[np.uint8], mask: Bools) -> NDA
     return strength
 
 
-@settings(deadline=None, max_examples=30)
-@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 4)] * 3))
-def test_strength_is_the_weakest_axis(seed: int, shape: Triple) -> None:
+def random_graph(seed: int, shape: Triple) -> tuple[NDArray[np.uint8], Bools]:
     rng = np.random.default_rng(seed)
-    links = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
-    mask = rng.random(shape) < 0.8
-    got = strength(links, mask)
-    blended = blend(links, got)
+    return rng.integers(0, 256, (3, *shape), dtype=np.uint8), rng.random(shape) < 0.8
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 4)] * 3), first=st.integers(0, 1))
+def test_strength_is_the_weakest_axis(seed: int, shape: Triple, first: int) -> None:
+    links, mask = random_graph(seed, shape)
+    got = strength(links, mask, first)
+    records = levels(links, got, mask)
     for p in np.ndindex(*shape):
         along: list[list[int]] = [[], [], []]
         for q, link in neighbours(p, links, mask):
             (axis,) = np.flatnonzero(np.subtract(p, q))
             along[axis].append(link)
             if p > q:
-                assert blended[(axis, *p)] == int(link / 4 + 3 * (int(got[p]) + int(got[q])) / 8)
-        means = [sum(values) // len(values) for values in along if values]
+                blend = int(link / 4 + 3 * (int(got[p]) + int(got[q])) / 8)
+                assert records[p[0] + 1, p[1] + 1, p[2] + 1, axis] == 1 + blend // 8
+        means = [sum(values) // len(values) for values in along[first:] if values]
         assert got[p] == (min(means) if means and mask[p] else 0)
+    open_voxels = np.zeros(records.shape[:3], bool)
+    open_voxels[1:-1, 1:-1, 1:-1] = mask
+    assert np.array_equal(records[..., 3], np.where(open_voxels, 0, 255))
 
 
-@settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 5)] * 3), count=st.integers(0, 4))
-def test_flooding_takes_the_strongest_path(seed: int, shape: Triple, count: int) -> None:
+def flooded_plainly(start: NDArray[np.int32], links: NDArray[np.uint8], mask: Bools, first: int) -> NDArray[np.int32]:
+    """The definition: of all that are met, the strongest link first, then the one met first."""
+    label, met = start.copy(), np.zeros(start.shape, int)
+    waiting: list[tuple[int, int, Triple, int]] = []
+
+    def meet(p: Triple, level: int) -> None:
+        at = neighbours(p, links, mask)
+        for q, link in at:
+            if (q[0] == p[0] or first == 0) and start[q] == 0 and min(link, level) > met[q]:
+                met[q] = min(link, level)
+                waiting.append((-met[q], len(order), q, int(label[p])))
+                order.append(0)
+
+    order: list[int] = []
+    for p in np.ndindex(*start.shape):
+        if start[p]:
+            meet((p[0], p[1], p[2]), 32)
+    while waiting:
+        waiting.sort()
+        level, _, q, new = waiting.pop(0)
+        if label[q] == 0:
+            label[q] = new
+            meet(q, -level)
+    return label
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*[st.integers(1, 6)] * 3),
+    count=st.integers(0, 4),
+    first=st.integers(0, 1),
+    most=st.sampled_from([2, 32]),
+)
+def test_flooding_takes_the_strongest_link_first(seed: int, shape: Triple, count: int, first: int, most: int) -> None:
     rng = np.random.default_rng(seed)
-    links = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
-    mask = rng.random(shape) < 0.8
-    start = np.zeros(shape, np.int64)
+    links, mask = rng.integers(1, most + 1, (3, *shape), dtype=np.uint8), rng.random(shape) < 0.8
+    start = np.zeros(shape, np.int32)
     start.ravel()[rng.choice(start.size, min(count, start.size), replace=False)] = 1 + np.arange(min(count, start.size))
     start[~mask] = 0
-    filled = start.copy()
-    flood(filled, links, mask)
-    best = strongest_paths(start > 0, links, mask)
-    assert np.array_equal(filled > 0, best >= 0)
-    assert np.array_equal(filled[start > 0], start[start > 0])
-    for seed_id in np.unique(start[start > 0]):
-        own = filled == seed_id
-        # nothing is reached better from another seed, and each basin hangs together on such a path
-        inside_own = strongest_paths(start == seed_id, links, own)
-        assert np.array_equal(inside_own[own], best[own])
+    records = np.full((*(n + 2 for n in shape), 4), 255, np.uint8)
+    records[1:-1, 1:-1, 1:-1, :3] = np.moveaxis(links, 0, 3)
+    records[1:-1, 1:-1, 1:-1, 3] = np.where(mask, 0, 255)
+    padded = np.pad(start, 1)
+    flood(padded, records, first)
+    filled = padded[1:-1, 1:-1, 1:-1]
+    assert np.array_equal(filled, flooded_plainly(start, links, mask, first))
+    if first == 0:
+        # whatever the order of equals: all that can be reached is, and nothing better from another seed
+        best = strongest_paths(start > 0, links, mask)
+        assert np.array_equal(filled > 0, best >= 0)
+        for one in np.unique(start[start > 0]):
+            inside_own = strongest_paths(start == one, links, filled == one)
+            assert np.array_equal(inside_own[(filled == one) & (start == 0)], best[(filled == one) & (start == 0)])
+
+
+def test_flooding_grows_its_queues() -> None:
+    rng = np.random.default_rng(0)
+    shape = (40, 60, 60)  # all the first chunks are full several times over
+    records = np.full((*(n + 2 for n in shape), 4), 255, np.uint8)
+    records[1:-1, 1:-1, 1:-1] = rng.integers(1, 33, (*shape, 4))
+    records[1:-1, 1:-1, 1:-1, 3] = 0
+    start = np.zeros(shape, np.int32)
+    start[20, 30, 30], start[3, 3, 3] = 1, 2
+    padded = np.pad(start, 1)
+    links = np.ascontiguousarray(np.moveaxis(records[1:-1, 1:-1, 1:-1, :3], 3, 0))
+    flood(padded, records, 0)
+    assert set(np.unique(padded[1:-1, 1:-1, 1:-1])) == {1, 2}
+    met = records[1:-1, 1:-1, 1:-1, 3]
+    for axis in range(3):
+        here, there = pair_slices(shape, (-int(axis == 0), -int(axis == 1), -int(axis == 2)))
+        a, b = met[here].astype(int), met[there].astype(int)
+        # a voxel's level is that of its strongest path: no link leads to a better one
+        link = links[axis][here]
+        assert np.all(np.minimum(np.minimum(a, 32), link) <= b)
+        assert np.all(np.minimum(np.minimum(b, 32), link) <= a)
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**32 - 1), shape=st.tuples(*[st.integers(1, 5)] * 3), smallest=st.integers(1, 4))
-def test_every_large_component_gets_a_seed(seed: int, shape: Triple, smallest: int) -> None:
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*[st.integers(1, 5)] * 3),
+    smallest=st.integers(1, 4),
+    first=st.integers(0, 1),
+)
+def test_every_large_component_gets_a_seed(seed: int, shape: Triple, smallest: int, first: int) -> None:
     rng = np.random.default_rng(seed)
     links = rng.choice(np.array([0, 127, 128, 255], np.uint8), (3, *shape), p=[0.5, 0.2, 0.1, 0.2])
     mask = rng.random(shape) < 0.9
-    before = np.where((rng.random(shape) < 0.1) & mask, rng.integers(1, 4, shape), 0)
-    after = before.copy()
-    add_seeds(after, links, mask, 0.5, smallest)
+    before = np.where((rng.random(shape) < 0.1) & mask, rng.integers(1, 4, shape), 0).astype(np.int32)
+    padded = np.pad(before, 1)
+    seed_rest(padded, links, mask, 0.5, smallest, first)
+    after = padded[1:-1, 1:-1, 1:-1]
     binary = np.where(links > 127, 255, 0).astype(np.uint8)
+    binary[:first] = 0
     given_ids = set(before.ravel().tolist())
     new_ids = []
-    todo = mask.copy()
+    todo = mask & (before == 0)
+    # voxels without a seed hang together, and touch seeded ones: those are walls here, and make a component seeded
     while todo.any():
-        first = np.zeros(shape, bool)
-        first.ravel()[todo.ravel().argmax()] = True
-        component = strongest_paths(first, binary, mask) == 255
+        where = np.zeros(shape, bool)
+        where.ravel()[todo.ravel().argmax()] = True
+        component = strongest_paths(where, binary, mask & (before == 0)) == 255
         todo &= ~component
-        if before[component].any() or component.sum() < smallest:
-            assert np.array_equal(after[component], before[component])
+        touched = {
+            q for p in np.argwhere(component) for q, link in neighbours((p[0], p[1], p[2]), binary, mask) if link == 255
+        }
+        if any(before[q] for q in touched) or component.sum() < smallest:
+            assert not after[component].any()
         else:
             (new,) = np.unique(after[component])
             new_ids.append(new)
+    assert np.array_equal(after[before > 0], before[before > 0])
     assert len(set(new_ids)) == len(new_ids)
     assert not set(new_ids) & given_ids
     assert not after[~mask].any()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*[st.integers(1, 9)] * 3),
+    spacing=st.sampled_from([(1.0, 1.0, 1.0), (4.0, 1.0, 1.0), (1.0, 2.0, 1.5)]),
+    first=st.integers(0, 1),
+)
+def test_distance_is_that_of_scipy(seed: int, shape: Triple, spacing: tuple[float, float, float], first: int) -> None:
+    inside = np.random.default_rng(seed).random(shape) < 0.95
+    got = distance(inside, spacing, first)
+    parts = [inside] if first == 0 else list(inside[:, None])
+    # scipy has no distance where there is no boundary
+    expected = [
+        distance_transform_edt(part, sampling=spacing) if not part.all() else np.full(part.shape, 16.0)
+        for part in parts
+    ]
+    assert np.allclose(got, np.minimum(np.concatenate(expected), 16))
+
+
+def test_distance_ends_at_its_reach_and_smoothing_keeps_the_sum() -> None:
+    inside = np.ones((3, 4, 50), bool)
+    inside[:, :, 0] = False
+    got = distance(inside, (1.0, 1.0, 1.0), 0)
+    assert np.array_equal(got[1, 1], np.minimum(np.arange(50), 16))
+    spike = np.zeros((9, 9, 9), np.float32)
+    spike[4, 4, 4] = 1
+    smoothed = smooth(spike.copy(), (2.0, 1.0, 1.0), 0)
+    assert smoothed.sum() == pytest.approx(1)
+    place = np.arange(9) - 4
+    assert [float((smoothed.sum(others) * place**2).sum()) for others in ((1, 2), (0, 2), (0, 1))] == [0.25, 1, 1]
+    assert np.array_equal(smooth(spike.copy(), (2.0, 1.0, 1.0), 1)[4] > 0, smoothed[4] > 0)
+    assert not smooth(spike.copy(), (2.0, 1.0, 1.0), 1)[3].any()
+
+
+def test_peaks_that_see_each_other_are_one_basin() -> None:
+    height = np.zeros((1, 3, 12), np.float32)
+    height[0, 1] = [1, 3, 1, 1, 5, 1, 1, 1, 1, 1, 4, 1]
+    inside = np.ones(height.shape, bool)
+    links = np.full((*height.shape, 3), 9, np.uint8)
+
+    def found(window: int) -> list[int]:
+        return basins(height, inside, links, 8, (0, window, window), 0)[1, 2, [2, 5, 11]].tolist()
+
+    assert found(6) == [1, 1, 1]
+    assert found(3) == [1, 1, 2]
+    assert found(2) == [1, 2, 3]
+    links[..., 7, 2] = 8  # cut, where the right peak looks to the highest
+    assert found(6) == [1, 1, 2]
+    links[...] = 9
+    inside[:, :, 7] = False
+    assert found(6) == [1, 1, 2]
 
 
 @pytest.mark.parametrize("options", METHODS, ids=lambda options: options.method)

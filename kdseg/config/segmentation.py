@@ -26,15 +26,17 @@ class PredictOptions(Section):
 
 
 class WatershedOptions(Section):
-    """Seeded watershed on the nearest affinities; seeds: maxima of the distance to a boundary."""
+    """Seeded watershed on the nearest affinities."""
 
     method: Literal["watershed"] = "watershed"
     boundary: Probability = 0.5
     """Voxels whose mean affinity to both neighbours along an axis is at or below this are boundary."""
+    seeds: Literal["distance", "maxima"] = "distance"
+    """Maxima of the distance to the next boundary voxel, or of the smoothed mean affinity."""
     seed_distance: Count = 5
-    """Smallest distance between two seeds, in voxels of the finest axis."""
+    """Smallest distance between two seeds that see each other, in voxels of the finest axis."""
     per_section: bool = False
-    """Flood each section alone (coarse z)."""
+    """Flood each section alone (coarse z): fragments are flat, and no halo along z is read."""
 
 
 class MutexOptions(Section):
@@ -66,8 +68,12 @@ class FragmentsOptions(Section):
     halo: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (32, 32, 32)
     """Voxels read around a cell, so that its fragments continue across its faces."""
     watershed: Watershed = WatershedOptions()
+    premerge: Probability | None = None
+    """Merge the fragments of a block, with its halo, by mean affinity (waterz) up to this score: fewer of them."""
     dust: Annotated[int, Field(ge=0)] = 0
     """Fragments of fewer voxels are dropped."""
+    least_mean: Probability = 0.0
+    """Fragments whose voxels' mean affinity is lower are dropped; a voxel counts with its weakest axis."""
 
 
 class EdgesOptions(Section):

@@ -1,21 +1,29 @@
-"""Flooding of a graph of voxels from seeds, and its connected components, compiled by numba.
+"""Flooding of a graph of voxels from seeds, compiled by numba.
 
-All functions work on `links`: uint8 (3, z, y, x), ``[axis, p]`` is the affinity of ``p`` and ``p - e_axis``.
+All functions work on `links`: uint8 (3, z, y, x), ``[axis, p]`` is the affinity of ``p`` and ``p - e_axis``; axes
+before ``first`` (0, or 1: each section alone) are ignored. The flooding itself works on arrays with a margin of one
+voxel, which spares it every question about borders, and on one record of four bytes per voxel, since what it costs
+is the memory that it touches.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-_LEVELS = 256
+COARSENESS = 3
+"""Bits of a link that do not count for the order of the flooding: 32 levels."""
+_LEVELS = 256 >> COARSENESS
+_CLOSED = 255  # level of what is not to be flooded: it is already, or lies outside
+_CHUNK = 256  # voxels that lie together in a queue
+_MOST = 6  # neighbours, and so new chunks, of one voxel
+_VISITED = -1  # label, while components are searched
+_HEAD, _READ, _TAIL, _WRITTEN = 0, 1, 2, 3  # chunk to read, place in it; chunk to write, place in it
 
 
 @njit(cache=True)
-def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int) -> NDArray[np.uint8]:
     """Return how far each voxel is inside: its mean affinity to both neighbours, along its weakest axis.
 
     A mean over all six neighbours would miss a sharp flat boundary, where five of them are on one side.
@@ -23,187 +31,223 @@ def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.ui
     Args:
         links: nearest affinities.
         mask: bool (z, y, x); others are neither inside nor neighbours.
+        first: axis that counts first, 0 or 1.
 
     Returns:
         uint8 (z, y, x), in 1/255, rounded down; 0 outside of the mask and without any neighbour.
     """
-    _, nz, ny, nx = links.shape
+    nz, ny, nx = mask.shape
     out = np.zeros(mask.shape, np.uint8)
-    flat, allowed, result = links.reshape(3, out.size), mask.ravel(), out.ravel()
-    for p in range(out.size):
-        weakest = -1
-        for axis, step, count in ((0, ny * nx, nz), (1, nx, ny), (2, 1, nx)):
-            place = (p // step) % count
-            total, ends = 0, 0
-            if place > 0 and allowed[p - step]:
-                total, ends = total + int(flat[axis, p]), ends + 1
-            if place < count - 1 and allowed[p + step]:
-                total, ends = total + int(flat[axis, p + step]), ends + 1
-            if ends > 0 and (weakest < 0 or total // ends < weakest):
-                weakest = total // ends
-        result[p] = max(weakest, 0) if allowed[p] else 0
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                weakest = -1
+                for axis in range(first, 3):
+                    dz, dy, dx = int(axis == 0), int(axis == 1), int(axis == 2)
+                    total, ends = 0, 0
+                    if z >= dz and y >= dy and x >= dx and mask[z - dz, y - dy, x - dx]:
+                        total, ends = total + int(links[axis, z, y, x]), ends + 1
+                    if z + dz < nz and y + dy < ny and x + dx < nx and mask[z + dz, y + dy, x + dx]:
+                        total, ends = total + int(links[axis, z + dz, y + dy, x + dx]), ends + 1
+                    if ends > 0 and (weakest < 0 or total // ends < weakest):
+                        weakest = total // ends
+                out[z, y, x] = max(weakest, 0) if mask[z, y, x] else 0
     return out
 
 
-def blend(links: NDArray[np.uint8], strengths: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return links that are strong only where both of their ends are inside too.
+@njit(cache=True)
+def levels(links: NDArray[np.uint8], strengths: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return the records that `flood` works on: links that are strong only where both ends are inside too.
 
-    One quarter link, three eighths the strength of each end: a single wrong link opens no boundary.
+    One quarter link, three eighths the strength of each end: a single wrong link opens no boundary. The sum
+    is cut down to 32 levels, for with all 256 most voxels are met several times, each time a little better.
 
     Args:
         links: nearest affinities.
         strengths: uint8 (z, y, x), from `strength`.
+        mask: bool (z, y, x); others are closed.
 
     Returns:
-        uint8 (3, z, y, x).
+        uint8 (z + 2, y + 2, x + 2, 4), with a closed margin: the levels 1..32 of the three links, and the
+        level at which the voxel was met, 0 for not yet.
     """
-    out = np.empty_like(links)
-    thrice = 3 * strengths.astype(np.uint16)
-    for axis in range(3):
-        out[axis] = (2 * links[axis].astype(np.uint16) + thrice + np.roll(thrice, 1, axis)) >> 3
+    nz, ny, nx = mask.shape
+    out = np.full((nz + 2, ny + 2, nx + 2, 4), _CLOSED, np.uint8)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                record = out[z + 1, y + 1, x + 1]
+                own = 3 * int(strengths[z, y, x])
+                behind = (
+                    strengths[max(z - 1, 0), y, x],
+                    strengths[z, max(y - 1, 0), x],
+                    strengths[z, y, max(x - 1, 0)],
+                )
+                for axis in range(3):
+                    blend = (2 * int(links[axis, z, y, x]) + own + 3 * int(behind[axis])) >> 3
+                    record[axis] = 1 + (blend >> COARSENESS)
+                if mask[z, y, x]:
+                    record[3] = 0
     return out
 
 
-@njit(cache=True)
-def _root(parent: NDArray[np.int64], k: int) -> int:
-    while parent[k] != k:
-        parent[k] = parent[parent[k]]
-        k = parent[k]
-    return k
+def level_of(affinity: float) -> int:
+    """Return the level of a link of this affinity (0..1) between ends of the same strength."""
+    return 1 + (int(affinity * 255) >> COARSENESS)
 
 
 @njit(cache=True)
-def add_seeds(
-    seeds: NDArray[np.int64],
+def _spread(
+    labels: NDArray[np.int32],
+    records: NDArray[np.uint8],
+    voxel: NDArray[np.int32],
+    after: NDArray[np.int32],
+    ends: NDArray[np.int64],
+    steps: NDArray[np.int64],
+    p: int,
+    level: int,
+) -> None:
+    """Meet the neighbours of a voxel that was flooded at a level; queue those that were never met so well."""
+    for k in range(steps.shape[0]):
+        q = p + steps[k, 0]
+        link = min(int(records[4 * max(p, q) + steps[k, 1]]), level)
+        if link <= records[4 * q + 3]:
+            continue
+        records[4 * q + 3] = link
+        labels[q] = labels[p]
+        if ends[link, _WRITTEN] == _CHUNK:
+            new = ends[0, _TAIL]
+            ends[0, _TAIL] += 1
+            if ends[link, _HEAD] == -1:
+                ends[link, _HEAD], ends[link, _READ] = new, 0
+            else:
+                after[ends[link, _TAIL]] = new
+            ends[link, _TAIL], ends[link, _WRITTEN] = new, 0
+        voxel[ends[link, _TAIL] * _CHUNK + ends[link, _WRITTEN]] = q
+        ends[link, _WRITTEN] += 1
+
+
+@njit(cache=True)
+def _drain(
+    labels: NDArray[np.int32],
+    records: NDArray[np.uint8],
+    voxel: NDArray[np.int32],
+    after: NDArray[np.int32],
+    ends: NDArray[np.int64],
+    steps: NDArray[np.int64],
+    start: int,
+) -> int:
+    """Flood until the queues are empty or there may be no chunk left; return the seed to go on from."""
+    for p in range(start, labels.size):
+        if labels[p] != 0 and records[4 * p + 3] == _CLOSED:
+            if ends[0, _TAIL] + _MOST > after.size:
+                return p
+            _spread(labels, records, voxel, after, ends, steps, p, _LEVELS)
+    level = _LEVELS
+    while level > 0:
+        chunk, place = ends[level, _HEAD], ends[level, _READ]
+        if chunk == -1:
+            level -= 1
+            continue
+        if ends[0, _TAIL] + _MOST > after.size:
+            break
+        ends[level, _READ] = place + 1
+        if chunk == ends[level, _TAIL] and place + 1 == ends[level, _WRITTEN]:
+            ends[level, _HEAD], ends[level, _WRITTEN] = -1, _CHUNK
+        elif place + 1 == _CHUNK:
+            ends[level, _HEAD], ends[level, _READ] = after[chunk], 0
+        p = voxel[chunk * _CHUNK + place]
+        if records[4 * p + 3] == level:
+            _spread(labels, records, voxel, after, ends, steps, p, level)
+    return labels.size if level > 0 else -1
+
+
+def flood(labels: NDArray[np.int32], records: NDArray[np.uint8], first: int) -> None:
+    """Grow the seeds along the strongest links until all that is open and that they reach is filled.
+
+    Priority flooding of the edge-weighted graph (a watershed cut: Cousty et al. 2009; hierarchical queue:
+    Meyer 1991): the voxel with the strongest link to what is flooded comes next, where a weaker link on the
+    way to it counts for all that lies behind; first in, first out among equals, seeds in C order. Time is
+    linear. A voxel that is met again by a stronger link stays where it is in the weaker queue, and is passed
+    over there.
+
+    Args:
+        labels: int32 (z + 2, y + 2, x + 2), ids above 0; 0 is filled in place. The margin is 0. At most
+            2**31 voxels.
+        records: from `levels`; changed.
+        first: axis that is flooded first, 0 or 1.
+    """
+    _, ny, nx = labels.shape
+    lengths = [ny * nx, nx, 1]
+    steps = np.array([(sign * lengths[axis], axis) for axis in range(first, 3) for sign in (-1, 1)])
+    records[labels > 0, 3] = _CLOSED
+    # one chain of chunks per level; the first row only counts the chunks
+    ends = np.empty((_LEVELS + 1, 4), np.int64)
+    ends[:, _HEAD], ends[:, _READ], ends[:, _TAIL], ends[:, _WRITTEN] = -1, 0, 0, _CHUNK
+    chunks = labels.size // 16 // _CHUNK + 2 * _LEVELS
+    voxel, after = np.empty(chunks * _CHUNK, np.int32), np.empty(chunks, np.int32)
+    start = 0
+    while True:
+        start = _drain(labels.ravel(), records.ravel(), voxel, after, ends, steps, start)
+        if start < 0:
+            return
+        voxel, after = (np.concatenate((part, np.empty_like(part))) for part in (voxel, after))
+
+
+@njit(cache=True)
+def seed_rest(
+    labels: NDArray[np.int32],
     links: NDArray[np.uint8],
     mask: NDArray[np.bool_],
     boundary: float,
     smallest: int,
+    first: int,
 ) -> None:
     """Give a seed to every component that has none: to all its voxels, a new id each component.
 
-    Components are voxels joined by affinities above ``boundary``. Without this, a thin neurite whose own
-    maximum is suppressed by a thicker neighbour's would be flooded by that one.
+    Components are voxels joined by links above ``boundary``. Without this, what is too thin to have an inside
+    would be flooded by its neighbours.
 
     Args:
-        seeds: int64 (z, y, x), 0 for none; changed.
+        labels: int32 (z + 2, y + 2, x + 2), with a margin of 0; ids above 0, 0 for none; changed.
         links: nearest affinities.
         mask: bool (z, y, x), others get no seed.
         boundary: in 0..1.
         smallest: components of fewer voxels get no seed.
+        first: axis that joins first, 0 or 1.
     """
-    _, nz, ny, nx = links.shape
-    parent = np.arange(nz * ny * nx)
-    flat_seeds, flat_mask = seeds.ravel(), mask.ravel()
+    nz, ny, nx = mask.shape
+    flat, allowed, link = labels.ravel(), mask.ravel(), links.ravel()
+    plane, margin = ny * nx, (ny + 2) * (nx + 2)
     least = boundary * 255
-    for axis, step in ((2, 1), (1, nx), (0, ny * nx)):
-        flat = links[axis].ravel()
-        for p in range(step, parent.size):
-            if flat[p] > least and flat_mask[p] and flat_mask[p - step]:
-                # flat indices wrap around at the border of the array
-                if (axis == 2 and p % nx == 0) or (axis == 1 and (p // nx) % ny == 0):
-                    continue
-                a, b = _root(parent, p), _root(parent, p - step)
-                parent[max(a, b)] = min(a, b)
-    size = np.zeros(parent.size, np.int32)
-    seed = np.zeros(parent.size, np.int64)
-    for p in range(parent.size):
-        parent[p] = parent[parent[p]]
-        size[parent[p]] += 1
-        seed[parent[p]] = max(seed[parent[p]], flat_seeds[p])
-    following = flat_seeds.max() + 1
-    for p in range(parent.size):
-        root = parent[p]
-        if seed[root] == 0 and size[root] >= smallest and flat_mask[p]:
-            seed[root] = -following
-            following += 1
-        if seed[root] < 0:
-            flat_seeds[p] = -seed[root]
-
-
-class _Queue(NamedTuple):
-    """Voxels by level, first in, first out; each voxel is in at most one of the doubly linked lists."""
-
-    head: NDArray[np.int32]  # (256,), -1: empty
-    tail: NDArray[np.int32]
-    after: NDArray[np.int32]  # (voxels,)
-    before: NDArray[np.int32]
-    level: NDArray[np.int16]  # (voxels,), -1: not met yet, 256: done
-
-
-@njit(cache=True)
-def _push(queue: _Queue, p: int, level: int) -> None:
-    """Put a voxel at the end of a level, out of a lower one where it waits."""
-    old = queue.level[p]
-    if old >= 0:
-        after, before = queue.after[p], queue.before[p]
-        if before == -1:
-            queue.head[old] = after
-        else:
-            queue.after[before] = after
-        if after == -1:
-            queue.tail[old] = before
-        else:
-            queue.before[after] = before
-    last = queue.tail[level]
-    if last == -1:
-        queue.head[level] = p
-    else:
-        queue.after[last] = p
-    queue.before[p], queue.after[p] = last, -1
-    queue.tail[level] = p
-    queue.level[p] = level
-
-
-@njit(cache=True)
-def _pop(queue: _Queue, level: int) -> int:
-    p = queue.head[level]
-    queue.head[level] = queue.after[p]
-    if queue.after[p] == -1:
-        queue.tail[level] = -1
-    else:
-        queue.before[queue.after[p]] = -1
-    queue.level[p] = _LEVELS
-    return int(p)
-
-
-@njit(cache=True)
-def flood(seeds: NDArray[np.int64], links: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
-    """Grow the seeds along the strongest affinities until all of the mask that they reach is filled.
-
-    Priority flooding of the edge-weighted graph (a watershed cut: Cousty et al. 2009; hierarchical queue:
-    Meyer 1991): the voxel with the strongest link to what is flooded comes next, where a weaker link on the
-    way to it counts for all that lies behind; first in, first out among equals. Time is linear.
-
-    Args:
-        seeds: int64 (z, y, x), ids above 0; 0 is filled in place. At most 2**31 voxels.
-        links: nearest affinities.
-        mask: bool (z, y, x); others stay 0.
-    """
-    label, allowed = seeds.ravel(), mask.ravel()  # views
-    flat = links.reshape(3, label.size)
-    queue = _Queue(
-        np.full(_LEVELS, -1, np.int32),
-        np.full(_LEVELS, -1, np.int32),
-        np.empty(label.size, np.int32),
-        np.empty(label.size, np.int32),
-        np.full(label.size, -1, np.int16),
-    )
-    for p in range(label.size):
-        if not allowed[p]:
-            queue.level[p] = _LEVELS
-        elif label[p] != 0:
-            _push(queue, p, _LEVELS - 1)
-    _, nz, ny, nx = links.shape
-    for level in range(_LEVELS - 1, -1, -1):
-        while queue.head[level] != -1:
-            p = _pop(queue, level)
-            for axis, step, count in ((0, ny * nx, nz), (1, nx, ny), (2, 1, nx)):
-                place = (p // step) % count
-                for q, far in ((p - step, place == 0), (p + step, place == count - 1)):
-                    if far:
+    following = flat.max() + 1
+    members = np.empty(np.sum(labels[1:-1, 1:-1, 1:-1] == 0), np.int32)
+    for start in range(allowed.size):
+        z, y, x = start // plane, start // nx % ny, start % nx
+        if not allowed[start] or labels[z + 1, y + 1, x + 1] != 0:
+            continue
+        members[0], count, done, seeded = start, 1, 0, False
+        labels[z + 1, y + 1, x + 1] = _VISITED
+        while done < count:
+            p = members[done]
+            done += 1
+            z, y, x = p // plane, p // nx % ny, p % nx
+            at = ((z + 1) * (ny + 2) + y + 1) * (nx + 2) + x + 1
+            for axis, place, n, step, wide in ((0, z, nz, plane, margin), (1, y, ny, nx, nx + 2), (2, x, nx, 1, 1)):
+                for sign in (-1, 1):
+                    q = p + sign * step
+                    if axis < first or not 0 <= place + sign < n or not allowed[q]:
                         continue
-                    link = min(int(flat[axis, max(p, q)]), level)
-                    if link > queue.level[q]:
-                        label[q] = label[p]
-                        _push(queue, q, link)
+                    if link[axis * nz * plane + max(p, q)] > least:
+                        met = flat[at + sign * wide]
+                        seeded = seeded or met > 0
+                        if met == 0:
+                            flat[at + sign * wide] = _VISITED
+                            members[count] = q
+                            count += 1
+        if not seeded and count >= smallest:
+            for p in members[:count]:
+                labels[p // plane + 1, p // nx % ny + 1, p % nx + 1] = following
+            following += 1
+    for p in range(flat.size):
+        flat[p] = max(flat[p], 0)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cc3d
-import edt
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, maximum_filter
 
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Offsets, Slices, pair_slices
 from kdseg.segmentation.agglomerate import waterz_fragments
-from kdseg.segmentation.flood import add_seeds, blend, flood, strength
+from kdseg.segmentation.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.links import nearest_links
+from kdseg.segmentation.seeds import basins, distance, mean_affinity, smooth
 
-_SMOOTHING = 1.0  # of the distance, in voxels of the finest axis: one seed per bulge, not per rough spot
 _SMALLEST = 10  # voxels of a separate component that gets a seed of its own; fewer are noise on a boundary
 
 
@@ -29,10 +29,13 @@ def fragments(
 ) -> NDArray[np.uint64]:
     """Return the fragments of one block with its halo; a pure function of its arguments.
 
-    - ``watershed``: seeds are the maxima of the distance to the next boundary voxel (`flood.strength` at most
-      ``options.boundary``), and every component above it without one. From them the graph of nearest
-      affinities is flooded, strongest first (`flood.flood`), where a link counts less if its ends are weak
-      (`flood.blend`). All of the mask is filled, boundaries too; without any seed all is background.
+    - ``watershed``: each voxel inside (`flood.strength` above ``options.boundary``) climbs to a peak of the
+      smoothed distance to the next boundary voxel, or of the smoothed mean affinity (`seeds.basins`); so does
+      every component of links above the boundary that has no inside (`flood.seed_rest`). From there the graph
+      of nearest affinities is flooded, strongest first (`flood.flood`), where a link counts less if its ends
+      are weak (`flood.levels`). All of the mask is filled, boundaries too; without any seed all is
+      background, as where all affinities are 0. About 25 bytes per voxel. With ``options.per_section`` the
+      affinities along z are not used.
     - ``mutex``: mutex watershed (Wolf et al. 2018, arXiv 1904.12654). Nearest affinities attract with
       ``a + bias``, others repel with ``1 - a``. About 400 bytes per voxel.
     - ``waterz``: waterz' own watershed.
@@ -59,18 +62,10 @@ def fragments(
     if mask.shape != links.shape[1:] or mask.dtype != np.bool_:
         raise ShapeError(f"expected a mask bool {links.shape[1:]}, got {mask.dtype} {mask.shape}")
     if options.method == "mutex":
-        return _renumber(_mutex(affinities, offsets, options, mask))
+        return _renumber(_mutex(affinities, offsets, options, mask), 0)
     if options.method == "waterz":
-        return _renumber(_masked_waterz(links, options, mask))
-    if not options.per_section:
-        return _renumber(_seeded(links, options, mask, voxel_size))
-    filled, last = np.zeros(mask.shape, np.uint64), np.uint64(0)
-    for z in range(mask.shape[0]):
-        cut = slice(z, z + 1)
-        section = _seeded(np.ascontiguousarray(links[:, cut]), options, mask[cut], voxel_size)
-        filled[cut] = np.where(section > 0, section + last, 0)
-        last += section.max(initial=0)
-    return _renumber(filled)
+        return _renumber(_masked_waterz(links, options, mask), 0)
+    return _renumber(_seeded(links, options, mask, voxel_size), 0)
 
 
 def clean(fragments: NDArray[np.uint64], core: Slices, dust: int) -> NDArray[np.uint64]:
@@ -95,10 +90,9 @@ def clean(fragments: NDArray[np.uint64], core: Slices, dust: int) -> NDArray[np.
     inner = np.ascontiguousarray(fragments[core])
     if inner.size == 0:
         return inner
-    pieces = cc3d.connected_components(inner, connectivity=6, out_dtype=np.uint64).astype(np.uint64)
-    if dust > 1:
-        pieces[np.bincount(pieces.ravel())[pieces] < dust] = 0
-    return _renumber(pieces)
+    # every label of the core fits: ids are at most the number of voxels of a block
+    pieces = cc3d.connected_components(inner.astype(np.uint32), connectivity=6, out_dtype=np.uint32)
+    return _renumber(pieces, dust)
 
 
 def _seeded(
@@ -106,21 +100,24 @@ def _seeded(
     options: WatershedOptions,
     mask: NDArray[np.bool_],
     voxel_size: tuple[float, float, float],
-) -> NDArray[np.uint64]:
-    finest = min(voxel_size)
-    spacing = [size / finest for size in voxel_size]
-    strengths = strength(links, mask)
-    interior = strengths > options.boundary * 255
-    distance = edt.edt(interior, anisotropy=tuple(spacing), black_border=False, parallel=1)
-    # without any boundary voxel the distance is infinite: one seed
-    distance = np.minimum(distance, np.float32(sum(n * s for n, s in zip(mask.shape, spacing, strict=True))))
-    distance = gaussian_filter(distance, [_SMOOTHING / s for s in spacing])
-    window = [2 * int(options.seed_distance / s) + 1 for s in spacing]
-    peaks = (distance == maximum_filter(distance, window)) & interior
-    seeds = cc3d.connected_components(peaks, connectivity=26, out_dtype=np.uint64).astype(np.int64)
-    add_seeds(seeds, links, mask, options.boundary, _SMALLEST)
-    flood(seeds, blend(links, strengths), mask)
-    return seeds.astype(np.uint64)
+) -> NDArray[np.int32]:
+    first = int(options.per_section)
+    finest = min(voxel_size[first:])
+    spacing = (voxel_size[0] / finest, voxel_size[1] / finest, voxel_size[2] / finest)
+    strengths = strength(links, mask, first)
+    inside = strengths > options.boundary * 255
+    if options.seeds == "distance":
+        height = smooth(distance(inside, spacing, first), spacing, first)
+    else:
+        height = smooth(mean_affinity(links, mask, first), spacing, first)
+    z, y, x = (int(options.seed_distance / s) for s in spacing)
+    records = levels(links, strengths, mask)
+    open_links = records[1:-1, 1:-1, 1:-1]
+    labels = basins(height, inside, open_links, level_of(options.boundary), (0 if first else z, y, x), first)
+    del height, inside
+    seed_rest(labels, links, mask, options.boundary, _SMALLEST, first)
+    flood(labels, records, first)
+    return labels[1:-1, 1:-1, 1:-1]
 
 
 def _mutex(
@@ -155,16 +152,26 @@ def _masked_waterz(links: NDArray[np.uint8], options: WaterzOptions, mask: NDArr
 
 
 @njit(cache=True)
-def _renumber(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return ids 1..n by first occurrence in C order; 0 stays 0."""
-    flat = ids.ravel()
-    new = np.zeros(np.int64(flat.max()) + 1 if flat.size else 1, np.uint64)
-    out = np.zeros(flat.size, np.uint64)
+def _renumber(ids: NDArray[np.integer[Any]], dust: int) -> NDArray[np.uint64]:
+    """Return ids 1..n by first occurrence in C order; 0 stays 0, ids of fewer than ``dust`` voxels become it."""
+    nz, ny, nx = ids.shape
+    most = np.int64(ids.max()) + 1 if ids.size else 1
+    size = np.zeros(most, np.int64)
+    if dust > 1:
+        for z in range(nz):
+            for y in range(ny):
+                for x in range(nx):
+                    size[ids[z, y, x]] += 1
+    new = np.zeros(most, np.uint64)
+    out = np.zeros(ids.shape, np.uint64)
     following = np.uint64(0)
-    for p in range(flat.size):
-        if flat[p] != 0:
-            if new[flat[p]] == 0:
-                following += np.uint64(1)
-                new[flat[p]] = following
-            out[p] = new[flat[p]]
-    return out.reshape(ids.shape)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                old = ids[z, y, x]
+                if old != 0 and (dust <= 1 or size[old] >= dust):
+                    if new[old] == 0:
+                        following += np.uint64(1)
+                        new[old] = following
+                    out[z, y, x] = new[old]
+    return out
