@@ -110,6 +110,8 @@ def _spread(
     """Meet the neighbours of a voxel that was flooded at a level; queue those that were never met so well."""
     for k in range(steps.shape[0]):
         q = p + steps[k, 0]
+        if records[4 * q + 3] >= level:
+            continue
         link = min(int(records[4 * max(p, q) + steps[k, 1]]), level)
         if link <= records[4 * q + 3]:
             continue

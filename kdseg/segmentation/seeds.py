@@ -173,15 +173,15 @@ def _sees(
         # rounded half up, in integers
         to = a[0] + (2 * i * dz + n) // (2 * n), a[1] + (2 * i * dy + n) // (2 * n), a[2] + (2 * i * dx + n) // (2 * n)
         if to[0] != z:
-            if not inside[to[0], y, x] or links[max(z, to[0]), y, x, 0] <= least:
+            if not inside[to[0], y, x] or links[max(z, to[0]) + 1, y + 1, x + 1, 0] <= least:
                 return False
             z = to[0]
         if to[1] != y:
-            if not inside[z, to[1], x] or links[z, max(y, to[1]), x, 1] <= least:
+            if not inside[z, to[1], x] or links[z + 1, max(y, to[1]) + 1, x + 1, 1] <= least:
                 return False
             y = to[1]
         if to[2] != x:
-            if not inside[z, y, to[2]] or links[z, y, max(x, to[2]), 2] <= least:
+            if not inside[z, y, to[2]] or links[z + 1, y + 1, max(x, to[2]) + 1, 2] <= least:
                 return False
             x = to[2]
     return True
@@ -225,21 +225,21 @@ def _highest_neighbour(
     own = (z * ny + y) * nx + x
     best, top = own, height[z, y, x]
     # before the voxel itself, an equal one wins; ascending indices keep the first of equals
-    if first == 0 and z > 0 and links[z, y, x, 0] > least and height[z - 1, y, x] >= top and inside[z - 1, y, x]:
+    if first == 0 and z > 0 and links[z + 1, y + 1, x + 1, 0] > least and height[z - 1, y, x] >= top and inside[z - 1, y, x]:
         best, top = own - ny * nx, height[z - 1, y, x]
-    if y > 0 and links[z, y, x, 1] > least and inside[z, y - 1, x]:
+    if y > 0 and links[z + 1, y + 1, x + 1, 1] > least and inside[z, y - 1, x]:
         there = height[z, y - 1, x]
         if there > top or (best == own and there == top):
             best, top = own - nx, there
-    if x > 0 and links[z, y, x, 2] > least and inside[z, y, x - 1]:
+    if x > 0 and links[z + 1, y + 1, x + 1, 2] > least and inside[z, y, x - 1]:
         there = height[z, y, x - 1]
         if there > top or (best == own and there == top):
             best, top = own - 1, there
-    if x + 1 < nx and links[z, y, x + 1, 2] > least and height[z, y, x + 1] > top and inside[z, y, x + 1]:
+    if x + 1 < nx and links[z + 1, y + 1, x + 2, 2] > least and height[z, y, x + 1] > top and inside[z, y, x + 1]:
         best, top = own + 1, height[z, y, x + 1]
-    if y + 1 < ny and links[z, y + 1, x, 1] > least and height[z, y + 1, x] > top and inside[z, y + 1, x]:
+    if y + 1 < ny and links[z + 1, y + 2, x + 1, 1] > least and height[z, y + 1, x] > top and inside[z, y + 1, x]:
         best, top = own + nx, height[z, y + 1, x]
-    ahead = first == 0 and z + 1 < nz and links[z + 1, y, x, 0] > least
+    ahead = first == 0 and z + 1 < nz and links[z + 2, y + 1, x + 1, 0] > least
     if ahead and height[z + 1, y, x] > top and inside[z + 1, y, x]:
         best = own + ny * nx
     return int(best)
@@ -263,7 +263,8 @@ def basins(
     Args:
         height: float32 (z, y, x).
         inside: bool (z, y, x).
-        links: uint8 (z, y, x, 3 or more), ``[p, axis]`` is what joins ``p`` and ``p - e_axis``.
+        links: uint8 (z + 2, y + 2, x + 2, 3 or more), ``[p, axis]`` is what joins ``p`` and ``p - e_axis``, with a
+            margin of one voxel as `flood.levels` has it.
         least: links must be above this.
         window: voxels that are looked at on either side along z, y, x.
         first: axis that is climbed first, 0 or 1; the window must be 0 along the others.
@@ -291,22 +292,27 @@ def basins(
 
 @njit(cache=True)
 def _named(target: NDArray[np.int32], shape: tuple[int, int, int]) -> NDArray[np.int32]:
-    """Follow targets to the voxels that are their own, and number those."""
+    """Follow targets (-1: none) to the voxels that are their own, and number those. Overwrites them."""
     nz, ny, nx = shape
     out = np.zeros((nz + 2, ny + 2, nx + 2), np.int32)
-    count = 0
+    name = -1
     for p in range(target.size):
         if target[p] == p:
-            count += 1
-            out[p // (ny * nx) + 1, p // nx % ny + 1, p % nx + 1] = count
+            name -= 1
+            target[p] = name
+    p = -1
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                p = (z * ny + y) * nx + x
-                if target[p] < 0:
-                    continue
-                while target[target[p]] != target[p]:
-                    target[p] = target[target[p]]
-                root = target[p]
-                out[z + 1, y + 1, x + 1] = out[root // (ny * nx) + 1, root // nx % ny + 1, root % nx + 1]
+                p += 1
+                end = p
+                while target[end] >= 0:
+                    end = target[end]
+                found = target[end]
+                on = p
+                while target[on] >= 0:
+                    following = target[on]
+                    target[on] = found
+                    on = following
+                out[z + 1, y + 1, x + 1] = -1 - found
     return out

@@ -112,8 +112,7 @@ def _seeded(
         height = smooth(mean_affinity(links, mask, first), spacing, first)
     z, y, x = (int(options.seed_distance / s) for s in spacing)
     records = levels(links, strengths, mask)
-    open_links = records[1:-1, 1:-1, 1:-1]
-    labels = basins(height, inside, open_links, level_of(options.boundary), (0 if first else z, y, x), first)
+    labels = basins(height, inside, records, level_of(options.boundary), (0 if first else z, y, x), first)
     del height, inside
     seed_rest(labels, links, mask, options.boundary, _SMALLEST, first)
     flood(labels, records, first)
