@@ -7,7 +7,7 @@ arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -70,17 +70,25 @@ class Volume:
         z, y, x = (self.array.shards or self.array.chunks)[-3:]
         return (z, y, x)
 
-    def read(self, roi: Roi) -> NDArray[Any]:
+    def read(self, roi: Roi, channels: Sequence[int] | None = None) -> NDArray[Any]:
         """Return the voxels of ``roi``, channels first if there are any.
 
+        Args:
+            roi: inside of the volume.
+            channels: which ones, in this order; default: all.
+
         Raises:
-            ShapeError: if ``roi`` is not inside of the volume.
+            ShapeError: if ``roi`` is not inside of the volume, or a channel is not there.
             UnreadableError: if a chunk is damaged.
         """
-        selection = (..., *roi.slices(self.roi))
+        if channels is not None and not all(0 <= c < (self.channels or 0) for c in channels):
+            raise ShapeError(f"{self.array.store_path} has {self.channels} channels, {list(channels)} were asked for")
+        selection = roi.slices(self.roi)
         self._refuse_empty_files(roi)
         try:
-            return np.asarray(self.array[selection])
+            if channels is None:
+                return np.asarray(self.array[(..., *selection)])
+            return np.asarray(self.array.oindex[(list(channels), *selection)])
         except (OSError, ValueError, RuntimeError) as error:
             where = f"{roi} of {self.array.store_path}"
             raise UnreadableError(f"cannot read {where}: {error}; the chunk is damaged") from error

@@ -51,6 +51,26 @@ def test_channels_come_first(tmp_path: Path) -> None:
     assert affinity_offsets(again) == ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
+def test_some_channels_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    data = np.arange(5 * 12 * 10 * 9, dtype=np.uint16).reshape(5, 12, 10, 9)
+    volume = create_volume(
+        tmp_path / "v.zarr",
+        shape=(12, 10, 9),
+        dtype=np.uint16,
+        chunk=(4, 4, 4),
+        shard=(8, 8, 8),
+        voxel_size=(1.0, 1.0, 1.0),
+        channels=5,
+    )
+    volume.write(volume.roi, data)
+    roi = Roi((2, 1, 3), (7, 8, 5))
+    assert np.array_equal(volume.read(roi, [3, 0]), data[[3, 0], 2:9, 1:9, 3:8])
+    with pytest.raises(ShapeError, match="5 channels"):
+        volume.read(roi, [0, 5])
+    with pytest.raises(ShapeError, match="None channels"):
+        make(tmp_path / "w.zarr").read(Roi((0, 0, 0), (1, 1, 1)), [0])
+
+
 def test_volumes_that_are_no_affinities(tmp_path: Path) -> None:
     for name, changes in {
         "no-offsets": {"channels": 3, "dtype": "u1"},

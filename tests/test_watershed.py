@@ -19,8 +19,9 @@ from kdseg.geometry import Offsets, Triple, pair_slices
 from kdseg.metrics.contingency import block_contingency
 from kdseg.metrics.scores import scores
 from kdseg.segmentation.flood import flood, levels, seed_rest, strength
-from kdseg.segmentation.seeds import basins, distance, smooth
-from kdseg.segmentation.watershed import clean, fragments
+from kdseg.segmentation.heights import distance, smooth
+from kdseg.segmentation.seeds import basins
+from kdseg.segmentation.watershed import clean, drop_weak, fragments
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 LONG: Offsets = (*NEAREST, (-3, 0, 0), (0, -3, 0), (0, 0, -3))
@@ -351,15 +352,60 @@ def test_seed_distance_counts_voxels_of_the_finest_axis() -> None:
     assert count((4, 4, 4), 5) == count((1, 1, 1), 5)
 
 
-def test_sections_are_flooded_alone() -> None:
+@pytest.mark.parametrize("seeds", ["distance", "maxima"])
+@pytest.mark.parametrize("voxel_size", [(1.0, 1.0, 1.0), (40.0, 4.0, 8.0), (2.0, 8.0, 8.0)])
+def test_a_section_is_flooded_as_if_it_were_alone(seeds: Any, voxel_size: tuple[float, float, float]) -> None:
     affinities = blurred(5, (6, 24, 24))
-    found = fragments(affinities, NEAREST, WatershedOptions(per_section=True))
-    sections = [set(np.unique(section)) for section in found]
-    assert all(not a & b for a, b in pairwise(sections))
+    mask = np.random.default_rng(0).random((6, 24, 24)) < 0.95
+    mask[:, 10:14] = False
+    options = WatershedOptions(per_section=True, seeds=seeds)
+    found = fragments(affinities, NEAREST, options, mask, voxel_size)
+    sections = [set(np.unique(section[section > 0])) for section in found]
+    assert all(section and not section & other for section, other in pairwise(sections))
+    for z, section in enumerate(found):
+        cut = np.s_[z : z + 1]
+        alone = fragments(affinities[:, cut], NEAREST, options, mask[cut], voxel_size)
+        assert np.array_equal(np.where(section > 0, section - section[section > 0].min() + 1, 0), alone[0])
     affinities[0] = 0
-    assert np.array_equal(found, fragments(affinities, NEAREST, WatershedOptions(per_section=True)))
-    alone = fragments(affinities[:, 2:3], NEAREST, WatershedOptions())
-    assert scores(block_contingency(found[2:3], alone)).voi == 0
+    assert np.array_equal(found, fragments(affinities, NEAREST, options, mask, voxel_size))
+    assert np.array_equal(clean(found, np.s_[2:4, 3:20, 3:20], 0) > 0, found[2:4, 3:20, 3:20] > 0)
+
+
+@pytest.mark.parametrize("options", [WatershedOptions(), WatershedOptions(per_section=True)])
+def test_maxima_of_the_affinity_are_seeds_too(options: WatershedOptions) -> None:
+    labels = cells(2, (24, 40, 40), 12)
+    affinities = blurred(2, labels.shape)  # type: ignore[arg-type]
+    by_distance = fragments(affinities, NEAREST, options)
+    by_maxima = fragments(affinities, NEAREST, options.model_copy(update={"seeds": "maxima"}))
+    assert not np.array_equal(by_distance, by_maxima)
+    assert scores(block_contingency(by_maxima, labels)).voi_merge < 0.5
+    smooth_affinities = np.full((3, 9, 9, 9), 200, np.uint8)
+    smooth_affinities[:, 2, 2, 2], smooth_affinities[:, 7, 7, 7] = 255, 255
+    near, far = (
+        fragments(smooth_affinities, NEAREST, WatershedOptions(seeds="maxima", seed_distance=d)).max() for d in (8, 2)
+    )
+    assert (near, far > 1) == (1, True)
+
+
+def test_weak_fragments_are_dropped() -> None:
+    affinities = np.full((3, 8, 8, 12), 255, np.uint8)
+    affinities[2, :, :, 6] = 0
+    affinities[:, :, :, 6:] //= 2
+    found = np.repeat(np.array([1, 2], np.uint64), 4)[None, None].repeat(4, 0).repeat(4, 1)
+    core = np.s_[2:6, 2:6, 2:10]
+    # at the face, one of the two links along x is 0: strengths are 255, 255, 255, 127 and 63, 127, 127, 127
+    for least, expected in ((0.0, {1, 2}), (0.43, {1, 2}), (0.44, {0, 1}), (0.87, {0, 1}), (0.88, {0})):
+        kept = drop_weak(found, affinities, NEAREST, core, least)
+        assert set(np.unique(kept)) == expected
+        assert np.array_equal(kept == 1, found == 1) or least == 0.88
+    mask = np.ones((8, 8, 12), bool)
+    mask[:, :, :6] = False  # now the right ones have no weak link any more
+    assert drop_weak(found, affinities, NEAREST, core, 0.49, mask)[0, 0, 4] == 1
+    affinities[0] = 0
+    assert not drop_weak(found, affinities, NEAREST, core, 0.1).any()
+    assert drop_weak(found, affinities, NEAREST, core, 0.1, per_section=True).all()
+    with pytest.raises(ShapeError, match="do not fill"):
+        drop_weak(found[1:], affinities, NEAREST, core, 0.1)
 
 
 def test_core_hardly_depends_on_a_halo_beyond_32() -> None:
@@ -370,9 +416,18 @@ def test_core_hardly_depends_on_a_halo_beyond_32() -> None:
     assert scores(block_contingency(narrow, wide)).voi < 0.02
 
 
-def test_no_boundary_is_one_fragment_and_only_boundary_none() -> None:
-    assert fragments(np.full((3, 9, 9, 9), 255, np.uint8), NEAREST, WatershedOptions()).max() == 1
-    assert fragments(np.full((3, 9, 9, 9), 60, np.uint8), NEAREST, WatershedOptions()).max() == 0
+@pytest.mark.parametrize(
+    "options", [WatershedOptions(), WatershedOptions(seeds="maxima"), WatershedOptions(per_section=True)]
+)
+def test_no_boundary_is_one_fragment_and_only_boundary_none(options: WatershedOptions) -> None:
+    pieces = 9 if options.per_section else 1
+    shape = (3, 9, 40, 40)
+    whole = fragments(np.full(shape, 255, np.uint8), NEAREST, options)
+    assert whole.max() == pieces
+    assert whole.all()
+    for value in (0, 60):
+        assert not fragments(np.full(shape, value, np.uint8), NEAREST, options).any()
+    assert clean(np.zeros((9, 9, 9), np.uint64), np.s_[0:9, 0:9, 0:9], 5).max() == 0
 
 
 def test_mutex_bias_merges_and_long_affinities_cut() -> None:

@@ -19,16 +19,19 @@ from kdseg.config import (
 
 @main.command()
 @manifests("affinities")
+@click.option("--mask", type=FILE, help="Manifest of a volume that is 0 where there is no tissue.")
 @writes
 @options_json
 @storage_json
 @workers_count
-def fragments(affinities: Path, manifest: Path, options: str, storage: str, workers: int, overwrite: bool) -> None:
+def fragments(
+    affinities: Path, mask: Path | None, manifest: Path, options: str, storage: str, workers: int, overwrite: bool
+) -> None:
     """Affinities → supervoxels."""
     from kdseg.stages import fragments as stage
 
     section, layout = parse_options(FragmentsOptions, options), parse_options(StorageOptions, storage)
-    stage.run(affinities, manifest, section, layout, workers=workers, overwrite=overwrite)
+    stage.run(affinities, manifest, section, layout, mask=mask, workers=workers, overwrite=overwrite)
 
 
 @main.command()

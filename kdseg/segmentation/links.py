@@ -33,7 +33,7 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
         raise ShapeError(f"expected affinities (c, z, y, x) for {len(offsets)} offsets, got {affinities.shape}")
     if affinities.dtype != np.uint8:
         raise DataError(f"expected uint8 affinities (255: same neuron), got {affinities.dtype}")
-    channels = [_channel(offsets, axis) for axis in range(3)]
+    channels = nearest_channels(offsets)
     if channels == [0, 1, 2] and all(sum(offset) == -1 for offset in offsets[:3]):
         return np.ascontiguousarray(affinities[:3])
     links = np.zeros((3, *affinities.shape[1:]), np.uint8)
@@ -43,6 +43,15 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
         target = there if sum(offsets[channel]) > 0 else here
         links[axis][target] = affinities[channel][here]
     return links
+
+
+def nearest_channels(offsets: Offsets) -> list[int]:
+    """Return the channels of the one-voxel steps along z, y and x.
+
+    Raises:
+        ConfigError: if one of them is missing.
+    """
+    return [_channel(offsets, axis) for axis in range(3)]
 
 
 def _channel(offsets: Offsets, axis: int) -> int:

@@ -14,8 +14,9 @@ from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Offsets, Slices, pair_slices
 from kdseg.segmentation.agglomerate import waterz_fragments
 from kdseg.segmentation.flood import flood, level_of, levels, seed_rest, strength
+from kdseg.segmentation.heights import distance, mean_affinity, smooth
 from kdseg.segmentation.links import nearest_links
-from kdseg.segmentation.seeds import basins, distance, mean_affinity, smooth
+from kdseg.segmentation.seeds import basins
 
 _SMALLEST = 10  # voxels of a separate component that gets a seed of its own; fewer are noise on a boundary
 
@@ -93,6 +94,44 @@ def clean(fragments: NDArray[np.uint64], core: Slices, dust: int) -> NDArray[np.
     # every label of the core fits: ids are at most the number of voxels of a block
     pieces = cc3d.connected_components(inner.astype(np.uint32), connectivity=6, out_dtype=np.uint32)
     return _renumber(pieces, dust)
+
+
+def drop_weak(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    core: Slices,
+    least: float,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    per_section: bool = False,
+) -> NDArray[np.uint64]:
+    """Return the fragments of a core without those whose voxels are not inside anything on the mean.
+
+    Args:
+        fragments: uint64 (z, y, x), of the core, 1..n, 0 for background.
+        affinities: uint8 (c, z, y, x), with halo.
+        offsets: one ``(z, y, x)`` step in voxels per channel.
+        core: the block without its halo.
+        least: a fragment goes if the mean of its voxels' `flood.strength` is lower, in 0..1.
+        mask: bool (z, y, x), with halo.
+        per_section: whether affinities along z count for nothing.
+
+    Returns:
+        uint64 in the shape of the core, 1..n by first occurrence in C order.
+
+    Raises:
+        ShapeError: if the fragments do not fill the core.
+    """
+    links = nearest_links(affinities, offsets)
+    mask = np.ones(links.shape[1:], np.bool_) if mask is None else mask
+    strengths = strength(links, mask, int(per_section))[core]
+    if strengths.shape != fragments.shape:
+        raise ShapeError(f"fragments {fragments.shape} do not fill the core {strengths.shape}")
+    # sums of integers below 2**53 are exact in float64
+    total = np.bincount(fragments.ravel(), strengths.ravel())
+    weak = total < least * 255 * np.bincount(fragments.ravel())
+    return _renumber(np.where(weak[fragments], np.uint64(0), fragments), 0)
 
 
 def _seeded(
