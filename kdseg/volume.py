@@ -88,7 +88,7 @@ class Volume:
         try:
             if channels is None:
                 return np.asarray(self.array[(..., *selection)])
-            return np.asarray(self.array.oindex[(list(channels), *selection)])
+            return np.asarray(self.array.oindex[(np.array(channels, np.int64), *selection)])
         except (OSError, ValueError, RuntimeError) as error:
             where = f"{roi} of {self.array.store_path}"
             raise UnreadableError(f"cannot read {where}: {error}; the chunk is damaged") from error
