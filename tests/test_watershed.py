@@ -265,11 +265,10 @@ def test_distance_ends_at_its_reach_and_smoothing_keeps_the_sum() -> None:
 def test_peaks_that_see_each_other_are_one_basin() -> None:
     height = np.zeros((1, 3, 12), np.float32)
     height[0, 1] = [1, 3, 1, 1, 5, 1, 1, 1, 1, 1, 4, 1]
-    inside = np.ones(height.shape, bool)
     links = np.full((3, 5, 14, 3), 9, np.uint8)
 
     def found(window: int) -> list[int]:
-        return basins(height, inside, links, 8, (0, window, window), 0)[1, 2, [2, 5, 11]].tolist()
+        return basins(height, links, 8, (0, window, window), 0)[1, 2, [2, 5, 11]].tolist()
 
     assert found(6) == [1, 1, 1]
     assert found(3) == [1, 1, 2]
@@ -277,7 +276,7 @@ def test_peaks_that_see_each_other_are_one_basin() -> None:
     links[..., 8, 2] = 8  # cut, where the right peak looks to the highest
     assert found(6) == [1, 1, 2]
     links[...] = 9
-    inside[:, :, 7] = False
+    height[:, :, 7] = -1
     assert found(6) == [1, 1, 2]
 
 

@@ -130,6 +130,13 @@ def _spread(
 
 
 @njit(cache=True)
+def _close(labels: NDArray[np.int32], records: NDArray[np.uint8]) -> None:
+    for p in range(labels.size):
+        if labels[p] != 0:
+            records[4 * p + 3] = _CLOSED
+
+
+@njit(cache=True)
 def _drain(
     labels: NDArray[np.int32],
     records: NDArray[np.uint8],
@@ -182,7 +189,7 @@ def flood(labels: NDArray[np.int32], records: NDArray[np.uint8], first: int) -> 
     _, ny, nx = labels.shape
     lengths = [ny * nx, nx, 1]
     steps = np.array([(sign * lengths[axis], axis) for axis in range(first, 3) for sign in (-1, 1)])
-    records[labels > 0, 3] = _CLOSED
+    _close(labels.ravel(), records.ravel())
     # one chain of chunks per level; the first row only counts the chunks
     ends = np.empty((_LEVELS + 1, 4), np.int64)
     ends[:, _HEAD], ends[:, _READ], ends[:, _TAIL], ends[:, _WRITTEN] = -1, 0, 0, _CHUNK
@@ -225,11 +232,12 @@ def seed_rest(
     following = flat.max() + 1
     members = np.empty(np.sum(labels[1:-1, 1:-1, 1:-1] == 0), np.int32)
     for start in range(allowed.size):
-        z, y, x = start // plane, start // nx % ny, start % nx
-        if not allowed[start] or labels[z + 1, y + 1, x + 1] != 0:
+        if start % nx == 0:
+            row = ((start // plane + 1) * (ny + 2) + start // nx % ny + 1) * (nx + 2) + 1 - start
+        if not allowed[start] or flat[row + start] != 0:
             continue
         members[0], count, done, seeded = start, 1, 0, False
-        labels[z + 1, y + 1, x + 1] = _VISITED
+        flat[row + start] = _VISITED
         while done < count:
             p = members[done]
             done += 1

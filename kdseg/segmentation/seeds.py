@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 @njit(cache=True)
 def _sees(
-    inside: NDArray[np.bool_],
+    height: NDArray[np.float32],
     links: NDArray[np.uint8],
     least: int,
     a: tuple[int, int, int],
@@ -23,15 +23,15 @@ def _sees(
         # rounded half up, in integers
         to = a[0] + (2 * i * dz + n) // (2 * n), a[1] + (2 * i * dy + n) // (2 * n), a[2] + (2 * i * dx + n) // (2 * n)
         if to[0] != z:
-            if not inside[to[0], y, x] or links[max(z, to[0]) + 1, y + 1, x + 1, 0] <= least:
+            if height[to[0], y, x] < 0 or links[max(z, to[0]) + 1, y + 1, x + 1, 0] <= least:
                 return False
             z = to[0]
         if to[1] != y:
-            if not inside[z, to[1], x] or links[z + 1, max(y, to[1]) + 1, x + 1, 1] <= least:
+            if height[z, to[1], x] < 0 or links[z + 1, max(y, to[1]) + 1, x + 1, 1] <= least:
                 return False
             y = to[1]
         if to[2] != x:
-            if not inside[z, y, to[2]] or links[z + 1, y + 1, max(x, to[2]) + 1, 2] <= least:
+            if height[z, y, to[2]] < 0 or links[z + 1, y + 1, max(x, to[2]) + 1, 2] <= least:
                 return False
             x = to[2]
     return True
@@ -40,7 +40,6 @@ def _sees(
 @njit(cache=True)
 def _uphill(
     height: NDArray[np.float32],
-    inside: NDArray[np.bool_],
     links: NDArray[np.uint8],
     least: int,
     at: tuple[int, int, int],
@@ -55,7 +54,7 @@ def _uphill(
             for c in range(max(x - window[2], 0), min(x + window[2] + 1, nx)):
                 other = (a * ny + b) * nx + c
                 better = height[a, b, c] > top or (height[a, b, c] == top and other < best)
-                if better and inside[a, b, c] and _sees(inside, links, least, at, (a, b, c)):
+                if better and _sees(height, links, least, at, (a, b, c)):
                     best, top = other, height[a, b, c]
     return int(best)
 
@@ -63,7 +62,6 @@ def _uphill(
 @njit(cache=True)
 def _highest_neighbour(
     height: NDArray[np.float32],
-    inside: NDArray[np.bool_],
     links: NDArray[np.uint8],
     least: int,
     at: tuple[int, int, int],
@@ -75,28 +73,22 @@ def _highest_neighbour(
     own = (z * ny + y) * nx + x
     best, top = own, height[z, y, x]
     # before the voxel itself, an equal one wins; ascending indices keep the first of equals
-    if (
-        first == 0
-        and z > 0
-        and links[z + 1, y + 1, x + 1, 0] > least
-        and height[z - 1, y, x] >= top
-        and inside[z - 1, y, x]
-    ):
+    if first == 0 and z > 0 and links[z + 1, y + 1, x + 1, 0] > least and height[z - 1, y, x] >= top:
         best, top = own - ny * nx, height[z - 1, y, x]
-    if y > 0 and links[z + 1, y + 1, x + 1, 1] > least and inside[z, y - 1, x]:
+    if y > 0 and links[z + 1, y + 1, x + 1, 1] > least:
         there = height[z, y - 1, x]
         if there > top or (best == own and there == top):
             best, top = own - nx, there
-    if x > 0 and links[z + 1, y + 1, x + 1, 2] > least and inside[z, y, x - 1]:
+    if x > 0 and links[z + 1, y + 1, x + 1, 2] > least:
         there = height[z, y, x - 1]
         if there > top or (best == own and there == top):
             best, top = own - 1, there
-    if x + 1 < nx and links[z + 1, y + 1, x + 2, 2] > least and height[z, y, x + 1] > top and inside[z, y, x + 1]:
+    if x + 1 < nx and links[z + 1, y + 1, x + 2, 2] > least and height[z, y, x + 1] > top:
         best, top = own + 1, height[z, y, x + 1]
-    if y + 1 < ny and links[z + 1, y + 2, x + 1, 1] > least and height[z, y + 1, x] > top and inside[z, y + 1, x]:
+    if y + 1 < ny and links[z + 1, y + 2, x + 1, 1] > least and height[z, y + 1, x] > top:
         best, top = own + nx, height[z, y + 1, x]
     ahead = first == 0 and z + 1 < nz and links[z + 2, y + 1, x + 1, 0] > least
-    if ahead and height[z + 1, y, x] > top and inside[z + 1, y, x]:
+    if ahead and height[z + 1, y, x] > top:
         best = own + ny * nx
     return int(best)
 
@@ -104,7 +96,6 @@ def _highest_neighbour(
 @njit(cache=True)
 def basins(
     height: NDArray[np.float32],
-    inside: NDArray[np.bool_],
     links: NDArray[np.uint8],
     least: int,
     window: tuple[int, int, int],
@@ -117,8 +108,7 @@ def basins(
     so a thick neurite does not swallow the thin one beside it. Among equals the first in C order is higher.
 
     Args:
-        height: float32 (z, y, x).
-        inside: bool (z, y, x).
+        height: float32 (z, y, x), negative where nothing is inside.
         links: uint8 (z + 2, y + 2, x + 2, 3 or more), ``[p, axis]`` is what joins ``p`` and ``p - e_axis``, with a
             margin of one voxel as `flood.levels` has it.
         least: links must be above this.
@@ -134,14 +124,14 @@ def basins(
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                if not inside[z, y, x]:
+                if height[z, y, x] < 0:
                     continue
                 own = (z * ny + y) * nx + x
-                best = _highest_neighbour(height, inside, links, least, (z, y, x), first)
+                best = _highest_neighbour(height, links, least, (z, y, x), first)
                 if best == own:
-                    best = _uphill(height, inside, links, least, (z, y, x), near)
+                    best = _uphill(height, links, least, (z, y, x), near)
                 if best == own:
-                    best = _uphill(height, inside, links, least, (z, y, x), window)
+                    best = _uphill(height, links, least, (z, y, x), window)
                 target[own] = best
     return _named(target, (nz, ny, nx))
 

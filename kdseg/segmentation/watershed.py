@@ -150,8 +150,9 @@ def _seeded(
     else:
         height = smooth(mean_affinity(links, mask, first), spacing, first)
     z, y, x = (int(options.seed_distance / s) for s in spacing)
+    height[~inside] = -1
     records = levels(links, strengths, mask)
-    labels = basins(height, inside, records, level_of(options.boundary), (0 if first else z, y, x), first)
+    labels = basins(height, records, level_of(options.boundary), (0 if first else z, y, x), first)
     del height, inside
     seed_rest(labels, links, mask, options.boundary, _SMALLEST, first)
     flood(labels, records, first)
