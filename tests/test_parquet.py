@@ -56,6 +56,15 @@ def test_equal_rows_are_equal_files(cuts: list[int], tmp_path_factory: pytest.Te
     assert [groups.row_group(k).num_rows for k in range(groups.num_row_groups)] == [5, 5, 5, 5, 3]
 
 
+def test_equal_rows_are_equal_files_where_a_row_group_has_many_pages(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 2**63, 400_000, dtype=np.uint64)
+    for name, cuts in (("one", []), ("two", [1001, 150_001, 260_007])):
+        with write_parquet(tmp_path / name, COLUMNS[:1]) as file:
+            for part in np.split(values, cuts):
+                file.append({"fragment": part})
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
 def test_rows_are_written_while_more_come(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     with write_parquet(tmp_path / "a.parquet", COLUMNS[:1], row_group=10_000) as file:
