@@ -89,8 +89,7 @@ class ParquetFile:
         """Write whole row groups while at least ``least`` rows wait."""
         while (waiting := sum(part.num_rows for part in self._waiting)) >= least and waiting:
             table = pyarrow.concat_tables(self._waiting)
-            # one chunk per column: pages would else depend on the pieces the rows came in
-            self._writer.write_table(table.slice(0, self._row_group).combine_chunks(), row_group_size=self._row_group)
+            self._writer.write_table(table.slice(0, self._row_group), row_group_size=self._row_group)
             self._waiting = [table.slice(self._row_group)]
 
 
