@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import DataError, UnreadableError
 
-ROWS = 1 << 22
+ROWS = 1 << 21
 """Rows that come together, unless the ids of one unit alone have more."""
 
 

@@ -41,9 +41,9 @@ def test_rows_of_an_id_come_together(
 
 
 def test_as_few_parts_as_fit(tmp_path: Path) -> None:
-    table = np.array([[unit * UNIT + 1, unit] for unit in (0, 0, 1, 2, 4, 4, 4, 4, 6)], np.uint64)
+    table = np.array([[unit * UNIT + 1, unit] for unit in (0, 0, 1, 2, 3, 3, 4, 4, 4, 4, 6)], np.uint64)
     parts = gathered(lambda: iter([table]), tmp_path, unit=UNIT, units=UNITS, rows=3)
-    assert [part[:, 1].tolist() for part in parts] == [[0, 0, 1], [2], [4, 4, 4, 4], [6]]
+    assert [part[:, 1].tolist() for part in parts] == [[0, 0, 1], [2, 3, 3], [4, 4, 4, 4], [6]]
 
 
 @pytest.mark.parametrize("name", [0, UNIT * UNITS + 1, 2**64 - 1])
