@@ -86,7 +86,7 @@ def world(tmp_path: Path) -> World:
 
 def write_merges(folder: Path) -> list[tuple[int, int, int, int]]:
     nodes = {
-        "0_0_0_2": [(5, 9, 510, 4), (1, 5, 255, 1)],
+        "0_0_0_2": [(5, 9, 510, 4), (1, 5, 255, 1), (5, 11, 357, 2)],
         "0_0_0_10": [(20, 30, 0, 0)],
         "1_0_0_0": [(1, 20, 0, 7)],
         "10_0_0_0": [(1, 40, 0, 0)],
@@ -115,7 +115,7 @@ def check(world: World, out: Path, spatial_bits: int) -> None:
     assert any(n == 0 for _, n in sums.values())
     assert table_rows(out / NAMES[0]) == expected
 
-    scores = [0.5, 0.0, 0.0, 1.0, 0.0]
+    scores = [0.5, 0.0, 0.3, 0.0, 1.0, 0.0]  # exactly: users compare them with thresholds
     assert table_rows(out / NAMES[1]) == [(*row, score) for row, score in zip(world.merges, scores, strict=True)]
 
     found = read_parquet(out / NAMES[2])
@@ -203,3 +203,11 @@ def test_refuses_fragments_without_a_voxel_size(world: World, monkeypatch: pytes
     monkeypatch.setattr(graph, "open_volume", lambda path: bare)
     with pytest.raises(VoxelSizeError, match="no voxel size"):
         graph.run(*world.manifests, world.folder / "out")
+
+
+def test_the_documentation_names_every_column() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "proofreading.md").read_text()
+    files = text.split("\n## ")[2]
+    assert files.startswith("Parquet")
+    for column in (*graph.REGION_GRAPH, *graph.MERGE_TREE, *graph.FRAGMENTS):
+        assert f"`{column.name}" in files, column.name

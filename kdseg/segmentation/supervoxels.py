@@ -60,7 +60,8 @@ def pychunkedgraph_ids(
     voxels = np.uint64(prod(block))
     present = ids > 0
     before = ids - present  # counts from 0 in each block; of background, stays 0
-    number, local = before // voxels, before % voxels + present
+    number = before // voxels
+    local = ids - number * voxels  # one division per id: `%` would cost another
     if ids.size and (beyond := number >= prod(grid)).any():
         raise DataError(f"fragment {ids[beyond][0]} is beyond a grid of {grid} blocks of {block} voxels")
     room = _room(bits)

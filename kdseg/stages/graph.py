@@ -92,13 +92,13 @@ def run(edges: Path, agglomeration: Path, fragments: Path, out: Path, *, spatial
     blocks, nodes = _tables(edges), _tables(agglomeration)
     with write_parquet(out / "region_graph.parquet", REGION_GRAPH, notes) as file:
         for graph in _region_graph(blocks, out, world):
-            file.append({**graph._asdict(), "mean_affinity": _mean_affinity(graph.affinity_sum, graph.contact)})
+            file.append({**graph._asdict(), "mean_affinity": graph.affinity_sum / (255 * graph.contact)})
         log.info("%d edges", file.rows)
     with write_parquet(out / "merge_tree.parquet", MERGE_TREE, notes) as file:
         for path in nodes:
             table = read_table(path)
             columns = {column.name: table[column.name] for column in MERGE_TREE[:-1]}
-            file.append({**columns, "score": 1 - _mean_affinity(table["affinity_sum"], table["contact"])})
+            file.append({**columns, "score": _score(table["affinity_sum"], table["contact"])})
         log.info("%d merges", file.rows)
     chunks = {"grid": world.grid, "block": world.block, "spatial_bits": bits}
     with write_parquet(out / "fragments.parquet", FRAGMENTS, {**notes, "pychunkedgraph": chunks}) as file:
@@ -143,11 +143,15 @@ def _gathered(rows: Any, folder: Path, world: _World) -> Iterator[NDArray[np.uin
     return gathered(rows, folder, unit=prod(world.block), units=prod(world.grid))
 
 
-def _mean_affinity(sums: NDArray[np.uint64], contact: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Return mean affinities, float64, 0 to 1; 1 where nothing touches, i.e. for merges that a user forced."""
-    mean = np.ones(len(sums))
-    np.divide(sums, 255.0 * contact, out=mean, where=contact > 0)
-    return mean
+def _score(sums: NDArray[np.uint64], contact: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Return 1 - mean affinity, float64, 0 to 1; 0 where nothing touches, i.e. for merges that a user forced.
+
+    The subtraction is one of integers: a merge at a mean of exactly 0.7 has the score 0.3, and is found below it.
+    """
+    most = np.uint64(255) * contact
+    score = np.zeros(len(sums))
+    np.divide(most - sums, most, out=score, where=contact > 0)
+    return score
 
 
 def _tables(manifest: Path) -> list[Path]:
