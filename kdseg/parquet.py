@@ -1,0 +1,184 @@
+"""Parquet files: tables for pandas, polars, DuckDB and Spark.
+
+A file is written row group by row group, so that it may be larger than memory, and appears complete or not
+at all. Equal rows are equal files, whatever the pieces they came in. A key ``kdseg`` of the file's metadata
+says in JSON what each column is and in which unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+from numpy.typing import DTypeLike, NDArray
+
+from kdseg.errors import DataError, KdsegError, MissingError, ShapeError, UnreadableError
+
+ROW_GROUP = 1 << 20
+"""Rows per group: what is held in memory, and what a reader can skip at once."""
+AXES = ("z", "y", "x")
+
+
+class Column(NamedTuple):
+    """What a column of a Parquet file is.
+
+    Attributes:
+        name: of the column; of a triple, the part before ``_z``, ``_y``, ``_x``.
+        dtype: of its values.
+        meaning: in one sentence.
+        unit: e.g. ``voxel`` or ``nm``; empty for ids and the like.
+        triple: whether an array (n, 3) in the order (z, y, x) becomes three columns.
+    """
+
+    name: str
+    dtype: DTypeLike
+    meaning: str
+    unit: str = ""
+    triple: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in the file."""
+        return tuple(f"{self.name}_{axis}" for axis in AXES) if self.triple else (self.name,)
+
+
+class ParquetFile:
+    """A Parquet file that is being written; made by `write_parquet`."""
+
+    def __init__(self, writer: Any, columns: Sequence[Column], row_group: int) -> None:
+        self._writer, self._columns, self._row_group = writer, columns, row_group
+        self._waiting: list[Any] = []
+        self.rows = 0
+
+    def append(self, table: Mapping[str, NDArray[Any]]) -> None:
+        """Add rows.
+
+        Args:
+            table: arrays by column name, (n,) or for triples (n, 3); exactly the columns of the file.
+
+        Raises:
+            DataError: if other columns are given, or a dtype is not the column's.
+            ShapeError: if the columns differ in length, or a triple is not (n, 3).
+        """
+        wanted = [column.name for column in self._columns]
+        if sorted(table) != sorted(wanted):
+            raise DataError(f"got the columns {sorted(table)}, expected {sorted(wanted)}")
+        rows = len(table[wanted[0]])
+        arrays = []
+        for column in self._columns:
+            values = table[column.name]
+            if values.shape != ((rows, 3) if column.triple else (rows,)):
+                raise ShapeError(f"column {column.name!r} has the shape {values.shape} in a table of {rows} rows")
+            if values.dtype != np.dtype(column.dtype):
+                raise DataError(f"column {column.name!r} is {values.dtype}, expected {np.dtype(column.dtype)}")
+            parts = values.T if column.triple else [values]
+            arrays += [pyarrow.array(np.ascontiguousarray(part)) for part in parts]
+        self._waiting.append(pyarrow.Table.from_arrays(arrays, schema=self._writer.schema))
+        self.rows += rows
+        self._flush(self._row_group)
+
+    def _flush(self, least: int) -> None:
+        """Write whole row groups while at least ``least`` rows wait."""
+        while (waiting := sum(part.num_rows for part in self._waiting)) >= least and waiting:
+            table = pyarrow.concat_tables(self._waiting)
+            self._writer.write_table(table.slice(0, self._row_group), row_group_size=self._row_group)
+            self._waiting = [table.slice(self._row_group)]
+
+
+@contextmanager
+def write_parquet(
+    path: Path, columns: Sequence[Column], notes: Mapping[str, Any] | None = None, *, row_group: int = ROW_GROUP
+) -> Iterator[ParquetFile]:
+    """Write a Parquet file atomically: under another name in the same folder, then renamed.
+
+    Args:
+        path: of the file; its folder must exist. A file that is there already is replaced.
+        columns: of the file, in order.
+        notes: JSON values about the whole table, for the metadata.
+        row_group: rows per row group.
+
+    Yields:
+        The file; `ParquetFile.append` adds rows. On any error of the body nothing is left.
+
+    Raises:
+        MissingError: if the folder does not exist.
+        UnreadableError: if the file cannot be written, e.g. because the disk is full.
+    """
+    if not path.parent.is_dir():
+        raise MissingError(f"no folder {path.parent} to write {path.name} to")
+    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
+    try:
+        with partial.open("xb") as file:
+            # ids hardly repeat: a dictionary of them would only cost
+            options = {"compression": "zstd", "use_dictionary": False}
+            with pyarrow.parquet.ParquetWriter(file, _schema(columns, notes or {}), **options) as writer:
+                rows = ParquetFile(writer, columns, row_group)
+                yield rows
+                rows._flush(1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        if isinstance(error, KdsegError):  # of the body, not of this file
+            raise
+        raise UnreadableError(f"cannot write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_parquet(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a Parquet file of numbers into memory.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Arrays (n,) by the names in the file; a triple is three of them.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if the file is cut off, damaged, or no Parquet.
+    """
+    table = _open(path).read()
+    return {name: table.column(name).to_numpy() for name in table.column_names}
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """Return what `write_parquet` noted in a file: ``axes``, ``columns`` and the notes.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if the file is cut off, damaged, no Parquet, or not written by kdseg.
+    """
+    found = (_open(path).schema_arrow.metadata or {}).get(b"kdseg")
+    if found is None:
+        raise UnreadableError(f"{path} has no metadata of kdseg: it was written by another program")
+    notes: dict[str, Any] = json.loads(found)
+    return notes
+
+
+def _open(path: Path) -> Any:
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except FileNotFoundError:
+        raise MissingError(f"no Parquet file at {path}") from None
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UnreadableError(f"{path} is cut off, damaged or no Parquet file: {error}; write it again") from error
+
+
+def _schema(columns: Sequence[Column], notes: Mapping[str, Any]) -> Any:
+    fields, meanings = [], {}
+    for column in columns:
+        kind = pyarrow.from_numpy_dtype(np.dtype(column.dtype))
+        fields += [pyarrow.field(name, kind, nullable=False) for name in column.names]
+        meanings.update({name: {"unit": column.unit, "meaning": column.meaning} for name in column.names})
+    text = json.dumps({**notes, "axes": "zyx", "columns": meanings}, sort_keys=True)
+    return pyarrow.schema(fields, metadata={"kdseg": text})
