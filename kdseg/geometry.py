@@ -117,6 +117,11 @@ def block_number(index: Triple, grid: Triple) -> int:
     return (index[0] * grid[1] + index[1]) * grid[2] + index[2]
 
 
+def block_name(index: Triple) -> str:
+    """Return the file name of the table of the cell ``index``."""
+    return "_".join(str(i) for i in index) + ".npz"
+
+
 def offsets_reach(offsets: Offsets) -> tuple[Triple, Triple]:
     """Return how far ``offsets`` reach below and above a voxel, as two non-negative triples."""
     below = _triple(max((-o[axis] for o in offsets), default=0) for axis in range(3))

@@ -2,7 +2,7 @@
 
 Beside the manifest ``x.json`` of a stage lie::
 
-    x.zarr, x.npz, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs)
+    x.zarr, x.tables, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs)
     .x/claim.json     what the result is made of: options and inputs, written before the first block
     .x/64x64x64/      markers and parts of finished blocks, for blocks of this extent
     .x/lock           who is writing
@@ -66,6 +66,16 @@ class Claim:
         return self.manifest.with_suffix(".npz")
 
     @property
+    def tables(self) -> Path:
+        """The folder of tables beside the manifest."""
+        return self.manifest.with_suffix(".tables")
+
+    @property
+    def parquet(self) -> Path:
+        """The table for other programs beside the manifest."""
+        return self.manifest.with_suffix(".parquet")
+
+    @property
     def model(self) -> Path:
         """The network beside the manifest."""
         return self.manifest.with_suffix(".pt")
@@ -73,7 +83,7 @@ class Claim:
     @property
     def results(self) -> tuple[Path, ...]:
         """Where the result of a stage may lie."""
-        return (self.store, self.table, self.model)
+        return (self.store, self.table, self.tables, self.model, self.parquet)
 
     @property
     def private(self) -> Path:
@@ -202,6 +212,7 @@ def claim(
     inputs: Mapping[str, str],
     *,
     volume: bool = False,
+    tables: bool = False,
     overwrite: bool = False,
 ) -> Iterator[Claim]:
     """Hold a stage's result while the body makes it, and write the manifest when the body is done.
@@ -212,6 +223,7 @@ def claim(
         options: what determines the result, as JSON values.
         inputs: fingerprint of each input.
         volume: the result is a volume that grows block by block; if it is gone, so is the progress.
+        tables: likewise, a folder of tables.
         overwrite: clear what other options or inputs made, instead of refusing.
 
     Yields:
@@ -228,7 +240,9 @@ def claim(
         made_of = {"fingerprint": mark, "stage": stage, "options": dict(options), "inputs": dict(inputs)}
         if claimed.exists():
             before = read(claimed)
-            if before["fingerprint"] == CLEARING or (volume and not held.store.exists()):
+            if before["fingerprint"] == CLEARING or (
+                (volume and not held.store.exists()) or (tables and not held.tables.exists())
+            ):
                 _remove(held)
             elif before["fingerprint"] != mark:
                 _refuse_or_clear(held, before, made_of, overwrite)

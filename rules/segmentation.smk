@@ -99,11 +99,12 @@ rule edges:
 
 
 rule agglomerate:
-    """Look-up tables, fragment to segment, one per threshold."""
+    """The dendrogram: merges of fragments up to the largest threshold."""
     input:
         affinities=results("{model}/{volume}/affinities.json"),
         fragments=results("{model}/{volume}/fragments.json"),
         edges=results("{model}/{volume}/edges.json"),
+        edits=[RUN.agglomerate.edits] if RUN.agglomerate.edits else [],
     output:
         manifest=results("{model}/{volume}/agglomeration.json"),
     log:
@@ -112,7 +113,7 @@ rule agglomerate:
         results("{model}/{volume}/benchmarks/agglomerate.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: 1
+    threads: RUN.workers
     resources:
         mem_mb=32_000,
         runtime="1d",
@@ -121,7 +122,7 @@ rule agglomerate:
     shell:
         "python -m kdseg agglomerate --affinities {input.affinities} --fragments {input.fragments}"
         " --edges {input.edges} --manifest {output.manifest} --options {params.options:q}"
-        " > {log} 2>&1"
+        " --workers {threads} > {log} 2>&1"
 
 
 rule segment:
@@ -129,6 +130,7 @@ rule segment:
     input:
         unpack(threshold_inputs),
         fragments=results("{model}/{volume}/fragments.json"),
+        edges=results("{model}/{volume}/edges.json"),
         agglomeration=results("{model}/{volume}/agglomeration.json"),
     output:
         manifest=results("{model}/{volume}/segmentation.json"),
@@ -149,6 +151,6 @@ rule segment:
             f"--sweep {input.sweep}" if hasattr(input, "sweep") else ""
         ),
     shell:
-        "python -m kdseg segment --fragments {input.fragments} --agglomeration {input.agglomeration}"
+        "python -m kdseg segment --fragments {input.fragments} --edges {input.edges} --agglomeration {input.agglomeration}"
         " {params.sweep} --manifest {output.manifest} --options {params.options:q}"
         " --storage {params.storage:q} --workers {threads} > {log} 2>&1"

@@ -14,6 +14,11 @@ from kdseg.config import (
 )
 from kdseg.geometry import pair_slices
 from kdseg.manifests import claim, read, store_of
+from kdseg.segmentation.agglomerate import Dendrogram, sort_merges
+from kdseg.segmentation.rag import Edges
+from kdseg.segmentation.rag import merge as merge_edges
+from kdseg.segmentation.statistics import Statistics
+from kdseg.segmentation.statistics import merge as merge_statistics
 from kdseg.stages import agglomerate, edges, evaluate, fragments, segment
 from kdseg.tables import read_table
 from kdseg.volume import create_volume, open_volume
@@ -61,17 +66,47 @@ def run_fragments(folder, affinities, options, workers=1):
     return manifest
 
 
-def run_rest(folder, affinities, fragment, *, block, workers=1, labels=None, engine="exact", threshold=0.5):
+def tables(manifest):
+    return [read_table(path) for path in sorted(store_of(manifest).iterdir())]
+
+
+def graph(manifest):
+    """Return the region graph and the fragments' statistics of all blocks."""
+    parts = tables(manifest)
+    found = merge_edges(Edges(*(part[name] for name in Edges._fields)) for part in parts)
+    sizes = merge_statistics(Statistics(*(part[name] for name in Statistics._fields)) for part in parts)
+    return {**found._asdict(), **sizes._asdict()}
+
+
+def dendrogram(manifest):
+    """Return the merges of all nodes."""
+    merges = sort_merges(Dendrogram(*(part[name] for name in Dendrogram._fields)) for part in tables(manifest))
+    return merges._asdict()
+
+
+def run_rest(
+    folder,
+    affinities,
+    fragment,
+    *,
+    block,
+    workers=1,
+    labels=None,
+    engine="exact",
+    threshold=0.5,
+    chunk=(64, 128, 64),
+    edits=None,
+):
     """Return the tables and the segmentation, and with labels the sweep and the scores."""
     edge, agglomeration, segmentation = (folder / f"{n}.json" for n in ("edges", "agglomeration", "segmentation"))
     edges.run(affinities, fragment, edge, EdgesOptions(block=block), workers=workers)
-    options = AgglomerateOptions(engine=engine, thresholds=(0.1, threshold, 0.9))
-    agglomerate.run(affinities, fragment, edge, agglomeration, options)
+    options = AgglomerateOptions(engine=engine, thresholds=(0.1, threshold, 0.9), chunk=chunk, edits=edits)
+    agglomerate.run(affinities, fragment, edge, agglomeration, options, workers=workers)
     how = SegmentOptions(block=block, threshold=threshold)
-    segment.run(fragment, agglomeration, None, segmentation, how, STORAGE, workers=workers)
+    segment.run(fragment, edge, agglomeration, None, segmentation, how, STORAGE, workers=workers)
     found = {
-        "edges": read_table(store_of(edge)),
-        "agglomeration": read_table(store_of(agglomeration)),
+        "edges": graph(edge),
+        "agglomeration": dendrogram(agglomeration),
         "segmentation": voxels(segmentation),
     }
     if labels is not None:
@@ -83,4 +118,12 @@ def run_rest(folder, affinities, fragment, *, block, workers=1, labels=None, eng
     return found
 
 
-__all__ = ["FragmentsOptions", "perfect_affinities", "run_fragments", "run_rest", "store", "voxels"]
+__all__ = [
+    "FragmentsOptions",
+    "perfect_affinities",
+    "run_fragments",
+    "run_rest",
+    "store",
+    "tables",
+    "voxels",
+]

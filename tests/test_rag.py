@@ -23,16 +23,18 @@ def oracle(
     """The definition, voxel by voxel."""
     rows: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
     for p in np.ndindex(*fragments.shape):
-        if not all(s.start <= i < s.stop for i, s in zip(p, owned, strict=True)):
-            continue
         for c, offset in enumerate(offsets):
             q = tuple(i + o for i, o in zip(p, offset, strict=True))
             if not all(0 <= i < n for i, n in zip(q, fragments.shape, strict=True)):
                 continue
             a, b = int(fragments[p]), int(fragments[q])
-            if a != b and a > 0 and b > 0:
-                rows[min(a, b), max(a, b)][0] += int(affinities[(c, *p)])
-                rows[min(a, b), max(a, b)][1] += 1
+            p_owned, q_owned = (all(s.start <= i < s.stop for i, s in zip(v, owned, strict=True)) for v in (p, q))
+            if a == b or a == 0 or b == 0 or not (p_owned or q_owned):
+                continue
+            pair = rows[min(a, b), max(a, b)]
+            if p_owned:  # else another block counts it
+                pair[0] += int(affinities[(c, *p)])
+                pair[1] += 1
     return [(*pair, rows[pair][0], rows[pair][1]) for pair in sorted(rows)]
 
 
@@ -84,11 +86,11 @@ def test_equals_the_loop_where_the_table_must_grow() -> None:
 )
 def test_blocks_add_up_to_the_volume(seed: int, shape: Triple, block: Triple, order: object) -> None:
     fragments, affinities = random_block(seed, shape, 4, MIXED)
-    below, above = offsets_reach(MIXED)
+    reach = tuple(max(pair) for pair in zip(*offsets_reach(MIXED), strict=True))
     volume = Roi((0, 0, 0), shape)
     tables = []
     for cell in blocks(volume, block):
-        read = cell.roi.grow(below, above).intersect(volume)
+        read = cell.roi.grow(reach).intersect(volume)
         cut = read.slices()
         tables.append(block_edges(fragments[cut], affinities[(slice(None), *cut)], MIXED, cell.roi.slices(within=read)))
     order.shuffle(tables)  # type: ignore[attr-defined]

@@ -2,17 +2,22 @@
 
 import numpy as np
 import pytest
-from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
+from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, tables, voxels
 
-from kdseg.config import EvaluateOptions, SegmentOptions
+from kdseg.config import AgglomerateOptions, EvaluateOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
-from kdseg.errors import ConfigError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, ShapeError, StageError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.manifests import read
+from kdseg.parquet import read_parquet
 from kdseg.phantom import phantom_block
-from kdseg.segmentation.rag import block_edges
+from kdseg.segmentation.agglomerate import agglomerate, cut
+from kdseg.segmentation.lut import apply, lut
+from kdseg.segmentation.rag import Edges, block_edges
+from kdseg.stages import agglomerate as agglomerate_stage
 from kdseg.stages import evaluate, segment
+from kdseg.tables import read_table, write_table
 from kdseg.volume import open_volume
 
 SHAPE = (40, 70, 64)
@@ -102,22 +107,90 @@ def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):
     for a, b in zip(ours["sweep"]["sweep"], theirs["sweep"]["sweep"], strict=True):
         assert a["voi"] == pytest.approx(b["voi"], abs=0.01)
     # Segments are named alike, by their smallest fragment.
-    lut = theirs["agglomeration"]
-    assert (
-        np.unique(lut["lut"][1]) == [lut["fragment"][lut["lut"][1] == s].min() for s in np.unique(lut["lut"][1])]
-    ).all()
+    ids = voxels(fragment)
+    for segment_id in np.unique(theirs["segmentation"][ids > 0]):
+        assert ids[theirs["segmentation"] == segment_id].min() == segment_id
 
 
-def test_a_threshold_without_a_table_is_refused(tmp_path, noisy):
+def test_a_threshold_beyond_the_dendrogram_is_refused(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    found = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
+    names = [tmp_path / f"{name}.json" for name in ("edges", "agglomeration")]
+    how = SegmentOptions(block=(32, 32, 32), threshold=0.95)
+    with pytest.raises(ConfigError, match=r"up to a score of 0\.9, it cannot be cut at 0\.95"):
+        segment.run(fragment, *names, None, tmp_path / "other.json", how, STORAGE)
+    with pytest.raises(ConfigError, match="no threshold"):
+        segment.run(fragment, *names, None, tmp_path / "other.json", SegmentOptions(block=(32, 32, 32)), STORAGE)
+    # any stricter one is a cut of the dendrogram
+    how = SegmentOptions(block=(32, 32, 32), threshold=0.37)
+    segment.run(fragment, *names, None, tmp_path / "other.json", how, STORAGE)
+    edges, ids = (Edges(*(found["edges"][name] for name in Edges._fields)), voxels(fragment))
+    known = found["edges"]["fragment"]
+    expected = apply(ids, known, lut(known, *cut(agglomerate(edges, 0.37), 0.37)))
+    assert (voxels(tmp_path / "other.json") == expected).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_leaves_of_the_tree_change_nothing(tmp_path, noisy, workers):
+    """8 leaves below a root against one pass over the whole graph."""
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    found = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32), workers=workers, chunk=(32, 64, 32))
+    assert len(tables(tmp_path / "agglomeration.json")) == 2 * 2 * 2 + 1
+    whole = agglomerate(Edges(*(found["edges"][name] for name in Edges._fields)), 0.9)
+    assert len(whole.a) > 50
+    for name, column in whole._asdict().items():
+        assert (found["agglomeration"][name] == column).all(), name
+    segments = read_parquet(tmp_path / "segmentation.parquet")
+    ids, sizes = np.unique(found["segmentation"], return_counts=True)
+    assert segments["segment"].tolist() == ids[ids > 0].tolist()
+    assert segments["size"].tolist() == sizes[ids > 0].tolist()
+    one = int(np.argmax(segments["size"]))
+    places = np.argwhere(found["segmentation"] == segments["segment"][one])
+    assert [segments[f"begin_{a}"][one] for a in "zyx"] == places.min(0).tolist()
+    assert [segments[f"centroid_{a}"][one] for a in "zyx"] == pytest.approx((10 * places.mean(0)).tolist())
+
+
+def test_edits_hold_in_the_segmentation(tmp_path, noisy):
+    """Two halves of one segment are kept apart, two segments far apart are merged; a rerun keeps both."""
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    before = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))["segmentation"]
+    ids = voxels(fragment)
+    names, counts = np.unique(before[before > 0], return_counts=True)
+    largest = names[np.argsort(counts)[-3:]]
+    parts = np.unique(ids[before == largest[2]])
+    u, v = int(parts[0]), int(parts[-1])
+    a, b = (int(ids[before == one].min()) for one in largest[:2])
+    table = tmp_path / "edits.csv"
+    table.write_text(f"edit,u,v\nsplit,{u},{v}\nmerge,{a},{b}\n")
+    (tmp_path / "e").mkdir()
+    how = {"block": (32, 32, 32), "chunk": (32, 64, 32), "edits": str(table)}
+    after = run_rest(tmp_path / "e", affinities, fragment, **how)["segmentation"]
+    where = {one: after[ids == one][0] for one in (u, v, a, b)}
+    assert where[u] != where[v]
+    assert where[a] == where[b]
+    table.write_text("edit,u,v\nmerge,1,999999999\n")
+    with pytest.raises(DataError, match="999999999 does not exist"):
+        agglomerate_stage.run(
+            affinities, fragment, tmp_path / "edges.json", tmp_path / "x.json", AgglomerateOptions(edits=str(table))
+        )
+
+
+def test_a_lost_table_of_edges_is_noticed(tmp_path, noisy):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
     fragment = run_fragments(tmp_path, affinities, OPTIONS)
     run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
-    how = SegmentOptions(block=(32, 32, 32), threshold=0.3)
-    with pytest.raises(ConfigError, match=r"threshold 0\.3, only for \[0\.1, 0\.5, 0\.9\]"):
-        segment.run(fragment, tmp_path / "agglomeration.json", None, tmp_path / "other.json", how, STORAGE)
-    how = SegmentOptions(block=(32, 32, 32))
-    with pytest.raises(ConfigError, match="no threshold"):
-        segment.run(fragment, tmp_path / "agglomeration.json", None, tmp_path / "other.json", how, STORAGE)
+    where = [affinities, fragment, tmp_path / "edges.json", tmp_path / "again.json"]
+    table = tmp_path / "edges.tables" / "0_1_1.npz"
+    columns = read_table(table)
+    write_table(table, {name: column[:0] for name, column in columns.items()})
+    with pytest.raises(StageError, match="missing or stale"):
+        agglomerate_stage.run(*where, AgglomerateOptions(chunk=(64, 128, 64)))
+    table.write_bytes(b"PK")
+    with pytest.raises(StageError, match="damaged"):
+        agglomerate_stage.run(*where, AgglomerateOptions(chunk=(64, 128, 64)))
 
 
 def test_affinities_without_offsets_are_refused(tmp_path, noisy):

@@ -51,16 +51,19 @@ def edges(affinities: Path, fragments: Path, manifest: Path, options: str, worke
 @manifests("affinities", "fragments", "edges")
 @writes
 @options_json
-def agglomerate(affinities: Path, fragments: Path, edges: Path, manifest: Path, options: str, overwrite: bool) -> None:
-    """The region graph → look-up tables, one per threshold."""
+@workers_count
+def agglomerate(
+    affinities: Path, fragments: Path, edges: Path, manifest: Path, options: str, workers: int, overwrite: bool
+) -> None:
+    """The region graph → the dendrogram, node by node of a tree."""
     from kdseg.stages import agglomerate as stage
 
     section = parse_options(AgglomerateOptions, options)
-    stage.run(affinities, fragments, edges, manifest, section, overwrite=overwrite)
+    stage.run(affinities, fragments, edges, manifest, section, workers=workers, overwrite=overwrite)
 
 
 @main.command()
-@manifests("fragments", "agglomeration")
+@manifests("fragments", "edges", "agglomeration")
 @click.option("--sweep", type=FILE, help="Manifest of the sweep that the threshold is chosen from.")
 @writes
 @options_json
@@ -68,6 +71,7 @@ def agglomerate(affinities: Path, fragments: Path, edges: Path, manifest: Path, 
 @workers_count
 def segment(
     fragments: Path,
+    edges: Path,
     agglomeration: Path,
     sweep: Path | None,
     manifest: Path,
@@ -76,8 +80,8 @@ def segment(
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Supervoxels and a look-up table → the segmentation."""
+    """Supervoxels and the dendrogram → the segmentation."""
     from kdseg.stages import segment as stage
 
     section, layout = parse_options(SegmentOptions, options), parse_options(StorageOptions, storage)
-    stage.run(fragments, agglomeration, sweep, manifest, section, layout, workers=workers, overwrite=overwrite)
+    stage.run(fragments, edges, agglomeration, sweep, manifest, section, layout, workers=workers, overwrite=overwrite)

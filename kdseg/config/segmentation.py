@@ -80,7 +80,7 @@ class EdgesOptions(Section):
     """The region graph: affinity sums and contact counts between fragments."""
 
     block: Extent = (128, 128, 128)
-    """Voxels per task; a multiple of the shard. Does not change the result."""
+    """Voxels per task and table; `agglomerate.chunk` is a multiple. Does not change the segmentation."""
 
 
 class AgglomerateOptions(Section):
@@ -91,7 +91,12 @@ class AgglomerateOptions(Section):
     thresholds: Annotated[tuple[Probability, ...], Field(min_length=1)] = tuple(
         round(0.05 * k, 2) for k in range(1, 20)
     )
-    """Scores up to which is merged; each gives a segmentation."""
+    """Scores that the sweep tries; the dendrogram reaches up to the last one."""
+    chunk: Extent = (512, 512, 512)
+    """Leaf of the agglomeration tree in voxels, a multiple of `fragments.block` and `edges.block`, or at least the
+    volume. Does not change the segmentation; memory is about 300 bytes per edge of a leaf."""
+    edits: str | None = None
+    """CSV file of a user's merges and splits, applied whenever the stage runs; see docs/proofreading.md."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

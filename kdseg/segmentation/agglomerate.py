@@ -2,7 +2,8 @@
 
 The best edge is merged until none is left above the threshold; edges of the merged region to a common
 neighbour are added up, as in waterz. Here the order is *strict*: edges are compared by their mean affinity
-as a fraction of integers, and equal ones by the smallest original pair of fragments that the edge contains.
+as a fraction of integers, and equal ones by the largest original pair of fragments that the edge contains
+(the edge whose largest pair is smaller comes first: a sum never comes before both of its parts then).
 A sum of two edges is never better than the better one of them (the linkage is *reducible*), hence scores of
 successive merges never fall, and stopping early is the same as a stricter threshold.
 
@@ -15,7 +16,7 @@ import ctypes
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Offsets
-from kdseg.segmentation.contraction import Keys, build, merge_all, reaches
+from kdseg.segmentation.contraction import CANNOT, MUST, TOUCH, Rows, build, merge_all, reaches, undecided
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.rag import Edges
 
@@ -33,13 +34,13 @@ _DENOMINATOR = 10**6  # thresholds are decimals: 0.3 is 3/10, not the nearest bi
 
 
 class Dendrogram(NamedTuple):
-    """Merges in the order in which they were made; scores ``1 - affinity_sum / (255 * contact)`` never fall.
+    """Merges, best first, those of equal score by ``(a, b)``; scores are ``1 - affinity_sum / (255 * contact)``.
 
     Attributes:
         a: uint64 (m,), smallest fragment id of the region that is kept; the merged region's name.
         b: uint64 (m,), smallest fragment id of the other region; ``a < b``.
-        affinity_sum: uint64 (m,), summed affinities of all voxel pairs between both, in 1/255.
-        contact: uint64 (m,), number of these pairs.
+        affinity_sum: uint64 (m,), summed affinities of all voxel pairs between both, in 1/255; 1 for a must-link.
+        contact: uint64 (m,), number of these pairs; 0 for a must-link.
     """
 
     a: NDArray[np.uint64]
@@ -52,11 +53,11 @@ def agglomerate(edges: Edges, threshold: float) -> Dendrogram:
     """Merge regions, best mean affinity first, while the score is at most ``threshold``.
 
     The score of an edge is ``1 - affinity_sum / (255 * contact)``; it is compared exactly, with the
-    threshold rounded to the simplest fraction (denominators up to a million). Memory is about 100 bytes
+    threshold rounded to the simplest fraction (denominators up to a million). Memory is about 150 bytes
     per edge. Equals waterz' one-shot ``OneMinus<MeanAffinity>`` up to the order of equal scores.
 
     Args:
-        edges: the region graph; rows in any order.
+        edges: the region graph; rows in any order, those of one pair are added up.
         threshold: largest score that is merged, in 0..1.
 
     Returns:
@@ -64,21 +65,91 @@ def agglomerate(edges: Edges, threshold: float) -> Dendrogram:
 
     Raises:
         ConfigError: if the threshold is not in 0..1.
-        DataError: if an edge joins a fragment to itself, repeats, or has more affinity than its contact
-            allows.
+        DataError: if an edge joins a fragment to itself, or has more affinity than its contact allows.
+    """
+    merges, _ = contract(rows_of(edges), np.empty(0, np.uint64), threshold)
+    return sort_merges([merges])
+
+
+def rows_of(edges: Edges, *, must: NDArray[np.uint64] | None = None, cannot: NDArray[np.uint64] | None = None) -> Rows:
+    """Return edges, and a user's links, as rows to contract.
+
+    Args:
+        edges: of touching fragments; a contact of 0 says that another table counts the voxels of the pair.
+        must: uint64 (m, 2), ``u < v``, pairs that are merged first, whether they touch or not.
+        cannot: uint64 (n, 2), ``u < v``, pairs that never come into one segment.
+
+    Raises:
+        DataError: if an edge joins a fragment to itself, or has more affinity than its contact allows.
+    """
+    u, v, sums, contacts = edges
+    if np.any(u >= v):
+        raise DataError("edges must have u < v; build them with rag.block_edges")
+    if np.any(sums > np.uint64(255) * contacts):
+        raise DataError("edges must have at most 255 of affinity per contact: the table is damaged or of another kind")
+    flags = np.full(u.size, TOUCH, np.uint8)
+    for links, flag in ((must, MUST), (cannot, CANNOT)):
+        if links is not None and len(links):
+            u, v = np.concatenate((u, links[:, 0])), np.concatenate((v, links[:, 1]))
+            flags = np.concatenate((flags, np.full(len(links), flag, np.uint8)))
+            none = np.zeros(len(links), np.uint64)
+            sums, contacts = np.concatenate((sums, none)), np.concatenate((contacts, none))
+    return Rows(u, v, sums, contacts, u, v, flags)
+
+
+def contract(rows: Rows, frozen: NDArray[np.uint64], threshold: float) -> tuple[Dendrogram, Rows]:
+    """Make all merges that are certain whatever lies outside, and return what is left to decide.
+
+    A frozen region has contacts that are not among the rows, so its best partner is not known. The best edge
+    is merged where neither end is frozen; where one is, the other one waits, too. Every merge that is made
+    so is of two regions of which each is the other's best partner, and these are merged in any order of
+    doing things, since merging elsewhere never makes an edge better (the linkage is *reducible*; see also
+    Lu, Zlateski & Seung 2021, arXiv 2106.10795).
+
+    Args:
+        rows: edges between the regions of a part of the volume. Left as they are.
+        frozen: uint64, ascending, regions with contacts outside of the part.
+        threshold: largest score that is merged, in 0..1.
+
+    Returns:
+        The merges, and the rows between regions that are not finished, each pair once.
+
+    Raises:
+        ConfigError: if the threshold is not in 0..1.
+        DataError: if an edge has no contact though all rows of its pair are here.
     """
     numerator, denominator = _least_mean(threshold)
-    order = np.lexsort((edges.v, edges.u))
-    u, v, sums, contacts = (np.ascontiguousarray(column[order]) for column in edges)
-    _check(u, v, sums, contacts)
-    names = np.unique(np.concatenate((u, v)))
-    ends = np.stack((np.searchsorted(names, u), np.searchsorted(names, v)), axis=1)
-    best_first = np.argsort(-(sums / contacts), kind="stable")
-    heap = best_first[reaches(sums[best_first], contacts[best_first], numerator, denominator)]
-    keys = Keys(sums / contacts, sums.copy(), contacts.copy(), np.arange(u.size))
-    graph = build(ends, sums, contacts, names.size)
-    merges, merged_sums, merged_contacts = merge_all(graph, keys, heap, numerator, denominator)
-    return Dendrogram(names[merges[:, 0]], names[merges[:, 1]], merged_sums, merged_contacts)
+    if rows.u.size >= 2**30:
+        raise DataError(f"{rows.u.size} edges in one part: at most 2**30; use smaller agglomerate.chunk")
+    graph = build(rows, frozen)
+    alone = (graph.flags & TOUCH > 0) & (graph.contact == 0)
+    if alone.any():
+        u, v = rows.u[alone][0], rows.v[alone][0]
+        raise DataError(
+            f"no voxels are counted between the fragments {u} and {v}: a table of edges is missing or stale"
+        )
+    merges = merge_all(graph, rows, numerator, denominator)
+    left = undecided(graph)
+    ends, last = graph.name[graph.ends[left]], graph.last[left]
+    residual = Rows(
+        ends.min(axis=1, initial=np.uint64(2**64 - 1)),
+        ends.max(axis=1, initial=0),
+        graph.affinity_sum[left],
+        graph.contact[left],
+        rows.last_u[last],
+        rows.last_v[last],
+        graph.flags[left],
+    )
+    return Dendrogram(*merges), residual
+
+
+def sort_merges(parts: Iterable[Dendrogram]) -> Dendrogram:
+    """Return all merges as one dendrogram in its canonical order."""
+    a, b, sums, contacts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    with np.errstate(divide="ignore"):
+        mean = sums / contacts
+    order = np.lexsort((b, a, -mean))
+    return Dendrogram(a[order], b[order], sums[order], contacts[order])
 
 
 def cut(dendrogram: Dendrogram, threshold: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -104,17 +175,6 @@ def _least_mean(threshold: float) -> tuple[np.uint64, np.uint64]:
         raise ConfigError(f"an agglomeration threshold is a score in 0..1, got {threshold}")
     least = 255 * (1 - Fraction(threshold).limit_denominator(_DENOMINATOR))
     return np.uint64(least.numerator), np.uint64(least.denominator)
-
-
-def _check(
-    u: NDArray[np.uint64], v: NDArray[np.uint64], sums: NDArray[np.uint64], contacts: NDArray[np.uint64]
-) -> None:
-    if np.any(u >= v):
-        raise DataError("edges must have u < v; build them with rag.block_edges")
-    if np.any((u[1:] == u[:-1]) & (v[1:] == v[:-1])):
-        raise DataError("edges must name each pair of fragments once; add up tables with rag.merge")
-    if np.any(contacts == 0) or np.any(sums > np.uint64(255) * contacts):
-        raise DataError("edges must have a contact of at least 1 and at most 255 of affinity per contact")
 
 
 def waterz_segments(

@@ -6,7 +6,7 @@ volume, whatever the blocks and their order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
-from kdseg.geometry import Offsets, Slices, pair_slices
+from kdseg.geometry import Offsets, Roi, Slices, Triple, pair_slices
 
 _FIRST_CAPACITY = 1 << 12
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
@@ -27,7 +27,7 @@ class Edges(NamedTuple):
         u: uint64 (e,), the smaller fragment id.
         v: uint64 (e,), the larger fragment id.
         affinity_sum: uint64 (e,), summed affinities of the pairs of voxels between both, in 1/255.
-        contact: uint64 (e,), number of these pairs, at least 1.
+        contact: uint64 (e,), number of these pairs; 0 where another block counts all of them.
     """
 
     u: NDArray[np.uint64]
@@ -41,7 +41,9 @@ def block_edges(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], of
 
     Two fragments touch along channel ``c`` where voxel ``p`` lies in one and voxel ``p + offsets[c]`` in
     the other. A pair is counted if ``p`` is in ``owned``; its other end may lie in the halo. Pairs that
-    leave the array are not counted.
+    leave the array are not counted. Where only ``p + offsets[c]`` is in ``owned``, the pair belongs to
+    another block, but the fragments get a row, with a contact of 0: it says which of the block's fragments
+    have contacts outside of it.
 
     Args:
         fragments: uint64 (z, y, x), fragment ids over the read_roi; 0 is background and never gets an edge.
@@ -49,7 +51,7 @@ def block_edges(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], of
             ``p + offsets[c]`` in 1/255; 255 means "same neuron".
         offsets: one ``(z, y, x)`` step in voxels per channel.
         owned: the write_roi, as slices of ``fragments``. The halo around it must be at least the largest
-            offset, except at the border of the volume.
+            offset on both sides, except at the border of the volume.
 
     Returns:
         The edge table, in the fragments' own ids. Empty if nothing touches.
@@ -60,19 +62,45 @@ def block_edges(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], of
         DataError: if ``fragments`` is not uint64 or ``affinities`` not uint8.
     """
     _check(fragments, affinities, offsets, owned)
-    channels = len(offsets)
-    starts = np.empty((channels, 3), np.int64)
-    stops = np.empty((channels, 3), np.int64)
+    boxes: list[tuple[int, int, Roi]] = []
+    z, y, x = fragments.shape
+    inner = Roi(*_corner(owned))
     for c, offset in enumerate(offsets):
-        z, y, x = fragments.shape
-        here, _ = pair_slices((z, y, x), offset)
-        for axis in range(3):
-            starts[c, axis] = max(here[axis].start, owned[axis].start)
-            stops[c, axis] = min(here[axis].stop, owned[axis].stop)
-    steps = np.array(offsets, np.int64).reshape(channels, 3)
-    counts, u, v, sums = _count(fragments, affinities, steps, starts, stops)
+        here = Roi(*_corner(pair_slices((z, y, x), offset)[0]))
+        boxes.append((c, 1, here.intersect(inner)))
+        back = inner.shift((-offset[0], -offset[1], -offset[2]))
+        boxes += [(c, 0, box) for box in _difference(here.intersect(back), inner)]
+    steps = np.array([offsets[c] for c, _, _ in boxes], np.int64).reshape(-1, 3)
+    starts = np.array([box.offset for _, _, box in boxes], np.int64).reshape(-1, 3)
+    stops = np.array([box.end for _, _, box in boxes], np.int64).reshape(-1, 3)
+    channels = np.array([c for c, _, _ in boxes], np.int64)
+    weights = np.array([weight for _, weight, _ in boxes], np.uint64)
+    counts, u, v, sums = _count(fragments, affinities, channels, weights, steps, starts, stops)
     used = counts > 0
-    return _sum_repeats(u[used], v[used], sums[used], counts[used])
+    return _sum_repeats(u[used], v[used], sums[used], counts[used] - np.uint64(1))
+
+
+def _corner(slices: Slices) -> tuple[Triple, Triple]:
+    z, y, x = slices
+    return (z.start, y.start, x.start), (z.stop - z.start, y.stop - y.start, x.stop - x.start)
+
+
+def _difference(box: Roi, hole: Roi) -> Iterator[Roi]:
+    """Yield boxes that hold the voxels of ``box`` that are not in ``hole``, each once."""
+    for axis in range(3):
+        low, high = box.offset[axis], box.end[axis]
+        first, last = hole.offset[axis], hole.end[axis]
+        for start, stop in ((low, min(high, first)), (max(low, last), high)):
+            if start < stop and box.size:
+                yield _along(box, axis, start, stop)
+        start = max(low, first)
+        box = _along(box, axis, start, max(min(high, last), start))
+
+
+def _along(box: Roi, axis: int, start: int, stop: int) -> Roi:
+    offset, shape = list(box.offset), list(box.shape)
+    offset[axis], shape[axis] = start, stop - start
+    return Roi((offset[0], offset[1], offset[2]), (shape[0], shape[1], shape[2]))
 
 
 def merge(tables: Iterable[Edges]) -> Edges:
@@ -150,22 +178,25 @@ def _grow(
 def _count(
     fragments: NDArray[np.uint64],
     affinities: NDArray[np.uint8],
+    channels: NDArray[np.int64],
+    weights: NDArray[np.uint64],
     steps: NDArray[np.int64],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return a hash table of pairs as columns count (0: unused row), u, v, affinity sum."""
+    """Return a hash table of pairs as columns count + 1 (0: unused row), u, v, affinity sum."""
     n = np.zeros(_FIRST_CAPACITY, np.uint64)
     us, vs = np.empty(n.size, np.uint64), np.empty(n.size, np.uint64)
     sums = np.empty(n.size, np.uint64)
     used, row = 0, np.int64(0)
     zero, one = np.uint64(0), np.uint64(1)
-    for c in range(steps.shape[0]):
-        dz, dy, dx = steps[c]
-        for z in range(starts[c, 0], stops[c, 0]):
-            for y in range(starts[c, 1], stops[c, 1]):
+    for box in range(channels.size):
+        dz, dy, dx = steps[box]
+        c, weight = channels[box], weights[box]
+        for z in range(starts[box, 0], stops[box, 0]):
+            for y in range(starts[box, 1], stops[box, 1]):
                 here, there, links = fragments[z, y], fragments[z + dz, y + dy], affinities[c, z, y]
-                for x in range(starts[c, 2], stops[c, 2]):
+                for x in range(starts[box, 2], stops[box, 2]):
                     a, b = here[x], there[x + dx]
                     if a == b or a == zero or b == zero:  # noqa: SIM109
                         continue
@@ -174,10 +205,11 @@ def _count(
                     if n[row] == zero or us[row] != u or vs[row] != v:
                         row = _slot(u, v, us, vs, n)
                     if n[row] == zero:
+                        n[row] = one
                         us[row], vs[row], sums[row] = u, v, zero
                         used += 1
-                    n[row] += one
-                    sums[row] += np.uint64(links[x])
+                    n[row] += weight
+                    sums[row] += np.uint64(links[x]) * weight
                     if 2 * used > n.size:
                         n, us, vs, sums = _grow(n, us, vs, sums)
                         row = np.int64(0)

@@ -1,23 +1,54 @@
-"""Region graph → one look-up table, fragment id to segment id, per threshold."""
+"""Region graph → dendrogram, node by node of a tree."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.blockwise import run_blocks
 from kdseg.config import AgglomerateOptions
-from kdseg.errors import DataError
-from kdseg.manifests import claim, read, store_of
-from kdseg.segmentation.agglomerate import agglomerate, cut, waterz_segments
-from kdseg.segmentation.lut import lut
+from kdseg.dendrogram import table_path
+from kdseg.edits import Links, check_known, fragments_at, read_edits, resolve
+from kdseg.errors import ConfigError, DataError
+from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
+from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of
+from kdseg.segmentation.agglomerate import Dendrogram, rows_of, waterz_segments
+from kdseg.segmentation.contraction import Rows
 from kdseg.segmentation.rag import Edges
+from kdseg.segmentation.tree import Layout, decide, join, layout, node_of
 from kdseg.tables import read_table, write_table
 from kdseg.volume import affinity_offsets, open_volume
 
 WATERZ_LIMIT = 1024**3
 """Voxels above which waterz's one-shot engine is refused: it holds everything in memory as floats."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all nodes need to know; small, sent with every node.
+
+    Attributes:
+        edges: folder of the tables of edges.
+        edge_block: their grid.
+        where: layout of the tree.
+        threshold: score up to which is merged.
+        out: folder of the merges.
+        private: folder of the user's links, and of what each node hands on.
+    """
+
+    edges: Path
+    edge_block: Triple
+    where: Layout
+    threshold: float
+    out: Path
+    private: Path
 
 
 def run(
@@ -27,70 +58,142 @@ def run(
     manifest: Path,
     options: AgglomerateOptions,
     *,
+    workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Merge fragments by mean affinity up to each threshold.
+    """Merge fragments by mean affinity up to the largest threshold.
 
-    The table beside the manifest holds ``fragment`` (sorted ids), ``thresholds`` and ``lut`` (threshold,
-    fragment): the segment of each fragment, named by its smallest fragment. The engine ``exact`` adds the
-    dendrogram: ``a``, ``b``, ``affinity_sum``, ``contact`` of each merge, in order.
+    Beside the manifest lies a folder with one table of merges per node of the tree, see `kdseg.dendrogram`. The
+    merges do not depend on the chunk, the number of workers or the order: they are those of one pass over the
+    whole graph.
 
     Args:
         affinities: manifest of the affinities (read by the engine ``waterz`` only).
-        fragments: manifest of the fragments (likewise).
+        fragments: manifest of the fragments.
         edges: manifest of the region graph.
-        manifest: to write; the table lies beside it.
-        options: engine and thresholds; the score of an edge is 1 − mean affinity.
+        manifest: to write.
+        options: engine, thresholds, chunk, edits; the score of an edge is 1 − mean affinity.
+        workers: processes.
         overwrite: clear what other options or inputs made.
 
     Raises:
-        DataError: if the engine ``waterz`` is asked for a volume too large for one block.
+        ConfigError: if edits contradict each other, or do not go with the engine.
+        DataError: if the engine ``waterz`` is asked for a volume too large for one block, or a table of edges is
+            missing or damaged.
+        ShapeError: if the chunk is no multiple of the blocks.
         ClaimError: if the store holds something else, or is being written.
+        StageError: if a node failed.
     """
     inputs = {
         "affinities": read(affinities)["fingerprint"],
         "fragments": read(fragments)["fingerprint"],
         "edges": read(edges)["fingerprint"],
     }
-    with claim(manifest, "agglomerate", options.model_dump(mode="json"), inputs, overwrite=overwrite) as held:
-        table = read_table(store_of(edges))
-        thresholds = np.array(options.thresholds)
+    if options.edits is not None:
         if options.engine == "waterz":
-            luts = _one_shot(affinities, fragments, table["fragment"], options)
-            extra: dict[str, NDArray[np.uint64]] = {}
+            raise ConfigError("agglomerate.edits need the engine `exact`: waterz knows no links of a user")
+        inputs["edits"] = file_fingerprint(Path(options.edits))
+    made_of = options.model_dump(mode="json", exclude={"edits"})
+    with claim(manifest, "agglomerate", made_of, inputs, tables=True, overwrite=overwrite) as held:
+        held.tables.mkdir(exist_ok=True)
+        source = open_volume(store_of(fragments))
+        chunk = source.shape if options.engine == "waterz" else options.chunk
+        where = layout(source.shape, chunk, _block(fragments), _block(edges))
+        if options.engine == "waterz":
+            _one_shot(affinities, fragments, options, held)
         else:
-            graph = Edges(table["u"], table["v"], table["affinity_sum"], table["contact"])
-            dendrogram = agglomerate(graph, max(options.thresholds))
-            luts = [lut(table["fragment"], *cut(dendrogram, threshold)) for threshold in options.thresholds]
-            extra = dendrogram._asdict()
-        result = {"fragment": table["fragment"], "thresholds": thresholds, "lut": np.stack(luts), **extra}
-        write_table(held.table, result)
+            _tree(fragments, edges, where, options, held, workers)
         held.stats.update(
-            voxels=read(fragments)["stats"]["voxels"],
-            edges=len(table["u"]),
+            voxels=source.roi.size,
+            shape=where.shape,
+            block=where.block,
+            chunk=where.chunk,
             thresholds=list(options.thresholds),
-            segments=[len(np.unique(one)) for one in luts],
         )
 
 
-def _one_shot(
-    affinities: Path, fragments: Path, ids: NDArray[np.uint64], options: AgglomerateOptions
-) -> list[NDArray[np.uint64]]:
+def _block(manifest: Path) -> Triple:
+    z, y, x = read(manifest)["options"]["block"]
+    return (z, y, x)
+
+
+def _tree(fragments: Path, edges: Path, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
+    write_table(held.private / "links.npz", _links(fragments, where, options)._asdict())
+    work = Work(store_of(edges), _block(edges), where, options.thresholds[-1], held.tables, held.private)
+    roi = Roi((0, 0, 0), where.shape)
+    for level in range(where.levels):
+        function = partial(node, work, level) if level else partial(leaf, work)
+        done = held.private / f"level{level}"
+        run_blocks(f"agglomerate, level {level}", roi, where.node(level), function, workers=workers, done=done)
+
+
+def leaf(work: Work, block: Block) -> None:
+    """Make the merges of one leaf from its tables of edges."""
+    where = work.where
+    tables = [read_table(work.edges / block_name(part.index)) for part in blocks(block.roi, work.edge_block)]
+    edges = Edges(*(np.concatenate([table[name] for table in tables]) for name in Edges._fields))
+    fragment = np.unique(np.concatenate([table["fragment"] for table in tables]))
+    links = Links(**read_table(work.private / "links.npz"))
+    named = np.concatenate([links.merge.ravel(), links.split.ravel()])
+    elsewhere = named[(node_of(named, where, 0) != block.index).any(axis=1)]
+    check_known(links, np.concatenate((fragment, elsewhere)))
+    must, cannot = (_mine(pairs, where, block.index) for pairs in links)
+    merges, left = decide(rows_of(edges, must=must, cannot=cannot), where, 0, block.index, work.threshold)
+    write_table(_rows_path(work.private, 0, block.index), left._asdict())
+    write_table(table_path(work.out, 0, block.index), {**merges._asdict(), "fragment": fragment})
+
+
+def node(work: Work, level: int, block: Block) -> None:
+    """Make the merges of one node from what its children left."""
+    children = blocks(block.roi, work.where.node(level - 1))
+    rows = join(Rows(**read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
+    merges, left = decide(rows, work.where, level, block.index, work.threshold)
+    write_table(_rows_path(work.private, level, block.index), left._asdict())
+    write_table(table_path(work.out, level, block.index), merges._asdict())
+
+
+def _rows_path(private: Path, level: int, index: Triple) -> Path:
+    return private / f"rows_{level}_{block_name(index)}"
+
+
+def _links(fragments: Path, where: Layout, options: AgglomerateOptions) -> Links:
+    most = prod(grid_shape(where.shape, where.block)) * prod(where.block)
+    if options.edits is None:
+        return Links(np.empty((0, 2), np.uint64), np.empty((0, 2), np.uint64))
+    links = resolve(read_edits(Path(options.edits)), partial(fragments_at, open_volume(store_of(fragments))))
+    # each leaf checks the ids of its own; these are of no leaf
+    named = np.concatenate([links.merge.ravel(), links.split.ravel()])
+    check_known(links, named[(named > 0) & (named <= np.uint64(most))])
+    return links
+
+
+def _mine(links: NDArray[np.uint64], where: Layout, index: Triple) -> NDArray[np.uint64]:
+    """Return the links with an end in the leaf ``index``."""
+    ends = (node_of(links.ravel(), where, 0) == index).all(axis=1).reshape(-1, 2)
+    inside: NDArray[np.bool_] = ends.any(axis=1)
+    return links[inside]
+
+
+def _one_shot(affinities: Path, fragments: Path, options: AgglomerateOptions, held: Claim) -> None:
+    """Run waterz, and write what it merges from each threshold to the next as merges of that score."""
     source, labelled = open_volume(store_of(affinities)), open_volume(store_of(fragments))
     if source.roi.size > WATERZ_LIMIT:
         raise DataError(
             f"agglomerate.engine waterz takes a volume in one block of at most {WATERZ_LIMIT} voxels, got "
             f"{source.roi.size}: use the engine `exact`"
         )
-    offsets = affinity_offsets(source)
     voxels = labelled.read(labelled.roi)
-    _, first = np.unique(voxels.ravel(), return_index=True)
-    first = first[voxels.ravel()[first] > 0]
-    segments = waterz_segments(source.read(source.roi), voxels, offsets, options.thresholds)
-    return [_smallest_name(ids, one.ravel()[first]) for one in segments]
-
-
-def _smallest_name(ids: NDArray[np.uint64], segment: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Name each segment by its smallest fragment; ``ids`` are sorted."""
-    _, first, inverse = np.unique(segment, return_index=True, return_inverse=True)
-    return ids[first][inverse]
+    ids, first = np.unique(voxels.ravel(), return_index=True)
+    ids, first = ids[ids > 0], first[ids > 0]
+    found = waterz_segments(source.read(source.roi), voxels, affinity_offsets(source), options.thresholds)
+    names = [ids, *(one.ravel()[first] for one in found)]
+    parts = []
+    for threshold, (before, after) in zip(options.thresholds, pairwise(names), strict=True):
+        least = 255 * (1 - Fraction(threshold).limit_denominator(10**6))
+        merged, one = np.unique(before, return_index=True)
+        joined = after[one] != merged
+        a, b = after[one][joined], merged[joined]
+        fraction = (np.full(a.size, value, np.uint64) for value in (least.numerator, least.denominator))
+        parts.append(Dendrogram(a, b, *fraction))
+    merges = Dendrogram(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    write_table(table_path(held.tables, 0, (0, 0, 0)), {**merges._asdict(), "fragment": ids})

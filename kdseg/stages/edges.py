@@ -1,19 +1,18 @@
-"""Affinities and fragments → the region graph: one table of edges, one of fragments."""
+"""Affinities and fragments → the region graph: one table of edges and fragments per block."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from kdseg.blockwise import run_blocks
 from kdseg.config import EdgesOptions
 from kdseg.errors import ShapeError
-from kdseg.geometry import Block, Triple, blocks, offsets_reach
+from kdseg.geometry import Block, block_name, offsets_reach
 from kdseg.manifests import claim, read, store_of
-from kdseg.segmentation.rag import Edges, block_edges, merge
-from kdseg.tables import read_table, write_table
+from kdseg.segmentation.rag import block_edges
+from kdseg.segmentation.statistics import block_statistics
+from kdseg.tables import write_table
 from kdseg.volume import affinity_offsets, open_volume
 
 NEAREST = 3
@@ -31,14 +30,15 @@ def run(
 ) -> None:
     """Sum the affinities between touching fragments, exactly, as integers.
 
-    The table beside the manifest holds the edges ``u < v``, ``affinity_sum`` (1/255) and ``contact``
-    (number of voxel pairs), sorted, and the fragments ``fragment`` with their ``size`` in voxels. It does
-    not depend on the block: a pair of voxels is counted by the block that holds its reference voxel.
+    Each table beside the manifest holds the edges ``u < v``, ``affinity_sum`` (1/255) and ``contact`` (number of
+    voxel pairs), sorted, and the block's fragments with their size, box and centre
+    (`kdseg.segmentation.statistics`). A pair of voxels is counted by the block that holds its reference voxel; the
+    block of the other voxel has a row of contact 0.
 
     Args:
         affinities: manifest of uint8 affinities.
         fragments: manifest of the fragments made of them.
-        manifest: to write; the table lies beside it.
+        manifest: to write; the tables lie in the folder beside it.
         options: block.
         workers: processes; the result does not depend on them.
         overwrite: clear what other options or inputs made.
@@ -52,41 +52,23 @@ def run(
     if source.shape != labelled.shape:
         raise ShapeError(f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs")
     inputs = {"affinities": read(affinities)["fingerprint"], "fragments": read(fragments)["fingerprint"]}
-    with claim(manifest, "edges", {}, inputs, overwrite=overwrite) as held:
-        parts = held.progress(options.block)
-        function = partial(edges_block, store_of(affinities), store_of(fragments), parts)
-        run_blocks("edges", source.roi, options.block, function, workers=workers, done=parts)
-        tables = [read_table(_part(parts, block.index)) for block in blocks(source.roi, options.block)]
-        edges = merge(Edges(t["u"], t["v"], t["affinity_sum"], t["contact"]) for t in tables)
-        fragment, size = _add_sizes(tables)
-        write_table(held.table, {**edges._asdict(), "fragment": fragment, "size": size})
-        held.stats.update(voxels=source.roi.size, fragments=len(fragment), edges=len(edges.u))
+    with claim(manifest, "edges", options.model_dump(mode="json"), inputs, tables=True, overwrite=overwrite) as held:
+        held.tables.mkdir(exist_ok=True)
+        function = partial(edges_block, store_of(affinities), store_of(fragments), held.tables)
+        done = held.progress(options.block)
+        run_blocks("edges", source.roi, options.block, function, workers=workers, done=done)
+        held.stats.update(voxels=source.roi.size)
 
 
-def edges_block(affinities: Path, fragments: Path, parts: Path, block: Block) -> None:
+def edges_block(affinities: Path, fragments: Path, tables: Path, block: Block) -> None:
     """Compute and write the table of one block."""
     source, labelled = open_volume(affinities), open_volume(fragments)
     offsets = affinity_offsets(source)[:NEAREST]
-    read_roi = block.roi.grow(*offsets_reach(offsets)).intersect(source.roi)
+    below, above = offsets_reach(offsets)
+    reach = (max(below[0], above[0]), max(below[1], above[1]), max(below[2], above[2]))
+    read_roi = block.roi.grow(reach).intersect(source.roi)
     owned = block.roi.slices(read_roi)
     ids = labelled.read(read_roi)
-    edges = block_edges(ids, source.read(read_roi)[:NEAREST], offsets, owned)
-    fragment, size = np.unique(ids[owned], return_counts=True)
-    inside = fragment > 0
-    table = {**edges._asdict(), "fragment": fragment[inside], "size": size[inside].astype(np.uint64)}
-    write_table(_part(parts, block.index), table)
-
-
-def _part(parts: Path, index: Triple) -> Path:
-    return parts / ("_".join(str(i) for i in index) + ".npz")
-
-
-def _add_sizes(
-    tables: list[dict[str, np.ndarray]],
-) -> tuple[np.ndarray, np.ndarray]:
-    ids = np.concatenate([t["fragment"] for t in tables])
-    sizes = np.concatenate([t["size"] for t in tables])
-    unique, inverse = np.unique(ids, return_inverse=True)
-    total = np.zeros(len(unique), np.uint64)
-    np.add.at(total, inverse, sizes)
-    return unique, total
+    edges = block_edges(ids, source.read(read_roi, channels=range(NEAREST)), offsets, owned)
+    statistics = block_statistics(ids, owned, read_roi.offset)
+    write_table(tables / block_name(block.index), {**edges._asdict(), **statistics._asdict()})

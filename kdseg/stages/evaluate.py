@@ -11,6 +11,7 @@ import numpy as np
 
 from kdseg.blockwise import run_blocks
 from kdseg.config import EvaluateOptions
+from kdseg.dendrogram import Tree
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.manifests import Claim, claim, read, store_of
@@ -37,7 +38,7 @@ def sweep(
 
     Args:
         fragments: manifest of the fragments.
-        agglomeration: manifest of their look-up tables.
+        agglomeration: manifest of the dendrogram.
         labels: manifest of the ground truth.
         manifest: to write; ``stats.sweep`` has a row per threshold, ``stats.best`` the one of least VOI.
         options: dust, block.
@@ -52,10 +53,12 @@ def sweep(
     inputs = _inputs(fragments=fragments, agglomeration=agglomeration, labels=labels)
     with claim(manifest, "sweep", _made_of(options), inputs, overwrite=overwrite) as held:
         counts = _contingency(store_of(fragments), store_of(labels), options, workers, held)
-        table = read_table(store_of(agglomeration))
+        tree = Tree(agglomeration)
+        ids = np.unique(counts.segment[counts.segment > 0])
         rows = []
-        for threshold, lut in zip(table["thresholds"].tolist(), table["lut"], strict=True):
-            rows.append({"threshold": threshold, **scores(relabel(counts, table["fragment"], lut))._asdict()})
+        for threshold in read(agglomeration)["stats"]["thresholds"]:
+            found = relabel(counts, ids, tree.segments(ids, threshold))
+            rows.append({"threshold": threshold, **scores(found)._asdict()})
         best = min(rows, key=lambda row: (row["voi"], row["threshold"]))
         held.stats.update(sweep=rows, best=best["threshold"])
 

@@ -1,0 +1,94 @@
+"""The dendrogram on disk: one table of merges per node of the agglomeration tree.
+
+Beside the manifest ``agglomeration.json`` lies ``agglomeration.tables/{level}_{z}_{y}_{x}.npz`` with the columns
+``a``, ``b``, ``affinity_sum``, ``contact`` of the merges (`kdseg.segmentation.agglomerate.Dendrogram`), in leaves
+(level 0) also ``fragment``: all fragments of the leaf, sorted. Any threshold up to the one agglomerated with is a
+cut: memory is that of one path from leaf to root, never of the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import ConfigError
+from kdseg.geometry import Roi, Triple, blocks
+from kdseg.manifests import read, store_of
+from kdseg.segmentation.agglomerate import Dendrogram, cut
+from kdseg.segmentation.tree import Layout, node_of, rename
+from kdseg.tables import read_table
+
+
+def table_path(folder: Path, level: int, node: Triple) -> Path:
+    """Return where a node's merges are."""
+    return folder / f"{level}_{node[0]}_{node[1]}_{node[2]}.npz"
+
+
+class Tree:
+    """A finished agglomeration, to be cut.
+
+    Attributes:
+        folder: of the tables.
+        layout: of the tree.
+        largest: score up to which was merged.
+    """
+
+    def __init__(self, manifest: Path) -> None:
+        """Open an agglomeration.
+
+        Raises:
+            MissingError: if it is not finished, or gone.
+        """
+        self.folder = store_of(manifest)
+        facts = read(manifest)["stats"]
+        shape, block, chunk = ((z, y, x) for z, y, x in (facts["shape"], facts["block"], facts["chunk"]))
+        self.layout = Layout(shape, block, chunk)
+        self.largest = float(max(facts["thresholds"]))
+        self._merges = lru_cache(maxsize=16)(_merges)  # the upper nodes are read again and again
+
+    def leaves(self) -> Iterator[Triple]:
+        """Yield the indices of the leaves."""
+        for block in blocks(Roi((0, 0, 0), self.layout.shape), self.layout.chunk):
+            yield block.index
+
+    def fragments(self, leaf: Triple) -> NDArray[np.uint64]:
+        """Return all fragments of a leaf, uint64 (f,), ascending."""
+        return read_table(table_path(self.folder, 0, leaf))["fragment"]
+
+    def segments(self, ids: NDArray[np.uint64], threshold: float) -> NDArray[np.uint64]:
+        """Return the segments of some fragments.
+
+        Args:
+            ids: uint64 (n,), fragments, in any order.
+            threshold: score up to which is merged.
+
+        Returns:
+            uint64 (n,); a segment's id is its smallest fragment.
+
+        Raises:
+            ConfigError: if the threshold is larger than the one agglomerated with.
+        """
+        if threshold > self.largest:
+            raise ConfigError(
+                f"the volume was agglomerated up to a score of {self.largest}, it cannot be cut at {threshold}: add "
+                "the threshold to agglomerate.thresholds"
+            )
+        names, inverse = np.unique(ids, return_inverse=True)
+        for level in range(self.layout.levels):
+            nodes, which = np.unique(node_of(names, self.layout, level), axis=0, return_inverse=True)
+            renamed = names.copy()
+            for k, (z, y, x) in enumerate(nodes.tolist()):
+                mine = which.ravel() == k
+                merges = self._merges(table_path(self.folder, level, (z, y, x)), threshold)
+                renamed[mine] = rename(names[mine], *merges)
+            names = renamed
+        return names[inverse]
+
+
+def _merges(path: Path, threshold: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    table = read_table(path)
+    return cut(Dendrogram(*(table[name] for name in Dendrogram._fields)), threshold)
