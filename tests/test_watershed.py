@@ -370,6 +370,13 @@ def test_a_section_is_flooded_as_if_it_were_alone(seeds: Any, voxel_size: tuple[
     assert np.array_equal(clean(found, np.s_[2:4, 3:20, 3:20], 0) > 0, found[2:4, 3:20, 3:20] > 0)
 
 
+def test_sections_do_not_know_how_thick_they_are() -> None:
+    affinities = blurred(5, (4, 40, 40))
+    options = WatershedOptions(per_section=True, seed_distance=2)
+    thin, cubic = (fragments(affinities, NEAREST, options, voxel_size=(z, 8.0, 8.0)) for z in (2.0, 8.0))
+    assert np.array_equal(thin, cubic)
+
+
 @pytest.mark.parametrize("options", [WatershedOptions(), WatershedOptions(per_section=True)])
 def test_maxima_of_the_affinity_are_seeds_too(options: WatershedOptions) -> None:
     labels = cells(2, (24, 40, 40), 12)

@@ -203,14 +203,15 @@ def _renumber(ids: NDArray[np.integer[Any]], dust: int) -> NDArray[np.uint64]:
                     size[ids[z, y, x]] += 1
     new = np.zeros(most, np.uint64)
     out = np.zeros(ids.shape, np.uint64)
-    following = np.uint64(0)
+    following, last, last_new = np.uint64(0), ids.dtype.type(0), np.uint64(0)
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
                 old = ids[z, y, x]
-                if old != 0 and (dust <= 1 or size[old] >= dust):
-                    if new[old] == 0:
+                if old != last:  # most neighbours along x are of one fragment
+                    if old != 0 and new[old] == 0 and (dust <= 1 or size[old] >= dust):
                         following += np.uint64(1)
                         new[old] = following
-                    out[z, y, x] = new[old]
+                    last, last_new = old, new[old]
+                out[z, y, x] = last_new
     return out
