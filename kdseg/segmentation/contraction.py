@@ -19,6 +19,7 @@ TOUCH, MUST, CANNOT = 1, 2, 4
 """Bits of `Rows.flags`; an edge without any of them is dead."""
 
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
+_NEAR = 1e-9  # far above rounding: values that differ by more need no integers
 _HIGH, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 
 
@@ -140,7 +141,7 @@ def _after(i: int, j: int, rows: Rows) -> bool:
 @njit(cache=True)
 def _better(one: float, i: int, other: float, j: int, keys: Keys, rows: Rows) -> bool:
     """Return whether edge ``i`` with the value ``one`` is merged before ``j`` with ``other``."""
-    if abs(one - other) > 1e-9:  # far above rounding: no need for integers; two infinite ones are no number
+    if abs(one - other) > _NEAR:  # two infinite ones differ by no number
         return one > other
     if less(keys.numerator[j], keys.denominator[i], keys.numerator[i], keys.denominator[j]):
         return True
@@ -156,9 +157,17 @@ def _sift_down(heap: Heap, size: int, k: int, keys: Keys, rows: Rows) -> None:
     while 4 * k + 1 < size:
         best = 4 * k + 1
         for child in range(best + 1, min(best + 4, size)):
-            if _better(heap.value[child], heap.edge[child], heap.value[best], heap.edge[best], keys, rows):
+            # a call copies all that keys and rows name: only where the values themselves do not decide
+            gain = heap.value[child] - heap.value[best]
+            if gain > _NEAR or (
+                not gain < -_NEAR
+                and _better(heap.value[child], heap.edge[child], heap.value[best], heap.edge[best], keys, rows)
+            ):
                 best = child
-        if not _better(heap.value[best], heap.edge[best], value, edge, keys, rows):
+        gain = heap.value[best] - value
+        if gain < -_NEAR or (
+            not gain > _NEAR and not _better(heap.value[best], heap.edge[best], value, edge, keys, rows)
+        ):
             break
         heap.value[k], heap.edge[k] = heap.value[best], heap.edge[best]
         k = best
@@ -173,14 +182,14 @@ def _hash(a: int, b: int) -> np.uint64:
 
 
 @njit(cache=True)
-def _find(graph: Graph, a: int, b: int) -> int:
+def _find(table: NDArray[np.uint64], ends: NDArray[np.int32], a: int, b: int) -> int:
     """Return the place of a pair of nodes in the table, or the free one where it belongs."""
-    mask = graph.table.size - 1
+    mask = table.size - 1
     tag = _hash(a, b)
     k = np.int64(tag) & mask
-    while graph.table[k] != 0:
-        if graph.table[k] >> _HIGH == tag:
-            one, other = graph.ends[np.int64(graph.table[k] & _LOW) - 1]
+    while table[k] != 0:
+        if table[k] >> _HIGH == tag:
+            one, other = ends[np.int64(table[k] & _LOW) - 1]
             if (one == a and other == b) or (one == b and other == a):
                 break
         k = (k + 1) & mask
@@ -188,17 +197,17 @@ def _find(graph: Graph, a: int, b: int) -> int:
 
 
 @njit(cache=True)
-def _remove(graph: Graph, gap: int) -> None:
+def _remove(table: NDArray[np.uint64], gap: int) -> None:
     """Free a place and close the gap (Knuth, vol. 3, 6.4, algorithm R), so that pairs stay easy to find."""
-    mask = graph.table.size - 1
+    mask = table.size - 1
     k = (gap + 1) & mask
-    while graph.table[k] != 0:
-        home = np.int64(graph.table[k] >> _HIGH) & mask
+    while table[k] != 0:
+        home = np.int64(table[k] >> _HIGH) & mask
         if ((k - home) & mask) >= ((k - gap) & mask):
-            graph.table[gap] = graph.table[k]
+            table[gap] = table[k]
             gap = k
         k = (k + 1) & mask
-    graph.table[gap] = 0
+    table[gap] = 0
 
 
 @njit(cache=True)
@@ -293,7 +302,7 @@ def build(rows: Rows, frozen: NDArray[np.uint64]) -> Graph:
         graph.frozen[node] = place < frozen.size and frozen[place] == names[node]
     for edge in range(rows.u.size):
         a, b = ends[edge]
-        place = _find(graph, a, b)
+        place = _find(graph.table, graph.ends, a, b)
         if graph.table[place] != 0:
             _add(graph, int(graph.table[place] & _LOW) - 1, edge, rows)
         else:
@@ -302,9 +311,9 @@ def build(rows: Rows, frozen: NDArray[np.uint64]) -> Graph:
             _append(graph, b, 2 * edge + 1)
     for edge in range(rows.u.size):
         if graph.flags[edge] == 0:  # added to another, or nothing that touches
-            place = _find(graph, ends[edge, 0], ends[edge, 1])
+            place = _find(graph.table, graph.ends, ends[edge, 0], ends[edge, 1])
             if graph.table[place] & _LOW == np.uint64(edge + 1):
-                _remove(graph, place)
+                _remove(graph.table, place)
     return graph
 
 
@@ -315,7 +324,7 @@ def _contract(graph: Graph, keys: Keys, edge: int, rows: Rows) -> None:
     if graph.length[small] > graph.length[large]:
         small, large = large, small
     graph.name[large] = min(graph.name[small], graph.name[large])
-    _remove(graph, _find(graph, small, large))
+    _remove(graph.table, _find(graph.table, graph.ends, small, large))
     graph.flags[edge] = 0
     half = graph.head[small]
     while half != -1:
@@ -323,8 +332,8 @@ def _contract(graph: Graph, keys: Keys, edge: int, rows: Rows) -> None:
         moved, side = half >> 1, half & 1
         if graph.flags[moved] != 0:
             other = graph.ends[moved, 1 - side]
-            _remove(graph, _find(graph, small, other))
-            place = _find(graph, large, other)
+            _remove(graph.table, _find(graph.table, graph.ends, small, other))
+            place = _find(graph.table, graph.ends, large, other)
             parallel = int(graph.table[place] & _LOW) - 1
             kept = moved
             if parallel != -1:
