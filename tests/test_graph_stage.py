@@ -69,8 +69,9 @@ def world(tmp_path: Path) -> World:
     write_fragments(tmp_path, ids)
     rows: list[tuple[int, int, int, int]] = []
     folder = tmp_path / "edges.tables"
-    folder.mkdir()
-    with claim(tmp_path / "edges.json", "edges", {}, {"fragments": read(tmp_path / "fragments.json")["fingerprint"]}):
+    made_of = {"fragments": read(tmp_path / "fragments.json")["fingerprint"]}
+    with claim(tmp_path / "edges.json", "edges", {}, made_of, tables=True):
+        folder.mkdir()
         for cell in blocks(Roi((0, 0, 0), SHAPE), TABLES):
             pairs = np.sort(np.array([rng.choice(names[:12], 2, replace=False) for _ in range(25)]), axis=1)
             pairs = np.unique(pairs, axis=0)
@@ -92,9 +93,9 @@ def write_merges(folder: Path) -> list[tuple[int, int, int, int]]:
         "10_0_0_0": [(1, 40, 0, 0)],
         "2_0_0_0": [],
     }
-    (folder / "agglomeration.tables").mkdir()
     inputs = {"edges": read(folder / "edges.json")["fingerprint"]}
-    with claim(folder / "agglomeration.json", "agglomerate", {}, inputs):
+    with claim(folder / "agglomeration.json", "agglomerate", {}, inputs, tables=True):
+        (folder / "agglomeration.tables").mkdir()
         for name, rows in nodes.items():
             columns = np.array(rows, np.uint64).reshape(-1, 4).T
             table = dict(zip(("a", "b", "affinity_sum", "contact"), columns, strict=True))
