@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.segmentation.agglomerate import rows_of
-from kdseg.segmentation.contraction import Rows
 from kdseg.segmentation.rag import Edges
-from kdseg.segmentation.tree import decide, join, layout
+from kdseg.segmentation.rows import from_columns, join, to_columns
+from kdseg.segmentation.tree import decide, layout
 from kdseg.tables import read_table, write_table
 
 BLOCK = (8, 8, 8)
@@ -101,9 +101,9 @@ def run(size: int, folder: Path) -> None:
                 started = time.process_time()
                 children = [(2 * z + i, 2 * y + j, 2 * x + k) for i, j, k in product((0, 1), repeat=3)]
                 paths = [folder / f"{level - 1}_{'_'.join(map(str, child))}.npz" for child in children]
-                rows = join(Rows(**read_table(path)) for path in paths if path.exists())
+                rows = join(from_columns(read_table(path)) for path in paths if path.exists())
             found, left = decide(rows, where, level, (z, y, x), THRESHOLD)
-            write_table(folder / f"{level}_{z}_{y}_{x}.npz", left._asdict())
+            write_table(folder / f"{level}_{z}_{y}_{x}.npz", to_columns(left))
             seconds += time.process_time() - started
             merges += len(found.a)
             handed += left.u.size if level == 0 and where.levels > 1 else 0

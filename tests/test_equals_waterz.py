@@ -20,7 +20,8 @@ from kdseg.phantom import phantom_block
 from kdseg.segmentation.agglomerate import Dendrogram, cut, rows_of, sort_merges, waterz_segments
 from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import block_edges
-from kdseg.segmentation.tree import decide, join, layout
+from kdseg.segmentation.rows import join
+from kdseg.segmentation.tree import decide, layout
 from kdseg.segmentation.watershed import clean, fragments
 
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))

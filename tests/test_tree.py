@@ -18,7 +18,8 @@ from kdseg.segmentation.agglomerate import Dendrogram, agglomerate, contract, cu
 from kdseg.segmentation.contraction import Rows
 from kdseg.segmentation.lut import lut
 from kdseg.segmentation.rag import Edges
-from kdseg.segmentation.tree import decide, join, layout, node_of, rename
+from kdseg.segmentation.rows import join, take
+from kdseg.segmentation.tree import decide, layout, node_of, rename
 
 BLOCK = (2, 2, 2)
 
@@ -80,9 +81,7 @@ def grow(
         merges, left = {}, {}
         for index, table in rows.items():
             order = rng.permutation(table.u.size)
-            merges[index], left[index] = decide(
-                Rows(*(column[order] for column in table)), where, level, index, threshold
-            )
+            merges[index], left[index] = decide(take(table, order), where, level, index, threshold)
         levels.append(merges)
         rows = left
     assert len(rows) == 1

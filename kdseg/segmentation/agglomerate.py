@@ -121,24 +121,25 @@ def contract(rows: Rows, frozen: NDArray[np.uint64], threshold: float) -> tuple[
     numerator, denominator = _least_mean(threshold)
     if rows.u.size >= 2**30:
         raise DataError(f"{rows.u.size} edges in one part: at most 2**30; use smaller agglomerate.chunk")
-    graph = build(rows, frozen)
-    alone = (graph.flags & TOUCH > 0) & (graph.contact == 0)
+    graph = build(rows, frozen, None, None)
+    edges, name = graph.edges, graph.nodes["name"]
+    alone = (edges["flags"] & TOUCH > 0) & (edges["contact"] == 0)
     if alone.any():
         u, v = rows.u[alone][0], rows.v[alone][0]
         raise DataError(
             f"no voxels are counted between the fragments {u} and {v}: a table of edges is missing or stale"
         )
-    merges = merge_all(graph, rows, numerator, denominator)
-    left = undecided(graph)
-    ends, last = graph.name[graph.ends[left]], graph.last[left]
+    merges = merge_all(graph, rows, numerator, denominator, None, 0)
+    left = edges[undecided(graph)]
+    a, b = name[left["a"]], name[left["b"]]
     residual = Rows(
-        ends.min(axis=1, initial=np.uint64(2**64 - 1)),
-        ends.max(axis=1, initial=0),
-        graph.affinity_sum[left],
-        graph.contact[left],
-        rows.last_u[last],
-        rows.last_v[last],
-        graph.flags[left],
+        np.minimum(a, b),
+        np.maximum(a, b),
+        left["affinity_sum"].copy(),
+        left["contact"].copy(),
+        rows.last_u[left["last"]],
+        rows.last_v[left["last"]],
+        left["flags"].copy(),
     )
     return Dendrogram(*merges), residual
 

@@ -1,26 +1,65 @@
 """The region graph while it is being contracted: adjacency, heap and exact comparison, compiled by numba.
 
 All compiled functions that call each other live in this one module, since numba's cache does not notice a
-change in another one.
+change in another one. What belongs to an edge lies in one record, hence in one line of the processor's cache.
 
-Heap entries are lower bounds: since an edge only gets worse when it is added to another, the sum stays at
-the heap entry of the better one, and is put back when it comes to the top with an outdated score.
+Two regions may be merged as soon as each is the best partner of the other, in whatever order this is found
+out, since merging elsewhere never makes an edge better (the linkage is *reducible*). So regions with few
+neighbours are merged first, along chains of best partners (nearest-neighbour chain; Murtagh 1983, doi
+10.1093/comjnl/26.4.354): that stays in the processor's cache. The few with many neighbours, whose lists would be read
+over and over, are left to a heap of all edges. Its entries are lower bounds: the sum of two edges stays at the
+entry of the better one, and is put back when it comes to the top with an outdated score.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from kdseg.segmentation.histograms import Histograms
+
 TOUCH, MUST, CANNOT = 1, 2, 4
 """Bits of `Rows.flags`; an edge without any of them is dead."""
 
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
+_MANY = 256
+"""Neighbours from which on a region is left to the heap."""
 _NEAR = 1e-9  # far above rounding: values that differ by more need no integers
 _HIGH, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+
+_NODE = np.dtype(
+    [
+        ("name", np.uint64),  # smallest fragment
+        ("head", np.int32),  # its first half edge, ``2 * edge + side``; -1: none
+        ("tail", np.int32),  # its last one
+        ("length", np.int32),  # number of half edges, with dead ones
+        ("stamp", np.int32),  # when `edge` was written
+        ("edge", np.int32),  # edge between this node and the one that is looked at
+        ("frozen", np.uint8),  # not to be merged, or merged into another
+    ],
+    align=True,
+)
+_EDGE = np.dtype(
+    [
+        ("affinity_sum", np.uint64),
+        ("contact", np.uint64),
+        ("numerator", np.uint64),  # its score when it was last put into the heap
+        ("denominator", np.uint64),
+        ("a", np.int32),  # node at side 0
+        ("b", np.int32),  # node at side 1
+        ("after_a", np.int32),  # half edge that follows at node a
+        ("after_b", np.int32),
+        ("last", np.int32),  # row of the largest pair of fragments
+        ("heaped", np.int32),  # the same when it was last put into the heap
+        ("bins", np.int32),  # first entry of its histogram; -1: none
+        ("flags", np.uint8),  # 0: dead
+        ("stale", np.uint8),  # added to since it was last put into the heap
+    ],
+    align=True,
+)
 
 
 class Rows(NamedTuple):
@@ -35,6 +74,7 @@ class Rows(NamedTuple):
             equal scores.
         last_v: uint64 (e,), its other end.
         flags: uint8 (e,), bits `TOUCH` (regions that do not touch are not merged), `MUST`, `CANNOT`.
+        histograms: of the affinities, where the score is a quantile.
     """
 
     u: NDArray[np.uint64]
@@ -44,32 +84,22 @@ class Rows(NamedTuple):
     last_u: NDArray[np.uint64]
     last_v: NDArray[np.uint64]
     flags: NDArray[np.uint8]
+    histograms: Histograms | None = None
+
+
+class Bins(NamedTuple):
+    """Histograms as linked lists, which are joined in place."""
+
+    bin: NDArray[np.uint8]
+    pairs: NDArray[np.uint64]
+    follow: NDArray[np.int32]  # -1: the last
 
 
 class Graph(NamedTuple):
-    """Edges between nodes. A half edge is ``2 * edge + side``; a node links its own in a list."""
+    """Edges between nodes; a node links its half edges in a list."""
 
-    name: NDArray[np.uint64]  # (n,), smallest fragment
-    frozen: NDArray[np.bool_]  # (n,)
-    head: NDArray[np.int32]  # (n,), -1: none
-    tail: NDArray[np.int32]
-    length: NDArray[np.int32]  # with dead ones
-    ends: NDArray[np.int32]  # (e, 2), nodes
-    affinity_sum: NDArray[np.uint64]
-    contact: NDArray[np.uint64]
-    last: NDArray[np.int32]  # row of the largest pair of fragments
-    flags: NDArray[np.uint8]  # 0: dead
-    follow: NDArray[np.int32]  # (2e,), next half edge
-    table: NDArray[np.uint64]  # (capacity,), hash table of pairs: hash << 32 | edge + 1, 0: free
-
-
-class Keys(NamedTuple):
-    """What the heap compares, one row per edge: its state when it was last put into the heap."""
-
-    numerator: NDArray[np.uint64]
-    denominator: NDArray[np.uint64]
-    last: NDArray[np.int32]
-    stale: NDArray[np.bool_]
+    nodes: NDArray[Any]  # of _NODE
+    edges: NDArray[Any]  # of _EDGE
 
 
 class Heap(NamedTuple):
@@ -116,62 +146,99 @@ def reaches(
 
 
 @njit(cache=True)
-def _evaluate(graph: Graph, keys: Keys, edge: int) -> float:
-    """Note an edge's present score in its key; return it, infinite for a must-link, negative for a cannot-link."""
-    keys.last[edge] = graph.last[edge]
-    keys.stale[edge] = False
-    if graph.flags[edge] & CANNOT:
-        keys.numerator[edge], keys.denominator[edge] = np.uint64(0), np.uint64(1)
+def _quantile(head: int, bins: Bins, percent: int) -> int:
+    """Return the smallest affinity, in 1/255, up to which more than ``percent`` of 100 of the entries lie."""
+    total = np.uint64(0)
+    k = head
+    while k != -1:
+        total += bins.pairs[k]
+        k = bins.follow[k]
+    bound, below = np.uint64(percent) * total, np.uint64(0)
+    k = head
+    while k != -1:
+        below += np.uint64(100) * bins.pairs[k]
+        if below > bound:
+            return int(bins.bin[k])
+        k = bins.follow[k]
+    return 0
+
+
+@njit(cache=True)
+def _join(one: int, other: int, bins: Bins) -> int:
+    """Add two histograms in place; return the first entry."""
+    first = last = -1
+    while one != -1 or other != -1:
+        if one != -1 and other != -1 and bins.bin[one] == bins.bin[other]:
+            bins.pairs[one] += bins.pairs[other]
+            other = bins.follow[other]
+        if other == -1 or (one != -1 and bins.bin[one] < bins.bin[other]):
+            new, one = one, bins.follow[one]
+        else:
+            new, other = other, bins.follow[other]
+        if last == -1:
+            first = new
+        else:
+            bins.follow[last] = new
+        last = new
+    return int(first)
+
+
+@njit(cache=True)
+def _evaluate(edges: NDArray[Any], e: int, bins: Bins | None, percent: int) -> float:
+    """Note an edge's present score; return it, infinite for a must-link, negative for a cannot-link."""
+    edge = edges[e]
+    edge.heaped, edge.stale = edge.last, 0
+    if edge.flags & CANNOT:
+        edge.numerator, edge.denominator = 0, 1
         return -1.0
-    if graph.flags[edge] & MUST:
-        keys.numerator[edge], keys.denominator[edge] = np.uint64(1), np.uint64(0)
+    if edge.flags & MUST:
+        edge.numerator, edge.denominator = 1, 0
         return np.inf
-    keys.numerator[edge], keys.denominator[edge] = graph.affinity_sum[edge], graph.contact[edge]
-    return float(keys.numerator[edge]) / float(keys.denominator[edge])
+    if bins is None:
+        edge.numerator, edge.denominator = edge.affinity_sum, edge.contact
+    else:
+        edge.numerator, edge.denominator = _quantile(edge.bins, bins, percent), 1
+    return float(edge.numerator) / float(edge.denominator)
 
 
 @njit(cache=True)
-def _after(i: int, j: int, rows: Rows) -> bool:
+def _after(i: int, j: int, last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]) -> bool:
     """Return whether the pair of fragments in row ``i`` is larger than that in row ``j``."""
-    if rows.last_u[i] != rows.last_u[j]:
-        return bool(rows.last_u[i] > rows.last_u[j])
-    return bool(rows.last_v[i] > rows.last_v[j])
+    if last_u[i] != last_u[j]:
+        return bool(last_u[i] > last_u[j])
+    return bool(last_v[i] > last_v[j])
 
 
 @njit(cache=True)
-def _better(one: float, i: int, other: float, j: int, keys: Keys, rows: Rows) -> bool:
-    """Return whether edge ``i`` with the value ``one`` is merged before ``j`` with ``other``."""
-    if abs(one - other) > _NEAR:  # two infinite ones differ by no number
-        return one > other
-    if less(keys.numerator[j], keys.denominator[i], keys.numerator[i], keys.denominator[j]):
+def _before(i: int, j: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]) -> bool:
+    """Return whether edge ``i`` is merged before ``j``, where floats cannot tell."""
+    one, other = edges[i], edges[j]
+    if less(other.numerator, one.denominator, one.numerator, other.denominator):
         return True
-    if less(keys.numerator[i], keys.denominator[j], keys.numerator[j], keys.denominator[i]):
+    if less(one.numerator, other.denominator, other.numerator, one.denominator):
         return False
-    return _after(keys.last[j], keys.last[i], rows)
+    return _after(other.heaped, one.heaped, last_u, last_v)
 
 
 @njit(cache=True)
-def _sift_down(heap: Heap, size: int, k: int, keys: Keys, rows: Rows) -> None:
+def _sift_down(
+    heap: Heap, size: int, k: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]
+) -> None:
     """Restore the order of the heap below ``k``."""
-    value, edge = heap.value[k], heap.edge[k]
+    values, entries = heap
+    value, edge = values[k], entries[k]
     while 4 * k + 1 < size:
         best = 4 * k + 1
         for child in range(best + 1, min(best + 4, size)):
-            # a call copies all that keys and rows name: only where the values themselves do not decide
-            gain = heap.value[child] - heap.value[best]
-            if gain > _NEAR or (
-                not gain < -_NEAR
-                and _better(heap.value[child], heap.edge[child], heap.value[best], heap.edge[best], keys, rows)
-            ):
+            gain = values[child] - values[best]  # of two infinite ones no number: both comparisons fail
+            if gain > _NEAR or (not gain < -_NEAR and _before(entries[child], entries[best], edges, last_u, last_v)):
                 best = child
-        gain = heap.value[best] - value
-        if gain < -_NEAR or (
-            not gain > _NEAR and not _better(heap.value[best], heap.edge[best], value, edge, keys, rows)
-        ):
+        gain = values[best] - value
+        if gain < -_NEAR or (not gain > _NEAR and not _before(entries[best], edge, edges, last_u, last_v)):
             break
-        heap.value[k], heap.edge[k] = heap.value[best], heap.edge[best]
+        values[k], entries[k] = values[best], entries[best]
         k = best
-    heap.value[k], heap.edge[k] = value, edge
+    values[k], entries[k] = value, edge
 
 
 @njit(cache=True)
@@ -182,24 +249,27 @@ def _hash(a: int, b: int) -> np.uint64:
 
 
 @njit(cache=True)
-def _find(table: NDArray[np.uint64], ends: NDArray[np.int32], a: int, b: int) -> int:
+def _find(table: NDArray[np.uint64], edges: NDArray[Any], tag: np.uint64, a: int, b: int) -> int:
     """Return the place of a pair of nodes in the table, or the free one where it belongs."""
     mask = table.size - 1
-    tag = _hash(a, b)
     k = np.int64(tag) & mask
     while table[k] != 0:
         if table[k] >> _HIGH == tag:
-            one, other = ends[np.int64(table[k] & _LOW) - 1]
-            if (one == a and other == b) or (one == b and other == a):
+            edge = edges[np.int64(table[k] & _LOW) - 1]
+            if (edge.a == a and edge.b == b) or (edge.a == b and edge.b == a):
                 break
         k = (k + 1) & mask
     return int(k)
 
 
 @njit(cache=True)
-def _remove(table: NDArray[np.uint64], gap: int) -> None:
-    """Free a place and close the gap (Knuth, vol. 3, 6.4, algorithm R), so that pairs stay easy to find."""
+def _remove(table: NDArray[np.uint64], tag: np.uint64, edge: int) -> None:
+    """Free the place of an edge and close the gap (Knuth, vol. 3, 6.4, algorithm R), so that pairs are found."""
     mask = table.size - 1
+    gap = np.int64(tag) & mask
+    wanted = tag << _HIGH | np.uint64(edge + 1)
+    while table[gap] != wanted:
+        gap = (gap + 1) & mask
     k = (gap + 1) & mask
     while table[k] != 0:
         home = np.int64(table[k] >> _HIGH) & mask
@@ -211,25 +281,42 @@ def _remove(table: NDArray[np.uint64], gap: int) -> None:
 
 
 @njit(cache=True)
-def _append(graph: Graph, node: int, half: int) -> None:
-    if graph.head[node] == -1:
-        graph.head[node] = half
+def _append(nodes: NDArray[Any], edges: NDArray[Any], n: int, half: int) -> None:
+    node = nodes[n]
+    if node.head == -1:
+        node.head = half
+    elif node.tail & 1:
+        edges[node.tail >> 1].after_b = half
     else:
-        graph.follow[graph.tail[node]] = half
-    graph.tail[node] = half
-    graph.follow[half] = -1
-    graph.length[node] += 1
+        edges[node.tail >> 1].after_a = half
+    node.tail = half
+    node.length += 1
+    if half & 1:
+        edges[half >> 1].after_b = -1
+    else:
+        edges[half >> 1].after_a = -1
 
 
 @njit(cache=True)
-def _add(graph: Graph, kept: int, dead: int, rows: Rows) -> None:
+def _add(
+    edges: NDArray[Any],
+    kept: int,
+    dead: int,
+    last_u: NDArray[np.uint64],
+    last_v: NDArray[np.uint64],
+    bins: Bins | None,
+) -> None:
     """Add an edge to a parallel one."""
-    graph.affinity_sum[kept] += graph.affinity_sum[dead]
-    graph.contact[kept] += graph.contact[dead]
-    graph.flags[kept] |= graph.flags[dead]
-    if _after(graph.last[dead], graph.last[kept], rows):
-        graph.last[kept] = graph.last[dead]
-    graph.flags[dead] = 0
+    one, other = edges[kept], edges[dead]
+    one.affinity_sum += other.affinity_sum
+    one.contact += other.contact
+    one.flags |= other.flags
+    if _after(other.last, one.last, last_u, last_v):
+        one.last = other.last
+    if bins is not None:
+        one.bins = _join(one.bins, other.bins, bins)
+        other.bins = -1
+    other.flags, other.affinity_sum, other.contact = 0, 0, 0
 
 
 @njit(cache=True)
@@ -247,16 +334,16 @@ def _number(ids: NDArray[np.uint64], table: NDArray[np.int32], names: NDArray[np
 
 
 @njit(cache=True)
-def _nodes(rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
+def _nodes(u: NDArray[np.uint64], v: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
     """Return both nodes of each row, and the nodes' names."""
     size = 4
-    while size < 2 * rows.u.size:  # a graph with many edges has far fewer nodes: it grows where needed
+    while size < 2 * u.size:  # a graph with many edges has far fewer nodes: it grows where needed
         size *= 2
     table = np.full(size, -1, np.int32)
     names = np.empty(max(size // 2, 2), np.uint64)
-    ends = np.empty((rows.u.size, 2), np.int32)
+    ends = np.empty((u.size, 2), np.int32)
     count = 0
-    for k in range(rows.u.size):
+    for k in range(u.size):
         if count + 2 > names.size:
             size *= 2
             more = np.empty(size // 2, np.uint64)
@@ -264,167 +351,335 @@ def _nodes(rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
             names, table = more, np.full(size, -1, np.int32)
             for node in range(count):
                 _number(names, table, names, node, node)
-        ends[k, 0] = _number(rows.u, table, names, count, k)
+        ends[k, 0] = _number(u, table, names, count, k)
         count = max(count, int(ends[k, 0]) + 1)
-        ends[k, 1] = _number(rows.v, table, names, count, k)
+        ends[k, 1] = _number(v, table, names, count, k)
         count = max(count, int(ends[k, 1]) + 1)
     return ends, names[:count].copy()
 
 
 @njit(cache=True)
-def build(rows: Rows, frozen: NDArray[np.uint64]) -> Graph:
+def build(rows: Rows, frozen: NDArray[np.uint64], bins: Bins | None, start: NDArray[np.int32] | None) -> Graph:
     """Return the graph of some rows.
 
     Args:
         rows: of edges; those of one pair are added up.
         frozen: uint64, ascending, regions that are never merged; others may be among them.
+        bins: histograms of the rows, where the score is a quantile; their lists are joined.
+        start: int32 (e,), first entry of each row's, -1: none.
     """
-    ends, names = _nodes(rows)
-    size = 4
-    while size < 2 * rows.u.size:
-        size *= 2
-    graph = Graph(
-        names,
-        np.zeros(names.size, np.bool_),
-        np.full(names.size, -1, np.int32),
-        np.full(names.size, -1, np.int32),
-        np.zeros(names.size, np.int32),
-        ends,
-        rows.affinity_sum.copy(),
-        rows.contact.copy(),
-        np.arange(rows.u.size, dtype=np.int32),
-        rows.flags.copy(),
-        np.full(2 * rows.u.size, -1, np.int32),
-        np.zeros(size, np.uint64),
-    )
-    for node in range(names.size):
-        place = np.searchsorted(frozen, names[node])
-        graph.frozen[node] = place < frozen.size and frozen[place] == names[node]
-    for edge in range(rows.u.size):
-        a, b = ends[edge]
-        place = _find(graph.table, graph.ends, a, b)
-        if graph.table[place] != 0:
-            _add(graph, int(graph.table[place] & _LOW) - 1, edge, rows)
-        else:
-            graph.table[place] = _hash(a, b) << _HIGH | np.uint64(edge + 1)
-            _append(graph, a, 2 * edge)
-            _append(graph, b, 2 * edge + 1)
-    for edge in range(rows.u.size):
-        if graph.flags[edge] == 0:  # added to another, or nothing that touches
-            place = _find(graph.table, graph.ends, ends[edge, 0], ends[edge, 1])
-            if graph.table[place] & _LOW == np.uint64(edge + 1):
-                _remove(graph.table, place)
-    return graph
+    last_u, last_v = rows.last_u, rows.last_v
+    ends, names = _nodes(rows.u, rows.v)
+    nodes, edges = np.empty(names.size, _NODE), np.empty(ends.shape[0], _EDGE)
+    for n in range(names.size):
+        node = nodes[n]
+        place = np.searchsorted(frozen, names[n])
+        node.name, node.head, node.tail, node.length, node.stamp = names[n], -1, -1, 0, -1
+        node.frozen = 1 if place < frozen.size and frozen[place] == names[n] else 0
+    for e in range(edges.size):
+        edge = edges[e]
+        edge.affinity_sum, edge.contact = rows.affinity_sum[e], rows.contact[e]
+        edge.flags, edge.stale, edge.last = rows.flags[e], 0, e
+        edge.a, edge.b = ends[e]
+        edge.bins = -1
+        if start is not None:
+            edge.bins = start[e]
+        _append(nodes, edges, edge.a, 2 * e)
+        _append(nodes, edges, edge.b, 2 * e + 1)
+    for n in range(names.size):
+        half = nodes[n].head
+        while half != -1:
+            e, side = half >> 1, half & 1
+            other = nodes[edges[e].a if side else edges[e].b]
+            if other.stamp != -2 - n:
+                other.stamp, other.edge = -2 - n, e
+            else:
+                _add(edges, other.edge, e, last_u, last_v, bins)
+            half = edges[e].after_b if side else edges[e].after_a
+    return Graph(nodes, edges)
 
 
 @njit(cache=True)
-def _contract(graph: Graph, keys: Keys, edge: int, rows: Rows) -> None:
-    """Merge the ends of an edge: the node with the shorter list hands its edges to the other one."""
-    small, large = graph.ends[edge]
-    if graph.length[small] > graph.length[large]:
-        small, large = large, small
-    graph.name[large] = min(graph.name[small], graph.name[large])
-    _remove(graph.table, _find(graph.table, graph.ends, small, large))
-    graph.flags[edge] = 0
-    half = graph.head[small]
+def _best(
+    nodes: NDArray[Any], edges: NDArray[Any], n: int, last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]
+) -> int:
+    """Return the best half edge of a node, -1 if there is none; take the dead ones out of its list."""
+    node = nodes[n]
+    best = previous = -1
+    half = node.head
     while half != -1:
-        following = graph.follow[half]
-        moved, side = half >> 1, half & 1
-        if graph.flags[moved] != 0:
-            other = graph.ends[moved, 1 - side]
-            _remove(graph.table, _find(graph.table, graph.ends, small, other))
-            place = _find(graph.table, graph.ends, large, other)
-            parallel = int(graph.table[place] & _LOW) - 1
-            kept = moved
-            if parallel != -1:
-                if _first(parallel, moved, keys, rows):
-                    kept = parallel
-                    _add(graph, parallel, moved, rows)
+        edge = edges[half >> 1]
+        following = edge.after_b if half & 1 else edge.after_a
+        if edge.flags == 0:
+            node.length -= 1
+            if previous == -1:
+                node.head = following
+            elif previous & 1:
+                edges[previous >> 1].after_b = following
+            else:
+                edges[previous >> 1].after_a = following
+        else:
+            previous = half
+            if not edge.flags & CANNOT and (best == -1 or _before(half >> 1, best >> 1, edges, last_u, last_v)):
+                best = half
+        half = following
+    node.tail = previous
+    return int(best)
+
+
+@njit(cache=True)
+def _note(merges: Merges, done: int, edge: Any, one: Any, other: Any) -> int:
+    merges.a[done], merges.b[done] = min(one.name, other.name), max(one.name, other.name)
+    merges.affinity_sum[done], merges.contact[done] = edge.numerator, edge.denominator
+    return done + 1
+
+
+@njit(cache=True)
+def _contract_near(
+    graph: Graph,
+    merged: int,
+    last_u: NDArray[np.uint64],
+    last_v: NDArray[np.uint64],
+    bins: Bins | None,
+    percent: int,
+) -> int:
+    """Merge the ends of an edge, reading the lists of both; return the node that is left."""
+    nodes, edges = graph
+    small, large = edges[merged].a, edges[merged].b
+    if nodes[small].length > nodes[large].length:
+        small, large = large, small
+    nodes[large].name = min(nodes[small].name, nodes[large].name)
+    nodes[small].frozen = 1
+    edges[merged].flags = 0
+    half = nodes[large].head
+    while half != -1:
+        e, side = half >> 1, half & 1
+        if edges[e].flags != 0:
+            other = nodes[edges[e].a if side else edges[e].b]
+            other.stamp, other.edge = merged, e
+        half = edges[e].after_b if side else edges[e].after_a
+    half = nodes[small].head
+    while half != -1:
+        e, side = half >> 1, half & 1
+        edge = edges[e]
+        following = edge.after_b if side else edge.after_a
+        if edge.flags != 0:
+            other = nodes[edge.a if side else edge.b]
+            if other.stamp == merged:
+                _add(edges, other.edge, e, last_u, last_v, bins)
+                _evaluate(edges, other.edge, bins, percent)
+            else:
+                if side:
+                    edge.b = large
                 else:
-                    _add(graph, moved, parallel, rows)
-                keys.stale[kept] = True
-            if kept == moved:
-                graph.ends[moved, side] = large
-                graph.table[place] = _hash(large, other) << _HIGH | np.uint64(moved + 1)
-                _append(graph, large, half)
+                    edge.a = large
+                _append(nodes, edges, large, half)
+        half = following
+    return int(large)
+
+
+@njit(cache=True)
+def _merge_near(
+    graph: Graph,
+    rows: Rows,
+    numerator: np.uint64,
+    denominator: np.uint64,
+    bins: Bins | None,
+    percent: int,
+    merges: Merges,
+) -> int:
+    """Merge regions with few neighbours along chains of best partners; return the number of merges."""
+    nodes, edges = graph
+    last_u, last_v = rows.last_u, rows.last_v
+    chain = np.empty(nodes.size + 1, np.int32)
+    done = 0
+    for n in range(nodes.size):
+        chain[0], top = n, 0
+        # the nodes of a chain can be merged from its end only: where that has to wait, all have
+        while nodes[chain[top]].frozen == 0 and nodes[chain[top]].length <= _MANY:
+            best = _best(nodes, edges, chain[top], last_u, last_v)
+            edge = edges[best >> 1]
+            if best == -1 or less(edge.numerator, denominator, numerator, edge.denominator):
+                break
+            partner = edge.a if best & 1 else edge.b
+            if top == 0 or chain[top - 1] != partner:
+                top += 1
+                chain[top] = partner
+                continue
+            done = _note(merges, done, edge, nodes[edge.a], nodes[edge.b])
+            left = _contract_near(graph, best >> 1, last_u, last_v, bins, percent)
+            top = max(top - 2, 0)
+            if top < 2:
+                chain[0] = left
+            top = max(top - 2, 0)
+    return done
+
+
+@njit(cache=True)
+def _index(edges: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return a hash table of the pairs of nodes that edges join: ``hash << 32 | edge + 1``, 0 where free."""
+    size = 4
+    for e in range(edges.size):
+        size += 2 * (edges[e].flags != 0)
+    capacity = 4
+    while capacity < size:
+        capacity *= 2
+    table = np.zeros(capacity, np.uint64)
+    for e in range(edges.size):
+        if edges[e].flags != 0:
+            tag = _hash(edges[e].a, edges[e].b)
+            table[_find(table, edges, tag, edges[e].a, edges[e].b)] = tag << _HIGH | np.uint64(e + 1)
+    return table
+
+
+@njit(cache=True)
+def _contract(
+    graph: Graph,
+    table: NDArray[np.uint64],
+    merged: int,
+    last_u: NDArray[np.uint64],
+    last_v: NDArray[np.uint64],
+    bins: Bins | None,
+) -> None:
+    """Merge the ends of an edge: the node with the shorter list hands its edges to the other one."""
+    nodes, edges = graph
+    small, large = edges[merged].a, edges[merged].b
+    if nodes[small].length > nodes[large].length:
+        small, large = large, small
+    nodes[large].name = min(nodes[small].name, nodes[large].name)
+    _remove(table, _hash(small, large), merged)
+    edges[merged].flags = 0
+    half = nodes[small].head
+    while half != -1:
+        moved, side = half >> 1, half & 1
+        edge = edges[moved]
+        following = edge.after_b if side else edge.after_a
+        if edge.flags != 0:
+            other = edge.a if side else edge.b
+            _remove(table, _hash(small, other), moved)
+            tag = _hash(large, other)
+            place = _find(table, edges, tag, large, other)
+            parallel = int(table[place] & _LOW) - 1
+            if parallel != -1 and _first(parallel, moved, edges, last_u, last_v):
+                _add(edges, parallel, moved, last_u, last_v, bins)
+                edges[parallel].stale = 1
+            else:
+                if parallel != -1:
+                    _add(edges, moved, parallel, last_u, last_v, bins)
+                    edge.stale = 1
+                if side:
+                    edge.b = large
+                else:
+                    edge.a = large
+                table[place] = tag << _HIGH | np.uint64(moved + 1)
+                _append(nodes, edges, large, half)
         half = following
 
 
 @njit(cache=True)
-def _first(i: int, j: int, keys: Keys, rows: Rows) -> bool:
+def _first(i: int, j: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]) -> bool:
     """Return whether edge ``i`` stands before ``j`` in the heap."""
-    one = float(keys.numerator[i]) / float(keys.denominator[i]) if keys.denominator[i] else np.inf
-    other = float(keys.numerator[j]) / float(keys.denominator[j]) if keys.denominator[j] else np.inf
-    return _better(one, i, other, j, keys, rows)
+    one, other = edges[i], edges[j]
+    if one.denominator and other.denominator:
+        gain = float(one.numerator) / float(one.denominator) - float(other.numerator) / float(other.denominator)
+        if abs(gain) > _NEAR:
+            return gain > 0
+    return _before(i, j, edges, last_u, last_v)
 
 
 @njit(cache=True)
-def _start(graph: Graph, keys: Keys, numerator: np.uint64, denominator: np.uint64) -> Heap:
-    """Return the heap of the edges that may be merged; bury what only looks like an edge."""
-    heap = Heap(np.empty(graph.flags.size, np.float64), np.empty(graph.flags.size, np.int32))
+def _start(edges: NDArray[Any], numerator: np.uint64, denominator: np.uint64) -> Heap:
+    """Return the entries of the edges that may be merged."""
+    heap = Heap(np.empty(edges.size, np.float64), np.empty(edges.size, np.int32))
     size = 0
-    for edge in range(graph.flags.size):
-        if graph.flags[edge] == 0:
+    for e in range(edges.size):
+        edge = edges[e]
+        if edge.flags == 0 or edge.flags & CANNOT or less(edge.numerator, denominator, numerator, edge.denominator):
             continue
-        value = _evaluate(graph, keys, edge)
-        if value >= 0 and not less(keys.numerator[edge], denominator, numerator, keys.denominator[edge]):
-            heap.value[size], heap.edge[size] = value, edge
-            size += 1
+        heap.value[size] = float(edge.numerator) / float(edge.denominator) if edge.denominator else np.inf
+        heap.edge[size] = e
+        size += 1
     return Heap(heap.value[:size], heap.edge[:size])
 
 
 @njit(cache=True)
-def merge_all(graph: Graph, rows: Rows, numerator: np.uint64, denominator: np.uint64) -> Merges:
-    """Merge the best edge until none is left whose score is at least ``numerator / denominator``.
+def _merge_far(
+    graph: Graph,
+    rows: Rows,
+    numerator: np.uint64,
+    denominator: np.uint64,
+    bins: Bins | None,
+    percent: int,
+    merges: Merges,
+    done: int,
+) -> int:
+    """Merge the best edge of all until none is left; return the number of merges, with the ``done`` ones.
 
     Where the best edge has a frozen end, it may not be the best one of that end: the other end is frozen
-    then, too, and the edge is left. So every merge is of two regions each of which is best for the other.
-
-    Args:
-        graph: from `build`; left as what cannot be decided here.
-        rows: what it was built from.
-        numerator: of the least affinity, in 1/255.
-        denominator: of the least affinity.
-
-    Returns:
-        The merges; of must-links the fraction 1 / 0.
+    then, too, and the edge is left.
     """
-    edges, nodes = graph.flags.size, graph.name.size
-    keys = Keys(
-        np.zeros(edges, np.uint64), np.ones(edges, np.uint64), np.zeros(edges, np.int32), np.zeros(edges, np.bool_)
-    )
-    heap = _start(graph, keys, numerator, denominator)
-    a, b = np.empty(nodes, np.uint64), np.empty(nodes, np.uint64)
-    sums, contacts = np.empty(nodes, np.uint64), np.empty(nodes, np.uint64)
-    done, size = 0, heap.edge.size
+    nodes, edges = graph
+    last_u, last_v = rows.last_u, rows.last_v
+    heap = _start(edges, numerator, denominator)
+    size = heap.edge.size
+    if size == 0:
+        return done
+    table = _index(edges)
     for k in range(size // 4, -1, -1):
         if k < size:
-            _sift_down(heap, size, k, keys, rows)
+            _sift_down(heap, size, k, edges, last_u, last_v)
     while size > 0:
-        edge = heap.edge[0]
+        best = heap.edge[0]
+        edge = edges[best]
         keep = False
-        if graph.flags[edge] != 0 and keys.stale[edge]:
-            heap.value[0] = _evaluate(graph, keys, edge)
-            reached = not less(keys.numerator[edge], denominator, numerator, keys.denominator[edge])
-            keep = reached and heap.value[0] >= 0
-        elif graph.flags[edge] != 0:
-            one, other = graph.ends[edge]
-            if graph.frozen[one] or graph.frozen[other]:
-                graph.frozen[one] = graph.frozen[other] = True
+        if edge.flags != 0 and edge.stale:
+            heap.value[0] = _evaluate(edges, best, bins, percent)
+            keep = heap.value[0] >= 0 and not less(edge.numerator, denominator, numerator, edge.denominator)
+        elif edge.flags != 0:
+            one, other = nodes[edge.a], nodes[edge.b]
+            if one.frozen or other.frozen:
+                one.frozen = other.frozen = 1
             else:
-                a[done] = min(graph.name[one], graph.name[other])
-                b[done] = max(graph.name[one], graph.name[other])
-                sums[done], contacts[done] = graph.affinity_sum[edge], graph.contact[edge]
-                if graph.flags[edge] & MUST:
-                    sums[done], contacts[done] = np.uint64(1), np.uint64(0)
-                done += 1
-                _contract(graph, keys, edge, rows)
+                done = _note(merges, done, edge, one, other)
+                _contract(graph, table, best, last_u, last_v, bins)
         if not keep:
             size -= 1
             heap.value[0], heap.edge[0] = heap.value[size], heap.edge[size]
         if size > 0:
-            _sift_down(heap, size, 0, keys, rows)
-    return Merges(a[:done], b[:done], sums[:done], contacts[:done])
+            _sift_down(heap, size, 0, edges, last_u, last_v)
+    return done
+
+
+@njit(cache=True)
+def merge_all(
+    graph: Graph, rows: Rows, numerator: np.uint64, denominator: np.uint64, bins: Bins | None, percent: int
+) -> Merges:
+    """Merge regions of which each is the best partner of the other, while a score is at least a given one.
+
+    Args:
+        graph: from `build`; left as what cannot be decided here.
+        rows: what it was built from.
+        numerator: of the least score, in 1/255.
+        denominator: of the least score.
+        bins: as given to `build`.
+        percent: which quantile of the affinities is the score, where there are histograms.
+
+    Returns:
+        The merges; of must-links the fraction 1 / 0.
+    """
+    nodes, edges = graph
+    merges = Merges(
+        np.empty(nodes.size, np.uint64),
+        np.empty(nodes.size, np.uint64),
+        np.empty(nodes.size, np.uint64),
+        np.empty(nodes.size, np.uint64),
+    )
+    for e in range(edges.size):
+        if edges[e].flags != 0:
+            _evaluate(edges, e, bins, percent)
+    done = _merge_near(graph, rows, numerator, denominator, bins, percent, merges)
+    done = _merge_far(graph, rows, numerator, denominator, bins, percent, merges, done)
+    return Merges(merges.a[:done], merges.b[:done], merges.affinity_sum[:done], merges.contact[:done])
 
 
 @njit(cache=True)
@@ -434,10 +689,11 @@ def undecided(graph: Graph) -> NDArray[np.int64]:
     A node that is not frozen has no edge left that reaches the threshold, and never gets one: what it
     touches can only become worse. It is finished.
     """
-    left = np.empty(graph.flags.size, np.int64)
+    left = np.empty(graph.edges.size, np.int64)
     count = 0
-    for edge in range(graph.flags.size):
-        if graph.flags[edge] != 0 and graph.frozen[graph.ends[edge, 0]] and graph.frozen[graph.ends[edge, 1]]:
-            left[count] = edge
+    for k in range(graph.edges.size):
+        edge = graph.edges[k]
+        if edge.flags != 0 and graph.nodes[edge.a].frozen and graph.nodes[edge.b].frozen:
+            left[count] = k
             count += 1
     return left[:count].copy()

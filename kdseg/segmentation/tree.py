@@ -13,10 +13,11 @@ The block of a fragment follows from its id, hence so does the node.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import ShapeError
@@ -24,6 +25,7 @@ from kdseg.geometry import Triple, grid_shape
 from kdseg.segmentation.agglomerate import Dendrogram, contract
 from kdseg.segmentation.contraction import Rows
 from kdseg.segmentation.lut import lut
+from kdseg.segmentation.rows import join, take
 
 
 class Layout(NamedTuple):
@@ -83,11 +85,50 @@ def node_of(ids: NDArray[np.uint64], where: Layout, level: int) -> NDArray[np.in
     Returns:
         int64 (n, 3), index of the node, zyx.
     """
-    _, rows, columns = grid_shape(where.shape, where.block)
-    number = ((ids - np.uint64(1)) // np.uint64(np.prod(where.block, dtype=object))).astype(np.int64)
-    index = np.stack((number // (rows * columns), number // columns % rows, number % columns), axis=-1)
+    return np.asarray(_nodes_of(ids, *_divisors(where, level)), np.int64)
+
+
+def inside(ids: NDArray[np.uint64], where: Layout, level: int, node: Triple) -> NDArray[np.bool_]:
+    """Return bool (n,), which fragments lie in a node; see `node_of`."""
+    return np.asarray(_inside(ids, *_divisors(where, level), np.array(node)), np.bool_)
+
+
+def _divisors(where: Layout, level: int) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+    """Return the voxels of a block, the number of blocks, and the blocks of a node."""
     per = np.array(where.node(level)) // np.array(where.block)
-    return np.asarray(index // per, np.int64)
+    return prod(where.block), np.array(grid_shape(where.shape, where.block)), per
+
+
+@njit(cache=True)
+def _nodes_of(
+    ids: NDArray[np.uint64], voxels: int, grid: NDArray[np.int64], per: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    out = np.empty((ids.size, 3), np.int64)
+    for k in range(ids.size):
+        number = np.int64(ids[k] - np.uint64(1)) // voxels
+        out[k, 0] = number // (grid[1] * grid[2]) // per[0]
+        out[k, 1] = number // grid[2] % grid[1] // per[1]
+        out[k, 2] = number % grid[2] // per[2]
+    return out
+
+
+@njit(cache=True)
+def _inside(
+    ids: NDArray[np.uint64], voxels: int, grid: NDArray[np.int64], per: NDArray[np.int64], node: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    out = np.empty(ids.size, np.bool_)
+    before, found = np.int64(-1), False
+    for k in range(ids.size):
+        number = np.int64(ids[k] - np.uint64(1)) // voxels
+        if number != before:  # mostly one block after the other
+            before = number
+            found = (
+                number // (grid[1] * grid[2]) // per[0] == node[0]
+                and number // grid[2] % grid[1] // per[1] == node[1]
+                and number % grid[2] // per[2] == node[2]
+            )
+        out[k] = found
+    return out
 
 
 def decide(rows: Rows, where: Layout, level: int, node: Triple, threshold: float) -> tuple[Dendrogram, Rows]:
@@ -103,18 +144,11 @@ def decide(rows: Rows, where: Layout, level: int, node: Triple, threshold: float
     Returns:
         The merges, and the rows for the parent; for the root these are none.
     """
-    u_inside = (node_of(rows.u, where, level) == node).all(axis=1)
-    v_inside = (node_of(rows.v, where, level) == node).all(axis=1)
+    u_inside, v_inside = inside(rows.u, where, level, node), inside(rows.v, where, level, node)
     whole = u_inside & v_inside
     frozen = np.unique(np.concatenate((rows.u[u_inside & ~v_inside], rows.v[v_inside & ~u_inside])))
-    merges, residual = contract(Rows(*(column[whole] for column in rows)), frozen, threshold)
-    leaving = Rows(*(column[~whole] for column in rows))
-    return merges, join([residual, leaving])
-
-
-def join(parts: Iterable[Rows]) -> Rows:
-    """Return the rows of all parts, at least one, one after the other."""
-    return Rows(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    merges, residual = contract(take(rows, whole), frozen, threshold)
+    return merges, join([residual, take(rows, ~whole)])
 
 
 def rename(ids: NDArray[np.uint64], a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:

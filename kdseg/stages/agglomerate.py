@@ -20,9 +20,9 @@ from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
 from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of
 from kdseg.segmentation.agglomerate import Dendrogram, rows_of, waterz_segments
-from kdseg.segmentation.contraction import Rows
 from kdseg.segmentation.rag import Edges
-from kdseg.segmentation.tree import Layout, decide, join, layout, node_of
+from kdseg.segmentation.rows import from_columns, join, to_columns
+from kdseg.segmentation.tree import Layout, decide, inside, layout
 from kdseg.tables import read_table, write_table
 from kdseg.volume import affinity_offsets, open_volume
 
@@ -135,20 +135,20 @@ def leaf(work: Work, block: Block) -> None:
     fragment = np.unique(np.concatenate([table["fragment"] for table in tables]))
     links = Links(**read_table(work.private / "links.npz"))
     named = np.concatenate([links.merge.ravel(), links.split.ravel()])
-    elsewhere = named[(node_of(named, where, 0) != block.index).any(axis=1)]
+    elsewhere = named[~inside(named, where, 0, block.index)]
     check_known(links, np.concatenate((fragment, elsewhere)))
     must, cannot = (_mine(pairs, where, block.index) for pairs in links)
     merges, left = decide(rows_of(edges, must=must, cannot=cannot), where, 0, block.index, work.threshold)
-    write_table(_rows_path(work.private, 0, block.index), left._asdict())
+    write_table(_rows_path(work.private, 0, block.index), to_columns(left))
     write_table(table_path(work.out, 0, block.index), {**merges._asdict(), "fragment": fragment})
 
 
 def node(work: Work, level: int, block: Block) -> None:
     """Make the merges of one node from what its children left."""
     children = blocks(block.roi, work.where.node(level - 1))
-    rows = join(Rows(**read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
+    rows = join(from_columns(read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
     merges, left = decide(rows, work.where, level, block.index, work.threshold)
-    write_table(_rows_path(work.private, level, block.index), left._asdict())
+    write_table(_rows_path(work.private, level, block.index), to_columns(left))
     write_table(table_path(work.out, level, block.index), merges._asdict())
 
 
@@ -169,9 +169,7 @@ def _links(fragments: Path, where: Layout, options: AgglomerateOptions) -> Links
 
 def _mine(links: NDArray[np.uint64], where: Layout, index: Triple) -> NDArray[np.uint64]:
     """Return the links with an end in the leaf ``index``."""
-    ends = (node_of(links.ravel(), where, 0) == index).all(axis=1).reshape(-1, 2)
-    inside: NDArray[np.bool_] = ends.any(axis=1)
-    return links[inside]
+    return links[inside(links.ravel(), where, 0, index).reshape(-1, 2).any(axis=1)]
 
 
 def _one_shot(affinities: Path, fragments: Path, options: AgglomerateOptions, held: Claim) -> None:

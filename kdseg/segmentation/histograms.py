@@ -1,0 +1,69 @@
+"""Counts of affinities by value, a list of entries per edge: what quantiles are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_PREFIX = "histogram_"
+
+
+class Histograms(NamedTuple):
+    """Affinities between regions, counted by value.
+
+    Attributes:
+        start: int64 (e + 1,), first entry of each edge, and the number of entries.
+        bin: uint8 (h,), affinity in 1/255, ascending within an edge.
+        pairs: uint64 (h,), number of voxel pairs with that affinity, above 0.
+    """
+
+    start: NDArray[np.int64]
+    bin: NDArray[np.uint8]
+    pairs: NDArray[np.uint64]
+
+
+def starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where lists of the given sizes start one after the other, and where the last one ends."""
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)))
+
+
+def take(histograms: Histograms | None, wanted: NDArray[np.bool_] | NDArray[np.int64]) -> Histograms | None:
+    """Return the histograms of some edges.
+
+    Args:
+        histograms: of e edges, or none.
+        wanted: bool (e,) or int64 (n,), which.
+    """
+    if histograms is None:
+        return None
+    sizes = np.diff(histograms.start)[wanted]
+    start = starts(sizes)
+    entries = np.arange(start[-1]) + np.repeat(histograms.start[:-1][wanted] - start[:-1], sizes)
+    return Histograms(start, histograms.bin[entries], histograms.pairs[entries])
+
+
+def join(tables: Sequence[Histograms | None]) -> Histograms | None:
+    """Return the histograms of all tables, one after the other; none if one of the tables has none."""
+    found = [table for table in tables if table is not None]
+    if not found or len(found) < len(tables):
+        return None
+    return Histograms(
+        starts(np.concatenate([np.diff(table.start) for table in found])),
+        np.concatenate([table.bin for table in found]),
+        np.concatenate([table.pairs for table in found]),
+    )
+
+
+def to_columns(histograms: Histograms | None) -> dict[str, NDArray[Any]]:
+    """Return histograms as columns of a table on disk."""
+    return {} if histograms is None else {_PREFIX + name: column for name, column in histograms._asdict().items()}
+
+
+def from_columns(table: Mapping[str, NDArray[Any]]) -> Histograms | None:
+    """Return the histograms of a table on disk, or none if it has none."""
+    if _PREFIX + "start" not in table:
+        return None
+    return Histograms(*(table[_PREFIX + name] for name in Histograms._fields))
