@@ -683,6 +683,25 @@ def merge_all(
 
 
 @njit(cache=True)
+def gather(edges: NDArray[Any], bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
+    """Return the columns of the histograms of some edges."""
+    start = np.zeros(edges.size + 1, np.int64)
+    for e in range(edges.size):
+        start[e + 1] = start[e]
+        k = edges[e].bins
+        while k != -1:
+            start[e + 1] += 1
+            k = bins.follow[k]
+    found, pairs = np.empty(start[-1], np.uint8), np.empty(start[-1], np.uint64)
+    for e in range(edges.size):
+        place, k = start[e], edges[e].bins
+        while k != -1:
+            found[place], pairs[place] = bins.bin[k], bins.pairs[k]
+            place, k = place + 1, bins.follow[k]
+    return start, found, pairs
+
+
+@njit(cache=True)
 def undecided(graph: Graph) -> NDArray[np.int64]:
     """Return the edges that are left between frozen nodes.
 

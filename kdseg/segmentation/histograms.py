@@ -57,6 +57,14 @@ def join(tables: Sequence[Histograms | None]) -> Histograms | None:
     )
 
 
+def totals(histograms: Histograms | None, contact: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return uint64 (e,), the voxel pairs that each edge's histogram counts; ``contact`` where there are none."""
+    if histograms is None:
+        return contact
+    sums = np.concatenate((np.zeros(1, np.uint64), np.cumsum(histograms.pairs, dtype=np.uint64)))
+    return np.asarray(np.diff(sums[histograms.start]), np.uint64)
+
+
 def to_columns(histograms: Histograms | None) -> dict[str, NDArray[Any]]:
     """Return histograms as columns of a table on disk."""
     return {} if histograms is None else {_PREFIX + name: column for name, column in histograms._asdict().items()}

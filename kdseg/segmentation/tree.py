@@ -131,7 +131,9 @@ def _inside(
     return out
 
 
-def decide(rows: Rows, where: Layout, level: int, node: Triple, threshold: float) -> tuple[Dendrogram, Rows]:
+def decide(
+    rows: Rows, where: Layout, level: int, node: Triple, threshold: float, percent: int | None = None
+) -> tuple[Dendrogram, Rows]:
     """Make the merges of one node.
 
     Args:
@@ -140,6 +142,7 @@ def decide(rows: Rows, where: Layout, level: int, node: Triple, threshold: float
         level: of the node.
         node: its index.
         threshold: largest score that is merged, in 0..1.
+        percent: which quantile of the affinities is the score, in 0..99; default: the mean.
 
     Returns:
         The merges, and the rows for the parent; for the root these are none.
@@ -147,7 +150,7 @@ def decide(rows: Rows, where: Layout, level: int, node: Triple, threshold: float
     u_inside, v_inside = inside(rows.u, where, level, node), inside(rows.v, where, level, node)
     whole = u_inside & v_inside
     frozen = np.unique(np.concatenate((rows.u[u_inside & ~v_inside], rows.v[v_inside & ~u_inside])))
-    merges, residual = contract(take(rows, whole), frozen, threshold)
+    merges, residual = contract(take(rows, whole), frozen, threshold, percent)
     return merges, join([residual, take(rows, ~whole)])
 
 
