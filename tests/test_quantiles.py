@@ -63,7 +63,7 @@ def table(
     links = np.ascontiguousarray(affinities[(slice(len(offsets)), *read.slices())])
     edges = block_edges(voxels, links, offsets, owned)
     nearest = block_edges(voxels, links[:3], NEAREST, owned)
-    return edges, block_details(voxels, links, offsets, owned, edges, nearest, histograms=True)
+    return edges, block_details(voxels, links, offsets, owned, edges, nearest, with_histograms=True)
 
 
 def oracle(

@@ -157,6 +157,12 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _quantiles_have_histograms(self) -> Self:
+        if self.agglomerate.percent is not None and not self.edges.histograms:
+            raise ValueError(f"agglomerate.score {self.agglomerate.score} needs `edges.histograms: true`")
+        return self
+
+    @model_validator(mode="after")
     def _names_exist(self) -> Self:
         if reserved := {"volumes", "baseline", "logs", "benchmarks"} & self.models.keys():
             raise ValueError(f"the model names {sorted(reserved)} are folders of the results: choose others")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -81,13 +82,29 @@ class EdgesOptions(Section):
 
     block: Extent = (128, 128, 128)
     """Voxels per task and table; `agglomerate.chunk` is a multiple. Does not change the segmentation."""
+    histograms: bool = False
+    """Count the affinities of each edge by value, too, for scores that are quantiles."""
+    long_range: bool = False
+    """Add up the affinities of all offsets between fragments that touch, instead of the nearest ones."""
+
+
+_NOT_REDUCIBLE = {
+    "sum": "a sum of affinities",
+    "contact": "the number of contacts",
+    "size": "a score that depends on the size of the regions",
+    "top": "the mean of the best affinities only",
+}
+"""Scores known from elsewhere that no blockwise agglomeration can be exact with."""
 
 
 class AgglomerateOptions(Section):
-    """Merging fragments by mean affinity; the score of an edge is 1 − mean affinity."""
+    """Merging fragments, best first; the score of an edge is 1 − mean affinity, or 1 − a quantile of them."""
 
     engine: Literal["exact", "waterz"] = "exact"
     """`exact`: our own, on the region graph, any volume; `waterz`: one-shot, the volume in one block."""
+    score: str = "mean"
+    """`mean`, or `quantile50` for the median, up to `quantile99`; `quantile0` is the least affinity. Quantiles need
+    `edges.histograms`."""
     thresholds: Annotated[tuple[Probability, ...], Field(min_length=1)] = tuple(
         round(0.05 * k, 2) for k in range(1, 20)
     )
@@ -97,6 +114,26 @@ class AgglomerateOptions(Section):
     volume. Does not change the segmentation; memory is about 300 bytes per edge of a leaf."""
     edits: str | None = None
     """CSV file of a user's merges and splits, applied whenever the stage runs; see docs/proofreading.md."""
+
+    @property
+    def percent(self) -> int | None:
+        """Which quantile is the score; none: the mean."""
+        return int(self.score.removeprefix("quantile")) if self.score != "mean" else None
+
+    @model_validator(mode="after")
+    def _reducible(self) -> Self:
+        kind = self.score.lower().split("_")[0].rstrip("0123456789")
+        if kind in _NOT_REDUCIBLE:
+            raise ValueError(
+                f"agglomerate.score {self.score!r}: {_NOT_REDUCIBLE[kind]} may make an edge better by merging "
+                "elsewhere (it is not reducible), so that no part of a volume can be decided without the rest; use "
+                "`mean` or a quantile, e.g. `quantile50`"
+            )
+        if self.score != "mean" and not re.fullmatch(r"quantile\d{1,2}", self.score):
+            raise ValueError(f"agglomerate.score is `mean`, or `quantile0` to `quantile99`; got {self.score!r}")
+        if self.score != "mean" and self.engine == "waterz":
+            raise ValueError(f"agglomerate.engine waterz takes the mean, not the score {self.score!r}: use `exact`")
+        return self
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

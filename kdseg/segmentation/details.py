@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.geometry import Offsets, Roi, Slices, pair_slices
+from kdseg.segmentation import histograms
 from kdseg.segmentation.histograms import Histograms, starts
 from kdseg.segmentation.rag import Edges
 
@@ -33,7 +35,7 @@ def block_details(
     edges: Edges,
     nearest: Edges,
     *,
-    histograms: bool,
+    with_histograms: bool,
 ) -> Details:
     """Return the details of the edges of one block; the first arguments are those of `rag.block_edges`.
 
@@ -44,10 +46,10 @@ def block_details(
         owned: the write_roi.
         edges: what `rag.block_edges` found with them.
         nearest: what it found with the nearest offsets alone.
-        histograms: whether to count the affinities by value; takes a byte per pair of voxels.
+        with_histograms: whether to count the affinities by value; takes a byte per pair of voxels.
     """
     touch = _among(edges.u, edges.v, nearest.u, nearest.v)
-    if not histograms:
+    if not with_histograms:
         return Details(touch, None)
     z, y, x = fragments.shape
     inner = Roi((owned[0].start, owned[1].start, owned[2].start), tuple(s.stop - s.start for s in owned))
@@ -60,6 +62,25 @@ def block_details(
         start, stop, step = np.array(box.offset), np.array(box.end), np.array(offset)
         _collect(fragments, channel, start, stop, step, edges.u, edges.v, filled, values)
     return Details(touch, Histograms(*_tally(values, place)))
+
+
+def join(tables: Sequence[Details | None]) -> Details | None:
+    """Return the details of all tables, one after the other; none if one of the tables has none."""
+    found = [table for table in tables if table is not None]
+    if not found or len(found) < len(tables):
+        return None
+    touch = np.concatenate([table.touch for table in found])
+    return Details(touch, histograms.join([table.histograms for table in found]))
+
+
+def to_columns(details: Details | None) -> dict[str, NDArray[Any]]:
+    """Return details as columns of a table on disk."""
+    return {} if details is None else {"touch": details.touch, **histograms.to_columns(details.histograms)}
+
+
+def from_columns(table: Mapping[str, NDArray[Any]]) -> Details | None:
+    """Return the details of a table on disk, or none if it has none."""
+    return Details(table["touch"], histograms.from_columns(table)) if "touch" in table else None
 
 
 def any_of_pair(edges: Edges, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:

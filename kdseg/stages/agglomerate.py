@@ -20,6 +20,8 @@ from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
 from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of
 from kdseg.segmentation.agglomerate import Dendrogram, rows_of, waterz_segments
+from kdseg.segmentation.details import from_columns as details_of
+from kdseg.segmentation.details import join as join_details
 from kdseg.segmentation.rag import Edges
 from kdseg.segmentation.rows import from_columns, join, to_columns
 from kdseg.segmentation.tree import Layout, decide, inside, layout
@@ -39,6 +41,7 @@ class Work:
         edge_block: their grid.
         where: layout of the tree.
         threshold: score up to which is merged.
+        percent: which quantile is the score; none: the mean.
         out: folder of the merges.
         private: folder of the user's links, and of what each node hands on.
     """
@@ -47,6 +50,7 @@ class Work:
     edge_block: Triple
     where: Layout
     threshold: float
+    percent: int | None
     out: Path
     private: Path
 
@@ -61,7 +65,7 @@ def run(
     workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Merge fragments by mean affinity up to the largest threshold.
+    """Merge fragments, best first, up to the largest threshold.
 
     Beside the manifest lies a folder with one table of merges per node of the tree, see `kdseg.dendrogram`. The
     merges do not depend on the chunk, the number of workers or the order: they are those of one pass over the
@@ -72,7 +76,7 @@ def run(
         fragments: manifest of the fragments.
         edges: manifest of the region graph.
         manifest: to write.
-        options: engine, thresholds, chunk, edits; the score of an edge is 1 − mean affinity.
+        options: engine, score, thresholds, chunk, edits.
         workers: processes.
         overwrite: clear what other options or inputs made.
 
@@ -119,7 +123,9 @@ def _block(manifest: Path) -> Triple:
 
 def _tree(fragments: Path, edges: Path, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
     write_table(held.private / "links.npz", _links(fragments, where, options)._asdict())
-    work = Work(store_of(edges), _block(edges), where, options.thresholds[-1], held.tables, held.private)
+    work = Work(
+        store_of(edges), _block(edges), where, options.thresholds[-1], options.percent, held.tables, held.private
+    )
     roi = Roi((0, 0, 0), where.shape)
     for level in range(where.levels):
         function = partial(node, work, level) if level else partial(leaf, work)
@@ -132,13 +138,16 @@ def leaf(work: Work, block: Block) -> None:
     where = work.where
     tables = [read_table(work.edges / block_name(part.index)) for part in blocks(block.roi, work.edge_block)]
     edges = Edges(*(np.concatenate([table[name] for table in tables]) for name in Edges._fields))
+    details = join_details([details_of(table) for table in tables])
     fragment = np.unique(np.concatenate([table["fragment"] for table in tables]))
     links = Links(**read_table(work.private / "links.npz"))
     named = np.concatenate([links.merge.ravel(), links.split.ravel()])
     elsewhere = named[~inside(named, where, 0, block.index)]
     check_known(links, np.concatenate((fragment, elsewhere)))
     must, cannot = (_mine(pairs, where, block.index) for pairs in links)
-    merges, left = decide(rows_of(edges, must=must, cannot=cannot), where, 0, block.index, work.threshold)
+    merges, left = decide(
+        rows_of(edges, details, must=must, cannot=cannot), where, 0, block.index, work.threshold, work.percent
+    )
     write_table(_rows_path(work.private, 0, block.index), to_columns(left))
     write_table(table_path(work.out, 0, block.index), {**merges._asdict(), "fragment": fragment})
 
@@ -147,7 +156,7 @@ def node(work: Work, level: int, block: Block) -> None:
     """Make the merges of one node from what its children left."""
     children = blocks(block.roi, work.where.node(level - 1))
     rows = join(from_columns(read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
-    merges, left = decide(rows, work.where, level, block.index, work.threshold)
+    merges, left = decide(rows, work.where, level, block.index, work.threshold, work.percent)
     write_table(_rows_path(work.private, level, block.index), to_columns(left))
     write_table(table_path(work.out, level, block.index), merges._asdict())
 
