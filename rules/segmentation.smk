@@ -51,6 +51,7 @@ use rule predict as teach with:
 rule fragments:
     """Supervoxels, per block of a canonical grid."""
     input:
+        unpack(mask_input),
         affinities=results("{model}/{volume}/affinities.json"),
     output:
         manifest=results("{model}/{volume}/fragments.json"),
@@ -67,8 +68,9 @@ rule fragments:
     params:
         options=options("fragments"),
         storage=options("storage"),
+        mask=optional("mask"),
     shell:
-        "python -m kdseg fragments --affinities {input.affinities} --manifest {output.manifest}"
+        "python -m kdseg fragments --affinities {input.affinities} {params.mask} --manifest {output.manifest}"
         " --options {params.options:q} --storage {params.storage:q}"
         " --workers {threads} > {log} 2>&1"
 
@@ -147,9 +149,7 @@ rule segment:
     params:
         options=options("segment"),
         storage=options("storage"),
-        sweep=lambda wildcards, input: (
-            f"--sweep {input.sweep}" if hasattr(input, "sweep") else ""
-        ),
+        sweep=optional("sweep"),
     shell:
         "python -m kdseg segment --fragments {input.fragments} --edges {input.edges} --agglomeration {input.agglomeration}"
         " {params.sweep} --manifest {output.manifest} --options {params.options:q}"

@@ -20,20 +20,20 @@ from kdseg.config import (
 
 
 @main.command()
-@click.option("--kind", required=True, type=click.Choice(["raw", "labels", "baseline"]))
+@click.option("--kind", required=True, type=click.Choice(["raw", "labels", "baseline", "mask"]))
 @writes
 @options_json
 @storage_json
 @workers_count
 def convert(
-    kind: Literal["raw", "labels", "baseline"],
+    kind: Literal["raw", "labels", "baseline", "mask"],
     manifest: Path,
     options: str,
     storage: str,
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Raw data or labels of any format → OME-Zarr."""
+    """Raw data, labels or a mask of any format → OME-Zarr."""
     from kdseg.stages import convert as stage
 
     stage.run(

@@ -19,7 +19,7 @@ Curve = Mapping[str, Points]
 
 STAGES = ("affinities", "fragments", "edges", "agglomeration", "sweep", "segmentation", "scores")
 """Manifests of one model on one volume, in the order in which they are made."""
-VOLUME_KINDS = ("raw", "labels", "baseline")
+VOLUME_KINDS = ("raw", "labels", "baseline", "mask")
 CURVE = "model.training/curve.csv"
 
 
