@@ -28,7 +28,7 @@ from kdseg.config.segmentation import (
     SegmentOptions,
 )
 from kdseg.errors import ConfigError, MissingError
-from kdseg.geometry import is_multiple
+from kdseg.geometry import fits_or_covers, is_multiple
 
 __all__ = [
     "AgglomerateOptions",
@@ -154,6 +154,28 @@ class Config(Section):
                     f"{name}.block {block} must be a multiple of storage.shard {self.storage.shard}: two tasks "
                     "must never write one shard"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _chunks_are_whole_blocks(self) -> Self:
+        """Refuse what the agglomeration would refuse hours later, for volumes that are segmented for certain.
+
+        A chunk may be no multiple where it covers the volume, and the extent of most volumes is in their files.
+        """
+        chunk = self.agglomerate.chunk
+        segmented = dict.fromkeys((*self.evaluate.volumes, self.evaluate.tune_on))
+        for model in self.models.values():
+            if model.train.teachers and model.train.teaching.instances == "segmentation":
+                segmented |= dict.fromkeys(model.train.active_unlabelled)
+        for name in segmented if self.agglomerate.engine == "exact" else ():
+            shape = self.volumes[name].shape if name in self.volumes else None
+            for section in (self.fragments, self.edges):
+                if shape is not None and not fits_or_covers(chunk, section.block, shape):
+                    where = "fragments" if section is self.fragments else "edges"
+                    raise ValueError(
+                        f"agglomerate.chunk {chunk} must be a multiple of {where}.block {section.block}, or cover the "
+                        f"volume {name!r} of {shape} voxels"
+                    )
         return self
 
     @model_validator(mode="after")
