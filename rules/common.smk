@@ -78,6 +78,14 @@ def mask_input(wildcards):
     return {"mask": results(f"volumes/{wildcards.volume}/mask.json")}
 
 
+def stored_affinities(wildcards):
+    """Return the affinities of a volume, unless fragments are made without storing them."""
+    if RUN.predict.fused:
+        return {}
+    path = results(f"{wildcards.model}/{wildcards.volume}/affinities.json")
+    return {"affinities": path}
+
+
 def optional(*names):
     """Return a params function that gives the flags of those inputs that are there."""
 

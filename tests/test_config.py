@@ -77,6 +77,10 @@ MISTAKES = {
     "levels": (change("models.teacher.network.downsample", [[2, 2, 2]] * 4), r"2 widths need 1 downsample"),
     "even kernel": (change("models.teacher.network.kernels", [[3, 3, 3], [2, 3, 3]]), r"must be odd"),
     "results with a blank": (change("results", "my results"), r"results"),
+    "fused without affinities for waterz": (
+        lambda values: values.update(predict={"fused": True}, agglomerate={"engine": "waterz"}),
+        r"waterz needs the affinities of the whole volume, which predict\.fused does not store: use the engine `exact`",
+    ),
     "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
     "device": (change("device", "tpu"), r"device"),
 }

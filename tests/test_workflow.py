@@ -131,6 +131,32 @@ def test_a_mask_of_the_configuration_reaches_the_fragments(finished, tmp_path, v
     assert "masked.h5:/mask has voxels of (20.0, 10.0, 10.0) nm, but masked.h5:/raw has (10.0, 10.0, 10.0)" in text
 
 
+def test_fused_makes_the_same_neurons_without_affinities(finished, tmp_path, values):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    shutil.rmtree(folder / "results/test/student/tune")
+    changed = json.loads(json.dumps(values))
+    changed["predict"]["fused"] = True
+    changed["models"] = {name: changed["models"][name] for name in ("teacher", "student")}
+    changed["evaluate"]["models"] = ["student"]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(changed))
+    snakemake(folder, config)
+    made = folder / "results/test/student/tune"
+    assert not list(made.glob("affinities*"))
+    for name in ("fragments", "segmentation"):
+        path = f"student/tune/{name}.json"
+        assert (voxels(folder, path) == voxels(finished[0], path)).all(), name
+    tables, before = (where / "results/test/student/tune/edges.tables" for where in (folder, finished[0]))
+    assert all(path.read_bytes() == (before / path.name).read_bytes() for path in tables.iterdir())
+    page = (folder / "results/test/report.html").read_text()
+    assert "student/tune/affinities" not in page
+    assert "student/tune/fragments" in page
+    speed = json.loads((made / "fragments.json").read_text())["stats"]["mvox_per_s"]
+    assert json.loads((folder / "results/test/summary.json").read_text())["rows"][0]["mvox_per_s"] == speed
+    assert jobs(folder, config) == set()
+
+
 def progress(work, claim):
     """Return whether a stage has something to resume, or is done."""
     folder, name = (work / claim).parent, Path(claim).name.removeprefix(".")

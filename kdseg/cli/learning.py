@@ -8,7 +8,17 @@ from typing import Literal
 
 import click
 
-from kdseg.cli.common import FILE, device_name, main, manifests, options_json, storage_json, workers_count, writes
+from kdseg.cli.common import (
+    FILE,
+    device_name,
+    gpu_count,
+    main,
+    manifests,
+    options_json,
+    storage_json,
+    workers_count,
+    writes,
+)
 from kdseg.config import (
     FragmentsOptions,
     ModelOptions,
@@ -95,7 +105,7 @@ def train(
 @options_json
 @storage_json
 @device_name
-@click.option("--gpus", default=1, type=click.IntRange(1), help="Processes on CUDA, one GPU each.")
+@gpu_count
 @click.option(
     "--product",
     default="affinities",

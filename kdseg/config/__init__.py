@@ -157,11 +157,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _chunks_are_whole_blocks(self) -> Self:
+    def _agglomeration_finds_what_it_needs(self) -> Self:
         """Refuse what the agglomeration would refuse hours later, for volumes that are segmented for certain.
 
         A chunk may be no multiple where it covers the volume, and the extent of most volumes is in their files.
         """
+        if self.predict.fused and self.agglomerate.engine == "waterz":
+            raise ValueError(
+                "agglomerate.engine waterz needs the affinities of the whole volume, which predict.fused does not "
+                "store: use the engine `exact`, or remove `fused`"
+            )
         chunk = self.agglomerate.chunk
         segmented = dict.fromkeys((*self.evaluate.volumes, self.evaluate.tune_on))
         for model in self.models.values():

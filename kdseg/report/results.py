@@ -51,6 +51,10 @@ class Results:
         """Return how fast a stage was in million voxels per second, None if it did not measure it."""
         return self.number(key, "mvox_per_s")
 
+    def prediction(self, model: str, volume: str) -> str:
+        """Return the key of the stage that ran the network on a volume."""
+        return f"{model}/{volume}/{'fragments' if self.config.predict.fused else 'affinities'}"
+
     def store(self, key: str) -> Path | None:
         """Return the result that lies beside a finished manifest, None if there is none."""
         name = self.manifests.get(key, {}).get("store")

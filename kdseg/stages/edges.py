@@ -4,23 +4,43 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from kdseg.blockwise import run_blocks
 from kdseg.config import EdgesOptions
-from kdseg.errors import ShapeError
-from kdseg.geometry import Block, block_name, offsets_reach
+from kdseg.errors import MissingError, ShapeError
+from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_covers, offsets_reach
 from kdseg.manifests import claim, read, store_of
-from kdseg.segmentation.rag import block_edges
+from kdseg.segmentation.faces import NEAREST, Part, joined_edges
+from kdseg.segmentation.rag import Edges, block_edges
 from kdseg.segmentation.statistics import block_statistics
-from kdseg.tables import write_table
+from kdseg.tables import read_table, write_table
 from kdseg.volume import affinity_offsets, open_volume
 
-NEAREST = 3
-"""Channels that link touching voxels; only those make a contact."""
+
+class Kept(NamedTuple):
+    """Where fragments keep what the region graph needs of their affinities.
+
+    Attributes:
+        folder: of one table per cell.
+        unit: extent of a cell in voxels.
+        offsets: of the nearest affinities.
+    """
+
+    folder: Path
+    unit: Triple
+    offsets: Offsets
+
+    def part(self, index: Triple) -> Part:
+        """Return the part of one cell."""
+        return Part.of(read_table(self.folder / block_name(index)))
 
 
 def run(
-    affinities: Path,
+    affinities: Path | None,
     fragments: Path,
     manifest: Path,
     options: EdgesOptions,
@@ -36,7 +56,7 @@ def run(
     block of the other voxel has a row of contact 0.
 
     Args:
-        affinities: manifest of uint8 affinities.
+        affinities: manifest of uint8 affinities; None for fragments of `kdseg fuse`, which keep what is needed.
         fragments: manifest of the fragments made of them.
         manifest: to write; the tables lie in the folder beside it.
         options: block.
@@ -44,20 +64,29 @@ def run(
         overwrite: clear what other options or inputs made.
 
     Raises:
-        ShapeError: if fragments and affinities do not cover the same voxels.
+        ShapeError: if fragments and affinities do not cover the same voxels, or the block is not made of the cells
+            that the fragments keep.
+        MissingError: if there are no affinities, and the fragments keep nothing of theirs.
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    source, labelled = open_volume(store_of(affinities)), open_volume(store_of(fragments))
-    if source.shape != labelled.shape:
-        raise ShapeError(f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs")
-    inputs = {"affinities": read(affinities)["fingerprint"], "fragments": read(fragments)["fingerprint"]}
+    labelled = open_volume(store_of(fragments))
+    inputs = {"fragments": read(fragments)["fingerprint"]}
+    if affinities is None:
+        function = partial(joined_block, store_of(fragments), _kept(fragments, options, labelled.shape))
+    else:
+        source = open_volume(store_of(affinities))
+        if source.shape != labelled.shape:
+            raise ShapeError(
+                f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs"
+            )
+        inputs["affinities"] = read(affinities)["fingerprint"]
+        function = partial(edges_block, store_of(affinities), store_of(fragments))
     with claim(manifest, "edges", options.model_dump(mode="json"), inputs, tables=True, overwrite=overwrite) as held:
         held.tables.mkdir(exist_ok=True)
-        function = partial(edges_block, store_of(affinities), store_of(fragments), held.tables)
-        done = held.progress(options.block)
-        run_blocks("edges", source.roi, options.block, function, workers=workers, done=done)
-        held.stats.update(voxels=source.roi.size)
+        write, done = partial(function, held.tables), held.progress(options.block)
+        run_blocks("edges", labelled.roi, options.block, write, workers=workers, done=done)
+        held.stats.update(voxels=labelled.roi.size)
 
 
 def edges_block(affinities: Path, fragments: Path, tables: Path, block: Block) -> None:
@@ -70,5 +99,34 @@ def edges_block(affinities: Path, fragments: Path, tables: Path, block: Block) -
     owned = block.roi.slices(read_roi)
     ids = labelled.read(read_roi)
     edges = block_edges(ids, source.read(read_roi, channels=range(NEAREST)), offsets, owned)
-    statistics = block_statistics(ids, owned, read_roi.offset)
+    _write(tables, block, edges, ids, read_roi)
+
+
+def joined_block(fragments: Path, kept: Kept, tables: Path, block: Block) -> None:
+    """Write the table of one block of what `kdseg fuse` kept of its cells."""
+    labelled = open_volume(fragments)
+    read_roi = block.roi.grow((1, 1, 1)).intersect(labelled.roi)
+    ids = labelled.read(read_roi)
+    edges = joined_edges(ids, read_roi, block.roi, kept.unit, kept.offsets, kept.part)
+    _write(tables, block, edges, ids, read_roi)
+
+
+def _write(tables: Path, block: Block, edges: Edges, ids: NDArray[np.uint64], read_roi: Roi) -> None:
+    statistics = block_statistics(ids, block.roi.slices(read_roi), read_roi.offset)
     write_table(tables / block_name(block.index), {**edges._asdict(), **statistics._asdict()})
+
+
+def _kept(fragments: Path, options: EdgesOptions, shape: Triple) -> Kept:
+    facts, folder = read(fragments)["stats"].get("kept"), fragments.with_suffix(".tables")
+    if facts is None or not folder.exists():
+        raise MissingError(
+            f"{fragments} keeps nothing of its affinities: name them (--affinities), or make the fragments by "
+            "`kdseg fuse`"
+        )
+    (z, y, x), offsets = facts["unit"], tuple((int(a), int(b), int(c)) for a, b, c in facts["offsets"])
+    if not fits_or_covers(options.block, (z, y, x), shape):
+        raise ShapeError(
+            f"edges.block {options.block} must be a multiple of the shard {(z, y, x)} that {fragments} was made with, "
+            f"or cover the volume of {shape}"
+        )
+    return Kept(folder, (z, y, x), offsets)
