@@ -33,6 +33,8 @@ def local_client(workers: int) -> Iterator[Client]:
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS,
         "distributed.worker.daemon": False,
+        # compiled code may hold a worker for minutes; that of a dead one closes its connection
+        "distributed.scheduler.worker-ttl": None,
         "distributed.comm.timeouts.connect": "60s",
         # A single thread per process: more processes, not more threads, and the same arithmetic everywhere.
         "distributed.nanny.pre-spawn-environ": {

@@ -1,4 +1,4 @@
-"""Which part of a source becomes a volume, and what its voxels become: uint8 raw data, uint64 labels."""
+"""Which part of a source becomes a volume, and what its voxels become: raw data, labels or a mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kdseg.geometry import Block, Roi, Triple
 from kdseg.sources import Source
 from kdseg.volume import VoxelSize, open_volume
 
-Kind = Literal["raw", "labels"]
+Kind = Literal["raw", "labels", "mask"]
 
 LARGEST_LABEL = 2**63 - 1
 """Networks are trained with int64 labels."""
@@ -32,11 +32,11 @@ class Plan:
     """What of a source is written, and where it lies.
 
     Attributes:
-        kind: ``raw`` or ``labels``.
+        kind: ``raw``, ``labels`` or ``mask``.
         roi: voxels, counted from the first one of the source.
         voxel_size: nm, (z, y, x).
         offset: nm, (z, y, x), position of the first voxel of ``roi``.
-        intensity: raw values that become 0 and 255; None for labels.
+        intensity: raw values that become 0 and 255; None for others.
     """
 
     kind: Kind
@@ -90,6 +90,38 @@ def plan_labels(source: Source, options: VolumeOptions, raw: Source) -> Plan:
     dtype = source.data.dtype
     if dtype.kind not in "iuf":
         raise DataError(f"{source.address} holds {dtype}, expected one integer id per neuron: label its components")
+    return _plan_beside("labels", source, options, raw)
+
+
+def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
+    """Return what to convert of a mask: the region of interest of the raw data, all of it.
+
+    Args:
+        source: integers or bools.
+        options: voxel size and region of interest, in voxels of ``raw``.
+        raw: the raw data that the mask belongs to.
+
+    Raises:
+        DataError: if the voxels are neither integers nor bools.
+        ShapeError: if the mask does not cover the region, or lies between the voxels of the raw data.
+        VoxelSizeError: if the voxel sizes differ.
+    """
+    dtype = source.data.dtype
+    if dtype.kind not in "iub":
+        raise DataError(
+            f"{source.address} holds {dtype}, expected a mask of integers or bools, 0 where there is no tissue: "
+            "convert it"
+        )
+    plan, region = _plan_beside("mask", source, options, raw), _region(raw, options)
+    if plan.roi.shape != region.shape:
+        raise ShapeError(
+            f"the mask {source.address} covers {plan.roi.shape} of the {region.shape} voxels of {raw.address} that are "
+            "used, expected all: correct its shape or `offset`, or set `roi` to what it covers"
+        )
+    return plan
+
+
+def _plan_beside(kind: Kind, source: Source, options: VolumeOptions, raw: Source) -> Plan:
     voxel_size = _voxel_size(raw, options)
     if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):
         raise VoxelSizeError(
@@ -105,7 +137,7 @@ def plan_labels(source: Source, options: VolumeOptions, raw: Source) -> Plan:
             f"region {_region(raw, options)}: correct its `offset` attribute or `roi`"
         )
     inside = box.shift((-shift[0], -shift[1], -shift[2]))
-    return Plan("labels", inside, voxel_size, _position(origin, box, voxel_size))
+    return Plan(kind, inside, voxel_size, _position(origin, box, voxel_size))
 
 
 def block_shape(shard: Triple, unit: Triple, shape: Triple) -> Triple:
@@ -136,7 +168,7 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
     Args:
         source: to read from.
         plan: what of it.
-        out: volume of ``plan.roi.shape`` voxels, uint8 or uint64.
+        out: volume of ``plan.roi.shape`` voxels, uint8 or (labels) uint64.
         block: whole shards of ``out``.
 
     Raises:
@@ -146,7 +178,10 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
     roi = block.roi.shift(plan.roi.offset)
     data = source.read(roi)
     try:
-        voxels = to_labels(data) if plan.intensity is None else to_uint8(data, *plan.intensity)
+        if plan.kind == "mask":
+            voxels: NDArray[Any] = (data != 0).astype(np.uint8)
+        else:
+            voxels = to_labels(data) if plan.intensity is None else to_uint8(data, *plan.intensity)
     except DataError as error:
         raise DataError(f"{source.address} {roi}: {error}") from None
     open_volume(out).write(block.roi, voxels)
@@ -241,7 +276,7 @@ def _shift(source: Source, raw: Source, origin: VoxelSize, voxel_size: VoxelSize
         if source.data.shape != raw.data.shape:
             raise ShapeError(
                 f"{source.address} is {source.data.shape} and says no offset, but {raw.address} is {raw.data.shape}: "
-                "labels of a part need a format with an offset (zarr, HDF5)"
+                "data of a part need a format with an offset (zarr, HDF5)"
             )
         return (0, 0, 0)
     steps = [(a - b) / v for a, b, v in zip(source.offset, origin, voxel_size, strict=True)]

@@ -134,6 +134,11 @@ def is_multiple(value: Triple, unit: Triple) -> bool:
     return all(v > 0 and v % u == 0 for v, u in zip(value, unit, strict=True))
 
 
+def fits_or_covers(chunk: Triple, block: Triple, shape: Triple) -> bool:
+    """Return whether ``chunk`` is made of whole blocks along every axis, or covers a volume of ``shape`` there."""
+    return all(c % b == 0 or c >= s for c, b, s in zip(chunk, block, shape, strict=True))
+
+
 def is_cubic(voxel_size: tuple[float, float, float]) -> bool:
     """Return whether voxels are as long as they are high and wide, within 5 %."""
     return all(abs(v - voxel_size[0]) <= 0.05 * voxel_size[0] for v in voxel_size)

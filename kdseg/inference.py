@@ -12,7 +12,7 @@ depend on the block, the region, the worker or the order.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +131,9 @@ def _finite(values: Tensor) -> Tensor:
     return values
 
 
-def predict_roi(predict: Predictor, read: Reader, volume: Roi, roi: Roi) -> NDArray[Any]:
+def predict_roi(
+    predict: Predictor, read: Reader, volume: Roi, roi: Roi, channels: Sequence[int] | None = None
+) -> NDArray[Any]:
     """Return what a network predicts for a region, tile by tile.
 
     Args:
@@ -139,16 +141,19 @@ def predict_roi(predict: Predictor, read: Reader, volume: Roi, roi: Roi) -> NDAr
         read: returns the uint8 raw voxels of a region inside of the volume.
         volume: all voxels of the volume; its border reflects.
         roi: region inside of it, any alignment.
+        channels: those to keep, in this order; default: all.
 
     Returns:
         uint8 or float16 (c, z, y, x) over ``roi``; see `Predictor`.
     """
-    raw_roi = _aligned(roi, predict.tile).grow(predict.halo)
+    raw_roi = tiled(roi, predict.tile).grow(predict.halo)
     raw = read_reflected(read, volume, raw_roi)
     result: NDArray[Any] | None = None
     for block in blocks(roi, predict.tile):
         cell = Roi(_times(block.index, predict.tile), predict.tile)
         values = predict(raw[cell.grow(predict.halo).slices(raw_roi)])
+        if channels is not None:
+            values = values[list(channels)]
         if result is None:
             result = np.empty((len(values), *roi.shape), values.dtype)
         result[(..., *block.roi.slices(roi))] = values[(..., *block.roi.slices(cell))]
@@ -183,7 +188,8 @@ def _mirror(index: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     return np.where(folded < n, folded, 2 * n - 2 - folded)
 
 
-def _aligned(roi: Roi, tile: Triple) -> Roi:
+def tiled(roi: Roi, tile: Triple) -> Roi:
+    """Return the voxels of the tiles that a region touches: what is computed to predict it."""
     low = [o // t * t for o, t in zip(roi.offset, tile, strict=True)]
     high = [-(-e // t) * t for e, t in zip(roi.end, tile, strict=True)]
     return Roi((low[0], low[1], low[2]), (high[0] - low[0], high[1] - low[1], high[2] - low[2]))

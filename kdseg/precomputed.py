@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.manifests import write_text
-from kdseg.segmentation.statistics import Statistics, centroid
 
 NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 """Types of numbers that the format knows."""
@@ -74,27 +73,31 @@ def segment_properties(ids: NDArray[np.uint64], properties: Sequence[Property]) 
     }
 
 
-def statistics_properties(statistics: Statistics) -> tuple[Property, ...]:
+def statistics_properties(
+    size: NDArray[np.uint64], begin: NDArray[np.int64], end: NDArray[np.int64], centroid: NDArray[np.float64]
+) -> tuple[Property, ...]:
     """Return size, centroid and bounding box of segments as properties.
 
     Sizes are uint32, or float32 (7 digits) where a segment has 2**32 voxels or more. Centroids are float32 and
     boxes int32, in voxels of the volume, one property per axis, x first, as the viewer shows positions.
 
     Args:
-        statistics: of segments, see `statistics.by_segment`.
+        size: uint64 (s,), number of voxels.
+        begin: int64 (s, 3), first voxel of the bounding box, zyx.
+        end: int64 (s, 3), first voxel behind it, zyx.
+        centroid: float64 (s, 3), mean voxel, zyx.
 
     Raises:
         DataError: if a coordinate exceeds 2**31.
     """
-    size, middle = statistics.size, centroid(statistics)
-    if statistics.end.size and int(statistics.end.max()) >= 2**31:
-        raise DataError(f"a bounding box ends at {statistics.end.max()}, more than neuroglancer's int32 holds")
+    if end.size and int(end.max()) >= 2**31:
+        raise DataError(f"a bounding box ends at {end.max()}, more than neuroglancer's int32 holds")
     fits = not size.size or int(size.max()) < 2**32
     found = [Property("size", "number", size.astype(np.uint32 if fits else np.float32), "voxels")]
     columns = (
-        ("centroid", middle.astype(np.float32), "mean voxel"),
-        ("begin", statistics.begin.astype(np.int32), "first voxel of the bounding box"),
-        ("end", statistics.end.astype(np.int32), "first voxel behind the bounding box"),
+        ("centroid", centroid.astype(np.float32), "mean voxel"),
+        ("begin", begin.astype(np.int32), "first voxel of the bounding box"),
+        ("end", end.astype(np.int32), "first voxel behind the bounding box"),
     )
     for name, values, meaning in columns:
         for axis, letter in ((2, "x"), (1, "y"), (0, "z")):

@@ -71,6 +71,32 @@ def repeated(flag, files):
     return " ".join(f"{flag} {path}" for path in files)
 
 
+def mask_input(wildcards):
+    """Return the mask of a volume, if it has one."""
+    if RUN.volumes[wildcards.volume].mask is None:
+        return {}
+    return {"mask": results(f"volumes/{wildcards.volume}/mask.json")}
+
+
+def stored_affinities(wildcards):
+    """Return the affinities of a volume, unless fragments are made without storing them."""
+    if RUN.predict.fused:
+        return {}
+    path = results(f"{wildcards.model}/{wildcards.volume}/affinities.json")
+    return {"affinities": path}
+
+
+def optional(*names):
+    """Return a params function that gives the flags of those inputs that are there."""
+
+    def flags(wildcards, input):
+        return " ".join(
+            f"--{name} {input.get(name)}" for name in names if input.get(name)
+        )
+
+    return flags
+
+
 def threshold_inputs(wildcards):
     """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
     if RUN.segment.threshold is not None:

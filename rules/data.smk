@@ -2,7 +2,7 @@
 
 
 rule convert:
-    """Raw data, labels or baseline of one volume as sharded OME-Zarr 0.5, cropped to its region."""
+    """Raw data, labels, baseline or mask of one volume as sharded OME-Zarr 0.5, cropped to its region."""
     input:
         lambda wildcards: RUN.volumes[wildcards.volume].files(wildcards.kind),
     output:
@@ -12,7 +12,7 @@ rule convert:
     benchmark:
         results("volumes/{volume}/benchmarks/{kind}.tsv")
     wildcard_constraints:
-        kind="raw|labels|baseline",
+        kind="raw|labels|baseline|mask",
     conda:
         "../envs/kdseg.yaml"
     threads: RUN.workers

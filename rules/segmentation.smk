@@ -1,4 +1,8 @@
-"""Network and raw data → affinities → fragments → region graph → look-up tables → segmentation."""
+"""Network and raw data → affinities → fragments → region graph → look-up tables → segmentation.
+
+With `predict.fused` the network makes fragments at once, and affinities are there only where a student learns
+from them.
+"""
 
 
 rule predict:
@@ -48,35 +52,72 @@ use rule predict as teach with:
         product=lambda wildcards: f"--product {wildcards.product}",
 
 
-rule fragments:
-    """Supervoxels, per block of a canonical grid."""
-    input:
-        affinities=results("{model}/{volume}/affinities.json"),
-    output:
-        manifest=results("{model}/{volume}/fragments.json"),
-    log:
-        results("{model}/{volume}/logs/fragments.log"),
-    benchmark:
-        results("{model}/{volume}/benchmarks/fragments.tsv")
-    conda:
-        "../envs/kdseg.yaml"
-    threads: RUN.workers
-    resources:
-        mem_mb=32_000,
-        runtime="1d",
-    params:
-        options=options("fragments"),
-        storage=options("storage"),
-    shell:
-        "python -m kdseg fragments --affinities {input.affinities} --manifest {output.manifest}"
-        " --options {params.options:q} --storage {params.storage:q}"
-        " --workers {threads} > {log} 2>&1"
+if RUN.predict.fused:
+
+    rule fuse:
+        """Supervoxels straight from the network: affinities of one block at a time, never of the volume."""
+        input:
+            unpack(mask_input),
+            raw=results("volumes/{volume}/raw.json"),
+            model=results("{model}/model.json"),
+        output:
+            manifest=results("{model}/{volume}/fragments.json"),
+        log:
+            results("{model}/{volume}/logs/fragments.log"),
+        benchmark:
+            results("{model}/{volume}/benchmarks/fragments.tsv")
+        conda:
+            "../envs/kdseg.yaml"
+        threads: RUN.workers
+        resources:
+            gpu=GPUS,
+            mem_mb=32_000,
+            runtime="1d",
+        params:
+            options=options("predict"),
+            fragments=options("fragments"),
+            storage=options("storage"),
+            device=RUN.device,
+            gpus=RUN.gpus,
+            mask=optional("mask"),
+        shell:
+            "python -m kdseg fuse --raw {input.raw} --model {input.model} {params.mask} --manifest {output.manifest}"
+            " --options {params.options:q} --fragments {params.fragments:q} --storage {params.storage:q}"
+            " --device {params.device} --gpus {params.gpus} --workers {threads} > {log} 2>&1"
+
+else:
+
+    rule fragments:
+        """Supervoxels, per block of a canonical grid."""
+        input:
+            unpack(mask_input),
+            affinities=results("{model}/{volume}/affinities.json"),
+        output:
+            manifest=results("{model}/{volume}/fragments.json"),
+        log:
+            results("{model}/{volume}/logs/fragments.log"),
+        benchmark:
+            results("{model}/{volume}/benchmarks/fragments.tsv")
+        conda:
+            "../envs/kdseg.yaml"
+        threads: RUN.workers
+        resources:
+            mem_mb=32_000,
+            runtime="1d",
+        params:
+            options=options("fragments"),
+            storage=options("storage"),
+            mask=optional("mask"),
+        shell:
+            "python -m kdseg fragments --affinities {input.affinities} {params.mask} --manifest {output.manifest}"
+            " --options {params.options:q} --storage {params.storage:q}"
+            " --workers {threads} > {log} 2>&1"
 
 
 rule edges:
     """The region graph: integer affinity sums between touching fragments."""
     input:
-        affinities=results("{model}/{volume}/affinities.json"),
+        unpack(stored_affinities),
         fragments=results("{model}/{volume}/fragments.json"),
     output:
         manifest=results("{model}/{volume}/edges.json"),
@@ -92,8 +133,9 @@ rule edges:
         runtime="1d",
     params:
         options=options("edges"),
+        affinities=optional("affinities"),
     shell:
-        "python -m kdseg edges --affinities {input.affinities} --fragments {input.fragments}"
+        "python -m kdseg edges {params.affinities} --fragments {input.fragments}"
         " --manifest {output.manifest} --options {params.options:q}"
         " --workers {threads} > {log} 2>&1"
 
@@ -101,7 +143,7 @@ rule edges:
 rule agglomerate:
     """The dendrogram: merges of fragments up to the largest threshold."""
     input:
-        affinities=results("{model}/{volume}/affinities.json"),
+        unpack(stored_affinities),
         fragments=results("{model}/{volume}/fragments.json"),
         edges=results("{model}/{volume}/edges.json"),
         edits=[RUN.agglomerate.edits] if RUN.agglomerate.edits else [],
@@ -119,8 +161,9 @@ rule agglomerate:
         runtime="1d",
     params:
         options=options("agglomerate"),
+        affinities=optional("affinities"),
     shell:
-        "python -m kdseg agglomerate --affinities {input.affinities} --fragments {input.fragments}"
+        "python -m kdseg agglomerate {params.affinities} --fragments {input.fragments}"
         " --edges {input.edges} --manifest {output.manifest} --options {params.options:q}"
         " --workers {threads} > {log} 2>&1"
 
@@ -147,9 +190,7 @@ rule segment:
     params:
         options=options("segment"),
         storage=options("storage"),
-        sweep=lambda wildcards, input: (
-            f"--sweep {input.sweep}" if hasattr(input, "sweep") else ""
-        ),
+        sweep=optional("sweep"),
     shell:
         "python -m kdseg segment --fragments {input.fragments} --edges {input.edges} --agglomeration {input.agglomeration}"
         " {params.sweep} --manifest {output.manifest} --options {params.options:q}"

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kdseg.config import PredictOptions, load, parse_options, schema, validate
-from kdseg.errors import ConfigError, MissingError
+from kdseg.errors import ConfigError, MissingError, ShapeError
+from kdseg.geometry import fits_or_covers
+from kdseg.segmentation.tree import layout
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
@@ -73,6 +77,10 @@ MISTAKES = {
     "levels": (change("models.teacher.network.downsample", [[2, 2, 2]] * 4), r"2 widths need 1 downsample"),
     "even kernel": (change("models.teacher.network.kernels", [[3, 3, 3], [2, 3, 3]]), r"must be odd"),
     "results with a blank": (change("results", "my results"), r"results"),
+    "fused without affinities for waterz": (
+        lambda values: values.update(predict={"fused": True}, agglomerate={"engine": "waterz"}),
+        r"waterz needs the affinities of the whole volume, which predict\.fused does not store: use the engine `exact`",
+    ),
     "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
     "device": (change("device", "tpu"), r"device"),
 }
@@ -87,6 +95,54 @@ def test_a_mistake_is_one_clear_line(values, mistake):
         validate(values)
     # Models share sections through YAML anchors: one line for each place that is wrong.
     assert all(re.match(r"\S+: \S", line) for line in str(caught.value).splitlines())
+
+
+CHUNK = r"agglomerate\.chunk \(32, 32, 64\) must be a multiple of %s\.block .*'tune' of \(32, 64, 64\)"
+
+
+def test_a_chunk_of_parts_of_blocks_is_refused_where_the_extent_is_known(values):
+    values["agglomerate"]["chunk"] = [32, 32, 64]  # half of a block of fragments along y
+    with pytest.raises(ConfigError, match=CHUNK % "fragments"):
+        validate(values)
+    values["fragments"]["block"], values["edges"]["block"] = [32, 32, 32], [32, 64, 32]
+    with pytest.raises(ConfigError, match=CHUNK % "edges"):
+        validate(values)
+    values["agglomerate"]["engine"] = "waterz"  # takes the volume in one chunk
+    validate(values)
+
+
+@pytest.mark.parametrize("teaching", [{}, {"instances": "segmentation"}])
+def test_a_chunk_is_refused_only_for_what_is_segmented(values, teaching):
+    values["agglomerate"]["chunk"] = [40, 64, 64]  # covers `tune`, but cuts blocks of `train`, of 48 voxels
+    values["fragments"]["block"] = values["edges"]["block"] = [32, 64, 64]
+    values["models"]["student"]["train"]["teaching"] = teaching
+    if not teaching:
+        validate(values)
+        return
+    with pytest.raises(ConfigError, match=r"chunk \(40, 64, 64\) .* volume 'train' of \(48, 64, 64\)"):
+        validate(values)
+
+
+def test_a_chunk_is_not_refused_where_only_the_file_knows_the_extent(values):
+    values["agglomerate"]["chunk"] = [40, 64, 64]
+    source = {"raw": "a.zarr", "labels": "b.zarr"}
+    values["volumes"]["tune"] = source
+    validate(values)
+    values["volumes"]["tune"] = source | {"roi": {"shape": [41, 64, 64]}}
+    with pytest.raises(ConfigError, match=r"cover the volume 'tune' of \(41, 64, 64\)"):
+        validate(values)
+    values["volumes"]["tune"] = source | {"roi": {"shape": [40, 64, 64]}}
+    validate(values)
+
+
+@given(*[st.tuples(*[st.integers(1, 12)] * 3)] * 4)
+def test_the_configuration_accepts_what_the_tree_accepts(chunk, fragment, edge, shape):
+    try:
+        layout(shape, chunk, fragment, edge)
+        fits = True
+    except ShapeError:
+        fits = False
+    assert fits == all(fits_or_covers(chunk, block, shape) for block in (fragment, edge))
 
 
 def test_files_that_are_no_configuration(tmp_path):

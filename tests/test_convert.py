@@ -408,6 +408,47 @@ def test_a_baseline_is_stored_like_labels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored(run("baseline", tmp_path, options)), LABELS)
 
 
+# ---- masks
+
+
+def with_mask(path: Path, mask: NDArray[Any], **attributes: Any) -> dict[str, Any]:
+    options = write_hdf5(path)
+    with h5py.File(path, "a") as file:
+        file["mask"] = mask
+        file["mask"].attrs.update(attributes)
+    return options | {"mask": f"{path}:/mask"}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "u1", "i8", "u8"])
+def test_a_mask_becomes_0_and_1_in_the_region(tmp_path: Path, dtype: str) -> None:
+    mask = (RAW > 100).astype(dtype) * np.ones(1, dtype) * (1 if dtype == "bool" else 3)
+    roi = {"offset": (7, 0, 9), "shape": (20, 33, 20)}
+    manifest = run("mask", tmp_path, with_mask(tmp_path / "a.h5", mask) | {"roi": roi})
+    assert stored(manifest).dtype == np.uint8
+    np.testing.assert_array_equal(stored(manifest), RAW[7:27, 0:33, 9:29] > 100)
+    raw = open_volume(run("raw", tmp_path, with_mask(tmp_path / "b.h5", mask) | {"roi": roi}).with_suffix(".zarr"))
+    volume = open_volume(manifest.with_suffix(".zarr"))
+    assert (volume.voxel_size, volume.offset) == (raw.voxel_size, raw.offset)
+
+
+def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    whole = np.ones(RAW.shape, np.uint8)
+    cases: list[tuple[Any, NDArray[Any], dict[str, Any], str]] = [
+        (ShapeError, whole[:29], {}, r"covers \(29, 40, 50\) of the \(30, 40, 50\) voxels .* expected all"),
+        (ShapeError, whole, {"offset": np.multiply((1, 0, 0), VOXEL_SIZE)}, r"covers \(29, 40, 50\)"),
+        (VoxelSizeError, whole, {"resolution": (40.0, 8.0, 9.0)}, "resample one of them"),
+        (DataError, whole.astype("f4"), {}, "float32, expected a mask of integers or bools"),
+    ]
+    for number, (error, mask, attributes, message) in enumerate(cases):
+        with pytest.raises(error, match=message):
+            run("mask", tmp_path, with_mask(tmp_path / f"{number}.h5", mask, **attributes))
+    # a part is enough where only this part is used
+    roi = {"shape": (29, 40, 50)}
+    run("mask", tmp_path, with_mask(tmp_path / "part.h5", whole[:29]) | {"roi": roi})
+    with pytest.raises(ConfigError, match="no mask"):
+        run("mask", tmp_path / "b", {"phantom": {}})
+
+
 # ---- phantoms
 
 
@@ -422,7 +463,7 @@ def test_a_phantom_is_stored_as_it_is_computed(tmp_path: Path, kind: Any) -> Non
 
 
 def test_a_phantom_takes_no_region() -> None:
-    for key, value in {"roi": {"shape": (1, 1, 1)}, "baseline": "a.zarr", "labels": "a.zarr"}.items():
+    for key, value in {"roi": {"shape": (1, 1, 1)}, "baseline": "a.zarr", "labels": "a.zarr", "mask": "a.zarr"}.items():
         with pytest.raises(ValueError, match="a phantom brings its own"):
             VolumeOptions.model_validate({"phantom": {}, key: value})
 

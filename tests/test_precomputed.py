@@ -11,7 +11,7 @@ import pytest
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.precomputed import Property, segment_properties, statistics_properties, write_segment_properties
-from kdseg.segmentation.statistics import Statistics, block_statistics
+from kdseg.segmentation.statistics import Statistics, block_statistics, centroid
 
 IDS = np.array([2**63 + 1, 5, 2**53 + 1], np.uint64)
 LIMITS = {kind: np.iinfo(kind) for kind in ("uint8", "int8", "uint16", "int16", "uint32", "int32")}
@@ -49,6 +49,10 @@ def statistics() -> Statistics:
     return block_statistics(ids, (slice(0, 4), slice(0, 5), slice(0, 6)), (10, 20, 30))
 
 
+def columns(found: Statistics) -> Any:
+    return found.size, found.begin, found.end, centroid(found)
+
+
 def test_writes_what_the_documentation_asks_for(tmp_path: Path) -> None:
     properties = (
         Property("name", "label", ["axon", "soma", "gröẞe"]),
@@ -74,7 +78,7 @@ def test_writes_what_the_documentation_asks_for(tmp_path: Path) -> None:
 
 def test_statistics_become_numbers() -> None:
     found = statistics()
-    info = segment_properties(found.fragment, statistics_properties(found))
+    info = segment_properties(found.fragment, statistics_properties(*columns(found)))
     follows_the_documentation(info)
     assert info["inline"]["ids"] == ["5", "9223372036854775809"]
     values = {one["id"]: one["values"] for one in info["inline"]["properties"]}
@@ -96,11 +100,13 @@ def test_sizes_beyond_32_bits_become_floats() -> None:
     found = statistics()
     for size, kind in ((2**32 - 1, "uint32"), (2**32, "float32")):
         large = found._replace(size=np.array([1, size], np.uint64))
-        entry = segment_properties(found.fragment, statistics_properties(large)[:1])["inline"]["properties"][0]
+        entry = segment_properties(found.fragment, statistics_properties(*columns(large))[:1])["inline"]["properties"][
+            0
+        ]
         assert entry["data_type"] == kind
         assert entry["values"][1] == pytest.approx(size, rel=1e-6)
     with pytest.raises(DataError, match="int32"):
-        statistics_properties(found._replace(end=found.end + 2**31))
+        statistics_properties(*columns(found._replace(end=found.end + 2**31)))
 
 
 def test_refuses_what_the_format_cannot_hold(tmp_path: Path) -> None:

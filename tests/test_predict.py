@@ -19,6 +19,7 @@ from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.manifests import claim, read, store_of
 from kdseg.models import build
+from kdseg.prediction import Done
 from kdseg.stages import predict
 from kdseg.volume import affinity_offsets, open_volume
 
@@ -87,7 +88,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
         [sys.executable, "-c", program, str(folder), here],
         env={**os.environ, "PYTHONPATH": here},
     )
-    marks = predict.Done(folder / "killed" / ".affinities" / "blocks-32x32x32.txt")
+    marks = Done(folder / "killed" / ".affinities" / "blocks-32x32x32.txt")
     while not marks.read():
         assert child.poll() is None or marks.read(), "the run ended before it was killed"
         time.sleep(0.005)

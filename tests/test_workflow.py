@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import yaml
@@ -99,6 +100,61 @@ def test_a_student_learns_from_what_teachers_stored(finished, tmp_path, values):
     alone = json.loads((results / "off" / "model.json").read_text())["inputs"]
     assert not [name for name in alone if name.startswith("teacher")]
     assert jobs(folder, config) <= {"all", "report"}  # which shows the configuration
+
+
+def masked(values, folder, mask, **attributes):
+    """Return the configuration with another volume, real files with a mask."""
+    raw = open_volume(folder / "results/test/volumes/tune/raw.zarr")
+    with h5py.File(folder / "masked.h5", "w") as file:
+        file["raw"], file["mask"] = raw.read(raw.roi), mask
+        file["raw"].attrs["resolution"] = raw.voxel_size
+        file["mask"].attrs.update(attributes)
+    changed = json.loads(json.dumps(values))
+    changed["volumes"]["masked"] = {"raw": "masked.h5:/raw", "mask": "masked.h5:/mask"}
+    return yaml.safe_dump(changed)
+
+
+def test_a_mask_of_the_configuration_reaches_the_fragments(finished, tmp_path, values):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    mask = np.zeros((32, 64, 64), bool)
+    mask[:, 10:50, 20:] = True
+    config = tmp_path / "config.yaml"
+    config.write_text(masked(values, folder, mask))
+    snakemake(folder, config, "results/test/student/masked/segmentation.json")
+    for name in ("fragments", "segmentation"):
+        found = voxels(folder, f"student/masked/{name}.json")
+        assert not found[~mask].any(), name
+        assert (found[mask] > 0).mean() > 0.5, name
+    config.write_text(masked(values, folder, mask, resolution=(20.0, 10.0, 10.0)))
+    text = snakemake(folder, config, "results/test/volumes/masked/mask.json", "--forceall", check=False)
+    assert "masked.h5:/mask has voxels of (20.0, 10.0, 10.0) nm, but masked.h5:/raw has (10.0, 10.0, 10.0)" in text
+
+
+def test_fused_makes_the_same_neurons_without_affinities(finished, tmp_path, values):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    shutil.rmtree(folder / "results/test/student/tune")
+    changed = json.loads(json.dumps(values))
+    changed["predict"]["fused"] = True
+    changed["models"] = {name: changed["models"][name] for name in ("teacher", "student")}
+    changed["evaluate"]["models"] = ["student"]
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(changed))
+    snakemake(folder, config)
+    made = folder / "results/test/student/tune"
+    assert not list(made.glob("affinities*"))
+    for name in ("fragments", "segmentation"):
+        path = f"student/tune/{name}.json"
+        assert (voxels(folder, path) == voxels(finished[0], path)).all(), name
+    tables, before = (where / "results/test/student/tune/edges.tables" for where in (folder, finished[0]))
+    assert all(path.read_bytes() == (before / path.name).read_bytes() for path in tables.iterdir())
+    page = (folder / "results/test/report.html").read_text()
+    assert "student/tune/affinities" not in page
+    assert "student/tune/fragments" in page
+    speed = json.loads((made / "fragments.json").read_text())["stats"]["mvox_per_s"]
+    assert json.loads((folder / "results/test/summary.json").read_text())["rows"][0]["mvox_per_s"] == speed
+    assert jobs(folder, config) == set()
 
 
 def progress(work, claim):

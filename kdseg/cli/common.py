@@ -51,6 +51,7 @@ def writes(function: F) -> F:
 options_json = click.option("--options", required=True, help="The section of the configuration, as JSON.")
 storage_json = click.option("--storage", default="{}", help="The section `storage`, as JSON.")
 workers_count = click.option("--workers", default=1, type=click.IntRange(1), help="Processes; changes no result.")
+gpu_count = click.option("--gpus", default=1, type=click.IntRange(1), help="Processes on CUDA, one GPU each.")
 device_name = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 
 

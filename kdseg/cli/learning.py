@@ -8,7 +8,17 @@ from typing import Literal
 
 import click
 
-from kdseg.cli.common import FILE, device_name, main, manifests, options_json, storage_json, workers_count, writes
+from kdseg.cli.common import (
+    FILE,
+    device_name,
+    gpu_count,
+    main,
+    manifests,
+    options_json,
+    storage_json,
+    workers_count,
+    writes,
+)
 from kdseg.config import (
     FragmentsOptions,
     ModelOptions,
@@ -20,20 +30,20 @@ from kdseg.config import (
 
 
 @main.command()
-@click.option("--kind", required=True, type=click.Choice(["raw", "labels", "baseline"]))
+@click.option("--kind", required=True, type=click.Choice(["raw", "labels", "baseline", "mask"]))
 @writes
 @options_json
 @storage_json
 @workers_count
 def convert(
-    kind: Literal["raw", "labels", "baseline"],
+    kind: Literal["raw", "labels", "baseline", "mask"],
     manifest: Path,
     options: str,
     storage: str,
     workers: int,
     overwrite: bool,
 ) -> None:
-    """Raw data or labels of any format → OME-Zarr."""
+    """Raw data, labels or a mask of any format → OME-Zarr."""
     from kdseg.stages import convert as stage
 
     stage.run(
@@ -95,7 +105,7 @@ def train(
 @options_json
 @storage_json
 @device_name
-@click.option("--gpus", default=1, type=click.IntRange(1), help="Processes on CUDA, one GPU each.")
+@gpu_count
 @click.option(
     "--product",
     default="affinities",

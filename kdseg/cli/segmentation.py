@@ -1,4 +1,4 @@
-"""Commands of the rules from affinities to neurons."""
+"""Commands of the rules from affinities, or raw data, to neurons."""
 
 from __future__ import annotations
 
@@ -6,20 +6,75 @@ from pathlib import Path
 
 import click
 
-from kdseg.cli.common import FILE, main, manifests, options_json, storage_json, workers_count, writes
+from kdseg.cli.common import (
+    FILE,
+    device_name,
+    gpu_count,
+    main,
+    manifests,
+    options_json,
+    storage_json,
+    workers_count,
+    writes,
+)
 from kdseg.config import (
     AgglomerateOptions,
     EdgesOptions,
     FragmentsOptions,
+    PredictOptions,
     SegmentOptions,
     StorageOptions,
     parse_options,
 )
 
+mask_manifest = click.option("--mask", type=FILE, help="Manifest of a volume that is 0 where there is no tissue.")
+not_stored = click.option("--affinities", type=FILE, help="Manifest of the affinities; not after `kdseg fuse`.")
+
+
+@main.command()
+@manifests("raw", "model")
+@mask_manifest
+@writes
+@options_json
+@click.option("--fragments", default="{}", help="The section `fragments`, as JSON.")
+@storage_json
+@device_name
+@gpu_count
+@workers_count
+def fuse(
+    raw: Path,
+    model: Path,
+    mask: Path | None,
+    manifest: Path,
+    options: str,
+    fragments: str,
+    storage: str,
+    device: str,
+    gpus: int,
+    workers: int,
+    overwrite: bool,
+) -> None:
+    """Raw data and a network → supervoxels, without storing affinities."""
+    from kdseg.stages import fuse as stage
+
+    stage.run(
+        raw,
+        model,
+        manifest,
+        parse_options(PredictOptions, options),
+        parse_options(FragmentsOptions, fragments),
+        parse_options(StorageOptions, storage),
+        mask=mask,
+        device=device,
+        gpus=gpus,
+        workers=workers,
+        overwrite=overwrite,
+    )
+
 
 @main.command()
 @manifests("affinities")
-@click.option("--mask", type=FILE, help="Manifest of a volume that is 0 where there is no tissue.")
+@mask_manifest
 @writes
 @options_json
 @storage_json
@@ -35,11 +90,14 @@ def fragments(
 
 
 @main.command()
-@manifests("affinities", "fragments")
+@not_stored
+@manifests("fragments")
 @writes
 @options_json
 @workers_count
-def edges(affinities: Path, fragments: Path, manifest: Path, options: str, workers: int, overwrite: bool) -> None:
+def edges(
+    affinities: Path | None, fragments: Path, manifest: Path, options: str, workers: int, overwrite: bool
+) -> None:
     """Affinities and supervoxels → the region graph."""
     from kdseg.stages import edges as stage
 
@@ -48,12 +106,13 @@ def edges(affinities: Path, fragments: Path, manifest: Path, options: str, worke
 
 
 @main.command()
-@manifests("affinities", "fragments", "edges")
+@not_stored
+@manifests("fragments", "edges")
 @writes
 @options_json
 @workers_count
 def agglomerate(
-    affinities: Path, fragments: Path, edges: Path, manifest: Path, options: str, workers: int, overwrite: bool
+    affinities: Path | None, fragments: Path, edges: Path, manifest: Path, options: str, workers: int, overwrite: bool
 ) -> None:
     """The region graph → the dendrogram, node by node of a tree."""
     from kdseg.stages import agglomerate as stage

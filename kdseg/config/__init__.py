@@ -28,7 +28,7 @@ from kdseg.config.segmentation import (
     SegmentOptions,
 )
 from kdseg.errors import ConfigError, MissingError
-from kdseg.geometry import is_multiple
+from kdseg.geometry import fits_or_covers, is_multiple
 
 __all__ = [
     "AgglomerateOptions",
@@ -160,6 +160,38 @@ class Config(Section):
     def _quantiles_have_histograms(self) -> Self:
         if self.agglomerate.percent is not None and not self.edges.histograms:
             raise ValueError(f"agglomerate.score {self.agglomerate.score} needs `edges.histograms: true`")
+        if self.predict.fused and (self.edges.histograms or self.edges.long_range):
+            raise ValueError(
+                "predict.fused keeps sums of the nearest affinities only: remove it, or edges.histograms and "
+                "edges.long_range"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _agglomeration_finds_what_it_needs(self) -> Self:
+        """Refuse what the agglomeration would refuse hours later, for volumes that are segmented for certain.
+
+        A chunk may be no multiple where it covers the volume, and the extent of most volumes is in their files.
+        """
+        if self.predict.fused and self.agglomerate.engine == "waterz":
+            raise ValueError(
+                "agglomerate.engine waterz needs the affinities of the whole volume, which predict.fused does not "
+                "store: use the engine `exact`, or remove `fused`"
+            )
+        chunk = self.agglomerate.chunk
+        segmented = dict.fromkeys((*self.evaluate.volumes, self.evaluate.tune_on))
+        for model in self.models.values():
+            if model.train.teachers and model.train.teaching.instances == "segmentation":
+                segmented |= dict.fromkeys(model.train.active_unlabelled)
+        for name in segmented if self.agglomerate.engine == "exact" else ():
+            shape = self.volumes[name].shape if name in self.volumes else None
+            for section in (self.fragments, self.edges):
+                if shape is not None and not fits_or_covers(chunk, section.block, shape):
+                    where = "fragments" if section is self.fragments else "edges"
+                    raise ValueError(
+                        f"agglomerate.chunk {chunk} must be a multiple of {where}.block {section.block}, or cover the "
+                        f"volume {name!r} of {shape} voxels"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -33,7 +33,7 @@ class RoiOptions(Section):
 
 
 class VolumeOptions(Section):
-    """One volume: raw data, perhaps ground truth, perhaps a segmentation to compare with.
+    """One volume: raw data, perhaps ground truth, a segmentation to compare with, a mask of the tissue.
 
     Datasets are addressed as `path.zarr`, `path.zarr/group`, `path.h5:/volumes/raw`, `stack.tif` or a
     folder of TIFF files.
@@ -47,6 +47,8 @@ class VolumeOptions(Section):
     """Address of the ground truth; 0 is unlabelled. May cover a part of the raw data."""
     baseline: str | None = None
     """Address of somebody else's segmentation of the same tissue, scored beside ours."""
+    mask: str | None = None
+    """Address of a mask, integers or bools: 0 is no tissue and never a fragment. Covers all raw data that are used."""
     voxel_size: Nanometres | None = None
     """nm, (z, y, x); needed where the file does not say, refused where the file says otherwise."""
     roi: RoiOptions | None = None
@@ -58,7 +60,7 @@ class VolumeOptions(Section):
     def _one_source(self) -> Self:
         if (self.phantom is None) == (self.raw is None):
             raise ValueError("a volume needs either `raw` (an address) or `phantom`, and not both")
-        given = (self.labels, self.baseline, self.voxel_size, self.roi, self.intensity)
+        given = (self.labels, self.baseline, self.mask, self.voxel_size, self.roi, self.intensity)
         if self.phantom is not None and any(value is not None for value in given):
             raise ValueError("a phantom brings its own labels, voxel size, shape and intensities: remove all but it")
         if self.intensity is not None and not -math.inf < self.intensity[0] < self.intensity[1] < math.inf:
@@ -69,6 +71,13 @@ class VolumeOptions(Section):
         """Return the files or folders that a dataset of this volume is made from; none for a phantom."""
         addresses = dict.fromkeys(filter(None, (self.raw, getattr(self, kind))))
         return [address.partition(":/")[0] for address in addresses]
+
+    @property
+    def shape(self) -> Extent | None:
+        """Extent in voxels where the configuration tells it, else None: only the file knows."""
+        if self.phantom is not None:
+            return self.phantom.shape
+        return None if self.roi is None else self.roi.shape
 
     @property
     def labelled(self) -> bool:

@@ -14,10 +14,14 @@ class PredictOptions(Section):
     """Affinities of a volume, block by block."""
 
     block: Extent = (128, 128, 128)
-    """Voxels that one task predicts and writes; a multiple of the shard. Does not change the result."""
+    """Voxels that one task predicts and writes; a multiple of the shard. Does not change the result. With `fused` it
+    is `fragments.block`."""
     tile: Extent = (64, 64, 64)
     """Voxels that one forward pass yields, on a grid anchored at the origin; the block is a multiple."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    fused: bool = False
+    """Make the fragments of a block while its affinities are in memory, and never store these: saves a byte per
+    voxel and offset, and costs the prediction of the fragments' halos. Same fragments and edges, to the byte."""
 
     @model_validator(mode="after")
     def _whole_tiles(self) -> Self:

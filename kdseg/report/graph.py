@@ -96,18 +96,21 @@ def nodes(results: Results) -> list[Node]:
 def _lane(results: Results, model: str, volume: str, y: float, first: int) -> Iterator[Node]:
     config = results.config
     scored = volume in config.evaluate.volumes
+    first_key = results.prediction(model, volume)
     for k, stage in enumerate(STAGES):
         key = f"{model}/{volume}/{stage}"
         inputs: tuple[str, ...] = (f"{model}/{volume}/{STAGES[k - 1]}",)
-        if stage == "affinities":
+        if key == first_key:
             inputs = (f"{model}/model", f"volumes/{volume}")
         elif stage == "segmentation":
             chosen = () if config.segment.threshold is not None else (f"{model}/{config.evaluate.tune_on}/sweep",)
             inputs = (f"{model}/{volume}/agglomeration", *chosen)
         elif stage == "scores":
             inputs = (f"{model}/{volume}/segmentation",)
+        if stage == "affinities" and key != first_key:
+            continue  # fragments are made without storing them
         if scored or stage not in ("segmentation", "scores"):
-            yield _stage_node(results, key, first + k, y, volume if k == 0 else "", inputs)
+            yield _stage_node(results, key, first + k, y, volume if key == first_key else "", inputs)
 
 
 def _stage_node(results: Results, key: str, column: int, y: float, caption: str, inputs: tuple[str, ...]) -> Node:

@@ -19,7 +19,7 @@ Curve = Mapping[str, Points]
 
 STAGES = ("affinities", "fragments", "edges", "agglomeration", "sweep", "segmentation", "scores")
 """Manifests of one model on one volume, in the order in which they are made."""
-VOLUME_KINDS = ("raw", "labels", "baseline")
+VOLUME_KINDS = ("raw", "labels", "baseline", "mask")
 CURVE = "model.training/curve.csv"
 
 
@@ -50,6 +50,10 @@ class Results:
     def rate(self, key: str) -> float | None:
         """Return how fast a stage was in million voxels per second, None if it did not measure it."""
         return self.number(key, "mvox_per_s")
+
+    def prediction(self, model: str, volume: str) -> str:
+        """Return the key of the stage that ran the network on a volume."""
+        return f"{model}/{volume}/{'fragments' if self.config.predict.fused else 'affinities'}"
 
     def store(self, key: str) -> Path | None:
         """Return the result that lies beside a finished manifest, None if there is none."""

@@ -166,9 +166,9 @@ def significant(value: float, digits: int) -> str:
 
 
 def _row(results: Results, model: str, volume: str) -> Row:
-    config, here = results.config, f"{model}/{volume}/affinities"
+    config, here = results.config, results.prediction(model, volume)
     teacher = reference_of(config, model)
-    there = f"{teacher}/{volume}/affinities"
+    there = results.prediction(teacher, volume) if teacher else ""
     parameters, kmac = (results.number(f"{model}/model", key) for key in ("parameters", "kmac_per_voxel"))
     theirs = [results.number(f"{teacher}/model", key) for key in ("parameters", "kmac_per_voxel")]
     rate, their_rate = results.rate(here), results.rate(there)

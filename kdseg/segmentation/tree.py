@@ -21,7 +21,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import ShapeError
-from kdseg.geometry import Triple, grid_shape
+from kdseg.geometry import Triple, fits_or_covers, grid_shape
 from kdseg.segmentation.agglomerate import Dendrogram, contract
 from kdseg.segmentation.contraction import Rows
 from kdseg.segmentation.lut import lut
@@ -65,7 +65,7 @@ def layout(shape: Triple, chunk: Triple, *grids: Triple) -> Layout:
         ShapeError: if the chunk is no multiple of the blocks.
     """
     for block in grids:
-        if any(c % b and c < s for c, b, s in zip(chunk, block, shape, strict=True)):
+        if not fits_or_covers(chunk, block, shape):
             raise ShapeError(
                 f"agglomerate.chunk {chunk} must be a multiple of the blocks of fragments and edges (got {block}), "
                 f"or cover the volume of {shape}"

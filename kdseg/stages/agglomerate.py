@@ -56,7 +56,7 @@ class Work:
 
 
 def run(
-    affinities: Path,
+    affinities: Path | None,
     fragments: Path,
     edges: Path,
     manifest: Path,
@@ -72,7 +72,7 @@ def run(
     whole graph.
 
     Args:
-        affinities: manifest of the affinities (read by the engine ``waterz`` only).
+        affinities: manifest of the affinities (read by the engine ``waterz`` only); None where they are not stored.
         fragments: manifest of the fragments.
         edges: manifest of the region graph.
         manifest: to write.
@@ -81,15 +81,19 @@ def run(
         overwrite: clear what other options or inputs made.
 
     Raises:
-        ConfigError: if edits contradict each other, or do not go with the engine.
+        ConfigError: if edits contradict each other, or edits or missing affinities do not go with the engine.
         DataError: if the engine ``waterz`` is asked for a volume too large for one block, or a table of edges is
             missing or damaged.
         ShapeError: if the chunk is no multiple of the blocks.
         ClaimError: if the store holds something else, or is being written.
         StageError: if a node failed.
     """
+    if affinities is None and options.engine == "waterz":
+        raise ConfigError(
+            "agglomerate.engine waterz needs the affinities of the whole volume: use `exact`, or store them"
+        )
     inputs = {
-        "affinities": read(affinities)["fingerprint"],
+        **({} if affinities is None else {"affinities": read(affinities)["fingerprint"]}),
         "fragments": read(fragments)["fingerprint"],
         "edges": read(edges)["fingerprint"],
     }
@@ -103,7 +107,7 @@ def run(
         source = open_volume(store_of(fragments))
         chunk = source.shape if options.engine == "waterz" else options.chunk
         where = layout(source.shape, chunk, _block(fragments), _block(edges))
-        if options.engine == "waterz":
+        if options.engine == "waterz" and affinities is not None:
             _one_shot(affinities, fragments, options, held)
         else:
             _tree(fragments, edges, where, options, held, workers)

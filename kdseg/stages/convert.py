@@ -1,4 +1,4 @@
-"""A source, or a phantom → raw data, labels or a baseline as a sharded volume with its pyramid."""
+"""A source, or a phantom → raw data, labels, a baseline or a mask as a sharded volume with its pyramid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from kdseg.blockwise import run_blocks
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
-from kdseg.convert import Plan, block_shape, convert_block, plan_labels, plan_raw
+from kdseg.convert import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
 from kdseg.errors import ConfigError
 from kdseg.geometry import Block, Roi, Triple
 from kdseg.manifests import Claim, claim, source_fingerprint
@@ -19,7 +19,7 @@ from kdseg.pyramid import build_levels
 from kdseg.sources import open_source, source_path
 from kdseg.volume import VoxelSize, create_volume, open_volume
 
-Kind = Literal["raw", "labels", "baseline"]
+Kind = Literal["raw", "labels", "baseline", "mask"]
 
 
 def run(
@@ -31,10 +31,10 @@ def run(
     workers: int = 1,
     overwrite: bool = False,
 ) -> None:
-    """Write one dataset of a volume as sharded OME-Zarr 0.5: raw data as uint8, labels as uint64.
+    """Write one dataset of a volume as sharded OME-Zarr 0.5: raw data as uint8, labels as uint64, a mask as 0 and 1.
 
     Args:
-        kind: ``raw``, ``labels`` or ``baseline`` (somebody else's segmentation, stored like labels).
+        kind: ``raw``, ``labels``, ``baseline`` (somebody else's segmentation, stored like labels) or ``mask``.
         manifest: to write; the volume lies beside it.
         options: where the volume comes from, and which part of it to take.
         storage: layout on disk.
@@ -68,6 +68,8 @@ def _run_phantom(
 ) -> None:
     if kind == "baseline":
         raise ConfigError("a phantom has no baseline: remove it from what is scored")
+    if kind == "mask":
+        raise ConfigError("a phantom has no mask: it is tissue throughout")
     made_of = {"kind": kind, "phantom": options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
     with claim(manifest, "convert", made_of, {}, volume=True, overwrite=overwrite) as held:
         offset = _product(options.offset, options.voxel_size)
@@ -89,7 +91,7 @@ def _run_source(
     else:
         source = open_source(address)
         inputs[kind] = source_fingerprint(source_path(address))
-        plan = plan_labels(source, options, raw)
+        plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
     with claim(
         manifest, "convert", _made_of(kind, address, options, plan, storage), inputs, overwrite=overwrite
     ) as held:
@@ -118,7 +120,7 @@ def _create(
     create_volume(
         held.store,
         shape=shape,
-        dtype=np.uint8 if kind == "raw" else np.uint64,
+        dtype=np.uint8 if kind in ("raw", "mask") else np.uint64,
         chunk=storage.chunk,
         shard=storage.shard,
         voxel_size=voxel_size,

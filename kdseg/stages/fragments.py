@@ -6,22 +6,16 @@ import logging
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kdseg.blockwise import run_blocks
 from kdseg.config import FragmentsOptions, StorageOptions
-from kdseg.errors import DataError, ShapeError
-from kdseg.geometry import Block, Roi, Triple, block_number, grid_shape
+from kdseg.fragment_store import create_fragments, mask_input
+from kdseg.geometry import Block, Roi, Triple
 from kdseg.manifests import claim, read, store_of
-from kdseg.segmentation.agglomerate import waterz_segments
+from kdseg.segmentation.cells import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.checks import doubts, thin_halo
 from kdseg.segmentation.links import nearest_channels
-from kdseg.segmentation.watershed import clean, drop_weak
-from kdseg.segmentation.watershed import fragments as watershed
-from kdseg.volume import Volume, affinity_offsets, create_volume, open_volume
+from kdseg.volume import Volume, affinity_offsets, open_volume
 
-LARGEST_ID = 2**63
 _SAMPLE = 64
 """Voxels along each axis of the sample that is looked at before work begins."""
 
@@ -63,46 +57,17 @@ def run(
     source = open_volume(store_of(affinities))
     offsets = affinity_offsets(source)
     nearest_channels(offsets)
-    grid = grid_shape(source.shape, options.block)
-    if int(np.prod(grid, dtype=object)) * int(np.prod(options.block, dtype=object)) >= LARGEST_ID:
-        raise DataError(f"ids of a grid of {grid} blocks of {options.block} voxels exceed 2**63: use smaller blocks")
-    if source.voxel_size is None:
-        raise ShapeError(f"{affinities} has no voxel size")
-    inputs = {"affinities": read(affinities)["fingerprint"]}
-    if mask is not None:
-        _check_mask(open_volume(store_of(mask)), source, mask)
-        inputs["mask"] = read(mask)["fingerprint"]
+    grid = checked_grid(source.shape, options.block)
+    inputs = {"affinities": read(affinities)["fingerprint"], **mask_input(mask, source)}
     for doubt in _doubts(source, options):
         log.warning("fragments: %s: %s", affinities, doubt)
     made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
     with claim(manifest, "fragments", made_of, inputs, overwrite=overwrite) as held:
-        create_volume(
-            held.store,
-            shape=source.shape,
-            dtype=np.uint64,
-            chunk=storage.chunk,
-            shard=storage.shard,
-            voxel_size=source.voxel_size,
-            offset=source.offset,
-        )
+        create_fragments(held.store, source, storage)
         paths = store_of(affinities), None if mask is None else store_of(mask), held.store
         function = partial(fragment_block, *paths, options, grid)
         run_blocks("fragments", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
         held.stats["voxels"] = source.roi.size
-
-
-def _check_mask(mask: Volume, source: Volume, path: Path) -> None:
-    if mask.shape != source.shape or mask.channels is not None or mask.dtype.kind not in "bui":
-        raise ShapeError(
-            f"the mask {path} is {mask.dtype} {mask.array.shape}, expected integers {source.shape} as the affinities: "
-            "make it on their grid"
-        )
-    placed = mask.voxel_size in (None, source.voxel_size) and mask.offset == source.offset
-    if not placed:
-        raise ShapeError(
-            f"the mask {path} has the voxel size {mask.voxel_size} and offset {mask.offset} nm, expected "
-            f"{source.voxel_size} and {source.offset} as the affinities: make it on their grid"
-        )
 
 
 def _doubts(source: Volume, options: FragmentsOptions) -> list[str]:
@@ -121,27 +86,11 @@ def fragment_block(
 ) -> None:
     """Compute and write the fragments of one block."""
     source = open_volume(affinities)
-    found = _fragments(source, None if mask is None else open_volume(mask), options, block)
-    base = np.uint64(block_number(block.index, grid) * int(np.prod(options.block)))
-    open_volume(out).write(block.roi, np.where(found > 0, found + base, np.uint64(0)))
-
-
-def _fragments(source: Volume, mask: Volume | None, options: FragmentsOptions, block: Block) -> NDArray[np.uint64]:
-    how = options.watershed
-    per_section = how.method == "watershed" and how.per_section
-    # sections that are flooded alone know nothing of each other, unless they are merged afterwards
-    z, y, x = options.halo
-    read_roi = block.roi.grow((0 if per_section and options.premerge is None else z, y, x)).intersect(source.roi)
-    core = block.roi.slices(read_roi)
+    read_roi = halo_roi(options, block.roi, source.roi)
     offsets = affinity_offsets(source)
-    channels = list(range(len(offsets))) if how.method == "mutex" else nearest_channels(offsets)
-    offsets = tuple(offsets[c] for c in channels)
+    channels = channels_used(options, offsets)
     near = source.read(read_roi, channels)
-    tissue = None if mask is None else mask.read(read_roi) != 0
-    found = watershed(near, offsets, how, tissue, source.voxel_size or (1.0, 1.0, 1.0))
-    if options.premerge is not None and found.any():
-        (found,) = waterz_segments(near, found, offsets, [options.premerge])
-    pieces = clean(found, core, options.dust)
-    if options.least_mean > 0:
-        pieces = drop_weak(pieces, near, offsets, core, options.least_mean, tissue, per_section=per_section)
-    return pieces
+    tissue = None if mask is None else open_volume(mask).read(read_roi) != 0
+    size, core = source.voxel_size or (1.0, 1.0, 1.0), block.roi.slices(read_roi)
+    found = cell_fragments(near, tuple(offsets[c] for c in channels), options, core, tissue, size)
+    open_volume(out).write(block.roi, unique_ids(found, block.index, grid, options.block))

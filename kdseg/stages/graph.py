@@ -116,11 +116,14 @@ def _region_graph(blocks: list[Path], folder: Path, world: _World) -> Iterator[E
     def rows() -> Iterator[NDArray[np.uint64]]:
         for path in blocks:
             table = read_table(path)
-            yield np.column_stack([table[name] for name in Edges._fields])
+            touch = table.get("touch", table["contact"] > 0)
+            yield np.column_stack([*(table[name] for name in Edges._fields), touch.astype(np.uint64)])
 
     for part in _gathered(rows, folder, world):
-        graph = merge_edges([Edges(*part.T)])
-        touching = graph.contact > 0  # others are hints for the agglomeration, without a mean
+        u, v, sums, contact, touch = part.T
+        graph = merge_edges([Edges(u, v, sums, contact)])
+        # others are hints for the agglomeration, without a mean, or linked by long offsets only
+        touching = (graph.contact > 0) & (merge_edges([Edges(u, v, touch, touch)]).contact > 0)
         yield Edges(*(column[touching] for column in graph))
 
 

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from kdseg.checkpoint import load_model
-from kdseg.cluster import local_client, run_tasks, worker_number
 from kdseg.config import PredictOptions, StorageOptions
-from kdseg.errors import ConfigError, DataError, ShapeError, StageError, VoxelSizeError
-from kdseg.geometry import Block, Triple, blocks, is_cubic, is_multiple
-from kdseg.inference import Predictor, Product, predict_roi, predictor
-from kdseg.manifests import claim, file_fingerprint, peak_mb, read, store_of, write_json
-from kdseg.models.device import resolve_device, resolve_precision
-from kdseg.volume import Volume, create_volume, open_volume
-
-log = logging.getLogger(__name__)
-
-VOXEL_SIZE_TOLERANCE = 0.05
-"""Largest relative difference between the voxels of the training data and of the volume."""
+from kdseg.errors import ConfigError, ShapeError
+from kdseg.geometry import Block, is_multiple
+from kdseg.inference import Product, predict_roi
+from kdseg.manifests import claim, peak_mb, store_of
+from kdseg.prediction import Measured, Weights, prepare, run_predicted, worker_predictor
+from kdseg.volume import create_volume, open_volume
 
 
 @dataclass(frozen=True)
@@ -35,12 +23,8 @@ class Work:
     """What a worker needs to know; small, sent with every block."""
 
     raw: Path
-    model: Path
+    weights: Weights
     out: Path
-    tile: Triple
-    device: str
-    precision: str
-    product: Product
 
 
 def run(
@@ -79,25 +63,18 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    where = resolve_device(device)
-    precision = str(resolve_precision(options.precision, where)).removeprefix("torch.")
-    source, weights = open_volume(store_of(raw)), store_of(model)
-    loaded = load_model(weights)
-    _check(source, loaded.voxel_size, raw)
+    ready = prepare(raw, model, options, product=product, device=device, gpus=gpus, workers=workers)
+    source, loaded = ready.source, ready.loaded
     if product == "embedding" and not loaded.heads.embedding:
         raise ConfigError(f"{model} has no embedding to predict: train it with heads.embedding")
     if not is_multiple(options.block, storage.shard):
         raise ShapeError(f"predict.block {options.block} must be a multiple of the shard {storage.shard}")
     made_of = {
-        "tile": list(options.tile),
-        # The last bit of a float differs between kinds of device: a run is finished where it was begun.
-        "device": where.type,
-        "precision": precision,
+        **ready.made_of,
         **({} if product == "affinities" else {"product": product}),
         "storage": storage.model_dump(mode="json"),
     }
-    inputs = {"raw": read(raw)["fingerprint"], "model": file_fingerprint(weights)}
-    with claim(manifest, "predict", made_of, inputs, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "predict", made_of, ready.inputs, volume=True, overwrite=overwrite) as held:
         create_volume(
             held.store,
             shape=source.shape,
@@ -110,110 +87,16 @@ def run(
             compress=False,
             attributes={} if product == "embedding" else {"offsets": [list(o) for o in loaded.offsets]},
         )
-        work = Work(store_of(raw), weights, held.store, options.tile, str(where), precision, product)
-        count = gpus if where.type == "cuda" else workers
-        done = Done(held.private / f"blocks-{'x'.join(map(str, options.block))}.txt")
-        held.stats.update(voxels=source.roi.size, device=where.type, workers=count)
-        held.stats.update(_measured(_run_blocks(work, source, options.block, count, done), held.private / "speed.json"))
+        work = Work(store_of(raw), ready.weights, held.store)
+        held.stats.update(voxels=source.roi.size, device=ready.made_of["device"], workers=ready.workers)
+        function = partial(predict_block, work)
+        run_predicted("predict", source.roi, options.block, function, held, workers=ready.workers)
 
 
-class Done:
-    """An append-only list of finished blocks; a line that a crash cut short is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.exists():
-            whole = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole[0]) + len(whole[1]))
-
-    def read(self) -> set[Triple]:
-        """Return the indices of the finished blocks."""
-        if not self.path.exists():
-            return set()
-        whole = self.path.read_text().rpartition("\n")[0].splitlines()  # the last line may be in the making
-        return {(int(z), int(y), int(x)) for z, y, x in (line.split() for line in whole)}
-
-    def add(self, index: Triple) -> None:
-        """Note a finished block."""
-        with self.path.open("a") as file:
-            file.write(" ".join(str(i) for i in index) + "\n")
-
-
-def predict_block(work: Work, block: Block) -> tuple[float, float]:
+def predict_block(work: Work, block: Block) -> Measured:
     """Predict and write one block; return the seconds it took and the peak memory in MB so far."""
     started = time.monotonic()
-    predict = _predictor(work)
+    predict = worker_predictor(work.weights)
     source = open_volume(work.raw)
     open_volume(work.out).write(block.roi, predict_roi(predict, source.read, source.roi, block.roi))
     return time.monotonic() - started, peak_mb()
-
-
-@lru_cache(maxsize=1)
-def _predictor(work: Work) -> Predictor:
-    import torch
-
-    torch.set_num_threads(1)
-    # Workers are numbered; each takes the GPU of its number, unless one was named.
-    device = resolve_device(f"cuda:{worker_number()}" if work.device == "cuda" else work.device)
-    loaded = load_model(work.model)
-    return predictor(
-        loaded.network,
-        work.tile,
-        device,
-        getattr(torch, work.precision),
-        offsets=loaded.offsets,
-        product=work.product,
-        cubic=is_cubic(loaded.voxel_size),
-    )
-
-
-def _run_blocks(work: Work, source: Volume, block: Triple, workers: int, done: Done) -> tuple[float, int, float]:
-    finished = done.read()
-    todo = [b for b in blocks(source.roi, block) if b.index not in finished]
-    log.info("predict: %d blocks to do, %d done before", len(todo), len(finished))
-    if not todo:
-        return 0.0, 0, 0.0
-    peak = 0.0
-    started = time.monotonic()
-    with local_client(min(workers, len(todo))) as client:
-        for item, (_, memory) in _progress(run_tasks(client, partial(predict_block, work), todo), len(todo)):
-            done.add(item.index)
-            peak = max(peak, memory)
-    missing = {b.index for b in blocks(source.roi, block)} - done.read()
-    if missing:
-        raise StageError(f"predict: {len(missing)} blocks are not done, e.g. {min(missing)}; rerun")
-    return time.monotonic() - started, sum(b.roi.size for b in todo), peak
-
-
-def _progress(
-    results: Iterator[tuple[Block, tuple[float, float]]], total: int
-) -> Iterator[tuple[Block, tuple[float, float]]]:
-    from tqdm import tqdm
-
-    yield from tqdm(results, total=total, desc="predict", unit="block", disable=not sys.stderr.isatty())
-
-
-def _measured(attempt: tuple[float, int, float], note: Path) -> dict[str, float | None]:
-    """Return speed and memory of this attempt, or of the last one that had anything to do."""
-    seconds, voxels, peak = attempt
-    if voxels:
-        speed = round(voxels / seconds / 1e6, 3)
-        memory = round(max(peak, peak_mb()), 1)
-        write_json(note, {"mvox_per_s": speed, "peak_mb": memory})
-    elif note.exists():
-        before = json.loads(note.read_text())
-        speed, memory = before["mvox_per_s"], before["peak_mb"]
-    else:
-        return {"mvox_per_s": None}
-    return {"mvox_per_s": speed, "peak_mb": memory}
-
-
-def _check(source: Volume, trained_on: tuple[float, float, float], raw: Path) -> None:
-    if source.dtype != np.uint8 or source.channels is not None:
-        raise DataError(f"{raw} stands for {source.dtype} {source.array.shape}: expected uint8 (z, y, x), see convert")
-    size = source.voxel_size
-    if size is None or not np.allclose(size, trained_on, rtol=VOXEL_SIZE_TOLERANCE):
-        raise VoxelSizeError(
-            f"{raw} has voxels of {size} nm, the network was trained on {trained_on} nm: choose another resolution "
-            "level or network"
-        )
