@@ -437,6 +437,13 @@ def test_the_graph_follows_the_configuration(run):
     assert len(set(places)) == len(places)
 
 
+def test_fused_fragments_come_from_the_network(run):
+    found = {node.key: node for node in nodes(collect(configuration(run, predict={"fused": True})))}
+    assert set(found["fast/cube/fragments"].inputs) == {"fast/model", "volumes/cube"}
+    assert found["fast/cube/fragments"].caption == "cube"
+    assert not [key for key in found if key.endswith("affinities")]
+
+
 def test_the_graph_has_no_sweep_edge_for_a_fixed_threshold(run):
     found = {node.key: node for node in nodes(collect(configuration(run, segment={"threshold": 0.5})))}
     assert found["fast/cube/segmentation"].inputs == ("fast/cube/agglomeration",)

@@ -32,7 +32,7 @@ class Row:
         parameters_percent: of the teacher's.
         kmac: thousand multiply-accumulates per output voxel.
         kmac_percent: of the teacher's.
-        mvox_per_s: predicted million voxels per second.
+        mvox_per_s: predicted million voxels per second; with `predict.fused` fragments are made within.
         time_percent: time to predict a voxel, of the teacher's, where device and workers are the same.
         peak_mb: peak memory of prediction.
     """

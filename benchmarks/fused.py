@@ -1,0 +1,97 @@
+"""What `predict.fused` costs and saves: `OMP_NUM_THREADS=1 python benchmarks/fused.py --widths 4 8 16`.
+
+Predicts a phantom with an untrained network of one of the sizes used here, once through stored affinities and
+once fused, and prints wall time, CPU time, times that a voxel is predicted, and bytes left on disk. The results
+are compared: they are equal, or it fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from kdseg.checkpoint import LoadedModel, save_model
+from kdseg.config import Config, EdgesOptions, FragmentsOptions, PredictOptions, StorageOptions, VolumeOptions
+from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.manifests import claim, read
+from kdseg.models import build
+from kdseg.stages import convert, edges, fragments, fuse, predict
+
+OFFSETS = Config.model_fields["offsets"].default
+
+
+def network(manifest: Path, widths: tuple[int, ...]) -> Path:
+    torch.manual_seed(0)
+    options = UNetOptions(widths=widths)
+    made = build(options, HeadOptions(), OFFSETS)
+    made(torch.randn(1, 1, 32, 32, 32))
+    with claim(manifest, "train", {"widths": list(widths)}, {}) as held:
+        save_model(held.model, LoadedModel(made, options, HeadOptions(), OFFSETS, (10.0, 10.0, 10.0)))
+    return manifest
+
+
+def size(*paths: Path) -> int:
+    return sum(file.stat().st_size for path in paths for file in path.rglob("*") if file.is_file())
+
+
+def cpu() -> float:
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def same(a: Path, b: Path) -> bool:
+    files = [file.relative_to(a) for file in a.rglob("*") if file.is_file()]
+    return bool(files) and all((a / name).read_bytes() == (b / name).read_bytes() for name in files)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", type=int, nargs=3, default=(128, 192, 192))
+    parser.add_argument("--widths", type=int, nargs="+", default=(4, 8, 16))
+    parser.add_argument("--halo", type=int, default=32)
+    parser.add_argument("--block", type=int, nargs="+", default=(64, 128))
+    parser.add_argument("--tile", type=int, nargs="+", default=(64, 32))
+    given = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    storage = StorageOptions(chunk=(32, 32, 32), shard=(64, 64, 64))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        phantom = VolumeOptions.model_validate({"phantom": {"shape": given.shape}})
+        raw = folder / "raw.json"
+        convert.run("raw", raw, phantom, storage)
+        model = network(folder / "model.json", tuple(given.widths))
+        print("| block | tile | route | predicted per voxel | wall s | CPU s | affinities, slabs, inner edges [MB] |")
+        print("| --- | --- | --- | --- | --- | --- | --- |")
+        for block, tile in ((b, t) for b in given.block for t in given.tile):
+            options = FragmentsOptions(block=(block,) * 3, halo=(given.halo,) * 3)
+            predicting = PredictOptions(block=(64,) * 3, tile=(tile,) * 3)
+            here = {route: folder / f"{block}_{tile}" / route for route in ("stored", "fused")}
+            for route, out in here.items():
+                kept, made = out / "affinities.json", out / "fragments.json"
+                wall, used = time.monotonic(), cpu()
+                if route == "stored":
+                    predict.run(raw, model, kept, predicting, storage, device="cpu")
+                    fragments.run(kept, made, options, storage)
+                else:
+                    fuse.run(raw, model, made, predicting, options, storage, device="cpu")
+                source = kept if route == "stored" else None
+                edges.run(source, made, out / "edges.json", EdgesOptions(block=(64,) * 3))
+                wall, used = time.monotonic() - wall, cpu() - used
+                times = read(made)["stats"].get("times_predicted", 1)
+                disk = size(out / "affinities.zarr") if source else size(out / "fragments.tables")
+                print(
+                    f"| {block} | {tile} | {route} | {times} | {wall:.1f} | {used:.1f} | {disk / 1e6:.2f} |", flush=True
+                )
+            for result in ("fragments.zarr", "edges.tables"):
+                if not same(here["stored"] / result, here["fused"] / result):
+                    raise SystemExit(f"{result} differs")
+
+
+if __name__ == "__main__":
+    main()
