@@ -84,7 +84,7 @@ def errors(ids: Ids, labels: Ids, block: int, start: int) -> str:
 
 def panel(ids: Ids, labels: Ids, block: int, section: int) -> NDArray[np.uint8]:
     """One section with borders of blocks, and seams in the two pixels on either side of them."""
-    image = colour_numbers(ids[section], *colour_keys([ids], [labels]))
+    image = colour_numbers(ids[section], *colour_keys([ids[section]], [labels[section]]))
     image[image >= BORDER] -= 100  # colours that mean something else here
     image = np.repeat(np.repeat(image, SCALE, 0), SCALE, 1)
     for axis in (0, 1):
