@@ -319,6 +319,7 @@ def main() -> None:
     for _ in range(options.repeats):
         for name, run in runs.items():
             results[name].append(run())
+            print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)  # a later one may be interrupted
     print("| tool | stages [s] | sum [s] (runs) | Mvox/s | CPU [s] of the stages / of the run | VOI | ARAND | peak |\n"
           + "| --- " * 8 + "|")  # fmt: skip
     for name, each in results.items():
