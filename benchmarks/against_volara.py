@@ -1,24 +1,37 @@
-"""Affinities to segmentation: kdseg beside volara, on the same affinities, in one run.
+"""Affinities to segmentation: kdseg beside volara, waterz in one shot and scikit-image, on the same affinities.
 
-    python benchmarks/against_volara.py SYNTH.zarr WORK VOLARA_PYTHON VOLARA_BASELINE.py [block ...]
+    python benchmarks/against_volara.py SYNTH.zarr WORK VOLARA_PYTHON VOLARA_BASELINE.py \
+        [--blocks 128 64] [--halos 16 9] [--repeats 3] [--skip scikit-image ...]
 
 `SYNTH.zarr` holds `labels` (uint64) and `affs` (uint8, with positive offsets). volara needs an environment of its own
-(`pip install volara==1.0.5 zarr==3.1.6 scikit-image`), whose Python is given with the script that drives it. Prints a
-row per tool and block: seconds of each stage, the sum, Mvox/s, VOI split and merge, ARAND, peak memory of a process.
+(`pip install volara==1.0.5 zarr==3.1.6 scikit-image`), whose Python is given with the script that drives it; its halo
+is 9. waterz gets kdseg's fragments. scikit-image is the usual chain: distance transform, watershed, graph of mean
+boundaries, merged hierarchically. Each runs in a process of its own, in turn, `--repeats` times, so that what else the
+machine does falls on all of them. The thresholds are chosen by VOI on the volume itself, before the clock starts.
+
+Prints a row for each: median seconds of each stage and of their sum, Mvox/s, CPU seconds of the stages (where they
+can be told from loading and scoring) and of the whole run, VOI split and merge, ARAND, and peak memory: the largest
+sum over its processes, where memory that two of them share counts once (PSS, every 50 ms).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import numpy as np
+import psutil
 import zarr
 
 from kdseg.config import (
@@ -29,13 +42,19 @@ from kdseg.config import (
     SegmentOptions,
     StorageOptions,
 )
-from kdseg.manifests import claim, read
+from kdseg.manifests import claim, read, store_of
+from kdseg.metrics.contingency import block_contingency
+from kdseg.metrics.scores import scores
+from kdseg.segmentation.agglomerate import waterz_segments
 from kdseg.stages import agglomerate, edges, evaluate, fragments, segment
-from kdseg.volume import create_volume
+from kdseg.volume import affinity_offsets, create_volume, open_volume
 
 STORAGE = StorageOptions(chunk=(64, 64, 64), shard=(64, 64, 64), levels=1)
 WORKERS = 2
 SIZE = (8.0, 8.0, 8.0)
+DUST = 32
+THRESHOLDS = AgglomerateOptions().thresholds
+Result = dict[str, Any]
 
 
 def put(manifest: Path, array: np.ndarray, **attributes: object) -> Path:
@@ -56,84 +75,255 @@ def put(manifest: Path, array: np.ndarray, **attributes: object) -> Path:
     return manifest
 
 
-def ours(affinities: Path, labels: Path, folder: Path, block: int, threshold: float | None) -> float:
-    """Run and print; return the threshold, chosen by VOI on the volume itself where none is given."""
-    cube = (block, block, block)
+class Laps:
+    """Seconds and CPU seconds of successive steps; a worker's count when it has ended."""
+
+    def __init__(self) -> None:
+        self.steps: dict[str, float] = {}
+        self.cpu = 0.0
+        self.start()
+
+    def start(self) -> None:
+        self.wall, self.used = time.perf_counter(), _cpu()
+
+    def lap(self, name: str) -> None:
+        self.steps[name] = time.perf_counter() - self.wall
+        self.cpu += _cpu() - self.used
+        self.start()
+
+
+def _cpu() -> float:
+    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def kdseg(work: Path, block: int, halo: int, threshold: float | None) -> Result:
+    """Run the four stages; without a threshold it is chosen, and the result is no measurement."""
+    cube, folder = (block, block, block), work / f"kdseg_{block}_{halo}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    affinities, labels = work / "affinities.json", work / "labels.json"
     names = ("fragments", "edges", "agglomeration", "segmentation", "sweep", "scores")
-    fragment, edge, tree, segmentation, sweep, scores = (folder / f"{name}.json" for name in names)
-    chunk = tuple(max(block, 256) for _ in range(3))
-    steps = {}
-    started = time.monotonic()
-
-    def lap(name: str) -> None:
-        nonlocal started
-        steps[name] = round(time.monotonic() - started, 2)
-        started = time.monotonic()
-
-    fragments.run(affinities, fragment, FragmentsOptions(block=cube, dust=32), STORAGE, workers=WORKERS)
-    lap("fragments")
-    edges.run(affinities, fragment, edge, EdgesOptions(block=cube), workers=WORKERS)
-    lap("edges")
-    agglomerate.run(affinities, fragment, edge, tree, AgglomerateOptions(chunk=chunk), workers=WORKERS)
-    lap("agglomerate")
+    fragment, edge, tree, segmentation, sweep, scored = (folder / f"{name}.json" for name in names)
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=cube)
-    evaluate.sweep(fragment, tree, labels, sweep, scoring, workers=WORKERS)
-    threshold = read(sweep)["stats"]["best"] if threshold is None else threshold
-    started = time.monotonic()
-    segment.run(
-        fragment, edge, tree, None, segmentation, SegmentOptions(block=cube, threshold=threshold), STORAGE,
-        workers=WORKERS,
-    )  # fmt: skip
-    lap("relabel")
-    evaluate.run(segmentation, labels, scores, scoring, workers=WORKERS)
-    found, total = read(scores)["stats"], sum(steps.values())
-    usage = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    values = found["scores"]
-    print(
-        f"| kdseg, block {block} | {steps} | {total:.1f} | {found['voxels'] / total / 1e6:.2f} | "
-        f"{values['voi_split']:.3f} + {values['voi_merge']:.3f} | {values['arand']:.4f} | {usage / 1024:.0f} MB |",
-        flush=True,
-    )
-    return float(threshold)
+    cut = FragmentsOptions(block=cube, dust=DUST, halo=(halo, halo, halo))
+    clock = Laps()
+    fragments.run(affinities, fragment, cut, STORAGE, workers=WORKERS)
+    clock.lap("fragments")
+    edges.run(affinities, fragment, edge, EdgesOptions(block=cube), workers=WORKERS)
+    clock.lap("edges")
+    chunk = tuple(max(block, 256) for _ in range(3))
+    agglomerate.run(affinities, fragment, edge, tree, AgglomerateOptions(chunk=chunk), workers=WORKERS)
+    clock.lap("agglomerate")
+    if threshold is None:
+        evaluate.sweep(fragment, tree, labels, sweep, scoring, workers=WORKERS)
+        threshold = float(read(sweep)["stats"]["best"])
+        clock.start()
+    options = SegmentOptions(block=cube, threshold=threshold)
+    segment.run(fragment, edge, tree, None, segmentation, options, STORAGE, workers=WORKERS)
+    clock.lap("relabel")
+    evaluate.run(segmentation, labels, scored, scoring, workers=WORKERS)
+    found = read(scored)["stats"]["scores"]
+    return {"threshold": threshold, "steps": clock.steps, "cpu": clock.cpu, **found}
 
 
-def theirs(synth: Path, work: Path, python: str, script: str, block: int) -> None:
-    command = [python, script, str(synth), str(work / "volara"), str(block), str(WORKERS)]
-    run = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    line = run.stdout.strip().splitlines()[-1] if run.stdout.strip() else ""
-    if run.returncode or not line.startswith("{"):
-        print(f"| volara, block {block} | failed: {run.stderr.strip().splitlines()[-1:]} | | | | | |", flush=True)
-        return
-    found = json.loads(line)
-    steps = {name: value for name, value in found["times"].items() if not name.endswith("_ok")}
-    split, merge = found["voi_split_merge"]
+def waterz(work: Path, threshold: float | None, fragment: Path) -> Result:
+    """Agglomerate kdseg's fragments in one shot; only that, and reading and writing, is measured."""
+    clock = Laps()
+    source = open_volume(store_of(work / "affinities.json"))
+    labelled = open_volume(store_of(fragment))
+    near, ids = source.read(source.roi, [0, 1, 2]), labelled.read(labelled.roi)
+    clock.lap("read")
+    offsets = affinity_offsets(source)[:3]
+    tried = THRESHOLDS if threshold is None else (threshold,)
+    found = waterz_segments(near, ids, offsets, tried)
+    clock.lap("agglomerate")
+    return _best(work, dict(zip(tried, found, strict=True)), clock)
+
+
+def scikit_image(work: Path, threshold: float | None) -> Result:
+    """The chain that its gallery shows, in 3D."""
+    from scipy.ndimage import distance_transform_edt
+    from skimage.feature import peak_local_max
+    from skimage.graph import merge_hierarchical, rag_boundary
+    from skimage.segmentation import watershed
+
+    clock = Laps()
+    source = open_volume(store_of(work / "affinities.json"))
+    near = source.read(source.roi, [0, 1, 2])
+    clock.lap("read")
+    boundary = 1 - near.mean(axis=0, dtype=np.float32) / 255
+    distance = distance_transform_edt(boundary < 0.5)
+    markers = np.zeros(boundary.shape, np.int32)
+    peaks = peak_local_max(distance, min_distance=5, labels=(boundary < 0.5).astype(np.int32))
+    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
+    clock.lap("seeds")
+    ids = watershed(boundary, markers)
+    clock.lap("watershed")
+    graph = rag_boundary(ids, boundary, connectivity=1)
+    clock.lap("graph")
+    tried = [round(0.1 * k, 1) for k in range(1, 9)] if threshold is None else [threshold]
+    found = {
+        one: merge_hierarchical(
+            ids,
+            graph,
+            one,
+            rag_copy=True,
+            in_place_merge=True,
+            merge_func=lambda graph, src, dst: None,
+            weight_func=_mean_boundary,
+        )
+        for one in tried
+    }
+    clock.lap("merge")
+    return _best(work, found, clock)
+
+
+def _mean_boundary(graph: Any, src: int, dst: int, n: int) -> dict[str, float]:
+    """Weight of the edge from a merged region to a neighbour: the mean of both edges, by their counts."""
+    absent = {"weight": 0.0, "count": 0}
+    edges = [graph[one].get(n, absent) for one in (src, dst)]
+    count = sum(edge["count"] for edge in edges)
+    return {"count": count, "weight": sum(edge["count"] * edge["weight"] for edge in edges) / count}
+
+
+def _best(work: Path, found: dict[float, np.ndarray], clock: Laps) -> Result:
+    labels = open_volume(store_of(work / "labels.json"))
+    truth = labels.read(labels.roi)
+    scored = {at: scores(block_contingency(ids.astype(np.uint64), truth)) for at, ids in found.items()}
+    threshold = min(scored, key=lambda at: scored[at].voi)
+    return {"threshold": threshold, "steps": clock.steps, "cpu": clock.cpu, **scored[threshold]._asdict()}
+
+
+def volara(line: Result) -> Result:
+    """Result of the line that volara's driver prints; the CPU time of its stages alone is not known."""
+    steps = {name: value for name, value in line["times"].items() if not name.endswith("_ok")}
+    split, merge = line["voi_split_merge"]
+    return {"steps": steps, "cpu": None, "voi_split": split, "voi_merge": merge, "arand": line["arand"]}
+
+
+def measured(command: list[str]) -> Result:
+    """Run a command; return what its last line says, with CPU seconds and peak memory of it and its children."""
+    before, peak = resource.getrusage(resource.RUSAGE_CHILDREN), 0
+    with tempfile.TemporaryFile("w+") as out:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
+        while run.poll() is None:
+            peak = max(peak, _memory(run.pid))
+            time.sleep(0.05)
+        out.seek(0)
+        text = out.read()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = [line for line in text.splitlines() if line.startswith("{")]
+    if run.returncode or not lines:
+        raise SystemExit(f"{command} failed with {run.returncode}:\n{text[-2000:]}")
+    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {**json.loads(lines[-1]), "used": used, "peak": peak}
+
+
+def _memory(pid: int) -> int:
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for one in family:
+        try:
+            total += one.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def row(name: str, runs: list[Result], voxels: int) -> None:
+    steps = {step: round(median(run["steps"][step] for run in runs), 2) for step in runs[0]["steps"]}
+    total = median(sum(run["steps"].values()) for run in runs)
+    each = ", ".join(f"{sum(run['steps'].values()):.1f}" for run in runs)
+    cpu = "–" if runs[0]["cpu"] is None else f"{median(run['cpu'] for run in runs):.1f}"
+    one = runs[0]
     print(
-        f"| volara, block {block} | {steps} | {found['total_s']} | {found['mvox_s']} | {split:.3f} + {merge:.3f} | "
-        f"{found['arand']:.4f} | {found['maxrss_child_mb']:.0f} MB |",
+        f"| {name} | {', '.join(f'{step} {value}' for step, value in steps.items())} | **{total:.1f}** ({each}) | "
+        f"{voxels / total / 1e6:.2f} | {cpu} / {median(run['used'] for run in runs):.1f} | "
+        f"{one['voi_split']:.3f} + {one['voi_merge']:.3f} | {one['arand']:.4f} | "
+        f"{max(run['peak'] for run in runs) / 2**20:.0f} MB |",
         flush=True,
     )
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("synth", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("python")
+    parser.add_argument("script")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("--halos", type=int, nargs="+", default=[FragmentsOptions().halo[0], 9], help="of kdseg")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--skip", nargs="*", default=[], choices=["waterz", "scikit-image", "volara"])
+    parser.add_argument("--route", nargs="+", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def one_route(options: argparse.Namespace) -> Result:
+    name, *values = options.route
+    threshold = None if values[-1] == "-" else float(values[-1])
+    if name == "kdseg":
+        return kdseg(options.work, int(values[0]), int(values[1]), threshold)
+    if name == "waterz":
+        return waterz(options.work, threshold, options.work / values[0] / "fragments.json")
+    return scikit_image(options.work, threshold)
+
+
+def plan(options: argparse.Namespace) -> dict[str, Callable[[], Result]]:
+    """Return the runs by name; each chooses its threshold first, which also compiles what is to be compiled."""
+    places = [str(options.synth), str(options.work), options.python, options.script]
+    runs: dict[str, Callable[[], Result]] = {}
+
+    def own(name: str, *route: str) -> None:
+        command = [sys.executable, __file__, *places, "--route", *route]
+        threshold = str(measured([*command, "-"])["threshold"])
+        runs[f"{name}, cut at {threshold}"] = lambda: measured([*command, threshold])
+
+    for block in options.blocks:
+        for halo in options.halos:
+            own(f"kdseg, block {block}, halo {halo}", "kdseg", str(block), str(halo))
+        if "volara" not in options.skip:
+            command = [options.python, options.script, str(options.synth), str(options.work / "volara")]
+            runs[f"volara, block {block}, halo 9"] = lambda command=command, block=block: volara_run(command, block)
+    if "waterz" not in options.skip:
+        block, halo = options.blocks[0], options.halos[0]
+        own(f"waterz on the fragments of kdseg, block {block}", "waterz", f"kdseg_{block}_{halo}")
+    if "scikit-image" not in options.skip:
+        own("scikit-image", "scikit-image")
+    return runs
+
+
+def volara_run(command: list[str], block: int) -> Result:
+    found = measured([*command, str(block), str(WORKERS)])
+    return {**volara(found), "used": found["used"], "peak": found["peak"]}
 
 
 def main() -> None:
-    synth, work, python, script = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    group = zarr.open_group(synth, mode="r")
-    data = np.asarray(group["affs"][:])
-    affinities = put(work / "affinities.json", data, offsets=[list(o) for o in group["affs"].attrs["offsets"]])
-    labels = put(work / "labels.json", np.asarray(group["labels"][:]).astype(np.uint64))
-    print("| tool | seconds | sum | Mvox/s | VOI split + merge | ARAND | peak memory of a process |")
-    print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
-    threshold = None
-    for block in map(int, sys.argv[5:] or ["128"]):
-        for _ in range(2 if threshold is None else 1):  # the first run compiles, and chooses the threshold
-            folder = work / f"kdseg{block}"
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-            threshold = ours(affinities, labels, folder, block, threshold)
-        theirs(synth, work, python, script, block)
+    options = arguments()
+    if options.route:
+        print(json.dumps(one_route(options)), flush=True)
+        return
+    shutil.rmtree(options.work, ignore_errors=True)
+    options.work.mkdir(parents=True)
+    group = zarr.open_group(str(options.synth), mode="r")
+    labels, affs = group["labels"], group["affs"]
+    put(options.work / "labels.json", labels[:])
+    put(options.work / "affinities.json", affs[:], offsets=[list(offset) for offset in affs.attrs["offsets"]])
+    runs = plan(options)
+    results: dict[str, list[Result]] = {name: [] for name in runs}
+    for _ in range(options.repeats):
+        for name, run in runs.items():
+            results[name].append(run())
+            print(f"{name}: {results[name][-1]}", file=sys.stderr, flush=True)  # a later one may be interrupted
+    print("| tool | stages [s] | sum [s] (runs) | Mvox/s | CPU [s] of the stages / of the run | VOI | ARAND | peak |\n"
+          + "| --- " * 8 + "|")  # fmt: skip
+    for name, each in results.items():
+        row(name, each, int(np.prod(labels.shape)))
 
 
 if __name__ == "__main__":

@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import daisy
 
+from kdseg import forks
 from kdseg.errors import KdsegError, StageError
 from kdseg.geometry import Block, Roi, Triple
 
 BlockFunction = Callable[[Block], None]
+CellFunction = Callable[[daisy.Block], None]
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,8 @@ _RETRIES = 1
 _RESTARTS = 8
 """Crashed workers (killed, out of memory, failing block) that a stage survives before it gives up."""
 _DAY = 24 * 3600.0
+_CONTEXT = "DAISY_CONTEXT"
+"""Variable in which daisy tells a worker where its server is."""
 
 
 def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *, workers: int, done: Path) -> None:
@@ -36,8 +41,8 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
         name: of the task, for messages and progress.
         total: voxels to cover.
         block: grid cell in voxels; the grid is anchored at voxel 0.
-        function: called with each block, in any order, in any process; it must be idempotent. It is
-            pickled, so it holds paths and options, not open volumes.
+        function: called with each block, in any order, in any process; it must be idempotent. Where processes
+            cannot fork it is pickled, so it holds paths and options, not open volumes.
         workers: processes; with 1 the blocks run in this process.
         done: folder of the done markers; keep one per options and inputs.
 
@@ -51,29 +56,30 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     workers = min(workers, max(count[0] * count[1] * count[2], 1))
     daisy.logging.set_log_basedir(None)
     unit = daisy.Roi((0, 0, 0), (1, 1, 1))
-    task = daisy.Task(
-        name,
-        total_roi=daisy.Roi(low, count),
-        read_roi=unit,
-        write_roi=unit,
-        process_function=_on_cell(function, total, block, os.getpid() if workers > 1 else None),
-        read_write_conflict=False,
-        fit="shrink",
-        max_workers=workers,
-        max_retries=_RETRIES,
-        max_worker_restarts=_RESTARTS + workers,
-        timeout=_DAY,
-        tracking_path=str(done),
-    )
     try:
-        states = daisy.run_blockwise(
-            task,
-            multiprocessing=workers > 1,
-            progress=sys.stderr.isatty(),
-            return_states=True,
-            host="127.0.0.1" if workers > 1 else None,
-            summary=False,
-        )
+        with _process_function(_on_cell(function, total, block), workers) as process:
+            task = daisy.Task(
+                name,
+                total_roi=daisy.Roi(low, count),
+                read_roi=unit,
+                write_roi=unit,
+                process_function=process,
+                read_write_conflict=False,
+                fit="shrink",
+                max_workers=workers,
+                max_retries=_RETRIES,
+                max_worker_restarts=_RESTARTS + workers,
+                timeout=_DAY,
+                tracking_path=str(done),
+            )
+            states = daisy.run_blockwise(
+                task,
+                multiprocessing=workers > 1,
+                progress=sys.stderr.isatty(),
+                return_states=True,
+                host="127.0.0.1" if workers > 1 else None,
+                summary=False,
+            )
     except (KdsegError, RuntimeError) as error:
         raise StageError(f"{name}: {_last_line(str(error))}; finished blocks are kept: mend it and rerun") from error
     state = states[name]
@@ -89,10 +95,8 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
         )
 
 
-def _on_cell(function: BlockFunction, total: Roi, block: Triple, parent: int | None) -> Callable[[daisy.Block], None]:
+def _on_cell(function: BlockFunction, total: Roi, block: Triple) -> CellFunction:
     def on_cell(cell: daisy.Block) -> None:
-        if parent is not None:
-            _die_with_parent(parent)
         z, y, x = (int(i) for i in cell.write_roi.offset)
         roi = Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total)
         function(Block((z, y, x), roi))
@@ -100,15 +104,28 @@ def _on_cell(function: BlockFunction, total: Roi, block: Triple, parent: int | N
     return on_cell
 
 
-def _die_with_parent(parent: int) -> None:
-    """Let a worker end with its stage, also when that is killed: an orphan must not go on writing (Linux)."""
-    if sys.platform == "linux":
-        import ctypes
+@contextmanager
+def _process_function(on_cell: CellFunction, workers: int) -> Iterator[Callable[..., None]]:
+    """Yield what daisy runs: in this process with one block, else without arguments in a process per worker."""
+    if workers == 1:
+        yield on_cell
+    elif forks.POSSIBLE:
+        with forks.forks(partial(_work, on_cell)) as ask:
+            yield lambda: ask(os.environ[_CONTEXT])
+    else:
+        yield lambda: _work(on_cell, os.environ[_CONTEXT])
 
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            sys.exit(1)
+
+def _work(on_cell: CellFunction, context: str) -> None:
+    """Run blocks until the server has none left."""
+    logging.getLogger("daisy").setLevel(logging.ERROR)  # it warns of a server that ended before this worker began
+    os.environ[_CONTEXT] = context
+    client = daisy.Client()
+    while True:
+        with client.acquire_block() as cell:
+            if cell is None:
+                return
+            on_cell(cell)
 
 
 def _last_line(text: str) -> str:

@@ -88,7 +88,11 @@ class Volume:
         try:
             if channels is None:
                 return np.asarray(self.array[(..., *selection)])
-            return np.asarray(self.array.oindex[(np.array(channels, np.int64), *selection)])
+            # not by zarr's `oindex`, which picks voxels one by one: 10 times the time of a slice
+            low, high = min(channels, default=0), max(channels, default=-1) + 1
+            picked = np.asarray(self.array[(slice(low, high), *selection)])
+            in_order = list(channels) == list(range(low, high))
+            return picked if in_order else picked[np.array(channels, np.int64) - low]
         except (OSError, ValueError, RuntimeError) as error:
             where = f"{roi} of {self.array.store_path}"
             raise UnreadableError(f"cannot read {where}: {error}; the chunk is damaged") from error

@@ -171,16 +171,17 @@ def test_a_halo_thinner_than_the_method_needs_is_named():
         return thin_halo(FragmentsOptions(halo=halo, watershed=watershed, **more), offsets, voxel_size, shape)
 
     seeded, flat = WatershedOptions(), WatershedOptions(per_section=True)
-    assert warning((32, 32, 32), seeded) == ""
-    assert "z: 0 of 32" in warning((0, 32, 31), seeded)
-    assert "x: 31 of 32" in warning((0, 32, 31), seeded)
-    assert "y:" not in warning((0, 32, 31), seeded)
+    assert warning(FragmentsOptions().halo, seeded) == ""
+    assert warning((16, 16, 16), seeded) == ""
+    assert "z: 0 of 16" in warning((0, 16, 15), seeded)
+    assert "x: 15 of 16" in warning((0, 16, 15), seeded)
+    assert "y:" not in warning((0, 16, 15), seeded)
     assert warning((0, 0, 0), seeded, shape=(128, 128, 128)) == ""
-    assert warning((0, 32, 32), flat) == ""
-    assert "z: 0 of" in warning((0, 32, 32), flat, premerge=0.1)
-    assert "y: 16 of 32" in warning((0, 16, 32), flat, voxel_size=(1.0, 4.0, 4.0))
-    assert warning((4, 32, 32), seeded, voxel_size=(40.0, 5.0, 5.0)) == ""
-    assert "z: 3 of 4" in warning((3, 32, 32), seeded, voxel_size=(40.0, 5.0, 5.0))
+    assert warning((0, 16, 16), flat) == ""
+    assert "z: 0 of" in warning((0, 16, 16), flat, premerge=0.1)
+    assert "y: 8 of 16" in warning((0, 8, 16), flat, voxel_size=(1.0, 4.0, 4.0))
+    assert warning((2, 16, 16), seeded, voxel_size=(40.0, 5.0, 5.0)) == ""
+    assert "z: 1 of 2" in warning((1, 16, 16), seeded, voxel_size=(40.0, 5.0, 5.0))
     assert warning((8, 8, 8), WaterzOptions()) == ""
     assert "x: 7 of 8" in warning((8, 8, 7), WaterzOptions())
     far = (*NEAREST, (0, -9, 0))
@@ -193,7 +194,7 @@ def test_the_stage_warns(tmp_path, labels, caplog):
         run(tmp_path, 255 - noisy(labels))
     text = caplog.text
     assert "not `boundary`" in text
-    assert "z: 8 of 32" in text
+    assert "z: 8 of 16" in text
 
 
 def test_the_command_takes_a_mask(tmp_path, labels):

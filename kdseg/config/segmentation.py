@@ -70,7 +70,7 @@ class FragmentsOptions(Section):
 
     block: Extent = (128, 128, 128)
     """Grid cell in voxels; a multiple of the shard. Fragments are a function of it."""
-    halo: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (32, 32, 32)
+    halo: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]] = (16, 16, 16)
     """Voxels read around a cell, so that its fragments continue across its faces."""
     watershed: Watershed = WatershedOptions()
     premerge: Probability | None = None

@@ -18,6 +18,7 @@ _LEVELS = 256 >> COARSENESS
 _CLOSED = 255  # level of what is not to be flooded: it is already, or lies outside
 _CHUNK = 256  # voxels that lie together in a queue
 _MOST = 6  # neighbours, and so new chunks, of one voxel
+_NO_END = 256  # more than any affinity: no link counts
 _VISITED = -1  # label, while components are searched
 _HEAD, _READ, _TAIL, _WRITTEN = 0, 1, 2, 3  # chunk to read, place in it; chunk to write, place in it
 
@@ -38,21 +39,43 @@ def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int) -> N
     """
     nz, ny, nx = mask.shape
     out = np.zeros(mask.shape, np.uint8)
+    weakest = np.empty(nx, np.int16)
+    # one more voxel at either end of a row: nothing, as beyond the volume
+    linked, inside = np.zeros(nx + 1, np.uint8), np.zeros(nx + 2, np.bool_)
+    nothing = np.zeros(nx, np.bool_)
     for z in range(nz):
         for y in range(ny):
+            weakest[:] = _NO_END
+            if first == 0:
+                above = min(z + 1, nz - 1)
+                ends = mask[z - 1, y] if z > 0 else nothing, mask[z + 1, y] if z + 1 < nz else nothing
+                _weaken(weakest, links[0, z, y], ends[0], links[0, above, y], ends[1])
+            above = min(y + 1, ny - 1)
+            ends = mask[z, y - 1] if y > 0 else nothing, mask[z, y + 1] if y + 1 < ny else nothing
+            _weaken(weakest, links[1, z, y], ends[0], links[1, z, above], ends[1])
+            linked[:nx], inside[1 : nx + 1] = links[2, z, y], mask[z, y]
+            _weaken(weakest, linked[:nx], inside[:nx], linked[1:], inside[2:])
+            row, own = out[z, y], mask[z, y]
             for x in range(nx):
-                weakest = -1
-                for axis in range(first, 3):
-                    dz, dy, dx = int(axis == 0), int(axis == 1), int(axis == 2)
-                    total, ends = 0, 0
-                    if z >= dz and y >= dy and x >= dx and mask[z - dz, y - dy, x - dx]:
-                        total, ends = total + int(links[axis, z, y, x]), ends + 1
-                    if z + dz < nz and y + dy < ny and x + dx < nx and mask[z + dz, y + dy, x + dx]:
-                        total, ends = total + int(links[axis, z + dz, y + dy, x + dx]), ends + 1
-                    if ends > 0 and (weakest < 0 or total // ends < weakest):
-                        weakest = total // ends
-                out[z, y, x] = max(weakest, 0) if mask[z, y, x] else 0
+                row[x] = np.uint8(weakest[x]) if own[x] and weakest[x] < _NO_END else np.uint8(0)
     return out
+
+
+@njit(cache=True)
+def _weaken(
+    weakest: NDArray[np.int16],
+    below: NDArray[np.uint8],
+    below_counts: NDArray[np.bool_],
+    above: NDArray[np.uint8],
+    above_counts: NDArray[np.bool_],
+) -> None:
+    """Lower a row's values to the mean of the links along one axis that count; compiled to vector instructions."""
+    for x in range(weakest.size):
+        one, other = np.int16(below_counts[x]), np.int16(above_counts[x])
+        total = np.int16(below[x]) * one + np.int16(above[x]) * other
+        mean = total >> (one & other)
+        found = mean if one | other else np.int16(_NO_END)
+        weakest[x] = min(weakest[x], found)
 
 
 @njit(cache=True)
@@ -75,19 +98,15 @@ def levels(links: NDArray[np.uint8], strengths: NDArray[np.uint8], mask: NDArray
     out = np.full((nz + 2, ny + 2, nx + 2, 4), _CLOSED, np.uint8)
     for z in range(nz):
         for y in range(ny):
+            records, inside, own = out[z + 1, y + 1], mask[z, y], strengths[z, y]
+            behind_z, behind_y = strengths[max(z - 1, 0), y], strengths[z, max(y - 1, 0)]
+            link_z, link_y, link_x = links[0, z, y], links[1, z, y], links[2, z, y]
             for x in range(nx):
-                record = out[z + 1, y + 1, x + 1]
-                own = 3 * int(strengths[z, y, x])
-                behind = (
-                    strengths[max(z - 1, 0), y, x],
-                    strengths[z, max(y - 1, 0), x],
-                    strengths[z, y, max(x - 1, 0)],
-                )
-                for axis in range(3):
-                    blend = (2 * int(links[axis, z, y, x]) + own + 3 * int(behind[axis])) >> 3
-                    record[axis] = 1 + (blend >> COARSENESS)
-                if mask[z, y, x]:
-                    record[3] = 0
+                half = 3 * int(own[x])
+                records[x + 1, 0] = 1 + ((2 * int(link_z[x]) + half + 3 * int(behind_z[x])) >> (3 + COARSENESS))
+                records[x + 1, 1] = 1 + ((2 * int(link_y[x]) + half + 3 * int(behind_y[x])) >> (3 + COARSENESS))
+                records[x + 1, 2] = 1 + ((2 * int(link_x[x]) + half + 3 * int(own[max(x - 1, 0)])) >> (3 + COARSENESS))
+                records[x + 1, 3] = 0 if inside[x] else _CLOSED
     return out
 
 
