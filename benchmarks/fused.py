@@ -22,6 +22,7 @@ from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.manifests import claim, read
 from kdseg.models import build
 from kdseg.stages import convert, edges, fragments, fuse, predict
+from kdseg.tables import read_table
 
 OFFSETS = Config.model_fields["offsets"].default
 
@@ -66,8 +67,11 @@ def main() -> None:
         raw = folder / "raw.json"
         convert.run("raw", raw, phantom, storage)
         model = network(folder / "model.json", tuple(given.widths))
-        print("| block | tile | route | predicted per voxel | wall s | CPU s | affinities, slabs, inner edges [MB] |")
-        print("| --- | --- | --- | --- | --- | --- | --- |")
+        print(
+            "| block | tile | route | predicted per voxel | wall s | CPU s "
+            "| affinities [MB] | faces [MB] | inner edges [MB] |"
+        )
+        print("|" + " --- |" * 9)
         for block, tile in ((b, t) for b in given.block for t in given.tile):
             options = FragmentsOptions(block=(block,) * 3, halo=(given.halo,) * 3)
             predicting = PredictOptions(block=(64,) * 3, tile=(tile,) * 3)
@@ -84,10 +88,11 @@ def main() -> None:
                 edges.run(source, made, out / "edges.json", EdgesOptions(block=(64,) * 3))
                 wall, used = time.monotonic() - wall, cpu() - used
                 times = read(made)["stats"].get("times_predicted", 1)
-                disk = size(out / "affinities.zarr") if source else size(out / "fragments.tables")
-                print(
-                    f"| {block} | {tile} | {route} | {times} | {wall:.1f} | {used:.1f} | {disk / 1e6:.2f} |", flush=True
-                )
+                parts = [read_table(path) for path in (out / "fragments.tables").glob("*.npz")]
+                faces = sum(part[f"face_{c}"].nbytes for part in parts for c in range(3))
+                disk = size(out / "affinities.zarr"), faces, size(out / "fragments.tables") - faces
+                columns = [block, tile, route, times, f"{wall:.1f}", f"{used:.1f}", *(f"{n / 1e6:.2f}" for n in disk)]
+                print("| " + " | ".join(map(str, columns)) + " |", flush=True)
             for result in ("fragments.zarr", "edges.tables"):
                 if not same(here["stored"] / result, here["fused"] / result):
                     raise SystemExit(f"{result} differs")

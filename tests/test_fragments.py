@@ -62,7 +62,7 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path, labels):
         run(tmp_path, affinities, mask=np.ones((40, 64, 47), np.uint8))
     source = store(tmp_path / "affinities.json", affinities, offsets=OFFSETS)
     moved = store(tmp_path / "moved.json", np.ones(SHAPE, np.uint8), offset=(10.0, 0.0, 0.0))
-    with pytest.raises(ShapeError, match="on their grid"):
+    with pytest.raises(ShapeError, match="on its grid"):
         fragments.run(source, tmp_path / "fragments.json", OPTIONS, STORAGE, mask=moved)
     assert not (tmp_path / "fragments.json").exists()
 
