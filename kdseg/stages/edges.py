@@ -16,6 +16,7 @@ from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_cove
 from kdseg.manifests import claim, read, store_of
 from kdseg.segmentation.details import Details, block_details, to_columns
 from kdseg.segmentation.faces import NEAREST, Part, joined_edges
+from kdseg.segmentation.links import nearest_channels
 from kdseg.segmentation.rag import Edges, block_edges
 from kdseg.segmentation.statistics import block_statistics
 from kdseg.tables import read_table, write_table
@@ -94,16 +95,18 @@ def edges_block(affinities: Path, fragments: Path, options: EdgesOptions, tables
     """Compute and write the table of one block."""
     source, labelled = open_volume(affinities), open_volume(fragments)
     every = affinity_offsets(source)
-    offsets = every if options.long_range else every[:NEAREST]
+    nearest = nearest_channels(every)
+    channels = [*nearest, *(c for c in range(len(every)) if c not in nearest and options.long_range)]
+    offsets = tuple(every[c] for c in channels)
     below, above = offsets_reach(offsets)
     reach = (max(below[0], above[0]), max(below[1], above[1]), max(below[2], above[2]))
     read_roi = block.roi.grow(reach).intersect(source.roi)
     owned = block.roi.slices(read_roi)
-    ids, links = labelled.read(read_roi), source.read(read_roi, channels=range(len(offsets)))
+    ids, links = labelled.read(read_roi), source.read(read_roi, channels=channels)
     edges, details = block_edges(ids, links, offsets, owned), None
     if options.long_range or options.histograms:
-        nearest = block_edges(ids, links[:NEAREST], offsets[:NEAREST], owned) if options.long_range else edges
-        details = block_details(ids, links, offsets, owned, edges, nearest, with_histograms=options.histograms)
+        near = block_edges(ids, links[:NEAREST], offsets[:NEAREST], owned) if options.long_range else edges
+        details = block_details(ids, links, offsets, owned, edges, near, with_histograms=options.histograms)
     _write(tables, block, edges, details, ids, read_roi)
 
 
