@@ -1,5 +1,7 @@
 """From affinities to scores: right on perfect input, and the same for any block, worker count and order."""
 
+import shutil
+
 import numpy as np
 import pytest
 from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, tables, voxels
@@ -9,7 +11,7 @@ from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, DataError, ShapeError, StageError, VoxelSizeError
 from kdseg.geometry import Roi
-from kdseg.manifests import read
+from kdseg.manifests import read, store_of
 from kdseg.parquet import read_parquet
 from kdseg.phantom import phantom_block
 from kdseg.segmentation.agglomerate import agglomerate, cut
@@ -95,6 +97,15 @@ def test_fragments_are_unique_to_their_block(tmp_path, noisy):
             for x in range(0, SHAPE[2], 32):
                 for one in np.unique(ids[z : z + 32, y : y + 64, x : x + 32]):
                     assert one == 0 or owner.setdefault(one, (z, y, x)) == (z, y, x)
+
+
+def test_a_store_that_vanished_is_made_again(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    manifest = run_fragments(tmp_path, affinities, OPTIONS)
+    before = voxels(manifest)
+    shutil.rmtree(store_of(manifest))
+    manifest.unlink()  # as after a kill: the done blocks are still noted
+    assert (voxels(run_fragments(tmp_path, affinities, OPTIONS)) == before).all()
 
 
 def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):

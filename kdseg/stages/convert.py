@@ -92,9 +92,8 @@ def _run_source(
         source = open_source(address)
         inputs[kind] = source_fingerprint(source_path(address))
         plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
-    with claim(
-        manifest, "convert", _made_of(kind, address, options, plan, storage), inputs, overwrite=overwrite
-    ) as held:
+    made_of = _made_of(kind, address, options, plan, storage)
+    with claim(manifest, "convert", made_of, inputs, volume=True, overwrite=overwrite) as held:
         _create(held, kind, plan.roi.shape, plan.voxel_size, plan.offset, storage)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)
