@@ -101,6 +101,75 @@ def open_source(address: str) -> Source:
     raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
 
 
+@dataclass(frozen=True)
+class ChannelSource:
+    """A volume of channels that can be read.
+
+    Attributes:
+        address: what it was opened from.
+        channels: how many.
+        shape: (z, y, x).
+        dtype: of the values.
+        voxel_size: nm, (z, y, x); None if the file does not say.
+        offset: nm, (z, y, x); None if the file does not say.
+    """
+
+    address: str
+    channels: int
+    shape: Triple
+    dtype: np.dtype[Any]
+    voxel_size: VoxelSize | None
+    offset: VoxelSize | None
+
+    def read(self, roi: Roi) -> NDArray[Any]:
+        """Return the values of ``roi``, (c, z, y, x).
+
+        Raises:
+            UnreadableError: if the file is damaged there.
+        """
+        hdf5 = _HDF5.match(self.address)
+        if hdf5 is None:
+            return open_volume(self.address).read(roi)
+        try:
+            with h5py.File(hdf5["file"], "r") as file:
+                return np.asarray(file[hdf5["dataset"]][(slice(None), *roi.slices())])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UnreadableError(f"cannot read {self.address}: {error}; the file is damaged") from error
+
+
+def open_channels(address: str) -> ChannelSource:
+    """Open a volume (c, z, y, x) by its address, zarr or HDF5; see `open_source`.
+
+    Raises:
+        MissingError: if the file or the dataset in it is not there.
+        UnreadableError: if it is there but damaged, or of no known format.
+        ShapeError: if it is not (c, z, y, x), or empty.
+        VoxelSizeError: if its voxel size is not three positive numbers.
+    """
+    hdf5 = _HDF5.match(address)
+    if hdf5 is None:
+        if not Path(address).exists():
+            raise MissingError(f"nothing at {address}; expected path.zarr, path.zarr/group or path.h5:/dataset")
+        volume = open_volume(address)
+        if volume.channels is None:
+            raise ShapeError(f"{address} has the shape {volume.array.shape}, expected (c, z, y, x)")
+        return ChannelSource(address, volume.channels, volume.shape, volume.dtype, volume.voxel_size, volume.offset)
+    try:
+        with h5py.File(hdf5["file"], "r") as file:
+            node = file.get(hdf5["dataset"] or "/")
+            if not isinstance(node, h5py.Dataset):
+                raise MissingError(f"{address} is no dataset, expected {hdf5['file']}: and one of {_datasets(file)}")
+            if node.ndim != 4 or 0 in node.shape:
+                raise ShapeError(f"{address} has the shape {node.shape}, expected (c, z, y, x)")
+            c, z, y, x = node.shape
+            found = (_attribute(address, node, name) for name in ("resolution", "offset"))
+            return ChannelSource(address, c, (z, y, x), node.dtype, *found)
+    except FileNotFoundError:
+        raise MissingError(f"nothing at {hdf5['file']}") from None
+    except (OSError, RuntimeError, KeyError) as error:
+        raise UnreadableError(f"cannot open {address} as HDF5: {error}; the file is damaged or no HDF5") from error
+
+
 def source_path(address: str) -> Path:
     """Return the file or folder that an address lies in."""
     hdf5 = _HDF5.match(address)

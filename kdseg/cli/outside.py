@@ -6,7 +6,50 @@ from pathlib import Path
 
 import click
 
-from kdseg.cli.common import main, manifests
+from kdseg.cli.common import main, manifests, storage_json, workers_count, writes
+from kdseg.config import StorageOptions, parse_options
+from kdseg.errors import ConfigError
+
+
+def _triples(text: str) -> list[list[int]]:
+    try:
+        return [[int(value) for value in step.split(",")] for step in text.split()]
+    except ValueError:
+        raise ConfigError(f"expected steps like '-1,0,0 0,-1,0 0,0,-1', got {text!r}") from None
+
+
+@main.command()
+@click.argument("address")
+@click.option("--offsets", required=True, help="One step z,y,x in voxels per channel: '-1,0,0 0,-1,0 0,0,-1'.")
+@click.option("--voxel-size", type=(float, float, float), help="nm, z y x, where the file does not say.")
+@click.option("--invert", is_flag=True, help="Values are high between neurons, not within.")
+@storage_json
+@writes
+@workers_count
+def adopt(
+    address: str,
+    offsets: str,
+    voxel_size: tuple[float, float, float] | None,
+    invert: bool,
+    storage: str,
+    manifest: Path,
+    workers: int,
+    overwrite: bool,
+) -> None:
+    """Affinities that another program made (ADDRESS: path.zarr/group or path.h5:/dataset) → affinities for kdseg."""
+    from kdseg.stages import adopt as stage
+
+    layout = parse_options(StorageOptions, storage)
+    stage.run(
+        address,
+        manifest,
+        layout,
+        offsets=_triples(offsets),
+        voxel_size=voxel_size,
+        invert=invert,
+        workers=workers,
+        overwrite=overwrite,
+    )
 
 
 @main.command()
