@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 test: $(VENV)/ready-test
-	python -m pytest
+	python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # What CI runs beside the tests.
 check: $(VENV)/ready-test
