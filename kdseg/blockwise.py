@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -53,11 +53,13 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     low = tuple(o // b for o, b in zip(first.offset, block, strict=True))
     count = tuple(-(-e // b) - lo for e, b, lo in zip(total.end, block, low, strict=True))
     done.mkdir(parents=True, exist_ok=True)
+    first_error = done.with_name(f"{done.name}.error")
+    first_error.unlink(missing_ok=True)
     workers = min(workers, max(count[0] * count[1] * count[2], 1))
     daisy.logging.set_log_basedir(None)
     unit = daisy.Roi((0, 0, 0), (1, 1, 1))
     try:
-        with _process_function(_on_cell(function, total, block), workers) as process:
+        with _process_function(_on_cell(function, total, block, first_error), workers) as process:
             task = daisy.Task(
                 name,
                 total_roi=daisy.Roi(low, count),
@@ -81,25 +83,37 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
                 summary=False,
             )
     except (KdsegError, RuntimeError) as error:
-        raise StageError(f"{name}: {_last_line(str(error))}; finished blocks are kept: mend it and rerun") from error
+        raise StageError(f"{name}: {_cause(first_error)}; finished blocks are kept: mend it and rerun") from error
     state = states[name]
     finished = state.completed_count
     log.info(
         "%s: %d of %d blocks done, %d of them before", name, finished, state.total_block_count, state.skipped_count
     )
     if finished != state.total_block_count:
-        cause = _last_line(state.first_worker_error or "no error was recorded; see the log")
         raise StageError(
             f"{name}: {state.total_block_count - finished} of {state.total_block_count} blocks are not done: "
-            f"{cause}; finished blocks are kept: mend it and rerun"
+            f"{_cause(first_error)}; finished blocks are kept: mend it and rerun"
         )
 
 
-def _on_cell(function: BlockFunction, total: Roi, block: Triple) -> CellFunction:
+def _cause(first_error: Path) -> str:
+    """Return the first error of a block; daisy itself reports the last of many, or its own advice."""
+    if not first_error.exists():
+        return "a worker was killed: by hand, or because memory ran out"
+    return first_error.read_text()
+
+
+def _on_cell(function: BlockFunction, total: Roi, block: Triple, first_error: Path) -> CellFunction:
     def on_cell(cell: daisy.Block) -> None:
         z, y, x = (int(i) for i in cell.write_roi.offset)
         roi = Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total)
-        function(Block((z, y, x), roi))
+        try:
+            function(Block((z, y, x), roi))
+        except Exception as error:
+            said = str(error) if isinstance(error, KdsegError) else f"{type(error).__name__}: {_last_line(str(error))}"
+            with suppress(FileExistsError), first_error.open("x") as file:
+                file.write(f"block {roi}: {said}")
+            raise
 
     return on_cell
 

@@ -19,7 +19,7 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Roi, Triple, blocks
 from kdseg.manifests import read, store_of
 from kdseg.segmentation.agglomerate import Dendrogram, cut
-from kdseg.segmentation.tree import Layout, node_of, rename
+from kdseg.segmentation.tree import Layout, inside, node_of, rename
 from kdseg.tables import read_table
 
 
@@ -87,6 +87,39 @@ class Tree:
                 renamed[mine] = rename(names[mine], *merges)
             names = renamed
         return names[inverse]
+
+    def names(
+        self, level: int, node: Triple, threshold: float, above: dict[str, NDArray[np.uint64]]
+    ) -> dict[str, NDArray[np.uint64]]:
+        """Return the segments of the regions that a node and those above it merge, or of a leaf's fragments.
+
+        From the root down, with the result for the parent each time, this is `segments` for the whole volume in a time
+        that grows with the number of merges only.
+
+        Args:
+            level: of the node.
+            node: its index.
+            threshold: score up to which is merged.
+            above: the result for the parent; empty columns for the root.
+
+        Returns:
+            Columns uint64 (n,): ``fragment``, ascending, the fragment that names a region as the node's children know
+            it, and ``segment``.
+        """
+        merges = self._merges(table_path(self.folder, level, node), threshold)
+        if level == 0:
+            fragment = self.fragments(node)
+        else:
+            mine = above["fragment"][inside(above["fragment"], self.layout, level, node)]
+            fragment = np.unique(np.concatenate((*merges, mine)))
+        region = rename(fragment, *merges)
+        if not above["fragment"].size:
+            return {"fragment": fragment, "segment": region}
+        row = np.minimum(np.searchsorted(above["fragment"], region), above["fragment"].size - 1)
+        return {
+            "fragment": fragment,
+            "segment": np.where(above["fragment"][row] == region, above["segment"][row], region),
+        }
 
 
 def _merges(path: Path, threshold: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

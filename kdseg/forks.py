@@ -47,7 +47,7 @@ def forks(function: Callable[[str], None]) -> Iterator[Ask]:
         It raises `StageError` if the fork failed, or was killed.
     """
     _wake()
-    with tempfile.TemporaryDirectory(prefix="kdseg-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kdseg-", dir=_short_folder()) as folder:
         address = Path(folder) / "forks"
         with _socket() as listening:
             listening.bind(str(address))
@@ -64,6 +64,12 @@ def forks(function: Callable[[str], None]) -> Iterator[Ask]:
                 one.sendall(_END)
         finally:
             server.join()
+
+
+def _short_folder() -> str:
+    """Return where temporary files go, or /tmp where its name is too long for the address of a socket (108 bytes)."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) < 80 else "/tmp"
 
 
 def _socket() -> socket.socket:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from kdseg import __version__
-from kdseg.errors import ClaimError, MissingError, UnreadableError
+from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.locks import locked
 
@@ -250,8 +250,7 @@ def claim(
                 held.resumed = True
         elif unclaimed := [path for path in held.results if path.exists()]:
             raise ClaimError(
-                f"{unclaimed[0]} is there, but no claim says what it is made of; move it away, or remove it by: "
-                f"kdseg clear {manifest}"
+                f"{unclaimed[0]} is there, but no claim says what it is made of; move it away or delete it"
             )
         write_json(claimed, made_of)
         started = time.monotonic()
@@ -282,6 +281,37 @@ def peak_mb() -> float:
     """Return the largest resident memory that this process or one of its finished children had, in MB."""
     usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return max(usage) / 1024
+
+
+def expect_stage(manifest: Path, stage: str) -> None:
+    """Refuse a manifest of another stage.
+
+    Raises:
+        DataError: if it is; the message names both.
+        MissingError: if the stage has not finished.
+    """
+    found = read(manifest).get("stage")
+    if found != stage:
+        raise DataError(f"{manifest} is a result of `kdseg {found}`, expected one of `kdseg {stage}`")
+
+
+def expect_made_of(manifest: Path, **inputs: Path) -> None:
+    """Refuse results of two runs, which do not fit each other.
+
+    Args:
+        manifest: of a result.
+        inputs: by name, the manifests of what it must have been made of; names that it does not know are not compared.
+
+    Raises:
+        DataError: if one of them is another one, or was made again since.
+    """
+    was = read(manifest)["inputs"]
+    for name, made_of in inputs.items():
+        if name in was and was[name] != read(made_of)["fingerprint"]:
+            raise DataError(
+                f"{manifest} was not made of {made_of}, or that was made again since: name the manifests of one run, "
+                "or make it again"
+            )
 
 
 def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:

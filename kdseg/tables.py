@@ -81,5 +81,6 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
         raise MissingError(f"no table at {path}; run the stage that writes it") from None
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UnreadableError(
-            f"{path} is cut off, damaged or no table ({error}); delete it and run its stage again"
+            f"{path} is cut off, damaged or no table ({error}); remove the result and run its stage again: kdseg clear "
+            f"{path.parent.with_suffix('.json')}"
         ) from error

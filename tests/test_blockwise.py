@@ -49,6 +49,15 @@ def test_a_failing_block_fails_the_stage_with_its_cause_and_keeps_the_rest(tmp_p
     assert sorted(texts) == sorted(f"{b.roi}\n" for b in blocks(TOTAL, BLOCK))
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_all_blocks_fail_the_first_cause_is_told(tmp_path, workers):
+    def fail(block):
+        raise DataError("the disk is upside down; turn it")
+
+    with pytest.raises(StageError, match="the disk is upside down; turn it; finished blocks are kept"):
+        run_blocks("fail", Roi((0, 0, 0), (40, 8, 64)), BLOCK, fail, workers=workers, done=tmp_path / "done")
+
+
 SLOW = """
 import pathlib, sys, time
 from kdseg.blockwise import run_blocks

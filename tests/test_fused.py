@@ -135,6 +135,9 @@ def test_refusals(folder: Path) -> None:
     with pytest.raises(MissingError, match="keeps nothing of its affinities: name them"):
         edges.run(None, made, folder / "x.json", EdgesOptions(block=EDGES))
     one = fused(folder, "refused")
+    for option in ("long_range", "histograms"):
+        with pytest.raises(ConfigError, match="need affinities"):
+            edges.run(None, one, folder / "x.json", EdgesOptions(block=EDGES, **{option: True}))  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"edges\.block \(32, 32, 16\) must be a multiple of the shard \(32, 32, 32\)"):
         edges.run(None, one, folder / "x.json", EdgesOptions(block=(32, 32, 16)))
     with pytest.raises(ClaimError, match=r"inputs\.mask was"):

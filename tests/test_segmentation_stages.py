@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, tables, voxels
 
-from kdseg.config import AgglomerateOptions, EvaluateOptions, SegmentOptions
+from kdseg.config import AgglomerateOptions, EdgesOptions, EvaluateOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, DataError, ShapeError, StageError, VoxelSizeError
@@ -18,6 +18,7 @@ from kdseg.segmentation.agglomerate import agglomerate, cut
 from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import Edges, block_edges
 from kdseg.stages import agglomerate as agglomerate_stage
+from kdseg.stages import edges as edges_stage
 from kdseg.stages import evaluate, segment
 from kdseg.tables import read_table, write_table
 from kdseg.volume import open_volume
@@ -106,6 +107,37 @@ def test_a_store_that_vanished_is_made_again(tmp_path, noisy):
     shutil.rmtree(store_of(manifest))
     manifest.unlink()  # as after a kill: the done blocks are still noted
     assert (voxels(run_fragments(tmp_path, affinities, OPTIONS)) == before).all()
+
+
+def test_results_of_two_runs_are_not_mixed(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
+    edge, agglomeration, out = (tmp_path / f"{name}.json" for name in ("edges", "agglomeration", "other"))
+    (tmp_path / "later").mkdir()
+    other = run_fragments(tmp_path / "later", affinities, OPTIONS.model_copy(update={"dust": 50}))
+    with pytest.raises(DataError, match="not made of"):
+        agglomerate_stage.run(affinities, other, edge, out, AgglomerateOptions())
+    how = SegmentOptions(block=(32, 32, 32), threshold=0.5)
+    with pytest.raises(DataError, match="not made of"):
+        segment.run(other, edge, agglomeration, None, out, how, STORAGE)
+    with pytest.raises(DataError, match="a result of `kdseg agglomerate`, expected one of `kdseg edges`"):
+        segment.run(fragment, agglomeration, edge, None, out, how, STORAGE)
+    changed = store(tmp_path / "changed.json", noisy // 2, offsets=OFFSETS)
+    with pytest.raises(DataError, match="not made of"):
+        edges_stage.run(changed, fragment, out, EdgesOptions())
+    assert not out.exists()
+
+
+def test_a_lost_file_of_fragments_does_not_become_background(tmp_path, noisy):
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
+    names = [tmp_path / f"{name}.json" for name in ("fragments", "edges", "agglomeration")]
+    next(path for path in sorted((store_of(fragment) / "0" / "c").rglob("*")) if path.is_file()).unlink()
+    how = SegmentOptions(block=(64, 64, 32), threshold=0.5)
+    with pytest.raises(StageError, match="a file of it was lost or changed"):
+        segment.run(*names, None, tmp_path / "again.json", how, STORAGE)
 
 
 def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):

@@ -18,15 +18,15 @@ from kdseg.dendrogram import table_path
 from kdseg.edits import Links, check_known, fragments_at, read_edits, resolve
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
-from kdseg.manifests import Claim, claim, file_fingerprint, read, store_of
+from kdseg.manifests import Claim, claim, expect_made_of, expect_stage, file_fingerprint, read, store_of
 from kdseg.segmentation.agglomerate import Dendrogram, rows_of, waterz_segments
 from kdseg.segmentation.details import from_columns as details_of
 from kdseg.segmentation.details import join as join_details
 from kdseg.segmentation.rag import Edges
 from kdseg.segmentation.rows import from_columns, join, to_columns
-from kdseg.segmentation.tree import Layout, decide, inside, layout
+from kdseg.segmentation.tree import Layout, decide, inside, layout, node_of
 from kdseg.tables import read_table, write_table
-from kdseg.volume import affinity_offsets, open_volume
+from kdseg.volume import Volume, affinity_offsets, open_volume
 
 WATERZ_LIMIT = 1024**3
 """Voxels above which waterz's one-shot engine is refused: it holds everything in memory as floats."""
@@ -83,7 +83,8 @@ def run(
     Raises:
         ConfigError: if edits contradict each other, or edits or missing affinities do not go with the engine.
         DataError: if the engine ``waterz`` is asked for a volume too large for one block, or a table of edges is
-            missing or damaged.
+            missing or damaged, or edits contradict each other or name fragments that do not exist, or the manifests are
+            of several runs.
         ShapeError: if the chunk is no multiple of the blocks.
         ClaimError: if the store holds something else, or is being written.
         StageError: if a node failed.
@@ -97,20 +98,24 @@ def run(
         "fragments": read(fragments)["fingerprint"],
         "edges": read(edges)["fingerprint"],
     }
+    expect_stage(edges, "edges")
+    expect_made_of(edges, fragments=fragments, **({} if affinities is None else {"affinities": affinities}))
     if options.edits is not None:
         if options.engine == "waterz":
             raise ConfigError("agglomerate.edits need the engine `exact`: waterz knows no links of a user")
         inputs["edits"] = file_fingerprint(Path(options.edits))
     made_of = options.model_dump(mode="json", exclude={"edits"})
+    source = open_volume(store_of(fragments))
+    chunk = source.shape if options.engine == "waterz" else options.chunk
+    where = layout(source.shape, chunk, _block(fragments), _block(edges))
+    links = _links(source, where, options)
     with claim(manifest, "agglomerate", made_of, inputs, tables=True, overwrite=overwrite) as held:
         held.tables.mkdir(exist_ok=True)
-        source = open_volume(store_of(fragments))
-        chunk = source.shape if options.engine == "waterz" else options.chunk
-        where = layout(source.shape, chunk, _block(fragments), _block(edges))
         if options.engine == "waterz" and affinities is not None:
             _one_shot(affinities, fragments, options, held)
         else:
-            _tree(fragments, edges, where, options, held, workers)
+            write_table(held.private / "links.npz", links._asdict())
+            _tree(edges, where, options, held, workers)
         held.stats.update(
             voxels=source.roi.size,
             shape=where.shape,
@@ -125,8 +130,7 @@ def _block(manifest: Path) -> Triple:
     return (z, y, x)
 
 
-def _tree(fragments: Path, edges: Path, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
-    write_table(held.private / "links.npz", _links(fragments, where, options)._asdict())
+def _tree(edges: Path, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
     work = Work(
         store_of(edges), _block(edges), where, options.thresholds[-1], options.percent, held.tables, held.private
     )
@@ -145,9 +149,6 @@ def leaf(work: Work, block: Block) -> None:
     details = join_details([details_of(table) for table in tables])
     fragment = np.unique(np.concatenate([table["fragment"] for table in tables]))
     links = Links(**read_table(work.private / "links.npz"))
-    named = np.concatenate([links.merge.ravel(), links.split.ravel()])
-    elsewhere = named[~inside(named, where, 0, block.index)]
-    check_known(links, np.concatenate((fragment, elsewhere)))
     must, cannot = (_mine(pairs, where, block.index) for pairs in links)
     merges, left = decide(
         rows_of(edges, details, must=must, cannot=cannot), where, 0, block.index, work.threshold, work.percent
@@ -169,14 +170,19 @@ def _rows_path(private: Path, level: int, index: Triple) -> Path:
     return private / f"rows_{level}_{block_name(index)}"
 
 
-def _links(fragments: Path, where: Layout, options: AgglomerateOptions) -> Links:
-    most = prod(grid_shape(where.shape, where.block)) * prod(where.block)
+def _links(fragments: Volume, where: Layout, options: AgglomerateOptions) -> Links:
+    """Return the edits of a user, of fragments that exist."""
     if options.edits is None:
         return Links(np.empty((0, 2), np.uint64), np.empty((0, 2), np.uint64))
-    links = resolve(read_edits(Path(options.edits)), partial(fragments_at, open_volume(store_of(fragments))))
-    # each leaf checks the ids of its own; these are of no leaf
+    links = resolve(read_edits(Path(options.edits)), partial(fragments_at, fragments))
     named = np.concatenate([links.merge.ravel(), links.split.ravel()])
-    check_known(links, named[(named > 0) & (named <= np.uint64(most))])
+    most = prod(grid_shape(where.shape, where.block)) * prod(where.block)
+    cells = node_of(named[(named > 0) & (named <= np.uint64(most))], where._replace(chunk=where.block), 0)
+    ids = [np.empty(0, np.uint64)]
+    for z, y, x in np.unique(cells, axis=0).tolist():
+        cell = Roi((z * where.block[0], y * where.block[1], x * where.block[2]), where.block)
+        ids.append(np.unique(fragments.read(cell.intersect(fragments.roi))))
+    check_known(links, np.concatenate(ids))
     return links
 
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from kdseg.blockwise import run_blocks
 from kdseg.config import EdgesOptions
-from kdseg.errors import MissingError, ShapeError
+from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_covers, offsets_reach
-from kdseg.manifests import claim, read, store_of
+from kdseg.manifests import claim, expect_made_of, read, store_of
 from kdseg.segmentation.details import Details, block_details, to_columns
 from kdseg.segmentation.faces import NEAREST, Part, joined_edges
 from kdseg.segmentation.links import nearest_channels
@@ -68,6 +68,8 @@ def run(
     Raises:
         ShapeError: if fragments and affinities do not cover the same voxels, or the block is not made of the cells
             that the fragments keep.
+        ConfigError: if there are no affinities for the options.
+        DataError: if the fragments were made of other affinities.
         MissingError: if there are no affinities, and the fragments keep nothing of theirs.
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
@@ -75,6 +77,11 @@ def run(
     labelled = open_volume(store_of(fragments))
     inputs = {"fragments": read(fragments)["fingerprint"]}
     if affinities is None:
+        if options.long_range or options.histograms:
+            raise ConfigError(
+                "edges.long_range and edges.histograms need affinities (--affinities): `kdseg fuse` keeps sums of the "
+                "nearest ones only"
+            )
         function = partial(joined_block, store_of(fragments), _kept(fragments, options, labelled.shape))
     else:
         source = open_volume(store_of(affinities))
@@ -82,6 +89,7 @@ def run(
             raise ShapeError(
                 f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs"
             )
+        expect_made_of(fragments, affinities=affinities)
         inputs["affinities"] = read(affinities)["fingerprint"]
         function = partial(edges_block, store_of(affinities), store_of(fragments), options)
     with claim(manifest, "edges", options.model_dump(mode="json"), inputs, tables=True, overwrite=overwrite) as held:

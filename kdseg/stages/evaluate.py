@@ -14,7 +14,7 @@ from kdseg.config import EvaluateOptions
 from kdseg.dendrogram import Tree
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, blocks
-from kdseg.manifests import Claim, claim, read, store_of
+from kdseg.manifests import Claim, claim, expect_made_of, expect_stage, read, store_of
 from kdseg.metrics.contingency import Contingency, block_contingency, drop_small_labels, merge, relabel
 from kdseg.metrics.scores import scores
 from kdseg.tables import read_table, write_table
@@ -50,6 +50,8 @@ def sweep(
         VoxelSizeError: if their voxels do not lie on one grid.
         ClaimError: if the store holds something else, or is being written.
     """
+    expect_stage(agglomeration, "agglomerate")
+    expect_made_of(agglomeration, fragments=fragments)
     inputs = _inputs(fragments=fragments, agglomeration=agglomeration, labels=labels)
     with claim(manifest, "sweep", _made_of(options), inputs, overwrite=overwrite) as held:
         counts = _contingency(store_of(fragments), store_of(labels), options, workers, held)

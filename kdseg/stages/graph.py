@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.errors import DataError, MissingError, VoxelSizeError
+from kdseg.errors import MissingError, VoxelSizeError
 from kdseg.geometry import Triple, grid_shape
-from kdseg.manifests import read, store_of
+from kdseg.manifests import expect_made_of, expect_stage, read, store_of
 from kdseg.parquet import Column, write_parquet
 from kdseg.routing import gathered
 from kdseg.segmentation.rag import Edges
@@ -41,7 +41,11 @@ MERGE_TREE = (
     Column("a", U64, "region that keeps its name; a region is named by its smallest fragment id"),
     Column("b", U64, "region merged into it, b > a"),
     *SUMS,
-    Column("score", F64, "1 - mean affinity at the merge, 0 to 1; 0 where contact is 0: a user's merge"),
+    Column(
+        "score",
+        F64,
+        "1 - affinity_sum / (255 contact) at the merge, of a quantile where contact is 1; 0 where contact is 0: a user's merge",
+    ),
 )
 FRAGMENTS = (
     Column("fragment", U64, "id; the background 0 is left out"),
@@ -83,8 +87,10 @@ def run(edges: Path, agglomeration: Path, fragments: Path, out: Path, *, spatial
         VoxelSizeError: if the fragments have no voxel size.
         UnreadableError: if a table is damaged, or the disk does not take a file.
     """
-    _refuse_other_runs(agglomeration, "edges", edges)
-    _refuse_other_runs(edges, "fragments", fragments)
+    expect_stage(edges, "edges")
+    expect_stage(agglomeration, "agglomerate")
+    expect_made_of(agglomeration, edges=edges, fragments=fragments)
+    expect_made_of(edges, fragments=fragments)
     world = _world(fragments)
     bits = least_spatial_bits(world.grid) if spatial_bits is None else spatial_bits
     out.mkdir(parents=True, exist_ok=True)
@@ -172,9 +178,3 @@ def _world(fragments: Path) -> _World:
         raise VoxelSizeError(f"{fragments} has no voxel size")
     z, y, x = block
     return _World(grid_shape(volume.shape, (z, y, x)), (z, y, x), volume.voxel_size, volume.offset)
-
-
-def _refuse_other_runs(manifest: Path, name: str, made_of: Path) -> None:
-    was, now = read(manifest)["inputs"].get(name), read(made_of)["fingerprint"]
-    if was != now:
-        raise DataError(f"{manifest} was not made of {made_of}: name the manifests of one run")
