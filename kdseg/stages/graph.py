@@ -44,7 +44,7 @@ MERGE_TREE = (
     Column(
         "score",
         F64,
-        "1 - affinity_sum / (255 contact) at the merge, of a quantile where contact is 1; 0 where contact is 0: a user's merge",
+        "1 - affinity_sum / (255 contact); with quantile scores contact is 1; 0 where contact is 0: a user's merge",
     ),
 )
 FRAGMENTS = (
