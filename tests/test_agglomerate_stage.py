@@ -10,19 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pipeline import FragmentsOptions, dendrogram, perfect_affinities, run_fragments, store, voxels
+from pipeline import STORAGE, FragmentsOptions, dendrogram, perfect_affinities, run_fragments, store, voxels
 
-from kdseg.config import AgglomerateOptions, EdgesOptions
+from kdseg.config import AgglomerateOptions, EdgesOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.dendrogram import Tree
 from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.manifests import store_of
+from kdseg.parquet import read_parquet
 from kdseg.phantom import phantom_block
-from kdseg.segmentation.agglomerate import agglomerate
+from kdseg.segmentation.agglomerate import agglomerate, cut
 from kdseg.segmentation.details import block_details
+from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import block_edges
 from kdseg.stages import agglomerate as stage
-from kdseg.stages import edges
+from kdseg.stages import edges, segment
 
 SHAPE = (40, 72, 84)
 OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-2, 0, 0), (0, -4, 0), (0, 0, -4))
@@ -85,6 +88,26 @@ def test_the_order_of_channels_changes_nothing(folder: Path) -> None:
             edges.run(source, folder / "fragments.json", manifest, options)
             found.append({path.name: path.read_bytes() for path in store_of(manifest).iterdir()})
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.35, 0.6])
+def test_neurons_of_a_tree_are_those_of_the_whole(folder: Path, threshold: float) -> None:
+    """Look-up tables from the root down, where regions have names of other leaves; thresholds below the largest."""
+    ids, affinities = voxels(folder / "fragments.json"), voxels(folder / "affinities.json")
+    owned = Roi((0, 0, 0), SHAPE).slices()
+    whole = agglomerate(block_edges(ids, affinities[:3], OFFSETS[:3], owned), 0.6)
+    names = np.unique(ids[ids > 0])
+    expected = apply(ids, names, lut(names, *cut(whole, threshold)))
+    made = run(folder, "for-neurons", (32, 32, 32))
+    assert Tree(made).layout.levels == 3
+    out = folder / f"segmentation-{threshold}.json"
+    how = SegmentOptions(block=(32, 64, 96), threshold=threshold)
+    segment.run(folder / "fragments.json", folder / "edges.json", made, None, out, how, STORAGE, workers=2)
+    assert np.array_equal(voxels(out), expected)
+    table = read_parquet(out.with_suffix(".parquet"))
+    segments, sizes = np.unique(expected[expected > 0], return_counts=True)
+    assert np.array_equal(table["segment"], segments)
+    assert np.array_equal(table["size"], sizes)
 
 
 KILLED = """
