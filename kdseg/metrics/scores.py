@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError
-from kdseg.metrics.contingency import Contingency
+from kdseg.metrics.contingency import Contingency, Located, sizes
 
 _MOST = 1 << 48
 """Voxels in one row from which on sums of squares no longer fit into the integers used."""
@@ -34,7 +34,7 @@ class Scores(NamedTuple):
     arand_recall: float
 
 
-def scores(contingency: Contingency) -> Scores:
+def scores(contingency: Contingency | Located) -> Scores:
     """Return the scores of a segmentation, in the conventions of scikit-image.
 
     Voxels of label 0 are not to be in the table (`contingency.block_contingency` leaves them out), as in
@@ -53,8 +53,8 @@ def scores(contingency: Contingency) -> Scores:
     if int(contingency.count.max()) >= _MOST:
         raise DataError(f"an overlap of {int(contingency.count.max())} voxels is too large to score")
     count = contingency.count
-    of_segment, segment_size = _sizes(contingency.segment, count)
-    of_label, label_size = _sizes(contingency.label, count)
+    of_segment, _, segment_size = sizes(contingency.segment, count)
+    of_label, _, label_size = sizes(contingency.label, count)
     voxels = int(count.sum())
     split = _entropy(count, label_size[of_label], voxels)
     merge = _entropy(count, segment_size[of_segment], voxels)
@@ -69,14 +69,6 @@ def scores(contingency: Contingency) -> Scores:
         arand_precision=_share(both, same_segment),
         arand_recall=_share(both, same_label),
     )
-
-
-def _sizes(ids: NDArray[np.uint64], count: NDArray[np.uint64]) -> tuple[NDArray[np.intp], NDArray[np.uint64]]:
-    """Return the row of each id among the distinct ids, and the voxels of each of these."""
-    distinct, row = np.unique(ids, return_inverse=True)
-    size = np.zeros(distinct.size, np.uint64)
-    np.add.at(size, row, count)
-    return row, size
 
 
 def _entropy(count: NDArray[np.uint64], given: NDArray[np.uint64], voxels: int) -> float:
