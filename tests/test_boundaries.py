@@ -124,6 +124,14 @@ def test_a_border_moved_within_the_tolerance_is_forgiven() -> None:
     assert boundary_counts(moved, labels, 11, SIZE, everything) == (4, 1, 2, 1)
 
 
+@pytest.mark.parametrize("sections", [False, True])
+def test_one_label_has_no_border(sections: bool) -> None:
+    one, two = np.ones((2, 3, 4), np.int64), np.arange(24).reshape(2, 3, 4)
+    everything = (slice(None), slice(None), slice(None))
+    assert away_from_borders(one, 1000, SIZE, sections=sections).all()
+    assert boundary_counts(two, one, 1000, SIZE, everything, sections=sections) == (24, 0, 0, 0)
+
+
 def test_refuses_what_does_not_fit() -> None:
     ids = np.ones((2, 3, 4), np.int64)
     owned = (slice(None), slice(None), slice(None))
