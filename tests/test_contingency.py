@@ -132,6 +132,17 @@ def test_more_pairs_than_the_table_starts_with() -> None:
     assert as_rows(merge([table, table])) == [(s, 29_999 - s, 2) for s in range(29_999)]
 
 
+@pytest.mark.parametrize("voxels", [8191, 8192, 8193, 16384, 16385, 20_000])
+def test_runs_longer_than_the_kernel_looks_at_once(voxels: int) -> None:
+    rng = np.random.default_rng(voxels)
+    segmentation = rng.integers(1, 9, voxels // 900 + 1).repeat(900)[:voxels]
+    labels = rng.integers(0, 9, voxels // 2500 + 1).repeat(2500)[:voxels]
+    mask = rng.integers(0, 2, voxels // 3000 + 1).repeat(3000)[:voxels] == 1
+    assert as_rows(block_contingency(segmentation, labels)) == oracle(segmentation, labels, 0)
+    inside = block_contingency(segmentation, labels, mask=mask)
+    assert as_rows(inside) == oracle(segmentation[mask], labels[mask], 0)
+
+
 def test_merging_reads_one_table_at_a_time() -> None:
     """A generator of tables that would not fit into memory together."""
     alive: list[weakref.ref[NDArray[np.uint64]]] = []
