@@ -3,8 +3,8 @@
 Scores a segmentation that is made from the labels: moved by a voxel or two, cut along a grid, with pairs of
 labels merged. Each program runs in a process of its own, `--repeats` times after a warm-up on a corner; prints
 the least wall and CPU time, and the peak memory of the process less that of one that only loads the arrays.
-Scores that are not those of kdseg to 1e-6 stop it. Programs that are not installed say so; `--elf` names the
-interpreter of an environment with python-elf.
+Scores that are not those of kdseg to 1e-6 stop it. Programs that are not installed say so; `--others` names the
+interpreter of an environment that has them.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ PROGRAMS: dict[str, tuple[str, Run]] = {
     "kdseg_scores": ("kdseg: VOI, both ARAND", kdseg_scores),
     "kdseg_table": ("kdseg: table", kdseg_table),
     "kdseg_located": ("kdseg: table with places", kdseg_located),
-    "kdseg_blocks": ("kdseg: blocks of 64³, merged", kdseg_blocks),
+    "kdseg_blocks": ("kdseg: blocks of 64³ copied, counted, merged", kdseg_blocks),
     "numpy_packed": ("numpy.unique of packed pairs", numpy_packed),
     "fastremap_packed": ("fastremap.unique of packed pairs", fastremap_packed),
     "skimage_table": ("scikit-image: contingency_table", skimage_table),
@@ -173,12 +173,12 @@ def measure(name: str, python: str, folder: Path, repeats: int) -> dict[str, Any
     return result
 
 
-def compare(folder: Path, voxels: int, elf: str, repeats: int) -> None:
+def compare(folder: Path, voxels: int, others: str, repeats: int) -> None:
     print("| program | wall [s] | CPU [s] | Mvoxel/s of CPU | memory beside the arrays [GB] |")
     print("| --- | --- | --- | --- | --- |")
     loaded, ours = 0.0, {}
     for name, (title, _) in PROGRAMS.items():
-        got = measure(name, elf if name.startswith("elf") else sys.executable, folder, repeats)
+        got = measure(name, sys.executable, folder, repeats) or measure(name, others, folder, repeats)
         if got is None:
             print(f"| {title} | not installed | | | |")
             continue
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--array", default="labels")
     parser.add_argument("--cut", type=int, default=64, help="grid that labels are split along, in voxels")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--elf", default=sys.executable, help="python of an environment with python-elf")
+    parser.add_argument("--others", default=sys.executable, help="python of an environment with more programs")
     parser.add_argument("--child", nargs=2, metavar=("NAME", "FOLDER"))
     given = parser.parse_args()
     if given.child:
@@ -216,7 +216,7 @@ def main() -> None:
         np.save(Path(name) / "segmentation.npy", perturbed(labels, given.cut))
         voxels = labels.size
         del labels
-        compare(Path(name), voxels, given.elf, given.repeats)
+        compare(Path(name), voxels, given.others, given.repeats)
 
 
 if __name__ == "__main__":

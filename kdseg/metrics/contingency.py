@@ -10,17 +10,11 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.geometry import Triple
-
-_FIRST_CAPACITY = 1 << 12
-_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
-_COUNT, _SEGMENT, _LABEL, _FIRST = range(4)
-_STRETCH = 1 << 13
-"""Voxels of which the runs are found before they are counted."""
+from kdseg.metrics.counting import COUNT, FIRST, LABEL, SEGMENT, add, count, empty
 
 
 class Contingency(NamedTuple):
@@ -130,13 +124,13 @@ def merge(tables: Iterable[Table]) -> Table:
     Raises:
         DataError: if some tables are `Located` and others are not.
     """
-    rows, used = _empty(), 0
+    rows, used = empty(), 0
     kind: Any = None
     for table in tables:
         if kind is not None and type(table) is not kind:
             raise DataError("tables with and without places cannot be merged into one")
         kind = type(table)
-        rows, used = _add(rows, used, *_four(table))
+        rows, used = add(rows, used, *_four(table))
     merged: Table = _finish(rows, kind or Contingency)
     return merged
 
@@ -163,7 +157,7 @@ def relabel(contingency: Table, lut_from: NDArray[np.uint64], lut_to: NDArray[np
     segment = np.zeros(contingency.segment.size, np.uint64)
     segment[known] = lut_to[row[known]]
     segment[contingency.segment == 0] = 0
-    rows, _ = _add(_empty(), 0, *_four(contingency._replace(segment=segment)))
+    rows, _ = add(empty(), 0, *_four(contingency._replace(segment=segment)))
     return _finish(rows, type(contingency))
 
 
@@ -211,7 +205,7 @@ def _count_block(
     if mask is not None and (mask.dtype != np.bool_ or mask.shape != labels.shape):
         raise ShapeError(f"the mask must be bool of {labels.shape}, got {mask.dtype} of {mask.shape}")
     every = np.empty(0, np.bool_) if mask is None else np.ascontiguousarray(mask).ravel()
-    return _count(
+    return count(
         _ids(segmentation, "segmentation"),
         _ids(labels, "labels"),
         every,
@@ -247,109 +241,7 @@ def _four(table: Contingency | Located) -> tuple[NDArray[np.uint64], ...]:
 
 def _finish(rows: NDArray[np.uint64], kind: type[Table]) -> Table:
     """Return the used rows of a hash table, sorted."""
-    used = rows[rows[:, _COUNT] > 0]
-    used = used[np.lexsort((used[:, _LABEL], used[:, _SEGMENT]))]
-    order = (_SEGMENT, _LABEL, _COUNT, _FIRST)[: len(kind._fields)]
+    used = rows[rows[:, COUNT] > 0]
+    used = used[np.lexsort((used[:, LABEL], used[:, SEGMENT]))]
+    order = (SEGMENT, LABEL, COUNT, FIRST)[: len(kind._fields)]
     return kind(*(np.ascontiguousarray(used[:, column]) for column in order))
-
-
-def _empty() -> NDArray[np.uint64]:
-    return np.zeros((_FIRST_CAPACITY, 4), np.uint64)
-
-
-@njit(cache=True)
-def _slot(rows: NDArray[np.uint64], segment: np.uint64, label: np.uint64) -> np.int64:
-    """Return the row of the pair in an open-addressing table, or the free row where it belongs."""
-    mask = np.uint64(rows.shape[0] - 1)
-    mixed = (segment * _HASH) ^ label
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * _HASH
-    k = (mixed >> np.uint64(32)) & mask
-    while rows[k, _COUNT] != 0 and (rows[k, _SEGMENT] != segment or rows[k, _LABEL] != label):
-        k = (k + np.uint64(1)) & mask
-    return np.int64(k)
-
-
-@njit(cache=True)
-def _put(
-    rows: NDArray[np.uint64], used: int, segment: np.uint64, label: np.uint64, count: np.uint64, first: np.uint64
-) -> tuple[NDArray[np.uint64], int]:
-    """Add one overlap; return the table, a larger one if it was half full, and its number of used rows."""
-    k = _slot(rows, segment, label)
-    if rows[k, _COUNT] != 0:
-        rows[k, _COUNT] += count
-        rows[k, _FIRST] = min(rows[k, _FIRST], first)
-        return rows, used
-    rows[k, _COUNT], rows[k, _SEGMENT], rows[k, _LABEL], rows[k, _FIRST] = count, segment, label, first
-    if 2 * (used + 1) < rows.shape[0]:
-        return rows, used + 1
-    more = np.zeros((2 * rows.shape[0], 4), np.uint64)
-    for old in range(rows.shape[0]):
-        if rows[old, _COUNT] != 0:
-            more[_slot(more, rows[old, _SEGMENT], rows[old, _LABEL])] = rows[old]
-    return more, used + 1
-
-
-@njit(cache=True)
-def _add(
-    rows: NDArray[np.uint64],
-    used: int,
-    segment: NDArray[np.uint64],
-    label: NDArray[np.uint64],
-    count: NDArray[np.uint64],
-    first: NDArray[np.uint64],
-) -> tuple[NDArray[np.uint64], int]:
-    """Add a table's columns to the hash table."""
-    for k in range(segment.size):
-        rows, used = _put(rows, used, segment[k], label[k], count[k], first[k])
-    return rows, used
-
-
-@njit(cache=True)
-def _count(
-    segmentation: NDArray[Any],
-    labels: NDArray[Any],
-    mask: NDArray[np.bool_],
-    ignore_segment: NDArray[np.uint64],
-    ignore_label: NDArray[np.uint64],
-) -> NDArray[np.uint64]:
-    """Return a hash table of pairs; ``mask`` and what is ignored may be empty."""
-    rows, used = np.zeros((_FIRST_CAPACITY, 4), np.uint64), 0
-    ends, start = np.empty(_STRETCH, np.int64), 0
-    for low in range(1, segmentation.size + 1, _STRETCH):
-        for k in range(_ends(segmentation, labels, mask, low, ends)):
-            first, length = start, np.uint64(ends[k] - start)
-            start = ends[k]
-            segment, label = np.uint64(segmentation[first]), np.uint64(labels[first])
-            if mask.size and not mask[first]:
-                continue
-            if (ignore_segment.size and segment == ignore_segment[0]) or (
-                ignore_label.size and label == ignore_label[0]
-            ):
-                continue
-            row = _slot(rows, segment, label)
-            if rows[row, _COUNT] != 0:  # mostly; the first voxel is that of the first run
-                rows[row, _COUNT] += length
-            else:
-                rows, used = _put(rows, used, segment, label, length, np.uint64(first))
-    return rows
-
-
-@njit(cache=True)
-def _ends(
-    segmentation: NDArray[Any], labels: NDArray[Any], mask: NDArray[np.bool_], low: int, ends: NDArray[np.int64]
-) -> int:
-    """Write the ends of runs from voxel ``low`` on, over as many voxels as ``ends`` has room for.
-
-    Writes every voxel's number and keeps it or not, without a branch: twice as fast as a loop over each run.
-    """
-    n, high = 0, min(low + ends.size, segmentation.size)
-    for k in range(low, high):
-        ends[n] = k
-        new = (segmentation[k] != segmentation[k - 1]) | (labels[k] != labels[k - 1])
-        if mask.size:
-            new |= mask[k] != mask[k - 1]
-        n += int(new)
-    if high < low + ends.size:
-        ends[n] = high
-        n += 1
-    return n
