@@ -9,11 +9,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from skimage.metrics import adapted_rand_error, variation_of_information
+from skimage import metrics as skimage
+from worked_example import (
+    ELF_CREMI,
+    ELF_RAND_ERROR,
+    ELF_RAND_INDEX,
+    ELF_VOI_BITS,
+    ELF_VOI_NATS,
+    LABELS,
+    SEGMENTATION,
+    WATERZ,
+)
 
 from kdseg.errors import DataError
 from kdseg.metrics.contingency import Contingency, block_contingency
-from kdseg.metrics.scores import scores
+from kdseg.metrics.scores import cremi_score, rand, scores, variation_of_information
 
 
 def random_pair(seed: int) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
@@ -30,14 +40,12 @@ def test_equals_scikit_image(seed: int) -> None:
     segmentation, labels = random_pair(seed)
     got = scores(block_contingency(segmentation, labels))
     labelled = labels > 0
-    split, merge = variation_of_information(labels[labelled], segmentation[labelled])  # type: ignore[no-untyped-call]
+    split, merge = skimage.variation_of_information(labels[labelled], segmentation[labelled])
     assert got.voi_split == pytest.approx(split, abs=1e-9)
     assert got.voi_merge == pytest.approx(merge, abs=1e-9)
     assert got.voi == got.voi_split + got.voi_merge
     # scikit-image returns the share of the *label's* pairs as precision, against its documentation
-    error, recall, precision = adapted_rand_error(  # type: ignore[no-untyped-call]
-        labels.astype(int), segmentation.astype(int)
-    )
+    error, recall, precision = skimage.adapted_rand_error(labels.astype(int), segmentation.astype(int))
     assert got.arand == pytest.approx(error, abs=1e-12)
     assert got.arand_precision == pytest.approx(precision, abs=1e-12)
     assert got.arand_recall == pytest.approx(recall, abs=1e-12)
@@ -105,3 +113,68 @@ def test_refuses_overlaps_beyond_its_integers() -> None:
     one = np.ones(1, np.uint64)
     with pytest.raises(DataError, match="too large"):
         scores(Contingency(one, one, np.array([2**48], np.uint64)))
+
+
+def test_equals_python_elf_and_waterz() -> None:
+    table = block_contingency(SEGMENTATION, LABELS)
+    assert variation_of_information(table)[:2] == pytest.approx(ELF_VOI_BITS, abs=1e-12)
+    nats = variation_of_information(table, unit="nats")
+    assert nats == pytest.approx((*ELF_VOI_NATS, sum(ELF_VOI_NATS)), abs=1e-12)
+    pairs = rand(table, pairs="all")
+    assert (pairs.error, pairs.rand_index) == pytest.approx((ELF_RAND_ERROR, ELF_RAND_INDEX), abs=1e-12)
+    assert cremi_score(table, background=None) == pytest.approx(ELF_CREMI, abs=1e-12)
+    bits = variation_of_information(table)
+    names = {
+        "voi_split": bits.split,
+        "voi_merge": bits.merge,
+        "rand_split": pairs.recall,
+        "rand_merge": pairs.precision,
+    }
+    assert names == pytest.approx(WATERZ, abs=1e-12)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    pairs=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 3)), min_size=1, max_size=25),
+    kind=st.sampled_from(["different", "all"]),
+    background=st.sampled_from([None, 0, 2]),
+)
+def test_rand_counts_pairs_of_voxels(pairs: list[tuple[int, int]], kind: str, background: int | None) -> None:
+    """The definition: every ordered pair of voxels, looked at."""
+    segment, label = zip(*pairs, strict=True)
+    voxels = range(len(pairs))
+    every = [(p, q) for p in voxels for q in voxels if kind == "all" or p != q]
+    joined = {(p, q) for p, q in every if segment[p] == segment[q] and segment[p] != background}
+    alike = {(p, q) for p, q in every if label[p] == label[q]}
+    both = len(joined & alike)
+    got = rand(
+        block_contingency(np.array(segment), np.array(label)),
+        pairs=kind,  # type: ignore[arg-type]
+        background=background,
+    )
+    assert got.precision == (both / len(joined) if joined else 1)
+    assert got.recall == (both / len(alike) if alike else 1)
+    assert got.error == 1 - (2 * both / (len(joined) + len(alike)) if joined or alike else 1)
+    assert got.rand_index == ((len(every) - len(joined ^ alike)) / len(every) if every else 1)
+
+
+def test_background_of_cremi() -> None:
+    """Against the challenge's rule as a dense matrix: its term for background is less than one pair."""
+    segmentation, labels = random_pair(3)
+    matrix = np.zeros((8, int(segmentation.max()) + 1))
+    np.add.at(matrix, (labels.ravel(), segmentation.ravel()), 1)
+    objects = matrix[1:, 1:]
+    background = matrix[1:, 0].sum() / labels.size
+    assert background > 0
+    both, of_label = (objects**2).sum() + background, (matrix[1:].sum(1) ** 2).sum()
+    of_segment = (objects.sum(0) ** 2).sum() + background
+    got = cremi_score(block_contingency(segmentation, labels))
+    assert got.arand == pytest.approx(1 - 2 * both / (of_segment + of_label), abs=1e-5)
+    assert got.score**2 == pytest.approx((got.voi_split + got.voi_merge) * got.arand)
+    assert got.arand != pytest.approx(cremi_score(block_contingency(segmentation, labels), background=None).arand)
+
+
+def test_refuses_objects_beyond_its_integers() -> None:
+    half = np.array([2**47, 2**47], np.uint64)
+    with pytest.raises(DataError, match="too large"):
+        scores(Contingency(np.ones(2, np.uint64), np.arange(2, dtype=np.uint64), half))
