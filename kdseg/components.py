@@ -39,10 +39,10 @@ def block_components(
     found = np.zeros(labels.shape, np.int64)
     if per_section:
         most = 0
-        for z, section in enumerate(labels):
+        for k, section in enumerate(labels):
             pieces = cc3d.connected_components(section, connectivity=4).astype(np.int64)
-            found[z] = np.where(pieces > 0, pieces + most, 0)
-            most = int(found[z].max(initial=most))
+            np.add(pieces, most, out=found[k], where=pieces > 0)
+            most += int(pieces.max(initial=0))
     else:
         found[...] = cc3d.connected_components(labels, connectivity=6)
     flat = found.ravel()

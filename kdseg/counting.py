@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.alignment import Placed, as_ids
+from kdseg.alignment import Placed, align, as_ids
 from kdseg.blockwise import run_blocks
 from kdseg.components import block_components, join_components, joined
 from kdseg.errors import DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.metrics.contingency import Contingency, block_contingency, drop_small_labels
 from kdseg.parquet import Column, read_batches, read_parquet, write_parquet
+from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
 
 COLUMNS = (
@@ -68,6 +69,18 @@ class Count:
     ignore_segments: tuple[int, ...] = ()
     per_section: bool = False
     components: bool = False
+
+
+def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
+    """Return the count of two volumes of kdseg where both are; voxels of label 0 are left out.
+
+    Raises:
+        ShapeError: if they do not overlap.
+        VoxelSizeError: if their voxels do not lie on one grid.
+    """
+    aligned = align(open_source(str(labels)), open_source(str(segmentation)))
+    truth, segments = aligned.placed
+    return Count(segments, truth, aligned.common, block)
 
 
 def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> None:
@@ -134,7 +147,12 @@ def read_count(table: Path, dust: int = 0) -> Contingency:
     Raises:
         DataError: if nothing is left.
     """
-    return scored(_stacked(read_parquet(table)), dust)
+    return scored(read_rows(table), dust)
+
+
+def read_rows(table: Path) -> Rows:
+    """Return a count as it is, sections and all."""
+    return _stacked(read_parquet(table))
 
 
 def block_counts(what: Count, folder: Path) -> list[Rows]:
@@ -144,10 +162,7 @@ def block_counts(what: Count, folder: Path) -> list[Rows]:
 
 def scored(rows: Rows, dust: int) -> Contingency:
     """Return rows as one contingency table, with ids of their own in each section; see `read_count`."""
-    section, segment, label, count = rows
-    if section.any():
-        segment, label = _numbered(section, segment), _numbered(section, label)
-    table = drop_small_labels(Contingency(segment, label, count), dust)
+    table = drop_small_labels(Contingency(*numbered(rows), rows[3]), dust)
     if not table.count.size:
         raise DataError(
             "nothing to score: every voxel of the region is ignored, outside of the mask, or of a label smaller than "
@@ -160,11 +175,19 @@ def subtract(whole: Rows, part: Rows) -> Rows:
     """Return the rows of ``whole`` less those of ``part``, which is a part of it."""
     negative = part.copy()
     negative[3] = np.uint64(0) - part[3]  # wraps around below 0, and back in the sum
-    rows = _added(np.concatenate((whole, negative), axis=1))
+    rows = added(np.concatenate((whole, negative), axis=1))
     return rows[:, rows[3] > 0]
 
 
-def _numbered(section: NDArray[np.uint64], ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def numbered(rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return segments and labels, with ids of their own in each section where sections were counted by themselves."""
+    section, segment, label, _ = rows
+    if not section.any():
+        return segment, label
+    return _ranks(section, segment), _ranks(section, label)
+
+
+def _ranks(section: NDArray[np.uint64], ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Return the rank of each pair among the distinct ones, from 1."""
     order = np.lexsort((ids, section))
     section, ids = section[order], ids[order]
@@ -220,7 +243,7 @@ def merge_sorted(tables: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
             if left is not None:
                 rest.append((left, table))
         heads = rest
-        rows = _added(np.concatenate(ready, axis=1))
+        rows = added(np.concatenate(ready, axis=1))
         if rows.shape[1]:
             yield rows
 
@@ -237,7 +260,7 @@ def _up_to(rows: Rows, bound: tuple[int, ...]) -> int:
     return low
 
 
-def _added(rows: Rows) -> Rows:
+def added(rows: Rows) -> Rows:
     """Sort rows and add up those of the same keys: `metrics.contingency.merge`, with sections."""
     if not rows.shape[1]:
         return rows

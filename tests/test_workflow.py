@@ -42,7 +42,7 @@ def test_the_run_ends_with_a_scored_report(finished):
     ("section", "key", "value", "first", "spared"),
     [
         ("agglomerate", "thresholds", [0.2, 0.5], {"agglomerate", "sweep", "segment", "report"}, {"predict", "edges"}),
-        ("evaluate", "dust", 3, {"sweep", "evaluate", "report"}, {"agglomerate", "predict"}),
+        ("evaluate", "dust", 3, {"sweep", "score", "report"}, {"agglomerate", "predict"}),
     ],
 )
 def test_only_what_an_option_concerns_runs_again(finished, tmp_path, values, section, key, value, first, spared):
