@@ -23,6 +23,7 @@ from toy_volumes import cells, write_volume
 
 from kdseg.cli import main
 from kdseg.counting import COLUMNS
+from kdseg.errors import ConfigError
 from kdseg.intervals import intervals
 from kdseg.measures import conventions
 from kdseg.parquet import read_parquet
@@ -149,9 +150,17 @@ def test_intervals_of_a_loop(folder: Path) -> None:
         ends = np.quantile([one[name] for one in drawn], (0.025, 0.975))
         assert found["intervals"][name] == pytest.approx(ends, abs=1e-9)
     assert "95 % of 40 resamples of blocks, seed 0" in kdseg(*both, "--bootstrap", 40).output
-    assert intervals([np.array([[0, 0], [1, 2], [1, 1], [9, 1]], np.uint64)] * 2, 3)["voi_merge"] == [0, 0]
     done = kdseg(*both[:2], "--bootstrap", 4)
     assert "an interval needs" in done.output
+
+
+def test_blocks_without_labels_are_not_drawn() -> None:
+    tables = [np.array([[0, 0], [1, 2], [1, n], [9, n]], np.uint64) for n in (1, 2, 3)]
+    expected = intervals(tables, 20)
+    assert expected["voi"][0] < expected["voi"][1]
+    assert intervals([tables[0], tables[0][:, :0], *tables[1:]], 20) == expected
+    with pytest.raises(ConfigError, match="2 blocks with labels, got 1"):
+        intervals(tables[:1], 20)
 
 
 def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,3 +249,28 @@ def test_ids_above_2_63_are_kept_apart(folder: Path) -> None:
     found = answer(folder, folder / "a.zarr", folder / "labels.zarr", "--ignore-segment", 2**63 + 2)
     expect(found["scores"], theirs(segments, LABELS, (LABELS > 0) & (SEGMENTS > 4)))
     expect(answer(folder, folder / "a.zarr", folder / "labels.zarr")["scores"], theirs(segments, LABELS, LABELS > 0))
+
+
+def test_the_commands_of_the_readme_and_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_volume(Path("mine.zarr"), SEGMENTS, NM)
+    write_volume(Path("theirs.zarr"), SEGMENTS * np.uint64(3), NM)
+    write_volume(Path("tissue.zarr"), (LABELS > 1).astype(np.uint8), NM)
+    write_hdf5(Path("truth.h5"), LABELS, "labels", resolution=NM, offset=(0, 0, 0))
+    tifffile.imwrite("stack.tif", SEGMENTS[:, 4:].astype(np.uint16))
+    for name in ("README.md", "docs/evaluation.md"):
+        text = (Path(__file__).parents[1] / name).read_text().replace("\\\n", "")
+        lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("kdseg ")]
+        commands = [line for line in lines if line[1] in ("evaluate", "same")]
+        assert {line[1] for line in commands} == {"evaluate", "same"}
+        for command in commands:
+            done = CliRunner().invoke(main, command[1:])
+            assert done.exit_code == 0, (command, done.output)
+    table = read_parquet(Path("scored") / "evaluation.parquet")
+    assert sum(table["count"].tolist()) == (LABELS > 0).sum()
+
+
+def test_conventions_are_documented() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    for name in conventions():
+        assert f"| `{name}` |" in text

@@ -207,3 +207,17 @@ def test_labels_of_a_part_are_compared_with_that_part(tmp_path, labels):
     stats = read(tmp_path / "scores.json")["stats"]
     assert stats["scores"]["voi"] == 0
     assert stats["voxels"] == 32 * 66 * 33
+
+
+def test_scores_come_with_their_table_and_intervals(tmp_path, labels):
+    whole = store(tmp_path / "whole.json", labels // 2)
+    truth = store(tmp_path / "truth.json", labels)
+    scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(16, 32, 32), bootstrap=30)
+    score.run(whole, truth, tmp_path / "scores.json", scoring)
+    stats = read(tmp_path / "scores.json")["stats"]
+    low, high = stats["intervals"]["voi_merge"]
+    assert low < stats["scores"]["voi_merge"] < high
+    assert stats["intervals"]["voi_split"] == [0, 0]
+    table = read_parquet(tmp_path / "scores.parquet")
+    assert table["count"].sum() == (labels > 0).sum()
+    assert (table["segment"] == table["label"] // 2).all()

@@ -18,15 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+_TROUBLE = {"same": 2}
+"""Exit codes on errors, where 1 means something else: as of cmp and diff."""
+
+
 class _OneLineErrors(click.Group):
-    """Prints an error that was raised on purpose, or by the disk, as one line, and exits with 1."""
+    """Prints an error that was raised on purpose, or by the disk, as one line, and exits with 1 (or `_TROUBLE`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (KdsegError, OSError, json.JSONDecodeError) as error:
             click.echo(f"kdseg {ctx.invoked_subcommand}: {error}", err=True)
-            sys.exit(1)
+            sys.exit(_TROUBLE.get(ctx.invoked_subcommand or "", 1))
 
 
 def manifests(*names: str) -> Callable[[F], F]:

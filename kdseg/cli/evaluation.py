@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,42 @@ def evaluate(
         click.echo("[ ]: 95 % of {resamples} resamples of blocks, seed {seed}".format(**answer["bootstrap"]))
     if json_path is not None:
         write_json(json_path, answer)
+
+
+@main.command()
+@click.argument("a")
+@click.argument("b")
+@region
+@click.option("--pairs", default=10, show_default=True, type=click.IntRange(0), help="Pairs of ids to list.")
+@block_shape
+@json_file
+@workers_count
+def same(json_path: Path | None, **how: Any) -> None:
+    """Compare the segmentations A and B: exit 0 if they are the same but for ids, 1 if they differ, 2 on trouble."""
+    from kdseg.manifests import write_json
+    from kdseg.stages import same as stage
+
+    answer = stage.run(**how)
+    if json_path is not None:
+        write_json(json_path, answer)
+    if answer["same"]:
+        click.echo(f"same: all {answer['voxels']} voxels agree, but for the names of segments")
+        return
+    click.echo(
+        f"different: {answer['differing']} of {answer['voxels']} voxels under the best matching of ids, the first at "
+        f"{_place(answer['first'])}\nVI {answer['vi']:.6f} bits: H(A | B) {answer['h_a_given_b']:.6f}, H(B | A) "
+        f"{answer['h_b_given_a']:.6f}"
+    )
+    for one in answer["pairs"]:
+        click.echo(
+            f"{one['voxels']:>12} voxels are {one['a']} in A (of {one['size_a']}) and {one['b']} in B (of "
+            f"{one['size_b']}), from {_place(one['at'])}"
+        )
+    sys.exit(1)
+
+
+def _place(voxel: list[int]) -> str:
+    return f"({', '.join(map(str, voxel))})"
 
 
 def _described(what: dict[str, Any]) -> list[str]:
