@@ -72,6 +72,7 @@ CHANGES = {
     "a box": ((3, 5, 7), (9, 16, 17), 12345),
     "the background is a segment": None,
     "two are merged": None,
+    "a segment is background": None,
 }
 
 
@@ -82,6 +83,8 @@ def test_every_difference_is_found(tmp_path: Path, case: str, block: tuple[int, 
     if (box := CHANGES[case]) is not None:
         (z, y, x), (to_z, to_y, to_x), name = box
         other[z:to_z, y:to_y, x:to_x] = name
+    elif case == "a segment is background":
+        other[CELLS == 2] = 0
     elif case == "two are merged":
         other[CELLS == 2] = RENAMED[CELLS == 7][0]
     else:

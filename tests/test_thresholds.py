@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pipeline import NEAREST, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 from toy_volumes import cells
 
+from kdseg.cli import main
 from kdseg.config import EvaluateOptions
+from kdseg.config.data import RoiOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.dendrogram import Tree
 from kdseg.errors import ConfigError, DataError, ShapeError
@@ -93,6 +96,12 @@ def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray
         assert stats["sweep"] == rows
         assert len({row["voi"] for row in rows}) > 1
         assert stats["best"] == min(rows, key=lambda row: row["voi"])["threshold"]
+    section = options.model_copy(update={"tune_roi": RoiOptions(offset=part.offset, shape=part.shape)})
+    flags = [f"--{name}={path}" for name, path in zip(("fragments", "agglomeration", "labels"), names, strict=True)]
+    command = ["sweep", *flags, "--options", section.model_dump_json()]
+    for name, flag in (("part", ["--part"]), ("whole", [])):  # done by now: another part would be refused
+        done = CliRunner().invoke(main, [*command, *flag, "--manifest", str(folder / f"{name}.json")])
+        assert done.exit_code == 0, done.output
     stats = read(folder / "part.json")["stats"]
     best = stats["best"]
     assert stats["rest"] == {"threshold": best, **by_voxels(folder, labels, best, ~inside)}
