@@ -129,8 +129,8 @@ def count_block(what: Count, folder: Path, components: Path | None, block: Block
         labels = whole[np.searchsorted(names, found, side="right")]
     parts = range(len(labels)) if what.per_section else [slice(None)]
     sections = [block.roi.offset[0] + z for z in range(len(labels))] if what.per_section else [0]
-    # every label counts here, -1 is none: those that are ignored are gone already
-    tables = [block_contingency(segments[p][kept[p]], labels[p][kept[p]], ignore_label=-1) for p in parts]
+    # what is to be ignored is gone already, label 0 or not
+    tables = [block_contingency(segments[p][kept[p]], labels[p][kept[p]], None) for p in parts]  # type: ignore[arg-type]
     rows = np.concatenate([_rows(z, table) for z, table in zip(sections, tables, strict=True)], axis=1)
     write_table(folder / block_name(block.index), _columns(rows))
 

@@ -50,7 +50,7 @@ def test_no_matching_is_better(seed: int, names: int, others: int) -> None:
     rng = np.random.default_rng(seed)
     a = rng.integers(0, names, 30).astype(np.uint64)
     b = np.where(rng.random(30) < 0.5, a, rng.integers(0, others, 30)).astype(np.uint64)
-    table = block_contingency(a, b, ignore_label=-1)
+    table = block_contingency(a, b, None)
     matched = best_matching(table)
     for column in (table.segment, table.label):
         assert np.unique(column[matched]).size == matched.sum(), "an id is matched twice"
@@ -95,7 +95,7 @@ def test_every_difference_is_found(tmp_path: Path, case: str, block: tuple[int, 
     done = kdseg(tmp_path / "a.zarr", tmp_path / "b.zarr", *how)
     assert done.exit_code == 1
     found = json.loads((tmp_path / "found.json").read_text())
-    table = block_contingency(CELLS, other, ignore_label=-1)
+    table = block_contingency(CELLS, other, None)
     rows = np.flatnonzero(~best_matching(table))
     pairs = [(int(table.segment[row]), int(table.label[row])) for row in rows]
     wrong = np.zeros(SHAPE, bool)
