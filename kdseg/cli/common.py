@@ -64,7 +64,7 @@ device_name = click.option("--device", default="auto", help="auto, cpu, cuda or 
 def main() -> None:
     """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-    Snakemake calls most of these; by hand you need `check`, `clear` and `export`.
+    Snakemake calls most of these; by hand you need `check`, `clear`, `evaluate`, `same` and `export`.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("distributed").setLevel(logging.WARNING)
