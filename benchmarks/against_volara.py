@@ -46,7 +46,8 @@ from kdseg.manifests import claim, read, store_of
 from kdseg.metrics.contingency import block_contingency
 from kdseg.metrics.scores import scores
 from kdseg.segmentation.agglomerate import waterz_segments
-from kdseg.stages import agglomerate, edges, evaluate, fragments, segment
+from kdseg.stages import agglomerate, edges, fragments, score, segment
+from kdseg.stages import sweep as sweep_stage
 from kdseg.volume import affinity_offsets, create_volume, open_volume
 
 STORAGE = StorageOptions(chunk=(64, 64, 64), shard=(64, 64, 64), levels=1)
@@ -116,13 +117,13 @@ def kdseg(work: Path, block: int, halo: int, threshold: float | None) -> Result:
     agglomerate.run(affinities, fragment, edge, tree, AgglomerateOptions(chunk=chunk), workers=WORKERS)
     clock.lap("agglomerate")
     if threshold is None:
-        evaluate.sweep(fragment, tree, labels, sweep, scoring, workers=WORKERS)
+        sweep_stage.run(fragment, tree, labels, sweep, scoring, workers=WORKERS)
         threshold = float(read(sweep)["stats"]["best"])
         clock.start()
     options = SegmentOptions(block=cube, threshold=threshold)
     segment.run(fragment, edge, tree, None, segmentation, options, STORAGE, workers=WORKERS)
     clock.lap("relabel")
-    evaluate.run(segmentation, labels, scored, scoring, workers=WORKERS)
+    score.run(segmentation, labels, scored, scoring, workers=WORKERS)
     found = read(scored)["stats"]["scores"]
     return {"threshold": threshold, "steps": clock.steps, "cpu": clock.cpu, **found}
 

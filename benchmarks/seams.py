@@ -27,7 +27,8 @@ from kdseg.metrics.contingency import block_contingency
 from kdseg.metrics.scores import scores
 from kdseg.report.colours import colour_keys, colour_numbers, palette
 from kdseg.report.png import encode
-from kdseg.stages import agglomerate, edges, evaluate, fragments, segment
+from kdseg.stages import agglomerate, edges, fragments, segment
+from kdseg.stages import sweep as sweep_stage
 from kdseg.volume import open_volume
 
 Ids = NDArray[np.uint64]
@@ -51,7 +52,7 @@ def kdseg(work: Path, chunks: list[int]) -> list[Ids]:
         agglomerate.run(affinities, fragment, edge, tree, options, workers=WORKERS)
         if not sweep.exists():
             scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=cube)
-            evaluate.sweep(fragment, tree, labels, sweep, scoring, workers=WORKERS)
+            sweep_stage.run(fragment, tree, labels, sweep, scoring, workers=WORKERS)
         cut = SegmentOptions(block=cube, threshold=read(sweep)["stats"]["best"])
         segment.run(fragment, edge, tree, None, segmentation, cut, STORAGE, workers=WORKERS)
         volume = open_volume(store_of(segmentation))

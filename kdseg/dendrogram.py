@@ -72,11 +72,7 @@ class Tree:
         Raises:
             ConfigError: if the threshold is larger than the one agglomerated with.
         """
-        if threshold > self.largest:
-            raise ConfigError(
-                f"the volume was agglomerated up to a score of {self.largest}, it cannot be cut at {threshold}: add "
-                "the threshold to agglomerate.thresholds"
-            )
+        self._expect(threshold)
         names, inverse = np.unique(ids, return_inverse=True)
         for level in range(self.layout.levels):
             nodes, which = np.unique(node_of(names, self.layout, level), axis=0, return_inverse=True)
@@ -120,6 +116,35 @@ class Tree:
             "fragment": fragment,
             "segment": np.where(above["fragment"][row] == region, above["segment"][row], region),
         }
+
+    def merges(self, ids: NDArray[np.uint64], threshold: float) -> Dendrogram:
+        """Return the merges that decide about some fragments up to a threshold: each table is read once.
+
+        Args:
+            ids: uint64 (n,), fragments, in any order.
+            threshold: largest score that will be asked for.
+
+        Returns:
+            All merges in the leaves of these fragments and in the nodes above, node by node.
+
+        Raises:
+            ConfigError: if the threshold is larger than the one agglomerated with.
+        """
+        self._expect(threshold)
+        parts = []
+        for level in range(self.layout.levels):
+            for z, y, x in np.unique(node_of(ids, self.layout, level), axis=0).tolist():
+                table = read_table(table_path(self.folder, level, (z, y, x)))
+                parts.append([table[name] for name in Dendrogram._fields])
+        none = np.empty(0, np.uint64)
+        return Dendrogram(*(np.concatenate([none, *column]) for column in zip(*parts, strict=True)))
+
+    def _expect(self, threshold: float) -> None:
+        if threshold > self.largest:
+            raise ConfigError(
+                f"the volume was agglomerated up to a score of {self.largest}, it cannot be cut at {threshold}: add "
+                "the threshold to agglomerate.thresholds"
+            )
 
 
 def _merges(path: Path, threshold: float) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:

@@ -151,6 +151,25 @@ def read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
+def read_batches(path: Path, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield a Parquet file of numbers part by part, in order.
+
+    Args:
+        path: of the file.
+        rows: in each part, at most.
+
+    Yields:
+        Arrays (n,) by the names in the file.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if the file is cut off, damaged, or no Parquet.
+    """
+    with _open(path) as file:
+        for batch in file.iter_batches(rows, use_threads=False):
+            yield {name: batch.column(name).to_numpy() for name in batch.schema.names}
+
+
 def read_notes(path: Path) -> dict[str, Any]:
     """Return what `write_parquet` noted in a file: ``axes``, ``columns`` and the notes.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class Source:
         voxel_size: nm, (z, y, x); None if the file does not say.
         offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
+        placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
     """
 
     address: str
@@ -54,6 +55,7 @@ class Source:
     voxel_size: VoxelSize | None
     offset: VoxelSize | None
     unit: Triple
+    placed: bool = True
 
     @property
     def roi(self) -> Roi:
@@ -87,6 +89,11 @@ def open_source(address: str) -> Source:
     """
     hdf5 = _HDF5.match(address)
     path = Path(hdf5["file"] if hdf5 else address)
+    if address.startswith("precomputed://") or _is_precomputed(path):
+        raise UnreadableError(
+            f"{address} is in neuroglancer's precomputed format, which kdseg does not read: convert it to zarr first, "
+            "e.g. with tensorstore or cloud-volume"
+        )
     if not path.exists():
         raise MissingError(
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
@@ -95,7 +102,7 @@ def open_source(address: str) -> Source:
         return _open_hdf5(address, path, hdf5["dataset"] or "")
     if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
         stack = open_stack(path)
-        return _source(address, stack, stack.voxel_size, None, (1, *stack.unit))
+        return replace(_source(address, stack, stack.voxel_size, None, (1, *stack.unit)), placed=False)
     if path.is_dir():
         return _open_zarr(address)
     raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
@@ -209,13 +216,17 @@ def _is_zarr(path: Path) -> bool:
     return named or any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
+def _is_precomputed(path: Path) -> bool:
+    return (path / "info").is_file() and not _is_zarr(path)
+
+
 def _open_zarr(address: str) -> Source:
     volume = open_volume(address)
     if volume.channels is not None:
         raise ShapeError(f"{address} has the shape {volume.array.shape}, expected (z, y, x) of one channel: extract it")
     array = _ZarrArray(address, volume.shape, volume.dtype)
     z, y, x = volume.array.chunks
-    return _source(address, array, volume.voxel_size, volume.offset, (z, y, x))
+    return replace(_source(address, array, volume.voxel_size, volume.offset, (z, y, x)), placed=volume.placed)
 
 
 def _open_hdf5(address: str, path: Path, dataset: str) -> Source:
@@ -228,8 +239,9 @@ def _open_hdf5(address: str, path: Path, dataset: str) -> Source:
                 raise ShapeError(f"{address} has the shape {node.shape}, expected (z, y, x)")
             array = _Hdf5Array(path, dataset, node.shape, node.dtype)
             voxel_size = _attribute(address, node, "resolution")
-            offset = _attribute(address, node, "offset") or (0.0, 0.0, 0.0)
-            return _source(address, array, voxel_size, offset, node.chunks or (1, *node.shape[1:]))
+            offset = _attribute(address, node, "offset")
+            source = _source(address, array, voxel_size, offset or (0.0, 0.0, 0.0), node.chunks or (1, *node.shape[1:]))
+            return replace(source, placed=offset is not None)
     except MissingError:
         raise
     except (OSError, RuntimeError, KeyError) as error:

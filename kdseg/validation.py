@@ -123,23 +123,22 @@ def sweep(
         DataError: if nothing is left to score.
     """
     # they compile, or need scipy: only validation has to wait for that
-    from kdseg.metrics.contingency import block_contingency, drop_small_labels, relabel
+    from kdseg.metrics.contingency import block_contingency, drop_small_labels
     from kdseg.metrics.scores import scores
-    from kdseg.segmentation.agglomerate import agglomerate, cut
-    from kdseg.segmentation.lut import lut
+    from kdseg.segmentation.agglomerate import agglomerate
     from kdseg.segmentation.rag import block_edges
     from kdseg.segmentation.watershed import clean, fragments
+    from kdseg.thresholds import tables_at
 
     raw, roi = crop.source.raw, crop.roi
     z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
     affinities = predict_roi(predictor(network, (z, y, x), device, dtype), raw.read, raw.roi, roi)
     owned = Roi((0, 0, 0), roi.shape).slices()
     pieces = clean(fragments(affinities, offsets, watershed, voxel_size=crop.source.voxel_size), owned, 0)
-    ids = np.unique(pieces[pieces > 0])
     table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
     dendrogram = agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
     found = []
-    for threshold in THRESHOLDS:
-        at = scores(relabel(table, ids, lut(ids, *cut(dendrogram, threshold))))
+    for threshold, there in zip(THRESHOLDS, tables_at(table, dendrogram, THRESHOLDS), strict=True):
+        at = scores(there)
         found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold))
     return found

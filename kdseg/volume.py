@@ -36,12 +36,14 @@ class Volume:
         voxel_size: nm, (z, y, x); None if the store does not say.
         offset: nm, (z, y, x), position of the first voxel.
         attributes: what kdseg notes beside the OME metadata, e.g. the offsets of affinities.
+        placed: whether the store says where it lies; if not, ``offset`` is 0.
     """
 
     array: zarr.Array[Any]
     voxel_size: VoxelSize | None
     offset: VoxelSize
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    placed: bool = True
 
     @property
     def shape(self) -> Triple:
@@ -154,7 +156,8 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
         raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
         return _open_image(node, path, level)
-    return _checked(Volume(node, *_plain_metadata(dict(node.attrs))), path)
+    attributes = dict(node.attrs)
+    return _checked(Volume(node, *_plain_metadata(attributes), placed="offset" in attributes), path)
 
 
 def create_volume(

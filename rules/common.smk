@@ -104,6 +104,12 @@ def threshold_inputs(wildcards):
     return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
 
 
+def tune_part(wildcards):
+    """Return the flag that lets a sweep choose on a part, where it is of the volume to choose on."""
+    chosen = wildcards.volume == RUN.evaluate.tune_on and RUN.evaluate.tune_roi
+    return "--part" if chosen else ""
+
+
 def trial_volumes(wildcards):
     """Return the manifests of the volumes that a trial is scored on."""
     names = dict.fromkeys((RUN.trial.tune_on, *RUN.trial.volumes))

@@ -21,13 +21,14 @@ rule sweep:
         runtime="4h",
     params:
         options=options("evaluate"),
+        part=tune_part,
     shell:
         "python -m kdseg sweep --fragments {input.fragments} --agglomeration {input.agglomeration}"
-        " --labels {input.labels} --manifest {output.manifest} --options {params.options:q}"
+        " --labels {input.labels} --manifest {output.manifest} --options {params.options:q} {params.part}"
         " --workers {threads} > {log} 2>&1"
 
 
-rule evaluate:
+rule score:
     """VOI and ARAND of one model's segmentation."""
     input:
         segmentation=results("{model}/{volume}/segmentation.json"),
@@ -36,9 +37,9 @@ rule evaluate:
     output:
         manifest=results("{model}/{volume}/scores.json"),
     log:
-        results("{model}/{volume}/logs/evaluate.log"),
+        results("{model}/{volume}/logs/score.log"),
     benchmark:
-        results("{model}/{volume}/benchmarks/evaluate.tsv")
+        results("{model}/{volume}/benchmarks/score.tsv")
     conda:
         "../envs/kdseg.yaml"
     threads: RUN.workers
@@ -48,13 +49,13 @@ rule evaluate:
     params:
         options=options("evaluate"),
     shell:
-        "python -m kdseg evaluate --segmentation {input.segmentation} --labels {input.labels}"
+        "python -m kdseg score --segmentation {input.segmentation} --labels {input.labels}"
         " --sweep {input.sweep} --name {wildcards.model} --volume {wildcards.volume}"
         " --manifest {output.manifest} --options {params.options:q}"
         " --workers {threads} > {log} 2>&1"
 
 
-rule evaluate_baseline:
+rule score_baseline:
     """VOI and ARAND of somebody else's segmentation of the same tissue."""
     input:
         segmentation=results("volumes/{volume}/baseline.json"),
@@ -62,9 +63,9 @@ rule evaluate_baseline:
     output:
         manifest=results("baseline/{volume}/scores.json"),
     log:
-        results("baseline/{volume}/logs/evaluate.log"),
+        results("baseline/{volume}/logs/score.log"),
     benchmark:
-        results("baseline/{volume}/benchmarks/evaluate.tsv")
+        results("baseline/{volume}/benchmarks/score.tsv")
     conda:
         "../envs/kdseg.yaml"
     threads: RUN.workers
@@ -74,7 +75,7 @@ rule evaluate_baseline:
     params:
         options=options("evaluate"),
     shell:
-        "python -m kdseg evaluate --segmentation {input.segmentation} --labels {input.labels}"
+        "python -m kdseg score --segmentation {input.segmentation} --labels {input.labels}"
         " --name baseline --volume {wildcards.volume}"
         " --manifest {output.manifest} --options {params.options:q}"
         " --workers {threads} > {log} 2>&1"

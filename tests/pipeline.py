@@ -19,7 +19,8 @@ from kdseg.segmentation.rag import Edges
 from kdseg.segmentation.rag import merge as merge_edges
 from kdseg.segmentation.statistics import Statistics
 from kdseg.segmentation.statistics import merge as merge_statistics
-from kdseg.stages import agglomerate, edges, evaluate, fragments, segment
+from kdseg.stages import agglomerate, edges, fragments, score, segment
+from kdseg.stages import sweep as sweep_stage
 from kdseg.tables import read_table
 from kdseg.volume import create_volume, open_volume
 
@@ -111,8 +112,8 @@ def run_rest(
     }
     if labels is not None:
         scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=block)
-        evaluate.sweep(fragment, agglomeration, labels, folder / "sweep.json", scoring, workers=workers)
-        evaluate.run(segmentation, labels, folder / "scores.json", scoring, sweep=folder / "sweep.json")
+        sweep_stage.run(fragment, agglomeration, labels, folder / "sweep.json", scoring, workers=workers)
+        score.run(segmentation, labels, folder / "scores.json", scoring, sweep=folder / "sweep.json")
         found["sweep"] = read(folder / "sweep.json")["stats"]
         found["scores"] = read(folder / "scores.json")["stats"]
     return found

@@ -114,5 +114,16 @@ def test_a_phantom_can_be_used_as_a_source(tmp_path):
 
 def test_help_lists_every_command(tmp_path):
     text = kdseg("--help", cwd=tmp_path).stdout
-    for command in ("phantom", "convert", "train", "predict", "fragments", "edges", "segment", "evaluate", "report"):
+    for command in (
+        "phantom",
+        "convert",
+        "train",
+        "predict",
+        "fragments",
+        "edges",
+        "segment",
+        "score",
+        "evaluate",
+        "report",
+    ):
         assert command in text

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdseg.errors import DataError, MissingError, ShapeError, UnreadableError
-from kdseg.parquet import Column, read_notes, read_parquet, write_parquet
+from kdseg.parquet import Column, read_batches, read_notes, read_parquet, write_parquet
 
 COLUMNS = (
     Column("fragment", np.uint64, "id"),
@@ -43,6 +43,17 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, wanted)
         assert found.dtype == wanted.dtype
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.parquet"]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7, 100])
+def test_parts_are_the_whole(tmp_path: Path, rows: int) -> None:
+    write(tmp_path / "a.parquet", [])
+    parts = list(read_batches(tmp_path / "a.parquet", rows))
+    assert max(len(part["score"]) for part in parts) == min(rows, N)
+    for name, values in read_parquet(tmp_path / "a.parquet").items():
+        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), values)
+    with pytest.raises(MissingError, match=r"b\.parquet"):
+        next(read_batches(tmp_path / "b.parquet", 1))
 
 
 @settings(deadline=None, max_examples=30)

@@ -9,7 +9,7 @@ from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragment
 from kdseg.config import AgglomerateOptions, EdgesOptions, EvaluateOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
-from kdseg.errors import ConfigError, DataError, ShapeError, StageError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, ShapeError, StageError
 from kdseg.geometry import Roi
 from kdseg.manifests import read, store_of
 from kdseg.parquet import read_parquet
@@ -19,9 +19,8 @@ from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import Edges, block_edges
 from kdseg.stages import agglomerate as agglomerate_stage
 from kdseg.stages import edges as edges_stage
-from kdseg.stages import evaluate, segment
+from kdseg.stages import score, segment
 from kdseg.tables import read_table, write_table
-from kdseg.volume import open_volume
 
 SHAPE = (40, 70, 64)
 OPTIONS = FragmentsOptions(block=(32, 64, 32), halo=(8, 8, 8), watershed=WatershedOptions(seed_distance=3))
@@ -243,25 +242,25 @@ def test_affinities_without_offsets_are_refused(tmp_path, noisy):
     assert not (tmp_path / "fragments.json").exists()
 
 
-def test_alignment_of_labels_and_segmentation(tmp_path, labels):
-    store(tmp_path / "a.json", labels)
-    volume = open_volume(tmp_path / "a.zarr")
-    place = type(volume)
-    moved = place(volume.array, volume.voxel_size, (100.0, -50.0, 0.0))
-    assert evaluate.align(volume, moved) == ((10, -5, 0), Roi((0, 5, 0), (30, 65, 64)))
-    with pytest.raises(VoxelSizeError, match="whole voxels"):
-        evaluate.align(volume, place(volume.array, volume.voxel_size, (5.0, 0.0, 0.0)))
-    with pytest.raises(VoxelSizeError, match=r"\(9\.0, 10\.0, 10\.0\)"):
-        evaluate.align(volume, place(volume.array, (9.0, 10.0, 10.0), (0.0, 0.0, 0.0)))
-    with pytest.raises(ShapeError, match="do not overlap"):
-        evaluate.align(volume, place(volume.array, volume.voxel_size, (4000.0, 0.0, 0.0)))
-
-
 def test_labels_of_a_part_are_compared_with_that_part(tmp_path, labels):
     whole = store(tmp_path / "whole.json", labels)
     part = store(tmp_path / "part.json", labels[8:, 4:, :33].copy(), offset=(80.0, 40.0, 0.0))
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 32, 32))
-    evaluate.run(whole, part, tmp_path / "scores.json", scoring)
+    score.run(whole, part, tmp_path / "scores.json", scoring)
     stats = read(tmp_path / "scores.json")["stats"]
     assert stats["scores"]["voi"] == 0
     assert stats["voxels"] == 32 * 66 * 33
+
+
+def test_scores_come_with_their_table_and_intervals(tmp_path, labels):
+    whole = store(tmp_path / "whole.json", labels % 7)
+    truth = store(tmp_path / "truth.json", labels)
+    scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(16, 32, 32), bootstrap=30)
+    score.run(whole, truth, tmp_path / "scores.json", scoring)
+    stats = read(tmp_path / "scores.json")["stats"]
+    low, high = stats["intervals"]["voi_merge"]
+    assert low < stats["scores"]["voi_merge"] < high
+    assert stats["intervals"]["voi_split"] == [0, 0]
+    table = read_parquet(tmp_path / "scores.parquet")
+    assert table["count"].sum() == (labels > 0).sum()
+    assert (table["segment"] == table["label"] % 7).all()

@@ -42,7 +42,7 @@ def test_the_run_ends_with_a_scored_report(finished):
     ("section", "key", "value", "first", "spared"),
     [
         ("agglomerate", "thresholds", [0.2, 0.5], {"agglomerate", "sweep", "segment", "report"}, {"predict", "edges"}),
-        ("evaluate", "dust", 3, {"sweep", "evaluate", "report"}, {"agglomerate", "predict"}),
+        ("evaluate", "dust", 3, {"sweep", "score", "report"}, {"agglomerate", "predict"}),
     ],
 )
 def test_only_what_an_option_concerns_runs_again(finished, tmp_path, values, section, key, value, first, spared):
@@ -54,6 +54,17 @@ def test_only_what_an_option_concerns_runs_again(finished, tmp_path, values, sec
     found = jobs(folder, config)
     assert first <= found
     assert not spared & found
+
+
+def test_the_threshold_is_chosen_on_a_part_of_the_volume_to_tune_on_only(finished, tmp_path, values):
+    folder, _ = finished
+    changed = json.loads(json.dumps(values))
+    changed["evaluate"] |= {"tune_roi": {"offset": [0, 0, 0], "shape": [8, 8, 8]}, "volumes": ["tune", "train"]}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(changed))
+    text = snakemake(folder, config, "--dry-run", "--printshellcmds")
+    commands = [line for line in text.splitlines() if "kdseg sweep" in line]
+    assert {("/tune/sweep.json" in line, "--part" in line) for line in commands} == {(True, True), (False, False)}
 
 
 def test_a_changed_option_is_refused_until_it_is_cleared_or_overwritten(finished, tmp_path, values):

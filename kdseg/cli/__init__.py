@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kdseg.cli import learning, outside, people, scoring, segmentation
+from kdseg.cli import evaluation, learning, outside, people, scoring, segmentation
 from kdseg.cli.common import main
 
-__all__ = ["learning", "main", "outside", "people", "scoring", "segmentation"]
+__all__ = ["evaluation", "learning", "main", "outside", "people", "scoring", "segmentation"]

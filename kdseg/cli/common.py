@@ -18,15 +18,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
+_TROUBLE = {"same": 2}
+"""Exit codes on errors, where 1 means something else: as of cmp and diff."""
+
+
 class _OneLineErrors(click.Group):
-    """Prints an error that was raised on purpose, or by the disk, as one line, and exits with 1."""
+    """Prints an error that was raised on purpose, or by the disk, as one line, and exits with 1 (or `_TROUBLE`)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (KdsegError, OSError, json.JSONDecodeError) as error:
             click.echo(f"kdseg {ctx.invoked_subcommand}: {error}", err=True)
-            sys.exit(1)
+            sys.exit(_TROUBLE.get(ctx.invoked_subcommand or "", 1))
 
 
 def manifests(*names: str) -> Callable[[F], F]:
@@ -60,8 +64,8 @@ device_name = click.option("--device", default="auto", help="auto, cpu, cuda or 
 def main() -> None:
     """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-    Snakemake calls most of these. By hand you need `check`, `clear` and `export`; with affinities of your own `adopt`,
-    `fragments`, `edges`, `agglomerate` and `segment` (docs/segmentation.md).
+    Snakemake calls most of these. By hand you need `check`, `clear`, `evaluate`, `same` and `export`; with affinities
+    of your own `adopt`, `fragments`, `edges`, `agglomerate` and `segment` (docs/segmentation.md).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("distributed").setLevel(logging.WARNING)

@@ -16,21 +16,31 @@ from kdseg.config import (
     parse_options,
     validate,
 )
+from kdseg.geometry import Roi
 
 
 @main.command()
 @manifests("fragments", "agglomeration", "labels")
 @writes
 @options_json
+@click.option("--part", is_flag=True, help="Choose the threshold on the part `tune_roi` of the options.")
 @workers_count
 def sweep(
-    fragments: Path, agglomeration: Path, labels: Path, manifest: Path, options: str, workers: int, overwrite: bool
+    fragments: Path,
+    agglomeration: Path,
+    labels: Path,
+    manifest: Path,
+    options: str,
+    part: bool,
+    workers: int,
+    overwrite: bool,
 ) -> None:
     """VOI and ARAND at every threshold."""
-    from kdseg.stages import evaluate as stage
+    from kdseg.stages import sweep as stage
 
     section = parse_options(EvaluateOptions, options)
-    stage.sweep(fragments, agglomeration, labels, manifest, section, workers=workers, overwrite=overwrite)
+    chosen = Roi(section.tune_roi.offset, section.tune_roi.shape) if part and section.tune_roi else None
+    stage.run(fragments, agglomeration, labels, manifest, section, part=chosen, workers=workers, overwrite=overwrite)
 
 
 @main.command()
@@ -41,7 +51,7 @@ def sweep(
 @writes
 @options_json
 @workers_count
-def evaluate(
+def score(
     segmentation: Path,
     labels: Path,
     sweep: Path | None,
@@ -52,8 +62,8 @@ def evaluate(
     workers: int,
     overwrite: bool,
 ) -> None:
-    """VOI and ARAND of a segmentation."""
-    from kdseg.stages import evaluate as stage
+    """VOI and ARAND of a segmentation of the workflow."""
+    from kdseg.stages import score as stage
 
     stage.run(
         segmentation,

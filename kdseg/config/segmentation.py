@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Probability, Section
+from kdseg.config.data import RoiOptions
 
 
 class PredictOptions(Section):
@@ -141,8 +143,7 @@ class AgglomerateOptions(Section):
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
-        if any(a >= b for a, b in zip(self.thresholds, self.thresholds[1:], strict=False)):
-            raise ValueError(f"thresholds must ascend without repeats, got {list(self.thresholds)}")
+        _expect_ascending(self.thresholds)
         return self
 
 
@@ -166,5 +167,22 @@ class EvaluateOptions(Section):
     """Names of the models to score, in the order of the report."""
     dust: Annotated[int, Field(ge=0)] = 0
     """Ground-truth objects of fewer voxels are left out."""
+    thresholds: Annotated[tuple[Probability, ...], Field(min_length=1)] | None = None
+    """Scores that the sweep tries, ascending, up to the last one of `agglomerate.thresholds`; default: those."""
+    tune_roi: RoiOptions | None = None
+    """Part of the labels of `tune_on`, in voxels from their first one: the threshold is chosen on it, and the sweep
+    scores the rest of the volume at it, too. Default: all of the volume."""
+    bootstrap: Annotated[int, Field(ge=0)] = 0
+    """Resamples of blocks for 95 % intervals of the scores; 0: none."""
     block: Extent = (128, 128, 128)
-    """Voxels per task. Does not change the result."""
+    """Voxels per task, and per unit of the bootstrap. Does not change the scores."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        _expect_ascending(self.thresholds or ())
+        return self
+
+
+def _expect_ascending(thresholds: tuple[float, ...]) -> None:
+    if any(a >= b for a, b in pairwise(thresholds)):
+        raise ValueError(f"thresholds must ascend without repeats, got {list(thresholds)}")

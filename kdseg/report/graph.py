@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from kdseg.report.results import STAGES, Results
 
-VERBS = ("predict", "fragments", "edges", "agglomerate", "sweep", "segment", "evaluate")
+VERBS = ("predict", "fragments", "edges", "agglomerate", "sweep", "segment", "score")
 """Headings of the columns of ``STAGES``: the commands that make them."""
 PITCH_X, PITCH_Y, NODE_W, NODE_H, TOP, GAP = 112, 38, 82, 24, 34, 14
 

@@ -1,162 +1,187 @@
-"""Segmentations against ground truth: a sweep over thresholds, and the scores of what is shipped."""
+"""Any segmentation against any labels, wherever they were made: the scores, and exactly what was scored."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from kdseg.blockwise import run_blocks
-from kdseg.config import EvaluateOptions
-from kdseg.dendrogram import Tree
-from kdseg.errors import DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Block, Roi, Triple, blocks
-from kdseg.manifests import Claim, claim, expect_made_of, expect_stage, read, store_of
-from kdseg.metrics.contingency import Contingency, block_contingency, drop_small_labels, merge, relabel
-from kdseg.metrics.scores import scores
-from kdseg.tables import read_table, write_table
-from kdseg.volume import Volume, open_volume
+from kdseg.alignment import Alignment, align, expect_ids
+from kdseg.counting import Count, block_counts, count_blocks, read_count
+from kdseg.errors import VoxelSizeError
+from kdseg.geometry import Triple
+from kdseg.intervals import LEVEL, SEED, intervals
+from kdseg.manifests import claim, source_fingerprint
+from kdseg.measures import conventions, measure
+from kdseg.sources import Source, open_source, source_path
+from kdseg.volume import VoxelSize
 
-TOLERANCE = 1e-3
-"""Of a voxel: how far two volumes may be off a common grid."""
+SAMPLING = (
+    "a voxel of a coarser volume stands for all voxels of the grid inside of it: each takes the nearest coarse voxel"
+)
 
 
-def sweep(
-    fragments: Path,
-    agglomeration: Path,
-    labels: Path,
-    manifest: Path,
-    options: EvaluateOptions,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
-    """Score every threshold from one table of fragments against labels, without relabelling voxels.
+@dataclass(frozen=True)
+class Question:
+    """What is to be scored, and how.
+
+    Attributes:
+        segmentation: address of the segments, of any format of `kdseg.sources`.
+        labels: address of the ground truth.
+        mask: address of a volume; voxels where it is 0 are left out, and those that it does not cover.
+        roi: region to score, as `alignment.Alignment.region` reads it; default: all that the volumes cover.
+        ignore_labels: voxels of these labels are left out.
+        ignore_segments: voxels of these segments are left out.
+        dust: labels of fewer voxels of the region are left out.
+        per_section: score each z as an image of its own.
+        components: split labels into connected components within the region first.
+        block: voxels per task, and per unit of the bootstrap; changes no score.
+        bootstrap: resamples for intervals; 0: none.
+        voxel_size: nm, (z, y, x), of files that do not say.
+        segmentation_offset: nm, (z, y, x), of the first voxel, instead of what the file says.
+        labels_offset: likewise.
+    """
+
+    segmentation: str
+    labels: str
+    mask: str | None = None
+    roi: str | None = None
+    ignore_labels: tuple[int, ...] = (0,)
+    ignore_segments: tuple[int, ...] = ()
+    dust: int = 0
+    per_section: bool = False
+    components: bool = False
+    block: Triple = (128, 128, 128)
+    bootstrap: int = 0
+    voxel_size: VoxelSize | None = None
+    segmentation_offset: VoxelSize | None = None
+    labels_offset: VoxelSize | None = None
+
+
+def run(question: Question, out: Path | None = None, *, workers: int = 1, overwrite: bool = False) -> dict[str, Any]:
+    """Score a segmentation.
 
     Args:
-        fragments: manifest of the fragments.
-        agglomeration: manifest of the dendrogram.
-        labels: manifest of the ground truth.
-        manifest: to write; ``stats.sweep`` has a row per threshold, ``stats.best`` the one of least VOI.
-        options: dust, block.
+        question: what is scored.
+        out: folder for the tables of blocks, `evaluation.parquet` (the table of overlaps) and `evaluation.json` (what
+            is returned): a run that was killed goes on where it was. Default: a temporary folder.
         workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
+        overwrite: clear what other options or inputs left in ``out``.
+
+    Returns:
+        JSON values: ``scores`` by name, ``conventions`` of these, ``intervals`` if there are any, ``what`` was scored.
 
     Raises:
-        ShapeError: if fragments and labels do not overlap.
+        DataError: if ids are no integers, or negative, or nothing is left to score.
+        ShapeError: if the volumes do not overlap, or do not say where they lie and differ in shape.
         VoxelSizeError: if their voxels do not lie on one grid.
-        ClaimError: if the store holds something else, or is being written.
+        ConfigError: if the region is not understood.
+        MissingError: if a volume is not there.
+        UnreadableError: if one is damaged or of no known format.
+        StageError: if a block failed, e.g. for negative ids or a damaged chunk.
+        ClaimError: if ``out`` holds the answer to another question, or is being written.
     """
-    expect_stage(agglomeration, "agglomerate")
-    expect_made_of(agglomeration, fragments=fragments)
-    inputs = _inputs(fragments=fragments, agglomeration=agglomeration, labels=labels)
-    with claim(manifest, "sweep", _made_of(options), inputs, overwrite=overwrite) as held:
-        counts = _contingency(store_of(fragments), store_of(labels), options, workers, held)
-        tree = Tree(agglomeration)
-        ids = np.unique(counts.segment[counts.segment > 0])
-        rows = []
-        for threshold in read(agglomeration)["stats"]["thresholds"]:
-            found = relabel(counts, ids, tree.segments(ids, threshold))
-            rows.append({"threshold": threshold, **scores(found)._asdict()})
-        best = min(rows, key=lambda row: (row["voi"], row["threshold"]))
-        held.stats.update(sweep=rows, best=best["threshold"])
+    sources = _sources(question)
+    aligned = align(*sources)
+    segmentation = aligned.placed[1]
+    what = Count(
+        segmentation,
+        aligned.placed[0],
+        aligned.common if question.roi is None else aligned.region(question.roi),
+        question.block,
+        aligned.placed[2] if question.mask else None,
+        question.ignore_labels,
+        question.ignore_segments,
+        question.per_section,
+        question.components,
+    )
+    made_of = {
+        name: value for name, value in asdict(question).items() if name not in ("segmentation", "labels", "mask")
+    }
+    named = {"segmentation": question.segmentation, "labels": question.labels, "mask": question.mask}
+    inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
+    with (
+        _folder(out) as folder,
+        claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=overwrite) as held,
+    ):
+        progress = held.progress(question.block)
+        count_blocks(what, progress, held.parquet, workers=workers)
+        counts = read_count(held.parquet, question.dust)
+        answer: dict[str, Any] = {"scores": measure(counts), "conventions": conventions()}
+        if question.bootstrap:
+            tables = block_counts(what, progress)
+            answer["intervals"] = intervals(tables, question.bootstrap, dust=question.dust)
+            answer["bootstrap"] = {"resamples": question.bootstrap, "level": LEVEL, "seed": SEED}
+        answer["what"] = _facts(question, what, aligned) | {
+            "scored_voxels": int(counts.count.sum()),
+            "segments": int(np.unique(counts.segment).size),
+            "labels": int(np.unique(counts.label).size),
+        }
+        held.stats.update(answer, voxels=what.roi.size)
+    return answer
 
 
-def run(
-    segmentation: Path,
-    labels: Path,
-    manifest: Path,
-    options: EvaluateOptions,
-    *,
-    sweep: Path | None = None,
-    facts: Mapping[str, Any] | None = None,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
-    """Score a segmentation: VOI split and merge in bits, ARAND.
-
-    Args:
-        segmentation: manifest of the segmentation.
-        labels: manifest of the ground truth.
-        manifest: to write; ``stats.scores``.
-        options: dust, block.
-        sweep: manifest of this volume's own sweep; its best row is noted beside the scores.
-        facts: what else the manifest should say, e.g. the names of model and volume.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
-
-    Raises:
-        ShapeError: if segmentation and labels do not overlap.
-        VoxelSizeError: if their voxels do not lie on one grid.
-        ClaimError: if the store holds something else, or is being written.
-    """
-    inputs = _inputs(segmentation=segmentation, labels=labels)
-    with claim(manifest, "evaluate", _made_of(options), inputs, overwrite=overwrite) as held:
-        counts = _contingency(store_of(segmentation), store_of(labels), options, workers, held)
-        rows = read(sweep)["stats"]["sweep"] if sweep else []
-        held.stats.update(
-            facts or {},
-            threshold=read(segmentation)["stats"].get("threshold"),
-            scores=scores(counts)._asdict(),
-            best_possible=min(rows, key=lambda row: float(row["voi"])) if rows else None,
-            labels=len(np.unique(counts.label)),
-            segments=len(np.unique(counts.segment)),
-        )
+def _sources(question: Question) -> list[Source]:
+    """Open labels, segments and perhaps the mask, with the places and sizes that the user gives."""
+    places = {"labels": question.labels_offset, "segmentation": question.segmentation_offset, "mask": None}
+    found = []
+    for name, place in places.items():
+        address = getattr(question, name)
+        if address is None:
+            continue
+        source = open_source(address)
+        expect_ids(source, f"the {name}")
+        if place is not None:
+            source = replace(source, offset=place, placed=True)
+        if question.voxel_size is not None:
+            if source.voxel_size is not None and source.voxel_size != question.voxel_size:
+                raise VoxelSizeError(
+                    f"{address} says that its voxels are {source.voxel_size} nm, {question.voxel_size} nm were given: "
+                    "the option is for files that do not say"
+                )
+            source = replace(source, voxel_size=question.voxel_size)
+        found.append(source)
+    return found
 
 
-def contingency_block(segmentation: Path, labels: Path, shift: Triple, parts: Path, block: Block) -> None:
-    """Count one block: voxels per pair of segment and label; ``block`` is in voxels of the labels."""
-    ours = open_volume(segmentation)
-    table = block_contingency(ours.read(block.roi.shift(shift)), open_volume(labels).read(block.roi))
-    write_table(_part(parts, block.index), table._asdict())
+def _facts(question: Question, what: Count, aligned: Alignment) -> dict[str, Any]:
+    """Return what was scored, as JSON values."""
+    names = ("labels", "segmentation", "mask")
+    volumes = {
+        name: {
+            "address": placed.source.address,
+            "dtype": str(placed.source.data.dtype),
+            "shape": list(placed.source.roi.shape),
+            "ratio": list(placed.ratio),
+            "start": list(placed.start),
+        }
+        for name, placed in zip(names, aligned.placed, strict=False)
+    }
+    finer = any(max(placed.ratio) > 1 for placed in aligned.placed)
+    return {
+        "volumes": volumes,
+        "voxel_size_nm": aligned.voxel_size,
+        "offsets_are": aligned.offsets_are,
+        "origin_nm": aligned.origin,
+        "sampling": SAMPLING if finer else "voxel by voxel",
+        "region": {"offset": list(what.roi.offset), "shape": list(what.roi.shape), "voxels": what.roi.size},
+        "ignored_labels": list(what.ignore_labels),
+        "ignored_segments": list(what.ignore_segments),
+        "dust": question.dust,
+        "per_section": what.per_section,
+        "components": ("4-connected" if what.per_section else "6-connected") if what.components else None,
+    }
 
 
-def align(ours: Volume, labels: Volume) -> tuple[Triple, Roi]:
-    """Return the shift from the labels' voxels to ours, and the labels' voxels that both cover.
-
-    Raises:
-        VoxelSizeError: if the voxel sizes differ or the grids are off by a part of a voxel.
-        ShapeError: if the two do not overlap.
-    """
-    size = labels.voxel_size
-    if size is None or ours.voxel_size is None or not np.allclose(size, ours.voxel_size, rtol=TOLERANCE):
-        raise VoxelSizeError(f"the segmentation has voxels of {ours.voxel_size} nm, the labels of {size} nm")
-    steps = [(b - a) / s for a, b, s in zip(ours.offset, labels.offset, size, strict=True)]
-    if any(abs(step - round(step)) > TOLERANCE for step in steps):
-        raise VoxelSizeError(f"segmentation and labels are {steps} voxels apart: expected whole voxels")
-    z, y, x = (round(step) for step in steps)
-    common = ours.roi.shift((-z, -y, -x)).intersect(labels.roi)
-    if not common.size:
-        raise ShapeError(
-            f"segmentation ({ours.roi} at {ours.offset} nm) and labels ({labels.roi} at {labels.offset} nm) do not "
-            "overlap: are they of one volume?"
-        )
-    return (z, y, x), common
-
-
-def _contingency(segmentation: Path, labels: Path, options: EvaluateOptions, workers: int, held: Claim) -> Contingency:
-    parts = held.progress(options.block)
-    shift, common = align(open_volume(segmentation), open_volume(labels))
-    function = partial(contingency_block, segmentation, labels, shift, parts)
-    run_blocks("evaluate", common, options.block, function, workers=workers, done=parts)
-    tables = (read_table(_part(parts, block.index)) for block in blocks(common, options.block))
-    counts = drop_small_labels(merge(Contingency(t["segment"], t["label"], t["count"]) for t in tables), options.dust)
-    if not len(counts.count):
-        raise DataError(f"no labelled voxel in {common} of {labels}: there is nothing to score")
-    held.stats["voxels"] = common.size
-    return counts
-
-
-def _part(parts: Path, index: Triple) -> Path:
-    return parts / ("_".join(str(i) for i in index) + ".npz")
-
-
-def _made_of(options: EvaluateOptions) -> dict[str, Any]:
-    return {"dust": options.dust}
-
-
-def _inputs(**manifests: Path) -> dict[str, str]:
-    return {name: read(path)["fingerprint"] for name, path in manifests.items()}
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    if out is not None:
+        yield out
+    else:
+        with TemporaryDirectory(prefix="kdseg-") as folder:
+            yield Path(folder)

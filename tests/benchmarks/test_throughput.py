@@ -6,12 +6,14 @@ import pytest
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.geometry import Roi
+from kdseg.measures import measure
 from kdseg.metrics.contingency import block_contingency
 from kdseg.phantom import phantom_block
 from kdseg.segmentation.agglomerate import agglomerate, cut
 from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import block_edges
 from kdseg.segmentation.watershed import fragments
+from kdseg.thresholds import tables_at
 
 SHAPE = (64, 128, 128)
 WHOLE = Roi((0, 0, 0), SHAPE)
@@ -73,3 +75,11 @@ def test_relabel(benchmark, tissue):
 def test_contingency(benchmark, tissue):
     _, labels, _, ids, _ = tissue
     assert report(benchmark, WHOLE.size, lambda: block_contingency(ids, labels)).count.sum() == WHOLE.size
+
+
+def test_a_hundred_thresholds(benchmark, tissue):
+    _, labels, _, ids, edges = tissue
+    table, merges = block_contingency(ids, labels), agglomerate(edges, 1.0)
+    thresholds = [k / 101 for k in range(1, 101)]
+    found = benchmark(lambda: [measure(at)["voi"] for at in tables_at(table, merges, thresholds)])
+    assert len(set(found)) > 10

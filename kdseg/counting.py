@@ -1,0 +1,270 @@
+"""Contingency tables of whole volumes: counted block by block, merged in a tree, kept as Parquet.
+
+In the folder of a count lie::
+
+    0_0_1.npz …       the table of each finished block, and daisy's markers
+    merged/0_3.parquet …  tables of up to 16 tables each, level by level
+    components/       likewise, where labels are split into components first
+
+All are integers and sums of those below them, so that the last table depends neither on blocks nor on workers, order or
+crashes. Merging reads a few thousand rows of each table at a time: memory is bounded by blocks, not by the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.alignment import Placed, align, as_ids
+from kdseg.blockwise import run_blocks
+from kdseg.components import block_components, join_components, joined
+from kdseg.errors import DataError
+from kdseg.geometry import Block, Roi, Triple, block_name, blocks
+from kdseg.metrics.contingency import Contingency, block_contingency, drop_small_labels
+from kdseg.parquet import Column, read_batches, read_parquet, write_parquet
+from kdseg.sources import open_source
+from kdseg.tables import read_table, write_table
+
+COLUMNS = (
+    Column("section", np.uint64, "z of a section that was counted by itself, in voxels; 0 if all are one"),
+    Column("segment", np.uint64, "id of the segment, 0 is background"),
+    Column("label", np.uint64, "id of the label, or of the component of a label"),
+    Column("count", np.uint64, "voxels with both", "voxel"),
+)
+_FAN_IN = 16
+"""Tables that are merged at once."""
+_BATCH = 1 << 16
+"""Rows of each that are in memory."""
+Rows = NDArray[np.uint64]
+"""Tables in one array (4, n), rows of `COLUMNS`, sorted by the first three without repeats."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """What is counted; volumes are on one grid.
+
+    Attributes:
+        segmentation: segments.
+        labels: ground truth.
+        roi: voxels of the grid to count, inside of both and of the mask.
+        block: voxels per task; changes no result.
+        mask: voxels where it is 0 are left out.
+        ignore_labels: voxels of these labels are left out.
+        ignore_segments: voxels of these segments are left out.
+        per_section: count each section by itself.
+        components: split labels into connected components, within ``roi``, before anything is left out.
+    """
+
+    segmentation: Placed
+    labels: Placed
+    roi: Roi
+    block: Triple
+    mask: Placed | None = None
+    ignore_labels: tuple[int, ...] = (0,)
+    ignore_segments: tuple[int, ...] = ()
+    per_section: bool = False
+    components: bool = False
+
+
+def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
+    """Return the count of two volumes of kdseg where both are; voxels of label 0 are left out.
+
+    Raises:
+        ShapeError: if they do not overlap.
+        VoxelSizeError: if their voxels do not lie on one grid.
+    """
+    aligned = align(open_source(str(labels)), open_source(str(segmentation)))
+    truth, segments = aligned.placed
+    return Count(segments, truth, aligned.common, block)
+
+
+def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> None:
+    """Count all blocks and merge their tables.
+
+    Args:
+        what: to count.
+        folder: for the tables of blocks; one per `Count`. What is there from an earlier attempt is used.
+        table: Parquet file to write, with the columns `COLUMNS`.
+        workers: processes; the result does not depend on them.
+
+    Raises:
+        StageError: if a block failed; what is finished stays.
+        UnreadableError: if the disk does not take a table.
+    """
+    file = None
+    if what.components:
+        file = join_components(
+            what.labels, what.roi, what.block, folder / "components", workers=workers, per_section=what.per_section
+        )
+    run_blocks("count", what.roi, what.block, partial(count_block, what, folder, file), workers=workers, done=folder)
+    merged = folder / "merged"
+    merged.mkdir(exist_ok=True)
+    parts, level = [folder / block_name(block.index) for block in blocks(what.roi, what.block)], 0
+    while len(parts) > _FAN_IN:
+        groups = [parts[k : k + _FAN_IN] for k in range(0, len(parts), _FAN_IN)]
+        parts = [merged / f"{level}_{k}.parquet" for k in range(len(groups))]
+        for group, target in zip(groups, parts, strict=True):
+            if not target.exists():
+                _merge_files(group, target)
+        level += 1
+    _merge_files(parts, table)
+
+
+def count_block(what: Count, folder: Path, components: Path | None, block: Block) -> None:
+    """Count one block and write its table; ``components`` is the file of `join_components`."""
+    segments = as_ids(what.segmentation.read(block.roi), "the segments")
+    labels = as_ids(what.labels.read(block.roi), "the labels")
+    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True)
+    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True)
+    if what.mask is not None:
+        kept &= what.mask.read(block.roi) != 0
+    if components is not None:
+        found, names = block_components(labels, block.roi, what.roi, per_section=what.per_section)
+        whole = np.concatenate((np.zeros(1, np.uint64), joined(components, names)))
+        labels = whole[np.searchsorted(names, found, side="right")]
+    parts = range(len(labels)) if what.per_section else [slice(None)]
+    sections = [block.roi.offset[0] + z for z in range(len(labels))] if what.per_section else [0]
+    # what is to be ignored is gone already, label 0 or not
+    tables = [block_contingency(segments[p][kept[p]], labels[p][kept[p]], None) for p in parts]
+    rows = np.concatenate([_rows(z, table) for z, table in zip(sections, tables, strict=True)], axis=1)
+    write_table(folder / block_name(block.index), _columns(rows))
+
+
+def read_count(table: Path, dust: int = 0) -> Contingency:
+    """Return a count, ready to be scored.
+
+    Sections that were counted by themselves get ids of their own: a segment in two sections is two segments.
+
+    Args:
+        table: Parquet file of `count_blocks`.
+        dust: labels (or components; in sections, their parts) of fewer voxels are left out.
+
+    Raises:
+        DataError: if nothing is left.
+    """
+    return scored(read_rows(table), dust)
+
+
+def read_rows(table: Path) -> Rows:
+    """Return a count as it is, sections and all."""
+    return _stacked(read_parquet(table))
+
+
+def block_counts(what: Count, folder: Path) -> list[Rows]:
+    """Return the tables of all blocks, in the order of the blocks."""
+    return [_stacked(read_table(folder / block_name(block.index))) for block in blocks(what.roi, what.block)]
+
+
+def scored(rows: Rows, dust: int) -> Contingency:
+    """Return rows as one contingency table, with ids of their own in each section; see `read_count`."""
+    table = drop_small_labels(Contingency(*numbered(rows), rows[3]), dust)
+    if not table.count.size:
+        raise DataError(
+            "nothing to score: every voxel of the region is ignored, outside of the mask, or of a label smaller than "
+            f"the dust of {dust} voxels"
+        )
+    return table
+
+
+def subtract(whole: Rows, part: Rows) -> Rows:
+    """Return the rows of ``whole`` less those of ``part``, which is a part of it."""
+    negative = part.copy()
+    negative[3] = np.uint64(0) - part[3]  # wraps around below 0, and back in the sum
+    rows = added(np.concatenate((whole, negative), axis=1))
+    return rows[:, rows[3] > 0]
+
+
+def numbered(rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return segments and labels, with ids of their own in each section where sections were counted by themselves."""
+    section, segment, label, _ = rows
+    if not section.any():
+        return segment, label
+    return _ranks(section, segment), _ranks(section, label)
+
+
+def _ranks(section: NDArray[np.uint64], ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return the rank of each pair among the distinct ones, from 1."""
+    order = np.lexsort((ids, section))
+    section, ids = section[order], ids[order]
+    new = np.concatenate(([True], (section[1:] != section[:-1]) | (ids[1:] != ids[:-1])))
+    out = np.empty(ids.size, np.uint64)
+    out[order] = np.cumsum(new)
+    return out
+
+
+def _rows(section: int, table: Contingency) -> Rows:
+    return np.stack([np.full(table.count.size, section, np.uint64), *table])
+
+
+def _columns(rows: Rows) -> dict[str, NDArray[np.uint64]]:
+    return {column.name: row for column, row in zip(COLUMNS, rows, strict=True)}
+
+
+def _stacked(columns: dict[str, NDArray[np.uint64]]) -> Rows:
+    return np.stack([columns[column.name] for column in COLUMNS])
+
+
+def _merge_files(paths: Sequence[Path], target: Path) -> None:
+    with write_parquet(target, COLUMNS) as file:
+        for rows in merge_sorted([_batches(path) for path in paths]):
+            file.append(_columns(rows))
+
+
+def _batches(path: Path) -> Iterator[Rows]:
+    if path.suffix == ".parquet":
+        yield from (_stacked(batch) for batch in read_batches(path, _BATCH))
+    else:
+        yield _stacked(read_table(path))
+
+
+def merge_sorted(tables: Sequence[Iterator[Rows]]) -> Iterator[Rows]:
+    """Yield the sum of some tables, in order, holding one batch of each.
+
+    Args:
+        tables: each in batches, one behind the other sorted without repeats.
+    """
+    waiting = [(next(table, None), table) for table in tables]
+    heads = [(batch, table) for batch, table in waiting if batch is not None]
+    while heads:
+        # all keys up to the smallest last one are in memory
+        bound = min(tuple(batch[:3, -1].tolist()) if batch.shape[1] else () for batch, _ in heads)
+        ready, rest = [], []
+        for batch, table in heads:
+            upto = _up_to(batch, bound) if bound else 0
+            ready.append(batch[:, :upto])
+            left: Rows | None = batch[:, upto:]
+            if left is not None and not left.shape[1]:
+                left = next(table, None)
+            if left is not None:
+                rest.append((left, table))
+        heads = rest
+        rows = added(np.concatenate(ready, axis=1))
+        if rows.shape[1]:
+            yield rows
+
+
+def _up_to(rows: Rows, bound: tuple[int, ...]) -> int:
+    """Return how many rows are at or below a key."""
+    low, high = 0, rows.shape[1]
+    while low < high:
+        middle = (low + high) // 2
+        if tuple(rows[:3, middle].tolist()) <= bound:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def added(rows: Rows) -> Rows:
+    """Sort rows and add up those of the same keys: `metrics.contingency.merge`, with sections."""
+    if not rows.shape[1]:
+        return rows
+    rows = rows[:, np.lexsort(rows[2::-1])]
+    keys = rows[:3]
+    first = np.flatnonzero(np.concatenate(([True], (keys[:, 1:] != keys[:, :-1]).any(0))))
+    return np.concatenate((keys[:, first], np.add.reduceat(rows[3], first)[None]))

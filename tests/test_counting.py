@@ -1,0 +1,195 @@
+"""Tables of whole volumes: any blocks, workers, order and crashes, against counting voxel by voxel."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import ndimage
+from toy_volumes import write_volume
+
+from kdseg import counting
+from kdseg.alignment import align
+from kdseg.counting import Count, Rows, count_blocks, merge_sorted, read_count, subtract
+from kdseg.errors import DataError, StageError
+from kdseg.geometry import Roi, Triple
+from kdseg.parquet import read_parquet
+from kdseg.sources import open_source
+
+SHAPE = (7, 9, 8)
+BLOCKS = st.tuples(*[st.integers(2, 9)] * 3)
+Voxels = NDArray[np.uint64]
+
+
+def volumes(seed: int) -> tuple[Voxels, Voxels, Voxels]:
+    """Return segments with large ids, labels in several pieces, and a mask."""
+    rng = np.random.default_rng(seed)
+    names = np.array([0, 3, 2**63 + 1, 2**63 + 2, 2**64 - 1], np.uint64)
+    segments = names[rng.integers(0, 5, (4, 3, 4)).repeat(2, 0).repeat(3, 1).repeat(2, 2)[:7]]
+    labels = rng.integers(0, 3, (7, 5, 8)).repeat(2, 1)[:, :9].astype(np.uint64)
+    return segments, labels, rng.integers(0, 5, SHAPE).astype(np.uint64)
+
+
+def made(folder: Path, seed: int, **options: object) -> Count:
+    for name, voxels in zip(("segments", "labels", "mask"), volumes(seed), strict=True):
+        if not (folder / f"{name}.zarr").exists():
+            write_volume(folder / f"{name}.zarr", voxels)
+    paths = [str(folder / f"{name}.zarr") for name in ("labels", "segments", "mask")]
+    labels, segments, mask = align(*[open_source(path) for path in paths]).placed
+    what = Count(segments, labels, labels.roi, (16, 16, 16), mask)
+    return replace(what, **options)
+
+
+def named_components(labels: Voxels, per_section: bool) -> Voxels:
+    """Name each component by its first voxel, plus 1."""
+    out = np.zeros(labels.shape, np.uint64)
+    faces = ndimage.generate_binary_structure(3, 1)
+    if per_section:
+        faces[0] = faces[2] = False
+    for label in np.unique(labels[labels > 0]):
+        found, count = ndimage.label(labels == label, faces)
+        for one in range(1, count + 1):
+            out[found == one] = np.flatnonzero(found == one)[0] + 1
+    return out
+
+
+def oracle(seed: int, what: Count) -> list[tuple[int, ...]]:
+    segments, labels, mask = (voxels[what.roi.slices()] for voxels in volumes(seed))
+    names = named_components(labels, what.per_section) if what.components else labels
+    found: Counter[tuple[int, ...]] = Counter()
+    for index in np.ndindex(*what.roi.shape):
+        segment, label = int(segments[index]), int(labels[index])
+        kept = what.mask is None or mask[index]
+        if kept and label not in what.ignore_labels and segment not in what.ignore_segments:
+            section = index[0] + what.roi.offset[0] if what.per_section else 0
+            found[section, segment, int(names[index])] += 1
+    return sorted((*key, count) for key, count in found.items())
+
+
+def rows(table: Path) -> list[tuple[int, ...]]:
+    columns = read_parquet(table)
+    return list(zip(*(columns[column.name].tolist() for column in counting.COLUMNS), strict=True))
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "per_section": st.booleans(),
+        "components": st.booleans(),
+        "ignore_labels": st.sampled_from([(0,), (), (0, 2)]),
+        "ignore_segments": st.sampled_from([(), (0,), (0, 2**63 + 2)]),
+        "roi": st.sampled_from([Roi((0, 0, 0), SHAPE), Roi((2, 3, 1), (4, 5, 6))]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 9), block=BLOCKS, options=OPTIONS, masked=st.booleans())
+def test_blocks_change_nothing(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, block: Triple, options: dict[str, object], masked: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("a")
+    what = made(folder, seed, block=block, **options)
+    what = what if masked else replace(what, mask=None)
+    count_blocks(what, folder / "count", folder / "a.parquet", workers=1)
+    assert rows(folder / "a.parquet") == oracle(seed, what)
+
+
+def test_workers_and_a_deep_tree_change_nothing(tmp_path: Path) -> None:
+    what = made(tmp_path, 1, components=True)
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    small = replace(what, block=(1, 2, 2))  # 140 blocks, 9 tables of 16, the last one
+    count_blocks(small, tmp_path / "b", tmp_path / "b.parquet", workers=2)
+    assert len(list((tmp_path / "b" / "merged").iterdir())) == 9
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert rows(tmp_path / "a.parquet") == oracle(1, what)
+
+
+def killed_after(writes: int, what: Count, folder: Path) -> None:
+    write = counting.write_table
+
+    def dying(path: Path, columns: dict[str, Rows]) -> None:
+        nonlocal writes
+        if not writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+        writes -= 1
+        write(path, columns)
+
+    counting.write_table = dying
+    count_blocks(what, folder, folder.with_suffix(".parquet"), workers=1)
+
+
+@pytest.mark.parametrize("writes", [0, 5])
+def test_killed_it_goes_on_where_it_was(tmp_path: Path, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = made(tmp_path, 2, block=(4, 4, 4), components=True)
+    process = get_context("fork").Process(target=killed_after, args=(writes, what, tmp_path / "killed"))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list((tmp_path / "killed").glob("*.npz"))) == writes
+    again: list[Path] = []
+    write = counting.write_table
+    monkeypatch.setattr(counting, "write_table", lambda path, columns: (again.append(path), write(path, columns)))
+    count_blocks(what, tmp_path / "killed", tmp_path / "killed.parquet", workers=1)
+    assert len(again) == 12 - writes
+    assert rows(tmp_path / "killed.parquet") == oracle(2, what)
+
+
+@settings(deadline=None, max_examples=50)
+@given(seed=st.integers(0, 2**32 - 1), tables=st.integers(0, 5))
+def test_merging_in_batches_equals_counting(seed: int, tables: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts, total = [], Counter[tuple[int, ...]]()
+    for _ in range(tables):
+        part = Counter({tuple(rng.integers(0, 3, 3).tolist()): int(rng.integers(1, 2**40)) for _ in range(20)})
+        total.update(part)
+        table = np.array([(*key, part[key]) for key in sorted(part)], np.uint64).T
+        cuts = np.sort(rng.integers(0, table.shape[1] + 1, 4))
+        parts.append(iter(np.split(table, cuts, axis=1)))
+    merged = [tuple(row) for batch in merge_sorted(parts) for row in batch.T.tolist()]
+    assert merged == sorted((*key, count) for key, count in total.items())
+
+
+def test_a_part_taken_away_leaves_the_rest() -> None:
+    whole = np.array([[0, 0, 1], [1, 2, 2], [4, 4, 5], [7, 8, 9]], np.uint64)
+    part = np.array([[0, 1], [2, 2], [4, 5], [3, 9]], np.uint64)
+    assert subtract(whole, part).T.tolist() == [[0, 1, 4, 7], [0, 2, 4, 5]]
+
+
+def test_a_segment_in_two_sections_is_two(tmp_path: Path) -> None:
+    what = made(tmp_path, 3, per_section=True, mask=None, ignore_labels=())
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    found = read_count(tmp_path / "a.parquet")
+    segments, labels, _ = volumes(3)
+    assert np.unique(found.segment).size == sum(np.unique(section).size for section in segments)
+    assert np.unique(found.label).size == sum(np.unique(section).size for section in labels)
+    assert int(found.count.sum()) == segments.size
+    keys = list(zip(found.segment.tolist(), found.label.tolist(), strict=True))
+    assert keys == sorted(set(keys))
+
+
+def test_nothing_to_score_is_said(tmp_path: Path) -> None:
+    what = made(tmp_path, 4, ignore_labels=(0, 1, 2))
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    with pytest.raises(DataError, match="nothing to score: every voxel"):
+        read_count(tmp_path / "a.parquet")
+    what = made(tmp_path, 4)
+    count_blocks(what, tmp_path / "b", tmp_path / "b.parquet", workers=1)
+    with pytest.raises(DataError, match="dust of 1000"):
+        read_count(tmp_path / "b.parquet", 1000)
+
+
+def test_damage_is_named(tmp_path: Path) -> None:
+    what = made(tmp_path, 5)
+    chunk = next(path for path in (tmp_path / "labels.zarr" / "0").rglob("*") if path.is_file() and "c" in path.parts)
+    chunk.write_bytes(chunk.read_bytes()[:-7])
+    with pytest.raises(StageError, match=r"labels\.zarr.*damaged"):
+        count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
