@@ -25,7 +25,7 @@ from kdseg.blockwise import run_blocks
 from kdseg.components import block_components, join_components, joined
 from kdseg.errors import DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
-from kdseg.metrics.contingency import Contingency, block_contingency, drop_small_labels
+from kdseg.metrics.contingency import Located, block_located, drop_small_labels
 from kdseg.parquet import Column, read_batches, read_parquet, write_parquet
 from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
@@ -35,13 +35,14 @@ COLUMNS = (
     Column("segment", np.uint64, "id of the segment, 0 is background"),
     Column("label", np.uint64, "id of the label, or of the component of a label"),
     Column("count", np.uint64, "voxels with both", "voxel"),
+    Column("first", np.uint64, "the first of these: linear index, C order (z, y, x), in the region that was counted"),
 )
 _FAN_IN = 16
 """Tables that are merged at once."""
 _BATCH = 1 << 16
 """Rows of each that are in memory."""
 Rows = NDArray[np.uint64]
-"""Tables in one array (4, n), rows of `COLUMNS`, sorted by the first three without repeats."""
+"""Tables in one array (5, n), rows of `COLUMNS`, sorted by the first three without repeats."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,18 @@ def count_block(what: Count, folder: Path, components: Path | None, block: Block
         found, names = block_components(labels, block.roi, what.roi, per_section=what.per_section)
         whole = np.concatenate((np.zeros(1, np.uint64), joined(components, names)))
         labels = whole[np.searchsorted(names, found, side="right")]
-    parts = range(len(labels)) if what.per_section else [slice(None)]
-    sections = [block.roi.offset[0] + z for z in range(len(labels))] if what.per_section else [0]
-    # what is to be ignored is gone already, label 0 or not
-    tables = [block_contingency(segments[p][kept[p]], labels[p][kept[p]], None) for p in parts]
-    rows = np.concatenate([_rows(z, table) for z, table in zip(sections, tables, strict=True)], axis=1)
+    z, y, x = (b - r for b, r in zip(block.roi.offset, what.roi.offset, strict=True))
+    tables = []
+    for low in range(len(labels)) if what.per_section else [0]:
+        part = slice(low, low + 1 if what.per_section else None)
+        # what is to be ignored is masked already, label 0 or not
+        table = block_located(segments[part], labels[part], (z + low, y, x), what.roi.shape, None, mask=kept[part])
+        tables.append(_rows(block.roi.offset[0] + low if what.per_section else 0, table))
+    rows = np.concatenate(tables, axis=1)
     write_table(folder / block_name(block.index), _columns(rows))
 
 
-def read_count(table: Path, dust: int = 0) -> Contingency:
+def read_count(table: Path, dust: int = 0) -> Located:
     """Return a count, ready to be scored.
 
     Sections that were counted by themselves get ids of their own: a segment in two sections is two segments.
@@ -160,9 +164,9 @@ def block_counts(what: Count, folder: Path) -> list[Rows]:
     return [_stacked(read_table(folder / block_name(block.index))) for block in blocks(what.roi, what.block)]
 
 
-def scored(rows: Rows, dust: int) -> Contingency:
+def scored(rows: Rows, dust: int) -> Located:
     """Return rows as one contingency table, with ids of their own in each section; see `read_count`."""
-    table = drop_small_labels(Contingency(*numbered(rows), rows[3]), dust)
+    table = drop_small_labels(Located(*numbered(rows), rows[3], rows[4]), dust)
     if not table.count.size:
         raise DataError(
             "nothing to score: every voxel of the region is ignored, outside of the mask, or of a label smaller than "
@@ -172,16 +176,17 @@ def scored(rows: Rows, dust: int) -> Contingency:
 
 
 def subtract(whole: Rows, part: Rows) -> Rows:
-    """Return the rows of ``whole`` less those of ``part``, which is a part of it."""
+    """Return the rows of ``whole`` less those of ``part``, which is a part of it; they have no places."""
     negative = part.copy()
     negative[3] = np.uint64(0) - part[3]  # wraps around below 0, and back in the sum
     rows = added(np.concatenate((whole, negative), axis=1))
+    rows[4] = 0
     return rows[:, rows[3] > 0]
 
 
 def numbered(rows: Rows) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return segments and labels, with ids of their own in each section where sections were counted by themselves."""
-    section, segment, label, _ = rows
+    section, segment, label = rows[:3]
     if not section.any():
         return segment, label
     return _ranks(section, segment), _ranks(section, label)
@@ -197,7 +202,7 @@ def _ranks(section: NDArray[np.uint64], ids: NDArray[np.uint64]) -> NDArray[np.u
     return out
 
 
-def _rows(section: int, table: Contingency) -> Rows:
+def _rows(section: int, table: Located) -> Rows:
     return np.stack([np.full(table.count.size, section, np.uint64), *table])
 
 
@@ -267,4 +272,5 @@ def added(rows: Rows) -> Rows:
     rows = rows[:, np.lexsort(rows[2::-1])]
     keys = rows[:3]
     first = np.flatnonzero(np.concatenate(([True], (keys[:, 1:] != keys[:, :-1]).any(0))))
-    return np.concatenate((keys[:, first], np.add.reduceat(rows[3], first)[None]))
+    count, place = np.add.reduceat(rows[3], first), np.minimum.reduceat(rows[4], first)
+    return np.concatenate((keys[:, first], count[None], place[None]))

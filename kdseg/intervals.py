@@ -38,7 +38,7 @@ def intervals(tables: Sequence[Rows], resamples: int, *, dust: int = 0, seed: in
     Raises:
         ConfigError: if fewer than two blocks hold something, or ``resamples`` is not positive.
     """
-    merged = added(np.concatenate([np.empty((4, 0), np.uint64), *tables], axis=1))
+    merged = added(np.concatenate([np.empty((5, 0), np.uint64), *tables], axis=1))
     segment, label = numbered(merged)
     kept = drop_small_labels(Contingency(segment, label, merged[3]), dust)
     left = np.isin(label, kept.label)

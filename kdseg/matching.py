@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-from kdseg.metrics.contingency import Contingency
+from kdseg.metrics.contingency import Contingency, Located
 
 
-def best_matching(table: Contingency) -> NDArray[np.bool_]:
+def best_matching(table: Contingency | Located) -> NDArray[np.bool_]:
     """Match ids one to one so that as many voxels as possible have matching ids.
 
     0 is background in both: it matches 0 and nothing else. Segments that overlap one segment only, which overlaps no

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from kdseg.metrics.contingency import Contingency
+from kdseg.metrics.contingency import Contingency, Located
 from kdseg.metrics.scores import scores
 
 
@@ -20,7 +20,7 @@ class Measure(NamedTuple):
         conventions: what each number is: unit, definition, what is best.
     """
 
-    of: Callable[[Contingency], Mapping[str, float]]
+    of: Callable[[Contingency | Located], Mapping[str, float]]
     conventions: Mapping[str, str]
 
 
@@ -39,7 +39,7 @@ MEASURES: Mapping[str, Measure] = {
 }
 
 
-def measure(table: Contingency) -> dict[str, float]:
+def measure(table: Contingency | Located) -> dict[str, float]:
     """Return all numbers by name.
 
     Args:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError
-from kdseg.metrics.contingency import Contingency
+from kdseg.metrics.contingency import Contingency, Located
 from kdseg.segmentation.agglomerate import Dendrogram, cut
 from kdseg.segmentation.lut import lut
 
 
-def tables_at(table: Contingency, merges: Dendrogram, thresholds: Sequence[float]) -> Iterator[Contingency]:
+def tables_at(table: Contingency | Located, merges: Dendrogram, thresholds: Sequence[float]) -> Iterator[Contingency]:
     """Yield the table of the segmentation at each threshold: that of the relabelled voxels, row by row.
 
     Args:

@@ -66,13 +66,16 @@ def oracle(seed: int, what: Count) -> list[tuple[int, ...]]:
     segments, labels, mask = (voxels[what.roi.slices()] for voxels in volumes(seed))
     names = named_components(labels, what.per_section) if what.components else labels
     found: Counter[tuple[int, ...]] = Counter()
-    for index in np.ndindex(*what.roi.shape):
+    first: dict[tuple[int, ...], int] = {}
+    for place, index in enumerate(np.ndindex(*what.roi.shape)):
         segment, label = int(segments[index]), int(labels[index])
         kept = what.mask is None or mask[index]
         if kept and label not in what.ignore_labels and segment not in what.ignore_segments:
             section = index[0] + what.roi.offset[0] if what.per_section else 0
-            found[section, segment, int(names[index])] += 1
-    return sorted((*key, count) for key, count in found.items())
+            key = section, segment, int(names[index])
+            found[key] += 1
+            first.setdefault(key, place)
+    return sorted((*key, count, first[key]) for key, count in found.items())
 
 
 def rows(table: Path) -> list[tuple[int, ...]]:
@@ -147,21 +150,23 @@ def test_killed_it_goes_on_where_it_was(tmp_path: Path, writes: int, monkeypatch
 @given(seed=st.integers(0, 2**32 - 1), tables=st.integers(0, 5))
 def test_merging_in_batches_equals_counting(seed: int, tables: int) -> None:
     rng = np.random.default_rng(seed)
-    parts, total = [], Counter[tuple[int, ...]]()
+    parts, total, first = [], Counter[tuple[int, ...]](), dict[tuple[int, ...], int]()
     for _ in range(tables):
         part = Counter({tuple(rng.integers(0, 3, 3).tolist()): int(rng.integers(1, 2**40)) for _ in range(20)})
         total.update(part)
-        table = np.array([(*key, part[key]) for key in sorted(part)], np.uint64).T
+        places = {key: int(rng.integers(0, 100)) for key in part}
+        first.update({key: min(place, first.get(key, place)) for key, place in places.items()})
+        table = np.array([(*key, part[key], places[key]) for key in sorted(part)], np.uint64).T
         cuts = np.sort(rng.integers(0, table.shape[1] + 1, 4))
         parts.append(iter(np.split(table, cuts, axis=1)))
     merged = [tuple(row) for batch in merge_sorted(parts) for row in batch.T.tolist()]
-    assert merged == sorted((*key, count) for key, count in total.items())
+    assert merged == sorted((*key, count, first[key]) for key, count in total.items())
 
 
 def test_a_part_taken_away_leaves_the_rest() -> None:
-    whole = np.array([[0, 0, 1], [1, 2, 2], [4, 4, 5], [7, 8, 9]], np.uint64)
-    part = np.array([[0, 1], [2, 2], [4, 5], [3, 9]], np.uint64)
-    assert subtract(whole, part).T.tolist() == [[0, 1, 4, 7], [0, 2, 4, 5]]
+    whole = np.array([[0, 0, 1], [1, 2, 2], [4, 4, 5], [7, 8, 9], [1, 2, 3]], np.uint64)
+    part = np.array([[0, 1], [2, 2], [4, 5], [3, 9], [0, 1]], np.uint64)
+    assert subtract(whole, part).T.tolist() == [[0, 1, 4, 7, 0], [0, 2, 4, 5, 0]]
 
 
 def test_a_segment_in_two_sections_is_two(tmp_path: Path) -> None:

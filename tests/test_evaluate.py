@@ -155,7 +155,7 @@ def test_intervals_of_a_loop(folder: Path) -> None:
 
 
 def test_blocks_without_labels_are_not_drawn() -> None:
-    tables = [np.array([[0, 0], [1, 2], [1, n], [9, n]], np.uint64) for n in (1, 2, 3)]
+    tables = [np.array([[0, 0], [1, 2], [1, n], [9, n], [0, 9]], np.uint64) for n in (1, 2, 3)]
     expected = intervals(tables, 20)
     assert expected["voi"][0] < expected["voi"][1]
     assert intervals([tables[0], tables[0][:, :0], *tables[1:]], 20) == expected

@@ -16,7 +16,7 @@ from kdseg.counting import Count, count_blocks, read_count
 from kdseg.errors import ShapeError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.matching import best_matching
-from kdseg.metrics.contingency import Contingency
+from kdseg.metrics.contingency import Contingency, Located
 from kdseg.metrics.scores import scores
 from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
@@ -93,7 +93,7 @@ def _ends(roi: Roi) -> list[tuple[int, int]]:
 
 
 def _differences(
-    what: Count, table: Contingency, matched: NDArray[np.bool_], folder: Path, workers: int, pairs: int
+    what: Count, table: Contingency | Located, matched: NDArray[np.bool_], folder: Path, workers: int, pairs: int
 ) -> tuple[list[dict[str, Any]], list[int] | None]:
     """Return the largest pairs that do not match, and the first voxel of any."""
     if matched.all():
