@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from kdseg.metrics.contingency import Contingency, Located
-from kdseg.metrics.scores import scores
+from kdseg.metrics.instances import aggregated_jaccard, average_precision, best_dice, pairs, panoptic
+from kdseg.metrics.scores import cremi_score, rand, scores, variation_of_information
 
 
 class Measure(NamedTuple):
@@ -22,6 +23,19 @@ class Measure(NamedTuple):
 
     of: Callable[[Contingency | Located], Mapping[str, float]]
     conventions: Mapping[str, str]
+
+
+def _instances(table: Contingency | Located) -> dict[str, float]:
+    found = pairs(table)
+    quality, precision, dice = panoptic(found), average_precision(found), best_dice(found)
+    return {
+        **quality._asdict(),
+        "ap_50": precision.at[0],
+        "ap": precision.mean,
+        "sbd": dice.symmetric,
+        "count_difference": float(dice.count_difference),
+        "aji": aggregated_jaccard(found),
+    }
 
 
 MEASURES: Mapping[str, Measure] = {
@@ -38,6 +52,52 @@ MEASURES: Mapping[str, Measure] = {
     ),
 }
 
+DETAILS: Mapping[str, Measure] = {
+    "information": Measure(
+        lambda table: {
+            f"voi_{name}_nats": value
+            for name, value in variation_of_information(table, unit="nats")._asdict().items()
+            if name != "total"
+        },
+        {
+            "voi_split_nats": "nats; voi_split times ln 2, as scikit-image of logarithms to base e",
+            "voi_merge_nats": "nats; voi_merge times ln 2",
+        },
+    ),
+    "rand": Measure(
+        lambda table: {
+            "rand_index": rand(table).rand_index,
+            "arand_all": rand(table, pairs="all").error,
+            "cremi_score": cremi_score(table).score,
+        },
+        {
+            "rand_index": "share of pairs of different voxels on which both agree; 1 is best",
+            "arand_all": "adapted Rand error with pairs of a voxel with itself, as python-elf and waterz; 0 is best",
+            "cremi_score": "square root of VOI (bits) times adapted Rand error, as the CREMI challenge; 0 is best",
+        },
+    ),
+    "instances": Measure(
+        _instances,
+        {
+            "pq": "panoptic quality, matches of IoU above 0.5 (Kirillov 2019); 1 is best",
+            "sq": "mean IoU of these matches; 1 is best",
+            "rq": "F1 of these matches; 1 is best",
+            "ap_50": "TP / (TP + FP + FN) at IoU 0.5, as StarDist and DSB 2018; 1 is best",
+            "ap": "mean of the same at IoU 0.5 to 0.95; 1 is best",
+            "sbd": "symmetric best Dice (Scharr 2016); 1 is best",
+            "count_difference": "|DiC|: absolute difference of the numbers of objects (Scharr 2016); 0 is best",
+            "aji": "aggregated Jaccard index (Kumar 2017); 1 is best",
+        },
+    ),
+}
+"""What people ask for of one segmentation, and no sweep or bootstrap needs. Instances: 0 is background on both sides,
+and voxels that are left out belong to no object."""
+
+
+def details(table: Contingency | Located) -> dict[str, float]:
+    """Return the numbers of `DETAILS` by name; see `measure`."""
+    return {name: value for one in DETAILS.values() for name, value in one.of(table).items()}
+
 
 def measure(table: Contingency | Located) -> dict[str, float]:
     """Return all numbers by name.
@@ -52,5 +112,6 @@ def measure(table: Contingency | Located) -> dict[str, float]:
 
 
 def conventions() -> dict[str, str]:
-    """Return what each number of `measure` is, by name."""
-    return {name: text for one in MEASURES.values() for name, text in one.conventions.items()}
+    """Return what each number of `measure` and `details` is, by name."""
+    kinds = [*MEASURES.values(), *DETAILS.values()]
+    return {name: text for one in kinds for name, text in one.conventions.items()}

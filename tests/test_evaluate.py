@@ -66,12 +66,46 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_details_and_the_worst_objects(folder: Path) -> None:
+    addresses = (f"{folder}/segments.h5:/a", folder / "labels.zarr")
+    found = answer(folder, *addresses, "--block", 4, 8, 16)
+    details, scores = found["details"], found["scores"]
+    assert details["voi_split_nats"] == pytest.approx(scores["voi_split"] * np.log(2))
+    assert details["cremi_score"] == pytest.approx((scores["voi"] * details["arand_all"]) ** 0.5)
+    assert details["count_difference"] == abs(np.unique(SEGMENTS[LABELS > 0]).size - np.unique(LABELS).size + 1)
+    ious = [
+        (both & (LABELS > 0)).sum() / ((t == LABELS) | ((s == SEGMENTS) & (LABELS > 0))).sum()
+        for t in np.unique(LABELS[LABELS > 0])
+        for s in np.unique(SEGMENTS)
+        for both in [(t == LABELS) & (s == SEGMENTS)]
+    ]
+    matched = [iou for iou in ious if iou > 0.5]
+    objects = np.unique(SEGMENTS[LABELS > 0]).size + np.unique(LABELS).size - 1
+    assert details["pq"] == pytest.approx(sum(matched) / (objects / 2))
+    worst = found["worst"]["splits"]
+    assert sum(fault["bits"] for fault in worst) == pytest.approx(scores["voi_split"])
+    for fault in worst:
+        for overlap in fault["overlaps"]:
+            both = (fault["id"] == LABELS) & (overlap["id"] == SEGMENTS)
+            assert overlap["voxels"] == both.sum()
+            assert overlap["at"] == np.argwhere(both)[0].tolist()
+    assert "false merges: " in kdseg(*addresses).output
+    assert "false merges: " not in kdseg(*addresses, "--worst", 0).output
+
+
+def test_nothing_but_background_has_details(folder: Path) -> None:
+    write_volume(folder / "empty.zarr", np.zeros(SHAPE, np.uint8), NM, (300.0, 80.0, 0.0))
+    found = answer(folder, folder / "empty.zarr", folder / "labels.zarr")
+    assert found["details"]["pq"] == 0
+    assert found["details"]["sbd"] == 0
+
+
 def test_formats_types_and_the_table(folder: Path) -> None:
     addresses = (f"{folder}/segments.h5:/a", folder / "labels.zarr")
     found = answer(folder, *addresses)
     expect(found["scores"], theirs(SEGMENTS, LABELS, LABELS > 0))
     assert found["what"]["scored_voxels"] == (LABELS > 0).sum()
-    assert found["conventions"].keys() == found["scores"].keys() == conventions().keys()
+    assert found["conventions"].keys() == found["scores"].keys() | found["details"].keys() == conventions().keys()
     text = kdseg(*addresses).output
     assert re.search(rf"voi_split +{found['scores']['voi_split']:.4f}  bits; H\(segmentation \| labels\)", text)
     assert "left out      label 0" in text

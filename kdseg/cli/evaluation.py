@@ -48,6 +48,7 @@ json_file = click.option("--json", "json_path", type=FILE, help="Write all that 
 @click.option("--per-section", is_flag=True, help="Score each z as an image of its own.")
 @click.option("--components", is_flag=True, help="Split labels into connected components of the region first.")
 @click.option("--bootstrap", default=0, type=click.IntRange(0), help="Resamples of blocks, for 95 % intervals.")
+@click.option("--worst", default=3, show_default=True, type=click.IntRange(0), help="Objects to list of each kind.")
 @voxel_size
 @_nm("--segmentation-offset", "nm, of the first voxel, instead of what the file says.")
 @_nm("--labels-offset", "nm, of the first voxel, instead of what the file says.")
@@ -62,6 +63,7 @@ def evaluate(
     json_path: Path | None,
     overwrite: bool,
     workers: int,
+    worst: int,
     **how: Any,
 ) -> None:
     """Score SEGMENTATION against LABELS, both .zarr, .h5:/dataset or TIFF; a killed run goes on if OUT is given."""
@@ -77,6 +79,16 @@ def evaluate(
         low, high = answer.get("intervals", {}).get(name, (None, None))
         interval = "" if low is None else f"  [{low:.4f}, {high:.4f}]"
         click.echo(f"{name:16}{value:10.4f}{interval}  {answer['conventions'][name]}")
+    click.echo()
+    for name, value in answer["details"].items():
+        click.echo(f"{name:16}{value:10.4f}  {answer['conventions'][name]}")
+    for kind, other in (("splits", "segments"), ("merges", "labels")):
+        for fault in answer.get("worst", {}).get(kind, [])[:worst]:
+            parts = ", ".join(f"{one['id']} from {_place(one['at'])}" for one in fault["overlaps"][:3])
+            click.echo(
+                f"false {kind}: {fault['id']} ({fault['size']} voxels, {fault['bits']:.4f} bits) has {fault['parts']} "
+                f"{other}: {parts}{', ...' if fault['parts'] > 3 else ''}"
+            )
     if "bootstrap" in answer:
         click.echo("[ ]: 95 % of {resamples} resamples of blocks, seed {seed}".format(**answer["bootstrap"]))
     if json_path is not None:

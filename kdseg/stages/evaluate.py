@@ -14,16 +14,21 @@ import numpy as np
 from kdseg.alignment import Alignment, align, expect_ids
 from kdseg.counting import Count, block_counts, count_blocks, read_count
 from kdseg.errors import VoxelSizeError
-from kdseg.geometry import Triple
+from kdseg.geometry import Roi, Triple
 from kdseg.intervals import LEVEL, SEED, intervals
 from kdseg.manifests import claim, source_fingerprint
-from kdseg.measures import conventions, measure
+from kdseg.measures import conventions, details, measure
+from kdseg.metrics.objects import Fault, worst_merges, worst_splits
 from kdseg.sources import Source, open_source, source_path
 from kdseg.volume import VoxelSize
 
 SAMPLING = (
     "a voxel of a coarser volume stands for all voxels of the grid inside of it: each takes the nearest coarse voxel"
 )
+
+
+WORST = 20
+"""Objects that are listed of each kind."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         overwrite: clear what other options or inputs left in ``out``.
 
     Returns:
-        JSON values: ``scores`` by name, ``conventions`` of these, ``intervals`` if there are any, ``what`` was scored.
+        JSON values: ``scores`` and ``details`` by name, ``conventions`` of these, the ``worst`` false splits and merges
+        with the voxels to look at (not per section), ``intervals`` if there are any, ``what`` was scored.
 
     Raises:
         DataError: if ids are no integers, or negative, or nothing is left to score.
@@ -112,7 +118,16 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         progress = held.progress(question.block)
         count_blocks(what, progress, held.parquet, workers=workers)
         counts = read_count(held.parquet, question.dust)
-        answer: dict[str, Any] = {"scores": measure(counts), "conventions": conventions()}
+        answer: dict[str, Any] = {
+            "scores": measure(counts),
+            "details": details(counts),
+            "conventions": conventions(),
+        }
+        if not question.per_section:  # there, ids are numbers of sections' own
+            answer["worst"] = {
+                "splits": _faults(worst_splits(counts, WORST), what.roi),
+                "merges": _faults(worst_merges(counts, WORST), what.roi),
+            }
         if question.bootstrap:
             tables = block_counts(what, progress)
             answer["intervals"] = intervals(tables, question.bootstrap, dust=question.dust)
@@ -124,6 +139,24 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         }
         held.stats.update(answer, voxels=what.roi.size)
     return answer
+
+
+def _faults(faults: list[Fault], region: Roi) -> list[dict[str, Any]]:
+    """Return the worst objects as JSON values; places are voxels of the grid, as regions are."""
+    return [
+        {
+            **{name: value for name, value in fault._asdict().items() if name != "overlaps"},
+            "overlaps": [
+                {"id": one.id, "voxels": one.voxels, "at": _voxel(one.first or 0, region)} for one in fault.overlaps
+            ],
+        }
+        for fault in faults
+    ]
+
+
+def _voxel(first: int, region: Roi) -> list[int]:
+    where = np.unravel_index(first, region.shape)
+    return [int(v) + o for v, o in zip(where, region.offset, strict=True)]
 
 
 def _sources(question: Question) -> list[Source]:
