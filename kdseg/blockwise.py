@@ -83,7 +83,8 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
                 summary=False,
             )
     except (KdsegError, RuntimeError) as error:
-        raise StageError(f"{name}: {_cause(first_error)}; finished blocks are kept: mend it and rerun") from error
+        cause = _cause(first_error, str(error))
+        raise StageError(f"{name}: {cause}; finished blocks are kept: mend it and rerun") from error
     state = states[name]
     finished = state.completed_count
     log.info(
@@ -92,15 +93,14 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     if finished != state.total_block_count:
         raise StageError(
             f"{name}: {state.total_block_count - finished} of {state.total_block_count} blocks are not done: "
-            f"{_cause(first_error)}; finished blocks are kept: mend it and rerun"
+            f"{_cause(first_error, state.first_worker_error)}; finished blocks are kept: mend it and rerun"
         )
 
 
-def _cause(first_error: Path) -> str:
+def _cause(first_error: Path, reported: str | None) -> str:
     """Return the first error of a block; daisy itself reports the last of many, or its own advice."""
-    if not first_error.exists():
-        return "a worker was killed: by hand, or because memory ran out"
-    return first_error.read_text()
+    noted = first_error.read_text() if first_error.exists() else ""
+    return noted or _last_line(reported or "a worker was killed: by hand, or because memory ran out")
 
 
 def _on_cell(function: BlockFunction, total: Roi, block: Triple, first_error: Path) -> CellFunction:
@@ -111,7 +111,7 @@ def _on_cell(function: BlockFunction, total: Roi, block: Triple, first_error: Pa
             function(Block((z, y, x), roi))
         except Exception as error:
             said = str(error) if isinstance(error, KdsegError) else f"{type(error).__name__}: {_last_line(str(error))}"
-            with suppress(FileExistsError), first_error.open("x") as file:
+            with suppress(OSError), first_error.open("x") as file:  # not the first one, or the disk is full
                 file.write(f"block {roi}: {said}")
             raise
 
