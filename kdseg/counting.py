@@ -25,10 +25,12 @@ from kdseg.blockwise import run_blocks
 from kdseg.components import block_components, join_components, joined
 from kdseg.errors import DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
+from kdseg.metrics.boundaries import away_from_borders, halo
 from kdseg.metrics.contingency import Located, block_located, drop_small_labels
 from kdseg.parquet import Column, read_batches, read_parquet, write_parquet
 from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
+from kdseg.volume import VoxelSize
 
 COLUMNS = (
     Column("section", np.uint64, "z of a section that was counted by itself, in voxels; 0 if all are one"),
@@ -59,6 +61,8 @@ class Count:
         ignore_segments: voxels of these segments are left out.
         per_section: count each section by itself.
         components: split labels into connected components, within ``roi``, before anything is left out.
+        border: nm; voxels at most so far from a border of the labels within the section are left out; None: none is.
+        voxel_size: nm, (z, y, x), for ``border``.
     """
 
     segmentation: Placed
@@ -70,6 +74,15 @@ class Count:
     ignore_segments: tuple[int, ...] = ()
     per_section: bool = False
     components: bool = False
+    border: float | None = None
+    voxel_size: VoxelSize = (1.0, 1.0, 1.0)
+
+    def away(self, roi: Roi) -> NDArray[np.bool_]:
+        """Return the voxels of ``roi`` further than `border` from the borders of labels, in and beyond the region."""
+        border = self.border or 0.0
+        around = roi.grow(halo(border, self.voxel_size, sections=True)).intersect(self.labels.roi)
+        away = away_from_borders(self.labels.read(around), border, self.voxel_size, sections=True)
+        return away[roi.slices(around)]
 
 
 def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
@@ -124,6 +137,8 @@ def count_block(what: Count, folder: Path, components: Path | None, block: Block
     kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True)
     if what.mask is not None:
         kept &= what.mask.read(block.roi) != 0
+    if what.border is not None:
+        kept &= what.away(block.roi)
     if components is not None:
         found, names = block_components(labels, block.roi, what.roi, per_section=what.per_section)
         whole = np.concatenate((np.zeros(1, np.uint64), joined(components, names)))

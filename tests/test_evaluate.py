@@ -93,6 +93,26 @@ def test_details_and_the_worst_objects(folder: Path) -> None:
     assert "false merges: " not in kdseg(*addresses, "--worst", 0).output
 
 
+@pytest.mark.parametrize("border", [0, 8, 17])
+def test_voxels_near_borders_are_left_out(folder: Path, border: float) -> None:
+    """Whatever the blocks; borders are those of the whole labels, distances within the section."""
+    addresses = (f"{folder}/segments.h5:/a", folder / "labels.zarr")
+    kept = LABELS > 0
+    for z, section in enumerate(LABELS):
+        padded = np.pad(section, 1, mode="edge")
+        near = [padded[1 + a : -1 + a or None, 1 + b : -1 + b or None] for a, b in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        marked = np.argwhere(np.any([one != section for one in near], axis=0)) * NM[1]
+        places = np.argwhere(np.ones(section.shape)) * NM[1]
+        distance = np.linalg.norm(places[:, None] - marked[None], axis=-1).min(axis=1)
+        kept[z] &= (distance > border).reshape(section.shape)
+    for block in ((10, 24, 20), (4, 5, 7)):
+        found = answer(folder, *addresses, "--ignore-border", border, "--block", *block)
+        assert found["what"]["scored_voxels"] == kept.sum()
+        expect(found["scores"], theirs(SEGMENTS, LABELS, kept))
+    roi = answer(folder, *addresses, "--ignore-border", border, "--roi", "voxels:2:9,3:20,1:18")
+    assert roi["what"]["scored_voxels"] == kept[2:9, 3:20, 1:18].sum()
+
+
 def test_nothing_but_background_has_details(folder: Path) -> None:
     write_volume(folder / "empty.zarr", np.zeros(SHAPE, np.uint8), NM, (300.0, 80.0, 0.0))
     found = answer(folder, folder / "empty.zarr", folder / "labels.zarr")

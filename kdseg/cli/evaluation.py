@@ -45,6 +45,7 @@ json_file = click.option("--json", "json_path", type=FILE, help="Write all that 
 @click.option("--ignore-label", multiple=True, default=("0",), callback=_ids, help="Repeat, or `none`; default 0.")
 @click.option("--ignore-segment", multiple=True, callback=_ids, help="Repeat, or `none`, the default.")
 @click.option("--dust", default=0, type=click.IntRange(0), help="Leave out labels of fewer voxels of the region.")
+@click.option("--ignore-border", type=float, help="Leave out voxels within so many nm of labels' borders, as CREMI.")
 @click.option("--per-section", is_flag=True, help="Score each z as an image of its own.")
 @click.option("--components", is_flag=True, help="Split labels into connected components of the region first.")
 @click.option("--bootstrap", default=0, type=click.IntRange(0), help="Resamples of blocks, for 95 % intervals.")
@@ -91,6 +92,31 @@ def evaluate(
             )
     if "bootstrap" in answer:
         click.echo("[ ]: 95 % of {resamples} resamples of blocks, seed {seed}".format(**answer["bootstrap"]))
+    if json_path is not None:
+        write_json(json_path, answer)
+
+
+@main.command()
+@click.argument("segmentation")
+@click.argument("skeletons", type=click.Path(path_type=Path))
+@click.option(
+    "--nm-per-unit", default=1.0, show_default=True, help="What SWC and CSV files count in; micrometres: 1000."
+)
+@click.option("--tolerance", default=0, type=click.IntRange(0), help="Nodes of another neuron that are no merge yet.")
+@click.option("--runs", default="segment", type=click.Choice(["segment", "path"]), help="What one run is.")
+@voxel_size
+@_nm("--offset", "nm, of the first voxel's centre, instead of what the file says.")
+@json_file
+def runlength(json_path: Path | None, **how: Any) -> None:
+    """Expected run length of SEGMENTATION along SKELETONS (.swc, a folder of these, .csv or .npz)."""
+    from kdseg.manifests import write_json
+    from kdseg.stages import runlength as stage
+
+    answer = stage.run(**how)
+    click.echo(f"{answer['nodes']} nodes, {answer['outside']} of them outside of the volume")
+    click.echo(f"ERL {answer['erl']:.1f} nm of {answer['best']:.1f}, NERL {answer['nerl']:.4f} (1 is best)")
+    parts = ", ".join(f"{name} {answer[name]:.1f}" for name in ("correct", "split", "merged", "omitted"))
+    click.echo(f"nm of edges: {parts}; {len(answer['merging'])} merging segments")
     if json_path is not None:
         write_json(json_path, answer)
 
@@ -150,6 +176,8 @@ def _described(what: dict[str, Any]) -> list[str]:
     )
     left = [f"label {one}" for one in what["ignored_labels"]] + [f"segment {one}" for one in what["ignored_segments"]]
     left += [f"labels below {what['dust']} voxels"] if what["dust"] else []
+    border = what["ignored_border_nm"]
+    left += [f"voxels within {border:g} nm of a border in their section"] if border is not None else []
     left += ["voxels outside of the mask"] if "mask" in what["volumes"] else []
     lines.append(f"{'left out':13} {', '.join(left) or 'nothing'}")
     if what["per_section"]:

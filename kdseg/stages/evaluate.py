@@ -46,6 +46,8 @@ class Question:
         per_section: score each z as an image of its own.
         components: split labels into connected components within the region first.
         block: voxels per task, and per unit of the bootstrap; changes no score.
+        ignore_border: nm; voxels at most so far from a border of the labels, within the section, are left out, as in
+            CREMI; None: none is, 0: the voxels at borders.
         bootstrap: resamples for intervals; 0: none.
         voxel_size: nm, (z, y, x), of files that do not say.
         segmentation_offset: nm, (z, y, x), of the first voxel, instead of what the file says.
@@ -62,6 +64,7 @@ class Question:
     per_section: bool = False
     components: bool = False
     block: Triple = (128, 128, 128)
+    ignore_border: float | None = None
     bootstrap: int = 0
     voxel_size: VoxelSize | None = None
     segmentation_offset: VoxelSize | None = None
@@ -105,6 +108,8 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         question.ignore_segments,
         question.per_section,
         question.components,
+        question.ignore_border,
+        _size_for_border(question, aligned),
     )
     made_of = {
         name: value for name, value in asdict(question).items() if name not in ("segmentation", "labels", "mask")
@@ -139,6 +144,12 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         }
         held.stats.update(answer, voxels=what.roi.size)
     return answer
+
+
+def _size_for_border(question: Question, aligned: Alignment) -> VoxelSize:
+    if question.ignore_border is not None and aligned.voxel_size is None:
+        raise VoxelSizeError("a border in nm needs voxels of a known size: give it, in nm, as --voxel-size")
+    return aligned.voxel_size or (1.0, 1.0, 1.0)
 
 
 def _faults(faults: list[Fault], region: Roi) -> list[dict[str, Any]]:
@@ -206,6 +217,7 @@ def _facts(question: Question, what: Count, aligned: Alignment) -> dict[str, Any
         "ignored_labels": list(what.ignore_labels),
         "ignored_segments": list(what.ignore_segments),
         "dust": question.dust,
+        "ignored_border_nm": question.ignore_border,
         "per_section": what.per_section,
         "components": ("4-connected" if what.per_section else "6-connected") if what.components else None,
     }
