@@ -7,6 +7,7 @@ halos are the business of the block function, and two blocks never write the sam
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -53,6 +54,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     low = tuple(o // b for o, b in zip(first.offset, block, strict=True))
     count = tuple(-(-e // b) - lo for e, b, lo in zip(total.end, block, low, strict=True))
     done.mkdir(parents=True, exist_ok=True)
+    _drop_half_written(done / "zarr.json")
     first_error = done.with_name(f"{done.name}.error")
     first_error.unlink(missing_ok=True)
     workers = min(workers, max(count[0] * count[1] * count[2], 1))
@@ -95,6 +97,16 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
             f"{name}: {state.total_block_count - finished} of {state.total_block_count} blocks are not done: "
             f"{_cause(first_error, state.first_worker_error)}; finished blocks are kept: mend it and rerun"
         )
+
+
+def _drop_half_written(metadata: Path) -> None:
+    """Remove the metadata of daisy's markers if a kill left a part of it; daisy writes it anew, the markers stay."""
+    try:
+        json.loads(metadata.read_text())
+    except FileNotFoundError:
+        return
+    except ValueError:
+        metadata.unlink()
 
 
 def _cause(first_error: Path, reported: str | None) -> str:

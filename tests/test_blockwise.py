@@ -58,6 +58,18 @@ def test_where_all_blocks_fail_the_first_cause_is_told(tmp_path, workers):
         run_blocks("fail", Roi((0, 0, 0), (40, 8, 64)), BLOCK, fail, workers=workers, done=tmp_path / "done")
 
 
+@pytest.mark.parametrize("bytes_left", [0, 100])
+def test_a_kill_while_daisy_wrote_its_metadata_is_mended(tmp_path, bytes_left):
+    (tmp_path / "out").mkdir()
+    done = tmp_path / "done"
+    run_blocks("note", TOTAL, BLOCK, note(tmp_path / "out"), workers=1, done=done)
+    metadata = done / "zarr.json"
+    metadata.write_bytes(metadata.read_bytes()[:bytes_left])
+    redone = []
+    run_blocks("note", TOTAL, BLOCK, lambda block: redone.append(block.index), workers=1, done=done)
+    assert redone == []
+
+
 SLOW = """
 import pathlib, sys, time
 from kdseg.blockwise import run_blocks

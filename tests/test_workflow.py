@@ -190,14 +190,13 @@ def test_killed_in_each_stage_it_ends_with_the_same_bytes(finished, tmp_path, va
     claims += [f"student/tune/.{stage}" for stage in ("affinities", "fragments", "edges", "agglomeration")]
     claims += [f"student/tune/.{stage}" for stage in ("sweep", "segmentation", "scores")]
     for claim in claims:
-        run = subprocess.Popen(
-            list(map(str, command)),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
-        while not progress(work, claim) and run.poll() is None:
+        log = tmp_path / "log.txt"
+        with log.open("w") as file:
+            run = subprocess.Popen(
+                list(map(str, command)), stdout=file, stderr=file, env=environment, start_new_session=True
+            )
+        while not progress(work, claim):
+            assert run.poll() is None, f"it ended before {claim}:\n{log.read_text()}"
             time.sleep(0.01)
         os.killpg(run.pid, signal.SIGKILL)
         run.wait()
