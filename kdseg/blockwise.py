@@ -54,7 +54,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     low = tuple(o // b for o, b in zip(first.offset, block, strict=True))
     count = tuple(-(-e // b) - lo for e, b, lo in zip(total.end, block, low, strict=True))
     done.mkdir(parents=True, exist_ok=True)
-    _drop_half_written(done / "zarr.json")
+    _drop_half_written(done)
     first_error = done.with_name(f"{done.name}.error")
     first_error.unlink(missing_ok=True)
     workers = min(workers, max(count[0] * count[1] * count[2], 1))
@@ -99,14 +99,13 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
         )
 
 
-def _drop_half_written(metadata: Path) -> None:
-    """Remove the metadata of daisy's markers if a kill left a part of it; daisy writes it anew, the markers stay."""
-    try:
-        json.loads(metadata.read_text())
-    except FileNotFoundError:
-        return
-    except ValueError:
-        metadata.unlink()
+def _drop_half_written(done: Path) -> None:
+    """Remove the metadata of daisy's markers where a kill left a part of it; daisy writes it anew, the markers stay."""
+    for metadata in done.rglob("zarr.json"):
+        try:
+            json.loads(metadata.read_text())
+        except ValueError:
+            metadata.unlink()
 
 
 def _cause(first_error: Path, reported: str | None) -> str:
