@@ -1,34 +1,81 @@
-"""Dask workers for prediction: one process per GPU, or per CPU core. The only module that knows Dask's scheduler."""
+"""Dask workers for prediction: here, on SLURM, or of a scheduler that runs. The only module that knows Dask's.
+
+A worker is one process that computes one block at a time. It has a second thread, or on a GPU a third, that reads
+the next block and writes the last one meanwhile: see `kdseg.workers`.
+"""
 
 from __future__ import annotations
 
 import logging
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeVar
 
 import dask
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client, Future, KilledWorker, LocalCluster
 
-from kdseg.errors import KdsegError, StageError
+from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
+from kdseg.errors import ConfigError, StageError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 
-WINDOW = 4
-"""Tasks in flight per worker: enough that none waits, few enough that the scheduler's memory is flat."""
+AHEAD = 2
+"""Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
 _DEATHS = 3
 """Workers that may die under one task before it is given up."""
+_BARREN = 10
+"""Jobs that may be submitted for lost ones, without a task that was finished, before a cluster is given up."""
+_RESTART_S = 120.0
+"""Seconds within which a worker of this machine that died is there again."""
+_LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
+_LOOK_S = 5.0
+"""Seconds without news after which the workers are counted."""
+_SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""More processes, not more threads: the same arithmetic everywhere."""
+
+
+class Workers(NamedTuple):
+    """A client, and what keeps its workers alive.
+
+    Attributes:
+        client: of the scheduler.
+        patience: seconds that may pass without any worker.
+        revive: submits jobs that are gone again, and returns how many were submitted in all; None where that is not
+            ours to do.
+    """
+
+    client: Client
+    patience: float
+    revive: Callable[[], int] | None = None
+
+
+class Finished(NamedTuple):
+    """What became of an item: ``result``, or why there is none in ``error``."""
+
+    item: Any
+    result: Any
+    error: str | None
 
 
 @contextmanager
-def local_client(workers: int) -> Iterator[Client]:
-    """Yield a client of ``workers`` fresh processes of this machine, one task at a time each.
+def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[Workers]:
+    """Yield the workers that a configuration names; those that were started here end with the body.
 
-    They start from nothing (no fork), listen on the loopback only, and end with the body.
+    Args:
+        cluster: which.
+        workers: processes, where they are ours to start on this machine; SLURM is told how many jobs.
+        threads: of each process; a scheduler that runs already has its own.
+
+    Raises:
+        ConfigError: if what the cluster needs is not installed, or its scheduler does not answer.
+        StageError: if no worker appears in time.
     """
     settings = {
         "distributed.scheduler.allowed-failures": _DEATHS,
@@ -36,61 +83,186 @@ def local_client(workers: int) -> Iterator[Client]:
         # compiled code may hold a worker for minutes; that of a dead one closes its connection
         "distributed.scheduler.worker-ttl": None,
         "distributed.comm.timeouts.connect": "60s",
-        # A single thread per process: more processes, not more threads, and the same arithmetic everywhere.
-        "distributed.nanny.pre-spawn-environ": {
-            "OMP_NUM_THREADS": "1",
-            "MKL_NUM_THREADS": "1",
-            "MALLOC_TRIM_THRESHOLD_": 65536,
-        },
+        "distributed.nanny.pre-spawn-environ": _SINGLE_THREADED,
     }
+    with dask.config.set(settings):
+        if isinstance(cluster, LocalOptions):
+            started = _local(workers, threads)
+        elif isinstance(cluster, SlurmOptions):
+            started = _slurm(cluster, threads)
+        else:
+            started = _running(cluster)
+        with started as found:
+            yield found
+
+
+@contextmanager
+def _local(workers: int, threads: int) -> Iterator[Workers]:
+    """Start fresh processes (no fork) that listen on the loopback only."""
     with (
-        dask.config.set(settings),
         LocalCluster(
             n_workers=workers,
-            threads_per_worker=1,
+            threads_per_worker=threads,
             processes=True,
             dashboard_address="127.0.0.1:0",
             host="127.0.0.1",
             memory_limit=None,
             silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as client,
+        ) as started,
+        Client(started) as client,
     ):
-        yield client
+        yield Workers(client, _RESTART_S)
 
 
-def run_tasks(client: Client, function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Yield each item with its result, in the order in which they finish.
+@contextmanager
+def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
+    try:
+        from dask_jobqueue import SLURMCluster  # type: ignore[attr-defined]
+    except ImportError:
+        raise ConfigError("a cluster of kind slurm needs dask-jobqueue: pip install 'kdseg[slurm]'") from None
+    with (
+        SLURMCluster(
+            queue=cluster.queue,
+            account=cluster.account,
+            cores=threads,
+            processes=1,
+            job_cpu=cluster.cores,
+            memory=cluster.memory,
+            walltime=cluster.walltime,
+            job_extra_directives=list(cluster.directives),
+            job_script_prologue=[*(f"export {k}={v}" for k, v in _SINGLE_THREADED.items()), *cluster.prologue],
+            interface=cluster.interface,
+            python=sys.executable,
+            scheduler_options={"dashboard": False},
+            silence_logs=logging.ERROR,
+        ) as started,
+        Client(started) as client,
+    ):
+        started.scale(jobs=cluster.jobs)
+        log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
+        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for")
+        submitted: set[str] = set()
+
+        def revive() -> int:
+            with suppress(OSError, RuntimeError):  # a SLURM that does not answer now may later
+                started.scale(jobs=cluster.jobs)
+            submitted.update(str(job.job_id) for job in started.workers.values())
+            return len(submitted)
+
+        yield Workers(client, cluster.wait_minutes * 60, revive)
+
+
+@contextmanager
+def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
+    try:
+        client = Client(cluster.address, timeout="30s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(f"no Dask scheduler answers at {cluster.address}: {error}") from error
+    with client:
+        _expect_worker(client, cluster.wait_minutes, "start one by: dask worker ADDRESS --nthreads 2")
+        yield Workers(client, cluster.wait_minutes * 60)
+
+
+def _expect_worker(client: Client, minutes: float, advice: str) -> None:
+    try:
+        client.wait_for_workers(1, timeout=minutes * 60)
+    except TimeoutError:
+        raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun") from None
+
+
+def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) -> Iterator[Finished]:
+    """Yield what became of each item, in the order in which they finish.
 
     Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
-    memory does not grow with the number of items. A task whose worker dies runs again elsewhere, so
-    ``function`` must be idempotent.
+    memory does not grow with the number of items. A task whose worker dies runs again elsewhere, so ``function``
+    must be idempotent; if several die under it, it is given up, as one that fails.
 
     Raises:
-        StageError: at the first item that fails, with its cause; what is in flight is cancelled.
+        StageError: if all workers are gone and do not come back.
     """
     waiting = iter(items)
-    workers = max(len(client.scheduler_info(n_workers=-1)["workers"]), 1)
-    running = {client.submit(function, item, pure=False): item for item in islice(waiting, WINDOW * workers)}
-    finished = as_completed(list(running))
-    for future in finished:
-        item = running.pop(future)
-        if future.status != "finished":
-            cause = future.exception()
-            client.cancel(list(running))
-            message = str(cause) if isinstance(cause, KdsegError) else f"{type(cause).__name__}: {cause}"
-            raise StageError(f"block {item}: {message}; finished blocks are kept: mend it and rerun")
-        result = future.result()
-        future.release()
-        for following in islice(waiting, 1):
-            submitted = client.submit(function, following, pure=False)
-            running[submitted] = following
-            finished.add(submitted)
-        yield item, result
+    client = workers.client
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    running: dict[Future[Any], T] = {}
+
+    def submit(count: int) -> None:
+        for item in islice(waiting, count):
+            future = client.submit(function, item, pure=False)
+            running[future] = item
+            future.add_done_callback(done.put)
+
+    watch = _Watch(workers)
+    submit(_window(client))
+    try:
+        while running:
+            try:
+                future = done.get(timeout=_LOOK_S)
+            except Empty:
+                watch.look()
+                submit(_window(client) - len(running))  # workers may have come
+                continue
+            watch.news()
+            item = running.pop(future)
+            error = None if future.status == "finished" else _described(future)
+            result = future.result() if error is None else None
+            future.release()
+            yield Finished(item, result, error)
+            submit(1)  # not before: the item itself may be tried again
+    finally:
+        client.cancel(list(running))  # of a scheduler that goes on when we have stopped
 
 
-def worker_number() -> int:
-    """Return the number of this process among the workers of `local_client`, from 0."""
+def _window(client: Client) -> int:
+    """Return how many tasks may be in flight."""
+    threads: int = sum(client.nthreads().values())
+    return AHEAD * max(threads, 1)
+
+
+def _described(future: Future[Any]) -> str:
+    error = future.exception() if future.status == "error" else None
+    if isinstance(error, KilledWorker):
+        return f"{_DEATHS + 1} workers died while they ran it: killed, or out of memory"
+    return f"{type(error).__name__}: {error}"
+
+
+class _Watch:
+    """Brings lost jobs back, and gives up where that does not help."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.since, self.submitted = time.monotonic(), 0
+        self.news()
+
+    def news(self) -> None:
+        """Note that a task was finished."""
+        self.since = time.monotonic()
+        self.fresh = True
+
+    def look(self) -> None:
+        """See whether there are workers.
+
+        Raises:
+            StageError: if there have been none for too long, or jobs end as soon as they start.
+        """
+        if self.workers.client.nthreads():
+            self.since = time.monotonic()
+        elif time.monotonic() - self.since > self.workers.patience:
+            raise StageError(f"there has been no worker for {self.workers.patience:.0f} s: {_LOGS}")
+        if self.workers.revive is None:
+            return
+        submitted = self.workers.revive()
+        if self.fresh:
+            self.submitted, self.fresh = submitted, False
+        elif submitted > self.submitted + _BARREN:
+            raise StageError(f"{submitted - self.submitted} jobs in a row ended without a finished block: {_LOGS}")
+
+
+def worker_number() -> int | None:
+    """Return the number of this process among the workers of this machine, from 0; None elsewhere."""
     from distributed import get_worker
 
-    return int(get_worker().name)
+    try:
+        name = get_worker().name
+    except ValueError:  # no worker
+        return None
+    return name if isinstance(name, int) else None

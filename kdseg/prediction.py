@@ -4,33 +4,43 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+import torch
 
 from kdseg.checkpoint import LoadedModel, load_model
-from kdseg.cluster import local_client, run_tasks, worker_number
+from kdseg.cluster import Workers, run_tasks, worker_number, workers_of
 from kdseg.config import PredictOptions
-from kdseg.errors import DataError, StageError, VoxelSizeError
-from kdseg.geometry import Block, Roi, Triple, blocks, is_cubic
+from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
+from kdseg.done import Done
+from kdseg.errors import ConfigError, DataError, StageError, VoxelSizeError
+from kdseg.geometry import Block, Roi, Triple, is_cubic
 from kdseg.inference import Predictor, Product, predictor
 from kdseg.manifests import Claim, file_fingerprint, peak_mb, read, store_of, write_json
-from kdseg.models.device import resolve_device, resolve_precision
+from kdseg.models.device import Precision, resolve_device, resolve_precision
+from kdseg.telemetry import Telemetry, status_path
 from kdseg.volume import Volume, open_volume
+from kdseg.workers import Work, attempt
 
 log = logging.getLogger(__name__)
 
 VOXEL_SIZE_TOLERANCE = 0.05
 """Largest relative difference between the voxels of the training data and of the volume."""
-Measured = tuple[float, float]
-"""Seconds that a block took, and peak memory in MB so far."""
+HERE = LocalOptions()
+ATTEMPTS = 3
+"""At a block that meets a passing error."""
+MANY = 10
+"""Failed blocks that end a run, unless ten times as many were done."""
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,9 @@ class Prepared(NamedTuple):
         source: the raw data.
         loaded: the network.
         weights: for the workers.
-        workers: processes to run.
+        cluster: where these are.
+        workers: processes to run; None where that is not ours to say.
+        threads: of each: one computes, the others read and write.
         made_of: what determines the values that are predicted, as JSON values.
         inputs: fingerprints of raw data and network.
     """
@@ -59,9 +71,15 @@ class Prepared(NamedTuple):
     source: Volume
     loaded: LoadedModel
     weights: Weights
-    workers: int
+    cluster: ClusterOptions
+    workers: int | None
+    threads: int
     made_of: dict[str, Any]
     inputs: dict[str, str]
+
+    def announced_mb(self, block: Triple) -> float:
+        """Return the memory in MB that a worker will need for blocks of this extent."""
+        return 0.0
 
 
 def prepare(
@@ -73,6 +91,7 @@ def prepare(
     device: str = "auto",
     gpus: int = 1,
     workers: int = 1,
+    cluster: ClusterOptions = HERE,
 ) -> Prepared:
     """Return what is needed to predict, when network and raw data fit each other.
 
@@ -83,38 +102,74 @@ def prepare(
         product: what is predicted.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         gpus: processes on CUDA, one GPU each.
-        workers: processes on a CPU, one thread each.
+        workers: processes on a CPU, one of whose threads computes.
+        cluster: where the processes run; SLURM and running schedulers have numbers of workers of their own.
 
     Raises:
         DeviceError: if the device is not there.
+        ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
         VoxelSizeError: if the network was trained on voxels of another size.
         DataError: if the raw data are not uint8 (z, y, x).
     """
-    where = resolve_device(device)
-    precision = str(resolve_precision(options.precision, where)).removeprefix("torch.")
+    where, precision = _kind(device, options.precision, cluster)
     source, weights = open_volume(store_of(raw)), store_of(model)
     loaded = load_model(weights)
     _check(source, loaded.voxel_size, raw)
     # The last bit of a float differs between kinds of device: a run is finished where it was begun.
-    made_of = {"tile": list(options.tile), "device": where.type, "precision": precision}
+    made_of = {"tile": list(options.tile), "device": where.partition(":")[0], "precision": precision}
+    on_gpu = where.startswith("cuda")
     return Prepared(
         source,
         loaded,
-        Weights(weights, options.tile, str(where), precision, product),
-        gpus if where.type == "cuda" else workers,
+        Weights(weights, options.tile, where, precision, product),
+        cluster,
+        _processes(cluster, gpus if on_gpu else workers),
+        3 if on_gpu else 2,
         made_of,
         {"raw": read(raw)["fingerprint"], "model": file_fingerprint(weights)},
     )
 
 
-@lru_cache(maxsize=1)
-def worker_predictor(weights: Weights) -> Predictor:
-    """Return the network in this worker, on the worker's own device; it is loaded once."""
-    import torch
+def _kind(device: str, precision: Precision, cluster: ClusterOptions) -> tuple[str, str]:
+    """Return where the workers compute and in what; this machine may not have what those of a cluster have.
 
+    Raises:
+        ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
+        DeviceError: if the device is not there.
+    """
+    if isinstance(cluster, LocalOptions):
+        where = resolve_device(device)
+        return str(where), _name(resolve_precision(precision, where))
+    if device == "auto":
+        raise ConfigError(f"a cluster of kind {cluster.kind} has its workers elsewhere: say `device: cuda` or `cpu`")
+    if device.startswith("cuda") and precision == "auto":
+        return device, "bfloat16"
+    return device, _name(resolve_precision(precision, torch.device(device)))
+
+
+def _processes(cluster: ClusterOptions, here: int) -> int | None:
+    if isinstance(cluster, LocalOptions):
+        return here
+    return cluster.jobs if isinstance(cluster, SlurmOptions) else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def worker_predictor(weights: Weights) -> Predictor:
+    """Return the network in this worker, on the worker's own device; it is loaded once, by one thread."""
+    with _loading:
+        return _loaded(weights)
+
+
+@lru_cache(maxsize=1)
+def _loaded(weights: Weights) -> Predictor:
     torch.set_num_threads(1)
-    # Workers are numbered; each takes the GPU of its number, unless one was named.
-    device = resolve_device(f"cuda:{worker_number()}" if weights.device == "cuda" else weights.device)
+    # Workers of this machine are numbered, and each takes the GPU of its number, unless one was named. Those of a
+    # cluster see only what they were given.
+    number = worker_number()
+    device = resolve_device(f"cuda:{number or 0}" if weights.device == "cuda" else weights.device)
     loaded = load_model(weights.model)
     return predictor(
         loaded.network,
@@ -127,65 +182,111 @@ def worker_predictor(weights: Weights) -> Predictor:
     )
 
 
-class Done:
-    """An append-only list of finished blocks; a line that a crash cut short is dropped."""
+class _Queue:
+    """The blocks that are left, and those that are to be tried again; it may be empty and fill again."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if path.exists():
-            whole = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole[0]) + len(whole[1]))
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self.blocks, self.again = blocks, deque[Block]()
 
-    def read(self) -> set[Triple]:
-        """Return the indices of the finished blocks."""
-        if not self.path.exists():
-            return set()
-        whole = self.path.read_text().rpartition("\n")[0].splitlines()  # the last line may be in the making
-        return {(int(z), int(y), int(x)) for z, y, x in (line.split() for line in whole)}
+    def __iter__(self) -> Self:
+        return self
 
-    def add(self, index: Triple) -> None:
-        """Note a finished block."""
-        with self.path.open("a") as file:
-            file.write(" ".join(str(i) for i in index) + "\n")
+    def __next__(self) -> Block:
+        return self.again.popleft() if self.again else next(self.blocks)
 
 
-def run_predicted(
-    name: str, total: Roi, block: Triple, function: Callable[[Block], Measured], held: Claim, *, workers: int
-) -> None:
-    """Run ``function`` on every block that is not done yet, and note speed and memory in ``held.stats``.
+def run_predicted(name: str, total: Roi, block: Triple, work: Work, held: Claim, ready: Prepared) -> None:
+    """Run ``work`` on every block that is not done yet, and note speed and memory in ``held.stats``.
+
+    An attempt that met a passing error is repeated. A block that fails for good is listed in the status beside the
+    store and the others go on, unless the disk is full or most blocks fail.
 
     Args:
         name: of the stage, for messages and progress.
         total: voxels to cover.
         block: grid cell in voxels.
-        function: predicts one block and writes what comes of it; idempotent, and pickled.
+        work: predicts one block and writes what comes of it; idempotent, and pickled.
         held: the stage's claim.
-        workers: processes.
+        ready: where the workers are.
 
     Raises:
         StageError: if a block failed; what is done stays done.
     """
-    done = Done(held.private / f"blocks-{'x'.join(map(str, block))}.txt")
-    finished = done.read()
-    todo = [b for b in blocks(total, block) if b.index not in finished]
-    log.info("%s: %d blocks to do, %d done before", name, len(todo), len(finished))
-    peak, started = 0.0, time.monotonic()
-    if todo:
-        with local_client(min(workers, len(todo))) as client:
-            for item, (_, memory) in _progress(name, run_tasks(client, function, todo), len(todo)):
-                done.add(item.index)
-                peak = max(peak, memory)
-    missing = {b.index for b in blocks(total, block)} - done.read()
-    if missing:
-        raise StageError(f"{name}: {len(missing)} blocks are not done, e.g. {min(missing)}; rerun")
+    done = Done(held.private / f"blocks-{'x'.join(map(str, block))}.txt", total, block)
+    before = int(done.finished.sum())
+    voxels = total.size - done.voxels()
+    log.info("%s: %d blocks to do, %d done before", name, done.finished.size - before, before)
+    telemetry = Telemetry(
+        status_path(held.manifest),
+        name,
+        blocks=done.finished.size,
+        before=before,
+        voxels=voxels,
+        announced_mb=ready.announced_mb(block),
+    )
+    started = time.monotonic()
+    try:
+        if voxels:
+            count = min(ready.workers or 1, done.finished.size - before)
+            with workers_of(ready.cluster, count, ready.threads) as workers:
+                _run(name, workers, work, done, telemetry)
+        _expect_none_failed(name, done, telemetry, held)
+    except BaseException:
+        telemetry.write("failed")
+        raise
+    telemetry.write("finished")
     seconds = time.monotonic() - started
-    held.stats.update(_measured(seconds, sum(b.roi.size for b in todo), peak, held.private / "speed.json"))
+    held.stats.update(_measured(seconds, voxels, telemetry.peak_mb, held.private / "speed.json"))
 
 
-def _progress(name: str, results: Iterator[tuple[Block, Measured]], total: int) -> Iterator[tuple[Block, Measured]]:
+def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemetry) -> None:
     from tqdm import tqdm
 
-    yield from tqdm(results, total=total, desc=name, unit="block", disable=not sys.stderr.isatty())
+    queue, attempts = _Queue(done.missing()), Counter[Triple]()
+    bar = tqdm(
+        total=telemetry.blocks, initial=telemetry.before, desc=name, unit="block", disable=not sys.stderr.isatty()
+    )
+    with bar:
+        for block, outcome, died in run_tasks(workers, partial(attempt, work), queue):
+            attempts[block.index] += 1
+            if outcome is not None:
+                telemetry.add(block, outcome)
+            if outcome is not None and outcome.trouble is None:
+                done.add(block.index)
+                del attempts[block.index]
+                bar.update()
+            elif outcome is not None and outcome.trouble == "full":
+                raise StageError(f"{name}: {outcome.error}; finished blocks are kept: make room and rerun")
+            elif outcome is not None and outcome.trouble == "passing" and attempts[block.index] < ATTEMPTS:
+                log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
+                telemetry.retry()
+                queue.again.append(block)
+            else:
+                telemetry.give_up(block, died or outcome.error, attempts.pop(block.index))
+                _expect_few_failed(name, telemetry)
+
+
+def _expect_few_failed(name: str, telemetry: Telemetry) -> None:
+    failed = len(telemetry.failures)
+    if failed >= MANY and failed > telemetry.done / MANY:
+        raise StageError(
+            f"{name}: {failed} blocks failed and {telemetry.done} did not, so that the rest was not tried; the first: "
+            f"{_told(telemetry)}"
+        )
+
+
+def _expect_none_failed(name: str, done: Done, telemetry: Telemetry, held: Claim) -> None:
+    missing = done.finished.size - int(done.finished.sum())
+    if missing:
+        raise StageError(
+            f"{name}: {missing} of {done.finished.size} blocks failed, listed in {status_path(held.manifest)}; the "
+            f"first: {_told(telemetry)}"
+        )
+
+
+def _told(telemetry: Telemetry) -> str:
+    first = telemetry.failures[0]
+    return f"block {first['region']}: {first['error']}; finished blocks are kept: mend it and rerun"
 
 
 def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str, float | None]:

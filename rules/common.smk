@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 
 from snakemake.exceptions import WorkflowError
 
@@ -131,8 +132,13 @@ def compared(wildcards):
     ]
 
 
+LOCAL = RUN.cluster.kind == "local"
 GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
+# Where predictions have a cluster of their own, their GPUs and cores are there.
+PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 
-# How, but not what, is computed: no parameter of a rule, so that it makes nothing run again.
-if RUN.overwrite:
-    shell.prefix("export KDSEG_OVERWRITE=1; ")
+# How, but not what, is computed: no parameters of rules, so that they make nothing run again.
+HOW = ["export KDSEG_OVERWRITE=1; "] if RUN.overwrite else []
+if not LOCAL:
+    HOW.append(f"export KDSEG_CLUSTER={shlex.quote(RUN.cluster.model_dump_json())}; ")
+shell.prefix("".join(HOW))

@@ -18,9 +18,9 @@ rule predict:
         results("{model}/{volume}/benchmarks/predict.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: PREDICT_CORES
     resources:
-        gpu=GPUS,
+        gpu=PREDICT_GPUS,
         mem_mb=32_000,
         runtime="1d",
     params:
@@ -68,9 +68,9 @@ if RUN.predict.fused:
             results("{model}/{volume}/benchmarks/fragments.tsv")
         conda:
             "../envs/kdseg.yaml"
-        threads: RUN.workers
+        threads: PREDICT_CORES
         resources:
-            gpu=GPUS,
+            gpu=PREDICT_GPUS,
             mem_mb=32_000,
             runtime="1d",
         params:

@@ -13,13 +13,15 @@ import torch
 from pipeline import STORAGE, store, voxels
 
 from kdseg.checkpoint import LoadedModel, save_model
-from kdseg.cluster import local_client, run_tasks
+from kdseg.cluster import AHEAD, run_tasks, workers_of
 from kdseg.config import PredictOptions
+from kdseg.config.cluster import LocalOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.done import Done
 from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSizeError
+from kdseg.geometry import Roi
 from kdseg.manifests import claim, read, store_of
 from kdseg.models import build
-from kdseg.prediction import Done
 from kdseg.stages import predict
 from kdseg.volume import affinity_offsets, open_volume
 
@@ -88,15 +90,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
         [sys.executable, "-c", program, str(folder), here],
         env={**os.environ, "PYTHONPATH": here},
     )
-    marks = Done(folder / "killed" / ".affinities" / "blocks-32x32x32.txt")
-    while not marks.read():
-        assert child.poll() is None or marks.read(), "the run ended before it was killed"
+    marks = folder / "killed" / ".affinities" / "blocks-32x32x32.txt"
+    while not (marks.exists() and "\n" in marks.read_text()):
+        assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    before = marks.read()
-    marks.path.write_text(marks.path.read_text() + "1 1")  # a line that the crash cut short
-    assert marks.read() == before
+    before = marks.read_text().rpartition("\n")[0]
+    marks.write_text(before + "\n1 1")  # a line that the crash cut short
+    assert Done(marks, Roi((0, 0, 0), SHAPE), (32, 32, 32)).finished.sum() == len(before.splitlines())
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:  # the workers of the killed run end by themselves
         try:
@@ -158,11 +160,11 @@ def test_tasks_stream_through_a_bounded_window():
             taken.append(number)
             yield number
 
-    with local_client(1) as client:
-        results = run_tasks(client, square, items())
+    with workers_of(LocalOptions(), 1, 1) as workers:
+        results = run_tasks(workers, square, items())
         first = next(results)
-        assert first[1] == first[0] ** 2
-        assert len(taken) <= 6
-        assert dict([first, *results]) == {number: number**2 for number in range(30, 60)}
-        with pytest.raises(StageError, match="block 13: thirteen"):
-            list(run_tasks(client, square, range(20)))
+        assert first.result == first.item**2
+        assert len(taken) <= AHEAD + 2
+        assert {one.item: one.result for one in (first, *results)} == {n: n**2 for n in range(30, 60)}
+        failed = [one for one in run_tasks(workers, square, range(20)) if one.error]
+        assert [(one.item, one.result, one.error) for one in failed] == [(13, None, "DataError: thirteen")]

@@ -56,6 +56,9 @@ options_json = click.option("--options", required=True, help="The section of the
 storage_json = click.option("--storage", default="{}", help="The section `storage`, as JSON.")
 workers_count = click.option("--workers", default=1, type=click.IntRange(1), help="Processes; changes no result.")
 gpu_count = click.option("--gpus", default=1, type=click.IntRange(1), help="Processes on CUDA, one GPU each.")
+cluster_json = click.option(
+    "--cluster", envvar="KDSEG_CLUSTER", default='{"kind": "local"}', help="The section `cluster`, as JSON."
+)
 device_name = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 
 

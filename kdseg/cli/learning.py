@@ -10,6 +10,7 @@ import click
 
 from kdseg.cli.common import (
     FILE,
+    cluster_json,
     device_name,
     gpu_count,
     main,
@@ -25,6 +26,7 @@ from kdseg.config import (
     PredictOptions,
     StorageOptions,
     VolumeOptions,
+    parse_cluster,
     parse_options,
 )
 
@@ -113,6 +115,7 @@ def train(
     help="Affinities, as they are or averaged over images of each tile, or the embedding.",
 )
 @workers_count
+@cluster_json
 def predict(
     raw: Path,
     model: Path,
@@ -123,6 +126,7 @@ def predict(
     device: str,
     gpus: int,
     workers: int,
+    cluster: str,
     overwrite: bool,
 ) -> None:
     """Raw data and a network → affinities."""
@@ -138,5 +142,6 @@ def predict(
         device=device,
         gpus=gpus,
         workers=workers,
+        cluster=parse_cluster(cluster),
         overwrite=overwrite,
     )

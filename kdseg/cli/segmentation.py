@@ -8,6 +8,7 @@ import click
 
 from kdseg.cli.common import (
     FILE,
+    cluster_json,
     device_name,
     gpu_count,
     main,
@@ -24,6 +25,7 @@ from kdseg.config import (
     PredictOptions,
     SegmentOptions,
     StorageOptions,
+    parse_cluster,
     parse_options,
 )
 
@@ -41,6 +43,7 @@ not_stored = click.option("--affinities", type=FILE, help="Manifest of the affin
 @device_name
 @gpu_count
 @workers_count
+@cluster_json
 def fuse(
     raw: Path,
     model: Path,
@@ -52,6 +55,7 @@ def fuse(
     device: str,
     gpus: int,
     workers: int,
+    cluster: str,
     overwrite: bool,
 ) -> None:
     """Raw data and a network → supervoxels, without storing affinities."""
@@ -68,6 +72,7 @@ def fuse(
         device=device,
         gpus=gpus,
         workers=workers,
+        cluster=parse_cluster(cluster),
         overwrite=overwrite,
     )
 

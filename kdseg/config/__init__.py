@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from kdseg.config.base import Count, Name, Section, Step
+from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.networks import ModelOptions
@@ -44,6 +45,7 @@ __all__ = [
     "TrialOptions",
     "VolumeOptions",
     "load",
+    "parse_cluster",
     "parse_options",
     "schema",
     "validate",
@@ -66,6 +68,8 @@ class Config(Section):
     workers: Count = 8
     """CPU processes per job, at most the cores that Snakemake is given; small volumes go faster with 1, since
     jobs then run side by side. Changes no result."""
+    cluster: ClusterOptions = LocalOptions()
+    """Where the processes of predictions run: this machine, jobs on SLURM, a Dask scheduler. Changes no result."""
     offsets: Annotated[tuple[Step, ...], Field(min_length=3)] = (
         (-1, 0, 0),
         (0, -1, 0),
@@ -311,6 +315,19 @@ def parse_options(section: type[S], text: str) -> S:
     """
     try:
         return section.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+
+
+def parse_cluster(text: str) -> ClusterOptions:
+    """Return the section `cluster` from JSON.
+
+    Raises:
+        ConfigError: if the text is not such a section.
+    """
+    adapter: TypeAdapter[ClusterOptions] = TypeAdapter(ClusterOptions)
+    try:
+        return adapter.validate_json(text)
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
+from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ShapeError
 from kdseg.fragment_store import create_fragments, mask_input
-from kdseg.geometry import Block, Offsets, Triple, block_name, blocks, is_multiple
-from kdseg.inference import predict_roi, tiled
-from kdseg.manifests import claim, peak_mb, store_of
-from kdseg.prediction import Measured, Weights, prepare, run_predicted, worker_predictor
+from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, blocks, is_multiple
+from kdseg.inference import predict_roi, read_reflected, tiled
+from kdseg.manifests import claim, store_of
+from kdseg.prediction import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.segmentation.cells import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.checks import thin_halo
 from kdseg.segmentation.faces import NEAREST, cell_part, nearest_offsets
 from kdseg.tables import write_table
 from kdseg.volume import Volume, VoxelSize, open_volume
+from kdseg.workers import Clock
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ class Work:
         options: how fragments are made.
         grid: number of blocks of the fragments.
         voxel_size: nm.
+        volume: all voxels.
         unit: cell of a table, one shard.
         out: volume of fragments.
         tables: folder of what the region graph needs.
@@ -48,6 +53,7 @@ class Work:
     options: FragmentsOptions
     grid: Triple
     voxel_size: VoxelSize
+    volume: Roi
     unit: Triple
     out: Path
     tables: Path
@@ -65,6 +71,7 @@ def run(
     device: str = "auto",
     gpus: int = 1,
     workers: int = 1,
+    cluster: ClusterOptions = HERE,
     overwrite: bool = False,
 ) -> None:
     """Predict each block with the halo that its fragments need, and keep the fragments only.
@@ -84,7 +91,8 @@ def run(
         mask: manifest of a volume (z, y, x) on the raw data's voxels, of integers or bools; 0 is no tissue.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         gpus: processes on CUDA, one GPU each.
-        workers: processes on a CPU, one thread each. The result depends on neither.
+        workers: processes on a CPU, one of whose threads computes. The result depends on neither.
+        cluster: where the processes run.
         overwrite: clear what other options or inputs made.
 
     Raises:
@@ -96,7 +104,7 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    ready = prepare(raw, model, predicting, device=device, gpus=gpus, workers=workers)
+    ready = prepare(raw, model, predicting, device=device, gpus=gpus, workers=workers, cluster=cluster)
     source, offsets = ready.source, ready.loaded.offsets
     nearest, grid = nearest_offsets(offsets), checked_grid(source.shape, options.block)
     if not is_multiple(options.block, storage.shard):
@@ -114,7 +122,7 @@ def run(
         create_fragments(held.store, source, storage)
         held.tables.mkdir(exist_ok=True)
         tissue = None if mask is None else store_of(mask)
-        places = size, storage.shard, held.store, held.tables
+        places = size, source.roi, storage.shard, held.store, held.tables
         work = Work(store_of(raw), tissue, ready.weights, offsets, options, grid, *places)
         times = _times_predicted(source, options, predicting.tile)
         log.info("fuse: each voxel is predicted %.2f times on the mean, for the halos", times)
@@ -125,28 +133,42 @@ def run(
             times_predicted=round(times, 3),
             kept={"unit": storage.shard, "offsets": nearest},
         )
-        run_predicted("fuse", source.roi, options.block, partial(fuse_block, work), held, workers=ready.workers)
+        run_predicted("fuse", source.roi, options.block, partial(fuse_block, work), held, ready)
 
 
-def fuse_block(work: Work, block: Block) -> Measured:
-    """Predict one block with its halo, write its fragments and what its edges need; return seconds and MB."""
-    started = time.monotonic()
+def fuse_block(work: Work, block: Block, clock: Clock) -> bool:
+    """Predict one block with its halo, write its fragments and what its edges need."""
     predict, source = worker_predictor(work.weights), open_volume(work.raw)
     read_roi = halo_roi(work.options, block.roi, source.roi)
+    around = tiled(read_roi, predict.tile).grow(predict.halo)
     used = channels_used(work.options, work.offsets)
     channels = [*range(NEAREST), *(c for c in used if c >= NEAREST)]
-    affinities = predict_roi(predict, source.read, source.roi, read_roi, channels)
-    tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
-    near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
-    steps, core = tuple(work.offsets[c] for c in used), block.roi.slices(read_roi)
+    with clock("read"):
+        raw = read_reflected(source.read, source.roi, around)
+        tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
+    with clock.computing():
+        affinities = predict_roi(predict, lambda roi: raw[roi.slices(around)], around, read_roi, channels)
+        near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
+        ids = _fragments(work, block, near, tissue) if predict.device.type == "cpu" else None
+    if ids is None:  # the GPU goes on with the next block meanwhile; on a CPU there is one core for both
+        ids = _fragments(work, block, near, tissue)
+    with clock("write"):
+        for cell in blocks(block.roi, work.unit):
+            inner = affinities[(slice(NEAREST), *cell.roi.slices(read_roi))]
+            part = cell_part(ids[cell.roi.slices(block.roi)], inner, work.offsets[:NEAREST])
+            write_table(work.tables / block_name(cell.index), part.columns())
+        open_volume(work.out).write(block.roi, ids)
+    return True
+
+
+def _fragments(
+    work: Work, block: Block, near: NDArray[np.uint8], tissue: NDArray[np.bool_] | None
+) -> NDArray[np.uint64]:
+    """Return the fragments of a block, with ids of the volume."""
+    steps = tuple(work.offsets[c] for c in channels_used(work.options, work.offsets))
+    core = block.roi.slices(halo_roi(work.options, block.roi, work.volume))
     found = cell_fragments(near, steps, work.options, core, tissue, work.voxel_size)
-    ids = unique_ids(found, block.index, work.grid, work.options.block)
-    for cell in blocks(block.roi, work.unit):
-        inner = affinities[(slice(NEAREST), *cell.roi.slices(read_roi))]
-        part = cell_part(ids[cell.roi.slices(block.roi)], inner, work.offsets[:NEAREST])
-        write_table(work.tables / block_name(cell.index), part.columns())
-    open_volume(work.out).write(block.roi, ids)
-    return time.monotonic() - started, peak_mb()
+    return unique_ids(found, block.index, work.grid, work.options.block)
 
 
 def _times_predicted(source: Volume, options: FragmentsOptions, tile: Triple) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.config import PredictOptions, StorageOptions
+from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Block, is_multiple
-from kdseg.inference import Product, predict_roi
-from kdseg.manifests import claim, peak_mb, store_of
-from kdseg.prediction import Measured, Weights, prepare, run_predicted, worker_predictor
+from kdseg.inference import Product, predict_roi, read_reflected, tiled
+from kdseg.manifests import claim, store_of
+from kdseg.prediction import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.volume import create_volume, open_volume
+from kdseg.workers import Clock
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ def run(
     device: str = "auto",
     gpus: int = 1,
     workers: int = 1,
+    cluster: ClusterOptions = HERE,
     overwrite: bool = False,
 ) -> None:
     """Predict the affinities of a volume, or what else a student learns from.
@@ -52,18 +54,18 @@ def run(
         product: affinities, as they are or averaged over mirror images (and quarter turns), or the embedding.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         gpus: processes on CUDA, one GPU each.
-        workers: processes on a CPU, one thread each. The result depends on neither.
+        workers: processes on a CPU, one of whose threads computes. The result depends on neither.
+        cluster: where the processes run.
         overwrite: clear what other options or inputs made.
 
     Raises:
         DeviceError: if the device is not there.
-        ConfigError: if the network has no embedding, but it is asked for.
+        ConfigError: if the network has no embedding, but it is asked for, or the cluster cannot be used.
         VoxelSizeError: if the network was trained on voxels of another size.
-        DataError: if the network yields NaN.
         ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed.
+        StageError: if a block failed, e.g. since the network yields NaN; the status beside the store lists them.
     """
-    ready = prepare(raw, model, options, product=product, device=device, gpus=gpus, workers=workers)
+    ready = prepare(raw, model, options, product=product, device=device, gpus=gpus, workers=workers, cluster=cluster)
     source, loaded = ready.source, ready.loaded
     if product == "embedding" and not loaded.heads.embedding:
         raise ConfigError(f"{model} has no embedding to predict: train it with heads.embedding")
@@ -89,14 +91,18 @@ def run(
         )
         work = Work(store_of(raw), ready.weights, held.store)
         held.stats.update(voxels=source.roi.size, device=ready.made_of["device"], workers=ready.workers)
-        function = partial(predict_block, work)
-        run_predicted("predict", source.roi, options.block, function, held, workers=ready.workers)
+        run_predicted("predict", source.roi, options.block, partial(predict_block, work), held, ready)
 
 
-def predict_block(work: Work, block: Block) -> Measured:
-    """Predict and write one block; return the seconds it took and the peak memory in MB so far."""
-    started = time.monotonic()
+def predict_block(work: Work, block: Block, clock: Clock) -> bool:
+    """Predict and write one block."""
     predict = worker_predictor(work.weights)
-    source = open_volume(work.raw)
-    open_volume(work.out).write(block.roi, predict_roi(predict, source.read, source.roi, block.roi))
-    return time.monotonic() - started, peak_mb()
+    source, out = open_volume(work.raw), open_volume(work.out)
+    around = tiled(block.roi, predict.tile).grow(predict.halo)
+    with clock("read"):
+        raw = read_reflected(source.read, source.roi, around)
+    with clock.computing():
+        values = predict_roi(predict, lambda roi: raw[roi.slices(around)], around, block.roi)
+    with clock("write"):
+        out.write(block.roi, values)
+    return True

@@ -1,0 +1,54 @@
+"""Where the processes that predict run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kdseg.config.base import Count, Positive, Section
+
+
+class LocalOptions(Section):
+    """Processes of this machine: one per GPU (`gpus`), or on CPUs one per worker (`workers`), one thread each."""
+
+    kind: Literal["local"] = "local"
+
+
+class SlurmOptions(Section):
+    """Jobs that the stage submits to SLURM, one process each; needs `dask-jobqueue`, the extra `slurm`."""
+
+    kind: Literal["slurm"]
+    jobs: Count = 1
+    """Jobs to submit; with `device: cuda` each predicts on the first GPU that it sees."""
+    queue: str | None = None
+    """Partition."""
+    account: str | None = None
+    cores: Count = 2
+    """CPUs per job: one computes, what is left reads and writes."""
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$")] = "16GB"
+    """Per job."""
+    walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+:\d\d:\d\d$")] = "04:00:00"
+    """Of a job. One that ends before the volume is done is submitted again, at most ten times in a row without a
+    block that was finished."""
+    directives: tuple[str, ...] = ()
+    """More options of sbatch, e.g. `--gres=gpu:1`."""
+    prologue: tuple[str, ...] = ()
+    """Lines of shell before the worker starts, e.g. `module load cuda`."""
+    interface: str | None = None
+    """Network interface that jobs reach this machine by, e.g. `ib0`; default: SLURM's own."""
+    wait_minutes: Positive = 24 * 60
+    """How long to wait for the first job to start."""
+
+
+class SchedulerOptions(Section):
+    """A Dask cluster that runs already, with kdseg installed on its workers and the same file system."""
+
+    kind: Literal["scheduler"]
+    address: Annotated[str, Field(pattern=r"^[a-z]+://\S+$")]
+    """Of its scheduler, e.g. `tcp://login1:8786`."""
+    wait_minutes: Positive = 5
+    """How long to wait for its first worker."""
+
+
+ClusterOptions = Annotated[LocalOptions | SlurmOptions | SchedulerOptions, Field(discriminator="kind")]

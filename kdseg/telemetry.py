@@ -1,0 +1,126 @@
+"""What a stage over Dask workers is doing, as JSON beside its store, for `kdseg status` and whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from kdseg.geometry import Block
+from kdseg.manifests import write_json
+from kdseg.workers import Clock, Outcome
+
+EVERY_S = 2.0
+"""Seconds between two writes."""
+_RECENT_S = 60.0
+"""Seconds that the present speed, and the time that is left, are taken over."""
+_LISTED = 1000
+"""Failed blocks that are listed."""
+
+
+def status_path(manifest: Path) -> Path:
+    """Return where the status of a stage lies."""
+    return manifest.with_name(f"{manifest.stem}.status.json")
+
+
+class Telemetry:
+    """Counts what finishes and writes it down every other second.
+
+    Attributes:
+        failures: blocks that were given up, with their errors.
+        peak_mb: most memory that one worker had.
+    """
+
+    def __init__(self, path: Path, stage: str, *, blocks: int, before: int, voxels: int, announced_mb: float) -> None:
+        """Begin a run of ``blocks`` blocks, ``before`` of which were finished; ``voxels`` are left to do."""
+        self.path, self.stage = path, stage
+        self.blocks, self.before, self.voxels = blocks, before, voxels
+        self.announced_mb = announced_mb
+        self.failures: list[dict[str, Any]] = []
+        self.peak_mb, self.gpu_mb = 0.0, None
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._done = self._voxels = self._skipped = self._retries = 0
+        self._started = self._written = time.monotonic()
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self.write("running")
+
+    def add(self, block: Block, outcome: Outcome) -> None:
+        """Note one attempt at a block."""
+        self.peak_mb = max(self.peak_mb, outcome.peak_mb)
+        worker = self._workers.setdefault(
+            outcome.worker, {"blocks": 0, "voxels": 0, "seconds": asdict(Clock()), "peak_mb": 0.0, "gpu_mb": None}
+        )
+        worker["peak_mb"], worker["gpu_mb"] = outcome.peak_mb, outcome.gpu_mb
+        for what, seconds in asdict(outcome.clock).items():
+            worker["seconds"][what] = round(worker["seconds"][what] + seconds, 3)
+        if outcome.trouble is None:
+            worker["blocks"] += 1
+            worker["voxels"] += block.roi.size
+            self._done += 1
+            self._skipped += outcome.skipped
+            self._voxels += block.roi.size
+        self._tick()
+
+    def retry(self) -> None:
+        """Note that a block will be tried again."""
+        self._retries += 1
+
+    def give_up(self, block: Block, error: str, attempts: int) -> None:
+        """Note a block that failed for good."""
+        self.failures.append(
+            {"block": list(block.index), "region": str(block.roi), "attempts": attempts, "error": error}
+        )
+
+    @property
+    def done(self) -> int:
+        """Blocks that were finished in this run."""
+        return self._done
+
+    def write(self, state: Literal["running", "finished", "failed"]) -> None:
+        """Write all that is known.
+
+        Raises:
+            UnreadableError: if the disk does not take it.
+        """
+        write_json(self.path, self._values(state))
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._recent.append((now, self._voxels))
+        while now - self._recent[0][0] > _RECENT_S and len(self._recent) > 2:
+            self._recent.popleft()
+        if now - self._written > EVERY_S:
+            self._written = now
+            self.write("running")
+
+    def _values(self, state: str) -> dict[str, Any]:
+        seconds = time.monotonic() - self._started
+        (then, before), (now, voxels) = self._recent[0], self._recent[-1]
+        speed = (voxels - before) / (now - then) if now > then else None
+        left = self.voxels - self._voxels
+        return {
+            "stage": self.stage,
+            "state": state,
+            "started": self._since,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "blocks": {
+                "total": self.blocks,
+                "before": self.before,
+                "done": self._done,
+                "skipped": self._skipped,
+                "retries": self._retries,
+                "failed": len(self.failures),
+            },
+            "voxels": {"done": self._voxels, "left": left},
+            "mvox_per_s": round(self._voxels / seconds / 1e6, 3) if seconds else None,
+            "mvox_per_s_now": None if speed is None else round(speed / 1e6, 3),
+            "eta_s": round(left / speed) if speed else None,
+            "memory_mb": {"announced": round(self.announced_mb, 1), "peak": round(self.peak_mb, 1)},
+            "workers": self._workers,
+            "failures": self.failures[:_LISTED],
+        }
