@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
-_DEATHS = 3
-"""Workers that may die under one task before it is given up."""
 _BARREN = 10
 """Jobs that may be submitted for lost ones, without a task that was finished, before a cluster is given up."""
 _RESTART_S = 120.0
@@ -57,11 +55,19 @@ class Workers(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """What became of an item: ``result``, or why there is none in ``error``."""
+    """What became of an item.
+
+    Attributes:
+        item: of those that were to be done.
+        result: what the function returned, None if there is an error.
+        error: why there is no result, in words.
+        died: a worker ended while it had this item, and perhaps others.
+    """
 
     item: Any
     result: Any
-    error: str | None
+    error: str | None = None
+    died: bool = False
 
 
 @contextmanager
@@ -78,7 +84,8 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
         StageError: if no worker appears in time.
     """
     settings = {
-        "distributed.scheduler.allowed-failures": _DEATHS,
+        # a task whose worker dies is handed back: who knows the tasks knows which of them to run alone
+        "distributed.scheduler.allowed-failures": 0,
         "distributed.worker.daemon": False,
         # compiled code may hold a worker for minutes; that of a dead one closes its connection
         "distributed.scheduler.worker-ttl": None,
@@ -174,8 +181,8 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
     """Yield what became of each item, in the order in which they finish.
 
     Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
-    memory does not grow with the number of items. A task whose worker dies runs again elsewhere, so ``function``
-    must be idempotent; if several die under it, it is given up, as one that fails.
+    memory does not grow with the number of items. ``items`` may yield again after it was exhausted, such as an item
+    that failed.
 
     Raises:
         StageError: if all workers are gone and do not come back.
@@ -199,14 +206,13 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
                 future = done.get(timeout=_LOOK_S)
             except Empty:
                 watch.look()
-                submit(_window(client) - len(running))  # workers may have come
+                submit(max(_window(client) - len(running), 0))  # workers may have come
                 continue
             watch.news()
             item = running.pop(future)
-            error = None if future.status == "finished" else _described(future)
-            result = future.result() if error is None else None
+            finished = _finished(item, future)
             future.release()
-            yield Finished(item, result, error)
+            yield finished
             submit(1)  # not before: the item itself may be tried again
     finally:
         client.cancel(list(running))  # of a scheduler that goes on when we have stopped
@@ -218,11 +224,13 @@ def _window(client: Client) -> int:
     return AHEAD * max(threads, 1)
 
 
-def _described(future: Future[Any]) -> str:
+def _finished(item: Any, future: Future[Any]) -> Finished:
+    if future.status == "finished":
+        return Finished(item, future.result())
     error = future.exception() if future.status == "error" else None
     if isinstance(error, KilledWorker):
-        return f"{_DEATHS + 1} workers died while they ran it: killed, or out of memory"
-    return f"{type(error).__name__}: {error}"
+        return Finished(item, None, "its worker ended: it was killed, or ran out of memory", died=True)
+    return Finished(item, None, f"{type(error).__name__}: {error}")
 
 
 class _Watch:

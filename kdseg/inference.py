@@ -132,7 +132,12 @@ def _finite(values: Tensor) -> Tensor:
 
 
 def predict_roi(
-    predict: Predictor, read: Reader, volume: Roi, roi: Roi, channels: Sequence[int] | None = None
+    predict: Predictor,
+    read: Reader,
+    volume: Roi,
+    roi: Roi,
+    channels: Sequence[int] | None = None,
+    wanted: Callable[[Roi], bool] | None = None,
 ) -> NDArray[Any]:
     """Return what a network predicts for a region, tile by tile.
 
@@ -142,6 +147,7 @@ def predict_roi(
         volume: all voxels of the volume; its border reflects.
         roi: region inside of it, any alignment.
         channels: those to keep, in this order; default: all.
+        wanted: says of a tile whether to predict it; what is not predicted is 0. At least one is to be; default: all.
 
     Returns:
         uint8 or float16 (c, z, y, x) over ``roi``; see `Predictor`.
@@ -151,11 +157,13 @@ def predict_roi(
     result: NDArray[Any] | None = None
     for block in blocks(roi, predict.tile):
         cell = Roi(_times(block.index, predict.tile), predict.tile)
+        if wanted is not None and not wanted(cell):
+            continue
         values = predict(raw[cell.grow(predict.halo).slices(raw_roi)])
         if channels is not None:
             values = values[list(channels)]
         if result is None:
-            result = np.empty((len(values), *roi.shape), values.dtype)
+            result = np.zeros((len(values), *roi.shape), values.dtype)
         result[(..., *block.roi.slices(roi))] = values[(..., *block.roi.slices(cell))]
     if result is None:
         raise DataError(f"region {roi} is empty: nothing to predict")

@@ -49,6 +49,26 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def holder(folder: Path) -> str | None:
+    """Return who holds the lock of a folder, as JSON, without touching it; None if nobody who is alive does."""
+    path = folder / "lock"
+    try:
+        said, seen = path.read_text(errors="replace"), path.stat().st_mtime
+    except OSError:
+        return None
+    if not said:
+        return None
+    if _host_of(said) != socket.gethostname():
+        return said if time.time() - seen < STALE_S else None
+    try:
+        os.kill(int(json.loads(said)["pid"]), 0)
+    except (ValueError, KeyError, ProcessLookupError):
+        return None
+    except PermissionError:  # somebody else's, and alive
+        return said
+    return said
+
+
 def _open_lock(path: Path) -> int:
     """Return a handle of the lock file, with the kernel's lock on it where the file system has one."""
     while True:
@@ -60,9 +80,9 @@ def _open_lock(path: Path) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _holder(handle)
+            said = _holder(handle)
             os.close(handle)
-            raise ClaimError(_in_use(path, holder)) from None
+            raise ClaimError(_in_use(path, said)) from None
         except OSError as error:
             if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS):
                 os.close(handle)
@@ -79,13 +99,13 @@ def _take(handle: int, path: Path) -> None:
     A holder elsewhere that was killed leaves a fresh heartbeat: it is waited for, until it beats again or is
     stale. That is how long the second attempt of a cluster job waits for the first one to be dead.
     """
-    holder = _holder(handle)
-    if holder and _host_of(holder) != socket.gethostname():
+    said = _holder(handle)
+    if said and _host_of(said) != socket.gethostname():
         seen = os.fstat(handle).st_mtime
         while time.time() - seen < STALE_S:
             time.sleep(min(1.0, STALE_S))
             if os.fstat(handle).st_mtime != seen:
-                raise ClaimError(_in_use(path, holder))
+                raise ClaimError(_in_use(path, said))
     me = {
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -359,7 +359,8 @@ def _short(value: Any) -> str:
 
 def _made(held: Claim) -> list[Path]:
     """Return the manifest and the results that are there; nothing else in the folder is kdseg's."""
-    made = (held.manifest, *held.results, held.manifest.with_name(f"{held.manifest.stem}.training"))
+    beside = [held.manifest.with_name(f"{held.manifest.stem}.{what}") for what in ("training", "status.json")]
+    made = (held.manifest, *held.results, *beside)
     return [path for path in made if path.exists()]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from kdseg.checkpoint import LoadedModel, load_model
-from kdseg.cluster import Workers, run_tasks, worker_number, workers_of
+from kdseg.cluster import Finished, Workers, run_tasks, worker_number, workers_of
 from kdseg.config import PredictOptions
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.done import Done
@@ -29,7 +29,7 @@ from kdseg.manifests import Claim, file_fingerprint, peak_mb, read, store_of, wr
 from kdseg.models.device import Precision, resolve_device, resolve_precision
 from kdseg.telemetry import Telemetry, status_path
 from kdseg.volume import Volume, open_volume
-from kdseg.workers import Work, attempt
+from kdseg.workers import Outcome, Work, attempt
 
 log = logging.getLogger(__name__)
 
@@ -183,16 +183,28 @@ def _loaded(weights: Weights) -> Predictor:
 
 
 class _Queue:
-    """The blocks that are left, and those that are to be tried again; it may be empty and fill again."""
+    """The blocks that are left; when it was empty it may fill again.
+
+    Attributes:
+        again: blocks to be tried next.
+        later: blocks to be tried when all others were.
+    """
 
     def __init__(self, blocks: Iterator[Block]) -> None:
-        self.blocks, self.again = blocks, deque[Block]()
+        self.blocks, self.again, self.later = blocks, deque[Block](), deque[Block]()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Block:
-        return self.again.popleft() if self.again else next(self.blocks)
+        if self.again:
+            return self.again.popleft()
+        block = next(self.blocks, None)
+        if block is None and self.later:
+            block = self.later.popleft()
+        if block is None:
+            raise StopIteration
+        return block
 
 
 def run_predicted(name: str, total: Roi, block: Triple, work: Work, held: Claim, ready: Prepared) -> None:
@@ -240,30 +252,42 @@ def run_predicted(name: str, total: Roi, block: Triple, work: Work, held: Claim,
 
 
 def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemetry) -> None:
+    """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
     from tqdm import tqdm
 
-    queue, attempts = _Queue(done.missing()), Counter[Triple]()
+    queue, attempts, alone = _Queue(done.missing()), Counter[Triple](), deque[Block]()
     bar = tqdm(
         total=telemetry.blocks, initial=telemetry.before, desc=name, unit="block", disable=not sys.stderr.isatty()
     )
+
+    def settle(finished: Finished, isolated: bool) -> None:
+        block, outcome = finished.item, finished.result or Outcome("", trouble="lasting", error=finished.error or "")
+        attempts[block.index] += 1
+        tried = attempts[block.index]
+        if finished.result is not None:
+            telemetry.add(block, outcome)
+        if outcome.trouble is None:
+            done.add(block.index)
+            del attempts[block.index]
+            bar.update()
+        elif outcome.trouble == "full":
+            raise StageError(f"{name}: {outcome.error}; finished blocks are kept: make room and rerun")
+        elif tried < ATTEMPTS and (finished.died or outcome.trouble == "passing"):
+            log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
+            telemetry.retry()
+            (queue.later if finished.died else queue.again).append(block)
+        elif finished.died and not isolated:  # it may be the one beside it that ends workers
+            alone.append(block)
+        else:
+            telemetry.give_up(block, outcome.error, tried)
+            _expect_few_failed(name, telemetry)
+
     with bar:
-        for block, outcome, died in run_tasks(workers, partial(attempt, work), queue):
-            attempts[block.index] += 1
-            if outcome is not None:
-                telemetry.add(block, outcome)
-            if outcome is not None and outcome.trouble is None:
-                done.add(block.index)
-                del attempts[block.index]
-                bar.update()
-            elif outcome is not None and outcome.trouble == "full":
-                raise StageError(f"{name}: {outcome.error}; finished blocks are kept: make room and rerun")
-            elif outcome is not None and outcome.trouble == "passing" and attempts[block.index] < ATTEMPTS:
-                log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
-                telemetry.retry()
-                queue.again.append(block)
-            else:
-                telemetry.give_up(block, died or outcome.error, attempts.pop(block.index))
-                _expect_few_failed(name, telemetry)
+        for finished in run_tasks(workers, partial(attempt, work), queue):
+            settle(finished, isolated=False)
+        for block in alone:
+            for finished in run_tasks(workers, partial(attempt, work), [block]):
+                settle(finished, isolated=True)
 
 
 def _expect_few_failed(name: str, telemetry: Telemetry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from dataclasses import asdict
@@ -9,9 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from kdseg.errors import UnreadableError
 from kdseg.geometry import Block
 from kdseg.manifests import write_json
 from kdseg.workers import Clock, Outcome
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 """Seconds between two writes."""
@@ -81,12 +85,11 @@ class Telemetry:
         return self._done
 
     def write(self, state: Literal["running", "finished", "failed"]) -> None:
-        """Write all that is known.
-
-        Raises:
-            UnreadableError: if the disk does not take it.
-        """
-        write_json(self.path, self._values(state))
+        """Write all that is known; a run does not end because its status cannot be written."""
+        try:
+            write_json(self.path, self._values(state))
+        except UnreadableError as error:
+            log.warning("the status is not up to date: %s", error)
 
     def _tick(self) -> None:
         now = time.monotonic()

@@ -79,6 +79,18 @@ def mask_input(wildcards):
     return {"mask": results(f"volumes/{wildcards.volume}/mask.json")}
 
 
+def predicted_mask(wildcards):
+    """Return the mask of a volume that is predicted, unless students learn from its affinities: 0 would teach them."""
+    taught = (
+        name
+        for model in RUN.all_models.values()
+        if wildcards.model in model.train.teachers
+        and "affinities" in model.train.stored_products
+        for name in (*model.train.volumes, *model.train.active_unlabelled)
+    )
+    return {} if wildcards.volume in taught else mask_input(wildcards)
+
+
 def stored_affinities(wildcards):
     """Return the affinities of a volume, unless fragments are made without storing them."""
     if RUN.predict.fused:

@@ -8,6 +8,7 @@ from them.
 rule predict:
     """Affinities of one volume, predicted by one network, block by block."""
     input:
+        unpack(predicted_mask),
         raw=results("volumes/{volume}/raw.json"),
         model=results("{model}/model.json"),
     output:
@@ -29,13 +30,17 @@ rule predict:
         device=RUN.device,
         gpus=RUN.gpus,
         product="--product affinities",
+        mask=optional("mask"),
     shell:
-        "python -m kdseg predict --raw {input.raw} --model {input.model} --manifest {output.manifest} {params.product}"
+        "python -m kdseg predict --raw {input.raw} --model {input.model} {params.mask} --manifest {output.manifest} {params.product}"
         " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
         " --gpus {params.gpus} --workers {threads} > {log} 2>&1"
 
 
 use rule predict as teach with:
+    input:
+        raw=results("volumes/{volume}/raw.json"),
+        model=results("{model}/model.json"),
     output:
         manifest=results("{model}/{volume}/{product}.json"),
     log:
@@ -50,6 +55,7 @@ use rule predict as teach with:
         device=RUN.device,
         gpus=RUN.gpus,
         product=lambda wildcards: f"--product {wildcards.product}",
+        mask="",
 
 
 if RUN.predict.fused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from kdseg.config import (
     parse_cluster,
     parse_options,
 )
+from kdseg.geometry import Roi
 
 
 @main.command()
@@ -101,6 +103,18 @@ def train(
     )
 
 
+def _region(ctx: click.Context, option: click.Parameter, text: str | None) -> Roi | None:
+    """Return a box of voxels; whether it lies in the volume is found out later."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    bounds = [int(v) for v in match.groups()] if match else []
+    low, high = bounds[::2], bounds[1::2]
+    if not match or any(e <= o for o, e in zip(low, high, strict=True)):
+        raise click.BadParameter(f"expected z0:z1,y0:y1,x0:x1 with z0 < z1 and so on, got {text!r}", ctx, option)
+    return Roi((low[0], low[1], low[2]), (high[0] - low[0], high[1] - low[1], high[2] - low[2]))
+
+
 @main.command()
 @manifests("raw", "model")
 @writes
@@ -114,6 +128,8 @@ def train(
     type=click.Choice(["affinities", "affinities_flips", "affinities_all", "embedding"]),
     help="Affinities, as they are or averaged over images of each tile, or the embedding.",
 )
+@click.option("--mask", type=FILE, help="Manifest of a volume; tiles where it is 0 throughout are not predicted.")
+@click.option("--roi", callback=_region, help="Predict these voxels only: z0:z1,y0:y1,x0:x1.")
 @workers_count
 @cluster_json
 def predict(
@@ -123,6 +139,8 @@ def predict(
     options: str,
     storage: str,
     product: Literal["affinities", "affinities_flips", "affinities_all", "embedding"],
+    mask: Path | None,
+    roi: Roi | None,
     device: str,
     gpus: int,
     workers: int,
@@ -139,6 +157,8 @@ def predict(
         parse_options(PredictOptions, options),
         parse_options(StorageOptions, storage),
         product=product,
+        mask=mask,
+        roi=roi,
         device=device,
         gpus=gpus,
         workers=workers,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -69,6 +71,30 @@ def clear(manifest: Path) -> None:
         raise ConfigError(f"expected the manifest of a stage (….json), got {manifest}")
     for path in remove(manifest):
         click.echo(f"removed {path}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--failures", default=3, show_default=True, type=click.IntRange(0), help="Failed blocks to list.")
+@click.option("--all", "everything", is_flag=True, help="Also what is finished.")
+@click.option("--json", "json_path", type=FILE, help="Write all that is known.")
+def status(folder: Path, failures: int, everything: bool, json_path: Path | None) -> None:
+    """How far the stages of a run are, e.g. `kdseg status results/mine`; exit 1 if one of them stopped."""
+    from kdseg.manifests import write_json
+    from kdseg.stages import status as stage
+
+    found = stage.run(folder)
+    for one in found:
+        if everything or one.state != "finished":
+            click.echo(stage.described(one))
+        for line in stage.failures(one, failures):
+            click.echo(line)
+    count = Counter(one.state for one in found)
+    click.echo(", ".join(f"{n} {state}" for state, n in sorted(count.items())))
+    if json_path is not None:
+        write_json(json_path, [one._asdict() for one in found])
+    if count["stopped"]:
+        sys.exit(1)
 
 
 @main.command("schema")

@@ -137,28 +137,44 @@ def run(
 
 
 def fuse_block(work: Work, block: Block, clock: Clock) -> bool:
-    """Predict one block with its halo, write its fragments and what its edges need."""
+    """Predict one block with its halo, write its fragments and what its edges need; return whether it has tissue."""
+    read_roi = halo_roi(work.options, block.roi, work.volume)
+    with clock("read"):
+        tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
+    if tissue is not None and not tissue.any():
+        ids, nearest = np.zeros(block.roi.shape, np.uint64), np.zeros((NEAREST, *block.roi.shape), np.uint8)
+    else:
+        ids, nearest = _predicted(work, block, read_roi, tissue, clock)
+    with clock("write"):
+        for cell in blocks(block.roi, work.unit):
+            here = cell.roi.slices(block.roi)
+            part = cell_part(ids[here], nearest[(..., *here)], work.offsets[:NEAREST])
+            write_table(work.tables / block_name(cell.index), part.columns())
+        open_volume(work.out).write(block.roi, ids)
+    return tissue is None or bool(tissue.any())
+
+
+def _predicted(
+    work: Work, block: Block, read_roi: Roi, tissue: NDArray[np.bool_] | None, clock: Clock
+) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Return the fragments of a block and its nearest affinities."""
     predict, source = worker_predictor(work.weights), open_volume(work.raw)
-    read_roi = halo_roi(work.options, block.roi, source.roi)
     around = tiled(read_roi, predict.tile).grow(predict.halo)
     used = channels_used(work.options, work.offsets)
     channels = [*range(NEAREST), *(c for c in used if c >= NEAREST)]
     with clock("read"):
         raw = read_reflected(source.read, source.roi, around)
-        tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
+
+    def has_tissue(tile: Roi) -> bool:
+        return tissue is None or bool(tissue[tile.intersect(read_roi).slices(read_roi)].any())
+
     with clock.computing():
-        affinities = predict_roi(predict, lambda roi: raw[roi.slices(around)], around, read_roi, channels)
+        affinities = predict_roi(predict, lambda roi: raw[roi.slices(around)], around, read_roi, channels, has_tissue)
         near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
         ids = _fragments(work, block, near, tissue) if predict.device.type == "cpu" else None
     if ids is None:  # the GPU goes on with the next block meanwhile; on a CPU there is one core for both
         ids = _fragments(work, block, near, tissue)
-    with clock("write"):
-        for cell in blocks(block.roi, work.unit):
-            inner = affinities[(slice(NEAREST), *cell.roi.slices(read_roi))]
-            part = cell_part(ids[cell.roi.slices(block.roi)], inner, work.offsets[:NEAREST])
-            write_table(work.tables / block_name(cell.index), part.columns())
-        open_volume(work.out).write(block.roi, ids)
-    return True
+    return ids, affinities[(slice(NEAREST), *block.roi.slices(read_roi))]
 
 
 def _fragments(

@@ -11,7 +11,8 @@ import numpy as np
 from kdseg.config import PredictOptions, StorageOptions
 from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ConfigError, ShapeError
-from kdseg.geometry import Block, is_multiple
+from kdseg.fragment_store import mask_input
+from kdseg.geometry import Block, Roi, Triple, blocks, is_multiple
 from kdseg.inference import Product, predict_roi, read_reflected, tiled
 from kdseg.manifests import claim, store_of
 from kdseg.prediction import HERE, Weights, prepare, run_predicted, worker_predictor
@@ -24,6 +25,8 @@ class Work:
     """What a worker needs to know; small, sent with every block."""
 
     raw: Path
+    mask: Path | None
+    roi: Roi | None
     weights: Weights
     out: Path
 
@@ -36,6 +39,8 @@ def run(
     storage: StorageOptions,
     *,
     product: Product = "affinities",
+    mask: Path | None = None,
+    roi: Roi | None = None,
     device: str = "auto",
     gpus: int = 1,
     workers: int = 1,
@@ -52,6 +57,9 @@ def run(
         options: block, tile, precision.
         storage: layout on disk.
         product: affinities, as they are or averaged over mirror images (and quarter turns), or the embedding.
+        mask: manifest of a volume (z, y, x) on the raw data's voxels, of integers or bools. Tiles where it is 0
+            throughout are not predicted: there the result is 0.
+        roi: predict these voxels only, (z, y, x); the others are 0. The same bytes as without it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         gpus: processes on CUDA, one GPU each.
         workers: processes on a CPU, one of whose threads computes. The result depends on neither.
@@ -74,9 +82,13 @@ def run(
     made_of = {
         **ready.made_of,
         **({} if product == "affinities" else {"product": product}),
+        **({} if roi is None else {"roi": [list(roi.offset), list(roi.shape)]}),
         "storage": storage.model_dump(mode="json"),
     }
-    with claim(manifest, "predict", made_of, ready.inputs, volume=True, overwrite=overwrite) as held:
+    if roi is not None and not source.roi.contains(roi):
+        raise ShapeError(f"the region {roi} does not lie in {raw}, which is {source.roi}")
+    inputs = {**ready.inputs, **mask_input(mask, source)}
+    with claim(manifest, "predict", made_of, inputs, volume=True, overwrite=overwrite) as held:
         create_volume(
             held.store,
             shape=source.shape,
@@ -89,20 +101,47 @@ def run(
             compress=False,
             attributes={} if product == "embedding" else {"offsets": [list(o) for o in loaded.offsets]},
         )
-        work = Work(store_of(raw), ready.weights, held.store)
+        tissue = None if mask is None else store_of(mask)
+        work = Work(store_of(raw), tissue, roi, ready.weights, held.store)
         held.stats.update(voxels=source.roi.size, device=ready.made_of["device"], workers=ready.workers)
         run_predicted("predict", source.roi, options.block, partial(predict_block, work), held, ready)
 
 
 def predict_block(work: Work, block: Block, clock: Clock) -> bool:
-    """Predict and write one block."""
+    """Predict and write one block; return whether anything of it is wanted."""
     predict = worker_predictor(work.weights)
     source, out = open_volume(work.raw), open_volume(work.out)
     around = tiled(block.roi, predict.tile).grow(predict.halo)
     with clock("read"):
+        wanted = _wanted(work, block, predict.tile)
+        if not wanted:
+            return False
         raw = read_reflected(source.read, source.roi, around)
     with clock.computing():
-        values = predict_roi(predict, lambda roi: raw[roi.slices(around)], around, block.roi)
+        values = predict_roi(
+            predict, lambda roi: raw[roi.slices(around)], around, block.roi, wanted=lambda tile: tile.offset in wanted
+        )
+    if work.roi is not None:
+        inside = np.zeros(values.shape, np.bool_)
+        inside[(..., *block.roi.intersect(work.roi).slices(block.roi))] = True
+        values[~inside] = 0
     with clock("write"):
         out.write(block.roi, values)
     return True
+
+
+def _wanted(work: Work, block: Block, tile: Triple) -> set[Triple]:
+    """Return the first voxels of those tiles of a block that hold tissue and meet the region.
+
+    Tiles lie on a grid of the volume: which voxels are predicted does not depend on the blocks.
+    """
+    part = block.roi if work.roi is None else block.roi.intersect(work.roi)
+    if not part.size:
+        return set()
+    tissue = None if work.mask is None else open_volume(work.mask)
+    found = set()
+    for cell in blocks(tiled(part, tile), tile):
+        inside = cell.roi.intersect(block.roi)
+        if tissue is None or tissue.read(inside).any():
+            found.add(cell.roi.offset)
+    return found
