@@ -1,0 +1,144 @@
+"""Predictions elsewhere: on a real SLURM, and on a Dask scheduler that runs already; the bytes are the same."""
+
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import test_predict
+from pipeline import STORAGE, store, voxels
+
+from kdseg.config import PredictOptions, parse_cluster
+from kdseg.errors import ConfigError, StageError
+from kdseg.stages import predict
+
+SHAPE = (64, 64, 160)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cluster")
+    store(path / "raw.json", np.random.default_rng(2).integers(0, 256, SHAPE, dtype=np.uint8))
+    test_predict.save(path / "model.json")
+    return path
+
+
+def run(folder, name, cluster, device="cpu"):
+    manifest = folder / name / "affinities.json"
+    options = PredictOptions(block=(32, 32, 32), tile=(16, 16, 16), precision="float32")
+    model, raw = folder / "model.json", folder / "raw.json"
+    predict.run(raw, model, manifest, options, STORAGE, device=device, cluster=parse_cluster(cluster))
+    return voxels(manifest)
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return run(folder, "here", '{"kind": "local"}')
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A scheduler and a worker of Dask, started as a user starts them."""
+    file = tmp_path / "scheduler.json"
+    commands = (
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
+        [
+            "worker",
+            "--scheduler-file",
+            str(file),
+            "--nthreads",
+            "2",
+            "--no-dashboard",
+            "--local-directory",
+            str(tmp_path),
+        ],
+    )
+    running = []
+    try:
+        for command in commands:
+            running.append(subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]]))
+            while not file.exists():
+                time.sleep(0.1)
+        import json
+
+        yield json.loads(file.read_text())["address"]
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(20)
+
+
+def test_a_scheduler_that_runs_already(folder, reference, scheduler):
+    found = run(folder, "there", f'{{"kind": "scheduler", "address": "{scheduler}"}}')
+    assert (found == reference).all()
+
+
+def test_a_scheduler_that_is_not_there(folder):
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9"}')
+
+
+def test_what_workers_elsewhere_have_is_not_guessed(folder):
+    with pytest.raises(ConfigError, match="say `device: cuda` or `cpu`"):
+        run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9"}', device="auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"kind": "slurm", "walltime": "soon"}', "walltime"),
+        ('{"kind": "pbs"}', "kind"),
+        ('{"kind": "slurm", "memory": "16"}', "memory"),
+    ],
+)
+def test_sections_that_are_not_understood(text, problem):
+    with pytest.raises(ConfigError, match=problem):
+        parse_cluster(text)
+
+
+needs_slurm = pytest.mark.skipif(
+    not shutil.which("sbatch") or subprocess.run(["sinfo"], capture_output=True, check=False).returncode != 0,
+    reason="no SLURM here: sbatch is missing or sinfo fails",
+)
+SLURM = '{"kind": "slurm", "jobs": 2, "queue": "cpu", "cores": 1, "memory": "1GB", "walltime": "00:10:00"}'
+
+
+@needs_slurm
+def test_slurm(folder, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (run(folder, "slurm", SLURM) == reference).all()
+    assert not _jobs()
+
+
+@needs_slurm
+def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = (
+        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_cluster as t; "
+        "t.run(Path(sys.argv[1]), 'cancelled', t.SLURM.replace('\"jobs\": 2', '\"jobs\": 1'))"
+    )
+    from pathlib import Path
+
+    child = subprocess.Popen([sys.executable, "-c", program, str(folder), str(Path(__file__).parent)])
+    list_of_done = folder / "cancelled" / ".affinities" / "blocks-32x32x32.txt"
+    while not list_of_done.exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    (first,) = _jobs()
+    subprocess.run(["scancel", first], check=True)
+    assert child.wait(300) == 0
+    assert (voxels(folder / "cancelled" / "affinities.json") == reference).all()
+
+
+@needs_slurm
+def test_jobs_that_end_at_once_are_not_submitted_for_ever(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cluster = SLURM.replace('"cores"', '"prologue": ["exit 3"], "wait_minutes": 0.5, "cores"')
+    with pytest.raises(StageError, match=r"no worker appeared within 0\.5 minutes"):
+        run(folder, "barren", cluster)
+
+
+def _jobs():
+    return subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
