@@ -1,9 +1,11 @@
 """Predictions elsewhere: on a real SLURM, and on a Dask scheduler that runs already; the bytes are the same."""
 
+import json
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,11 +60,10 @@ def scheduler(tmp_path):
     running = []
     try:
         for command in commands:
-            running.append(subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:]]))
+            program = [sys.executable, "-m", "distributed.cli.dask_" + command[0], *map(str, command[1:])]
+            running.append(subprocess.Popen(program))
             while not file.exists():
                 time.sleep(0.1)
-        import json
-
         yield json.loads(file.read_text())["address"]
     finally:
         for process in reversed(running):
@@ -119,8 +120,6 @@ def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path,
         "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_cluster as t; "
         "t.run(Path(sys.argv[1]), 'cancelled', t.SLURM.replace('\"jobs\": 2', '\"jobs\": 1'))"
     )
-    from pathlib import Path
-
     child = subprocess.Popen([sys.executable, "-c", program, str(folder), str(Path(__file__).parent)])
     list_of_done = folder / "cancelled" / ".affinities" / "blocks-32x32x32.txt"
     while not list_of_done.exists():
