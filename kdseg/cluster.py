@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
+BATCH_S = 0.5
+"""Seconds that a task should last, if its items are short."""
+_BATCH = 64
+"""Items of one task, at most."""
 _BARREN = 10
 """Jobs that may be submitted for lost ones, without a task that was finished, before a cluster is given up."""
 _RESTART_S = 120.0
@@ -181,8 +185,9 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
     """Yield what became of each item, in the order in which they finish.
 
     Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
-    memory does not grow with the number of items. ``items`` may yield again after it was exhausted, such as an item
-    that failed.
+    memory does not grow with the number of items. A task holds several items where these are done in less than
+    `BATCH_S` together, since a task costs the scheduler some milliseconds. ``items`` may yield again after it was
+    exhausted, such as an item that failed.
 
     Raises:
         StageError: if all workers are gone and do not come back.
@@ -190,13 +195,16 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
     waiting = iter(items)
     client = workers.client
     done: SimpleQueue[Future[Any]] = SimpleQueue()
-    running: dict[Future[Any], T] = {}
+    running: dict[Future[Any], list[T]] = {}
 
-    def submit(count: int) -> None:
-        for item in islice(waiting, count):
-            future = client.submit(function, item, pure=False)
-            running[future] = item
-            future.add_done_callback(done.put)
+    size = 1
+
+    def submit(tasks: int) -> None:
+        for _ in range(tasks):
+            if items := list(islice(waiting, size)):
+                future = client.submit(_each, function, items, pure=False)
+                running[future] = items
+                future.add_done_callback(done.put)
 
     watch = _Watch(workers)
     submit(_window(client))
@@ -209,11 +217,12 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
                 submit(max(_window(client) - len(running), 0))  # workers may have come
                 continue
             watch.news()
-            item = running.pop(future)
-            finished = _finished(item, future)
+            finished, seconds = _finished(running.pop(future), future)
             future.release()
-            yield finished
-            submit(1)  # not before: the item itself may be tried again
+            if seconds is not None:
+                size = max(1, min(_BATCH, int(BATCH_S * len(finished) / max(seconds, 1e-9))))
+            yield from finished
+            submit(1)  # not before: items may be tried again
     finally:
         client.cancel(list(running))  # of a scheduler that goes on when we have stopped
 
@@ -224,13 +233,26 @@ def _window(client: Client) -> int:
     return AHEAD * max(threads, 1)
 
 
-def _finished(item: Any, future: Future[Any]) -> Finished:
+def _each(function: Callable[[T], R], items: list[T]) -> tuple[list[Finished], float]:
+    """Do some items on a worker; return what became of each, and the seconds that it took."""
+    started, out = time.monotonic(), []
+    for item in items:
+        try:
+            out.append(Finished(item, function(item)))
+        except Exception as error:  # noqa: BLE001 - what it is, is for the caller to say
+            out.append(Finished(item, None, f"{type(error).__name__}: {error}"))
+    return out, time.monotonic() - started
+
+
+def _finished(items: list[Any], future: Future[Any]) -> tuple[list[Finished], float | None]:
+    """Return what became of the items of a task, and the seconds that it took, None if it did not end."""
     if future.status == "finished":
-        return Finished(item, future.result())
+        finished: tuple[list[Finished], float] = future.result()
+        return finished
     error = future.exception() if future.status == "error" else None
-    if isinstance(error, KilledWorker):
-        return Finished(item, None, "its worker ended: it was killed, or ran out of memory", died=True)
-    return Finished(item, None, f"{type(error).__name__}: {error}")
+    died = isinstance(error, KilledWorker)
+    said = "its worker ended: it was killed, or ran out of memory" if died else f"{type(error).__name__}: {error}"
+    return [Finished(item, None, said, died) for item in items], None
 
 
 class _Watch:

@@ -152,6 +152,11 @@ def square(number):
     return number**2
 
 
+def slowly(number):
+    time.sleep(0.3)
+    return -number
+
+
 def test_tasks_stream_through_a_bounded_window():
     taken = []
 
@@ -161,10 +166,12 @@ def test_tasks_stream_through_a_bounded_window():
             yield number
 
     with workers_of(LocalOptions(), 1, 1) as workers:
-        results = run_tasks(workers, square, items())
-        first = next(results)
-        assert first.result == first.item**2
-        assert len(taken) <= AHEAD + 2
-        assert {one.item: one.result for one in (first, *results)} == {n: n**2 for n in range(30, 60)}
+        results = run_tasks(workers, slowly, items())
+        assert next(results).error is None
+        assert len(taken) <= AHEAD + 1
+        results.close()
+        assert {one.item: one.result for one in run_tasks(workers, square, range(20, 900))} == {
+            n: n**2 for n in range(20, 900)
+        }
         failed = [one for one in run_tasks(workers, square, range(20)) if one.error]
         assert [(one.item, one.result, one.error) for one in failed] == [(13, None, "DataError: thirteen")]
