@@ -27,7 +27,7 @@ from kdseg.errors import DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.metrics.boundaries import away_from_borders, halo
 from kdseg.metrics.contingency import Located, block_located, drop_small_labels
-from kdseg.parquet import Column, read_batches, read_parquet, write_parquet
+from kdseg.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
 from kdseg.volume import VoxelSize
@@ -197,12 +197,17 @@ def read_count(table: Path, dust: int = 0) -> Located:
 
 def read_rows(table: Path) -> Rows:
     """Return a count as it is, sections and all."""
-    return _stacked(read_parquet(table))
+    rows, low = np.empty((len(COLUMNS), row_count(table)), np.uint64), 0
+    for batch in _batches(table):  # read whole, Arrow's copy would take more than all of scoring
+        rows[:, low : low + batch.shape[1]] = batch
+        low += batch.shape[1]
+    return rows
 
 
-def block_counts(what: Count, folder: Path) -> list[Rows]:
-    """Return the tables of all blocks, in the order of the blocks."""
-    return [_stacked(read_table(folder / block_name(block.index))) for block in blocks(what.roi, what.block)]
+def block_counts(what: Count, folder: Path) -> Iterator[Rows]:
+    """Yield the tables of all blocks, in the order of the blocks, one at a time."""
+    for block in blocks(what.roi, what.block):
+        yield _stacked(read_table(folder / block_name(block.index)))
 
 
 def scored(rows: Rows, dust: int) -> Located:

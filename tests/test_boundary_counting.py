@@ -115,6 +115,12 @@ def test_volumes_of_different_extent(tmp_path: Path) -> None:
     assert counted(replace(what, segmentation=part), tmp_path, 41, 0) == expected
 
 
+def test_dust_is_what_is_smaller_in_its_section() -> None:
+    rows = np.array([[0, 0, 0, 4], [1, 1, 2, 1], [5, 6, 5, 5], [3, 4, 2, 4], [0, 0, 0, 0]], np.uint64)
+    assert dust_labels(rows, 5).T.tolist() == [[0, 6], [4, 5]]
+    assert dust_labels(rows, 4).size == 0
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     what = made(tmp_path, 5, voxel_size=SIZE)
     count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)

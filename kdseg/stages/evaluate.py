@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -153,8 +154,8 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
                 workers,
             )
         if question.bootstrap:
-            tables = block_counts(what, progress)
-            answer["intervals"] = intervals(tables, question.bootstrap, dust=question.dust)
+            tables = partial(block_counts, what, progress)
+            answer["intervals"] = intervals(read_rows(held.parquet), tables, question.bootstrap, dust=question.dust)
             answer["bootstrap"] = {"resamples": question.bootstrap, "level": LEVEL, "seed": SEED}
         answer["what"] = _facts(question, what, aligned) | {
             "scored_voxels": int(counts.count.sum()),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdseg.config import EvaluateOptions
-from kdseg.counting import block_counts, count_blocks, of_stores, read_count
+from kdseg.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.intervals import intervals
 from kdseg.manifests import claim, read, store_of
 from kdseg.measures import measure
@@ -55,8 +56,8 @@ def run(
         count_blocks(what, folder, held.parquet, workers=workers)
         counts = read_count(held.parquet, options.dust)
         if options.bootstrap:
-            tables = block_counts(what, folder)
-            held.stats["intervals"] = intervals(tables, options.bootstrap, dust=options.dust)
+            tables = partial(block_counts, what, folder)
+            held.stats["intervals"] = intervals(read_rows(held.parquet), tables, options.bootstrap, dust=options.dust)
         rows = read(sweep)["stats"]["sweep"] if sweep else []
         held.stats.update(
             facts or {},
