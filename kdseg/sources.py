@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple
+from kdseg.precomputed_volume import is_precomputed, open_precomputed, split_scale
 from kdseg.tiff import SUFFIXES, open_stack
 from kdseg.volume import VoxelSize, open_volume
 
@@ -78,8 +79,9 @@ def open_source(address: str) -> Source:
 
     Args:
         address: ``path.zarr`` or ``path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr v2 or v3),
-            ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, or a
-            folder of TIFF sections.
+            ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
+            folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
+            ``folder:key`` for another.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -89,11 +91,12 @@ def open_source(address: str) -> Source:
     """
     hdf5 = _HDF5.match(address)
     path = Path(hdf5["file"] if hdf5 else address)
-    if address.startswith("precomputed://") or _is_precomputed(path):
-        raise UnreadableError(
-            f"{address} is in neuroglancer's precomputed format, which kdseg does not read: convert it to zarr first, "
-            "e.g. with tensorstore or cloud-volume"
-        )
+    if address.startswith("precomputed://"):
+        raise UnreadableError(f"{address} is no path: kdseg reads precomputed volumes from folders; copy it to one")
+    folder, scale = split_scale(address)
+    if is_precomputed(folder) and not _is_zarr(folder):
+        volume = open_precomputed(folder, scale)
+        return replace(_source(address, volume, volume.voxel_size, volume.offset, volume.unit), placed=volume.placed)
     if not path.exists():
         raise MissingError(
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
@@ -180,7 +183,7 @@ def open_channels(address: str) -> ChannelSource:
 def source_path(address: str) -> Path:
     """Return the file or folder that an address lies in."""
     hdf5 = _HDF5.match(address)
-    return Path(hdf5["file"] if hdf5 else address)
+    return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
 
 
 @dataclass(frozen=True)
@@ -214,10 +217,6 @@ class _Hdf5Array:
 def _is_zarr(path: Path) -> bool:
     named = any(part.endswith(".zarr") for part in path.parts)
     return named or any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
-
-
-def _is_precomputed(path: Path) -> bool:
-    return (path / "info").is_file() and not _is_zarr(path)
 
 
 def _open_zarr(address: str) -> Source:
