@@ -2,7 +2,8 @@
 
 Source: neuroglancer, `src/datasource/precomputed/volume.md`. Chunks are decoded by tensorstore, which is optional. It
 starts threads when it reads, and a process with these must not fork: so `info` is read here, and tensorstore is not
-imported before voxels are read, in the worker.
+imported before voxels are read, in the worker. A process that has read voxels itself can no longer start workers
+by forking: tensorstore ends these, and the stage says that its workers were killed.
 """
 
 from __future__ import annotations
