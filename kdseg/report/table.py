@@ -125,10 +125,9 @@ def tuned_rows(results: Results) -> list[Row]:
     for model in results.config.evaluate.models:
         stats = results.stats(f"{model}/{volume}/sweep")
         part = next((row for row in stats.get("sweep") or () if row.get("threshold") == stats.get("best")), None)
-        for name, found in (("the part", part), ("the rest", stats.get("rest"))):
-            if part and stats.get("rest"):
-                numbers = {key: finite(found.get(key)) for key in (*_scored(), "threshold")}
-                table.append(Row(model, role(results.config, model), f"{volume}: {name}", **numbers))
+        for name, found in (("the part", part), ("the rest", stats.get("rest"))) if "rest" in stats else ():
+            numbers: dict[str, Any] = {key: finite((found or {}).get(key)) for key in (*_scored(), "threshold")}
+            table.append(Row(model, role(results.config, model), f"{volume}: {name}", **numbers))
     return table
 
 
