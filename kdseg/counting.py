@@ -133,8 +133,9 @@ def count_block(what: Count, folder: Path, components: Path | None, block: Block
     """Count one block and write its table; ``components`` is the file of `join_components`."""
     segments = as_ids(what.segmentation.read(block.roi), "the segments")
     labels = as_ids(what.labels.read(block.roi), "the labels")
-    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True)
-    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True)
+    # few ids: one comparison each, without the arrays of ids that numpy's table needs
+    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True, kind="sort")
+    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True, kind="sort")
     if what.mask is not None:
         kept &= what.mask.read(block.roi) != 0
     if what.border is not None:
