@@ -167,8 +167,9 @@ def scored_voxels(
     """
     segments = as_ids(what.segmentation.read(roi), "the segments")
     labels = as_ids(what.labels.read(roi), "the labels")
-    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True)
-    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True)
+    # few ids: one comparison each, without the arrays of ids that numpy's table needs
+    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True, kind="sort")
+    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True, kind="sort")
     if what.mask is not None:
         kept &= what.mask.read(roi) != 0
     if what.border is not None:

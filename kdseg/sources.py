@@ -1,7 +1,7 @@
-"""Volumes in the formats that others write, as lazy arrays.
+"""Volumes in the formats that others write.
 
-Nothing is read before a region is computed, and nothing stays open in between: a source can be pickled,
-and computed in a forked process.
+Nothing is read before a region is asked for, and nothing stays open in between: a source can be pickled, and read in a
+forked process.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import dask.array as da
 import h5py
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +23,6 @@ from kdseg.tiff import SUFFIXES, open_stack
 from kdseg.volume import VoxelSize, open_volume
 
 _HDF5 = re.compile(r"^(?P<file>.+\.(?:h5|hdf5|hdf))(?::(?P<dataset>.*))?$", re.IGNORECASE)
-_PART = 2**21
-"""Voxels that are read at a time, about: one part is in memory beside the region that is computed."""
 
 
 class _Readable(Protocol):
@@ -44,7 +41,7 @@ class Source:
 
     Attributes:
         address: what it was opened from.
-        data: (z, y, x), not read yet.
+        data: (z, y, x), has a shape and a type and reads what it is asked for.
         voxel_size: nm, (z, y, x); None if the file does not say.
         offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
@@ -52,7 +49,7 @@ class Source:
     """
 
     address: str
-    data: da.Array
+    data: _Readable
     voxel_size: VoxelSize | None
     offset: VoxelSize | None
     unit: Triple
@@ -65,13 +62,13 @@ class Source:
         return Roi((0, 0, 0), (z, y, x))
 
     def read(self, roi: Roi) -> NDArray[Any]:
-        """Return the voxels of ``roi``, read in this thread.
+        """Return the voxels of ``roi``, read now.
 
         Raises:
             ShapeError: if ``roi`` is not inside of the source.
             UnreadableError: if the file is damaged there.
         """
-        return np.asarray(self.data[roi.slices(self.roi)].compute(scheduler="synchronous"))
+        return np.asarray(self.data[roi.slices(self.roi)])
 
 
 def open_source(address: str) -> Source:
@@ -278,16 +275,4 @@ def _source(
         raise VoxelSizeError(f"{address} has the voxel size {voxel_size} nm, expected three positive numbers")
     if offset is not None and not all(math.isfinite(v) for v in offset):
         raise VoxelSizeError(f"{address} has the offset {offset} nm, expected three finite numbers")
-    meta = np.empty((0, 0, 0), array.dtype)
-    data = da.from_array(array, chunks=_parts(unit, array.shape), name=False, asarray=True, meta=meta)
-    return Source(address, data, voxel_size, offset, unit)
-
-
-def _parts(unit: Triple, shape: Triple) -> Triple:
-    """Return whole multiples of ``unit`` of about `_PART` voxels: fewer, larger parts of the graph."""
-    part = list(unit)
-    for axis in (2, 1, 0):
-        while part[axis] < shape[axis] and math.prod(part) * 2 <= _PART:
-            part[axis] *= 2
-    z, y, x = (min(p, n) for p, n in zip(part, shape, strict=True))
-    return (z, y, x)
+    return Source(address, array, voxel_size, offset, unit)

@@ -69,9 +69,11 @@ def evaluate(
     **how: Any,
 ) -> None:
     """Score SEGMENTATION against LABELS, both .zarr, .h5:/dataset or TIFF; a killed run goes on if OUT is given."""
+    from kdseg.forks import one_heap
     from kdseg.manifests import write_json
     from kdseg.stages import evaluate as stage
 
+    one_heap()  # zarr's threads, of every worker, would keep 80 MB more
     question = stage.Question(**how, ignore_labels=ignore_label, ignore_segments=ignore_segment)
     answer = stage.run(question, out, workers=workers, overwrite=overwrite)
     for line in _described(answer["what"]):

@@ -35,7 +35,7 @@ def run(
         manifest: to write; ``stats.scores`` are the numbers of `kdseg.measures`, ``stats.intervals`` where 95 % of
             the resamples lie.
         options: dust, block, bootstrap.
-        sweep: manifest of this volume's own sweep; its best row is noted beside the scores.
+        sweep: manifest of this volume's own sweep; its best row is noted beside the scores, unless it is of a part.
         facts: what else the manifest should say, e.g. the names of model and volume.
         workers: processes; the result does not depend on them.
         overwrite: clear what other options or inputs made.
@@ -58,7 +58,8 @@ def run(
         if options.bootstrap:
             tables = partial(block_counts, what, folder)
             held.stats["intervals"] = intervals(read_rows(held.parquet), tables, options.bootstrap, dust=options.dust)
-        rows = read(sweep)["stats"]["sweep"] if sweep else []
+        swept = read(sweep)["stats"] if sweep else {}
+        rows = [] if "rest" in swept else swept.get("sweep", [])  # a part's least VOI is none of the volume's
         held.stats.update(
             facts or {},
             voxels=what.roi.size,
