@@ -27,7 +27,7 @@ from kdseg.errors import DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.metrics.boundaries import away_from_borders, halo
 from kdseg.metrics.contingency import Located, block_located, drop_small_labels
-from kdseg.parquet import Column, read_batches, read_parquet, write_parquet
+from kdseg.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
 from kdseg.volume import VoxelSize
@@ -62,7 +62,7 @@ class Count:
         per_section: count each section by itself.
         components: split labels into connected components, within ``roi``, before anything is left out.
         border: nm; voxels at most so far from a border of the labels within the section are left out; None: none is.
-        voxel_size: nm, (z, y, x), for ``border``.
+        voxel_size: nm, (z, y, x), for ``border`` and what else is a distance.
     """
 
     segmentation: Placed
@@ -97,7 +97,7 @@ def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
     return Count(segments, truth, aligned.common, block)
 
 
-def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> None:
+def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> Path | None:
     """Count all blocks and merge their tables.
 
     Args:
@@ -105,6 +105,9 @@ def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> Non
         folder: for the tables of blocks; one per `Count`. What is there from an earlier attempt is used.
         table: Parquet file to write, with the columns `COLUMNS`.
         workers: processes; the result does not depend on them.
+
+    Returns:
+        The file of `join_components` if labels are split; `scored_voxels` takes it.
 
     Raises:
         StageError: if a block failed; what is finished stays.
@@ -127,22 +130,12 @@ def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> Non
                 _merge_files(group, target)
         level += 1
     _merge_files(parts, table)
+    return file
 
 
 def count_block(what: Count, folder: Path, components: Path | None, block: Block) -> None:
     """Count one block and write its table; ``components`` is the file of `join_components`."""
-    segments = as_ids(what.segmentation.read(block.roi), "the segments")
-    labels = as_ids(what.labels.read(block.roi), "the labels")
-    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True)
-    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True)
-    if what.mask is not None:
-        kept &= what.mask.read(block.roi) != 0
-    if what.border is not None:
-        kept &= what.away(block.roi)
-    if components is not None:
-        found, names = block_components(labels, block.roi, what.roi, per_section=what.per_section)
-        whole = np.concatenate((np.zeros(1, np.uint64), joined(components, names)))
-        labels = whole[np.searchsorted(names, found, side="right")]
+    segments, labels, kept = scored_voxels(what, components, block.roi)
     z, y, x = (b - r for b, r in zip(block.roi.offset, what.roi.offset, strict=True))
     tables = []
     for low in range(len(labels)) if what.per_section else [0]:
@@ -152,6 +145,40 @@ def count_block(what: Count, folder: Path, components: Path | None, block: Block
         tables.append(_rows(block.roi.offset[0] + low if what.per_section else 0, table))
     rows = np.concatenate(tables, axis=1)
     write_table(folder / block_name(block.index), _columns(rows))
+
+
+def scored_voxels(
+    what: Count, components: Path | None, roi: Roi
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.bool_]]:
+    """Read one block.
+
+    Args:
+        what: to count.
+        components: the file that `count_blocks` returned.
+        roi: the block, inside of the region.
+
+    Returns:
+        Segments and labels, or components of these, uint64 (z, y, x); and bool (z, y, x), whether a voxel is scored, as
+        long as its label is no dust.
+
+    Raises:
+        DataError: if an id is negative.
+        UnreadableError: if a file is damaged there.
+    """
+    segments = as_ids(what.segmentation.read(roi), "the segments")
+    labels = as_ids(what.labels.read(roi), "the labels")
+    # few ids: one comparison each, without the arrays of ids that numpy's table needs
+    kept = np.isin(labels, np.array(what.ignore_labels, np.uint64), invert=True, kind="sort")
+    kept &= np.isin(segments, np.array(what.ignore_segments, np.uint64), invert=True, kind="sort")
+    if what.mask is not None:
+        kept &= what.mask.read(roi) != 0
+    if what.border is not None:
+        kept &= what.away(roi)
+    if components is not None:
+        found, names = block_components(labels, roi, what.roi, per_section=what.per_section)
+        whole = np.concatenate((np.zeros(1, np.uint64), joined(components, names)))
+        labels = whole[np.searchsorted(names, found, side="right")]
+    return segments, labels, kept
 
 
 def read_count(table: Path, dust: int = 0) -> Located:
@@ -171,12 +198,17 @@ def read_count(table: Path, dust: int = 0) -> Located:
 
 def read_rows(table: Path) -> Rows:
     """Return a count as it is, sections and all."""
-    return _stacked(read_parquet(table))
+    rows, low = np.empty((len(COLUMNS), row_count(table)), np.uint64), 0
+    for batch in _batches(table):  # read whole, Arrow's copy would take more than all of scoring
+        rows[:, low : low + batch.shape[1]] = batch
+        low += batch.shape[1]
+    return rows
 
 
-def block_counts(what: Count, folder: Path) -> list[Rows]:
-    """Return the tables of all blocks, in the order of the blocks."""
-    return [_stacked(read_table(folder / block_name(block.index))) for block in blocks(what.roi, what.block)]
+def block_counts(what: Count, folder: Path) -> Iterator[Rows]:
+    """Yield the tables of all blocks, in the order of the blocks, one at a time."""
+    for block in blocks(what.roi, what.block):
+        yield _stacked(read_table(folder / block_name(block.index)))
 
 
 def scored(rows: Rows, dust: int) -> Located:

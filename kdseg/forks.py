@@ -20,7 +20,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -126,6 +126,16 @@ def _work(
         asked.sendall(_FAILED)
         raise
     asked.sendall(_DONE)
+
+
+def one_heap() -> None:
+    """Let all threads of this process, and of its forks, allocate from one heap: each heap keeps what it frees.
+
+    Works for threads that have not allocated yet: call it before there are any. Nothing without glibc.
+    """
+    m_arena_max = -8
+    with suppress(AttributeError):
+        ctypes.CDLL(None).mallopt(m_arena_max, 1)
 
 
 def die_with_parent(parent: int) -> None:

@@ -170,6 +170,17 @@ def read_batches(path: Path, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
             yield {name: batch.column(name).to_numpy() for name in batch.schema.names}
 
 
+def row_count(path: Path) -> int:
+    """Return how many rows a Parquet file has.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if the file is cut off, damaged, or no Parquet.
+    """
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def read_notes(path: Path) -> dict[str, Any]:
     """Return what `write_parquet` noted in a file: ``axes``, ``columns`` and the notes.
 

@@ -1,7 +1,7 @@
-"""Volumes in the formats that others write, as lazy arrays.
+"""Volumes in the formats that others write.
 
-Nothing is read before a region is computed, and nothing stays open in between: a source can be pickled,
-and computed in a forked process.
+Nothing is read before a region is asked for, and nothing stays open in between: a source can be pickled, and read in a
+forked process.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import dask.array as da
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple
+from kdseg.precomputed_volume import is_precomputed, open_precomputed, split_scale
 from kdseg.tiff import SUFFIXES, open_stack
 from kdseg.volume import VoxelSize, open_volume
 
 _HDF5 = re.compile(r"^(?P<file>.+\.(?:h5|hdf5|hdf))(?::(?P<dataset>.*))?$", re.IGNORECASE)
-_PART = 2**21
-"""Voxels that are read at a time, about: one part is in memory beside the region that is computed."""
 
 
 class _Readable(Protocol):
@@ -43,7 +41,7 @@ class Source:
 
     Attributes:
         address: what it was opened from.
-        data: (z, y, x), not read yet.
+        data: (z, y, x), has a shape and a type and reads what it is asked for.
         voxel_size: nm, (z, y, x); None if the file does not say.
         offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
@@ -51,7 +49,7 @@ class Source:
     """
 
     address: str
-    data: da.Array
+    data: _Readable
     voxel_size: VoxelSize | None
     offset: VoxelSize | None
     unit: Triple
@@ -64,13 +62,13 @@ class Source:
         return Roi((0, 0, 0), (z, y, x))
 
     def read(self, roi: Roi) -> NDArray[Any]:
-        """Return the voxels of ``roi``, read in this thread.
+        """Return the voxels of ``roi``, read now.
 
         Raises:
             ShapeError: if ``roi`` is not inside of the source.
             UnreadableError: if the file is damaged there.
         """
-        return np.asarray(self.data[roi.slices(self.roi)].compute(scheduler="synchronous"))
+        return np.asarray(self.data[roi.slices(self.roi)])
 
 
 def open_source(address: str) -> Source:
@@ -78,8 +76,9 @@ def open_source(address: str) -> Source:
 
     Args:
         address: ``path.zarr`` or ``path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr v2 or v3),
-            ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, or a
-            folder of TIFF sections.
+            ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
+            folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
+            ``folder:key`` for another.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -89,11 +88,12 @@ def open_source(address: str) -> Source:
     """
     hdf5 = _HDF5.match(address)
     path = Path(hdf5["file"] if hdf5 else address)
-    if address.startswith("precomputed://") or _is_precomputed(path):
-        raise UnreadableError(
-            f"{address} is in neuroglancer's precomputed format, which kdseg does not read: convert it to zarr first, "
-            "e.g. with tensorstore or cloud-volume"
-        )
+    if address.startswith("precomputed://"):
+        raise UnreadableError(f"{address} is no path: kdseg reads precomputed volumes from folders; copy it to one")
+    folder, scale = split_scale(address)
+    if is_precomputed(folder) and not _is_zarr(folder):
+        volume = open_precomputed(folder, scale)
+        return replace(_source(address, volume, volume.voxel_size, volume.offset, volume.unit), placed=volume.placed)
     if not path.exists():
         raise MissingError(
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
@@ -180,7 +180,7 @@ def open_channels(address: str) -> ChannelSource:
 def source_path(address: str) -> Path:
     """Return the file or folder that an address lies in."""
     hdf5 = _HDF5.match(address)
-    return Path(hdf5["file"] if hdf5 else address)
+    return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
 
 
 @dataclass(frozen=True)
@@ -214,10 +214,6 @@ class _Hdf5Array:
 def _is_zarr(path: Path) -> bool:
     named = any(part.endswith(".zarr") for part in path.parts)
     return named or any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
-
-
-def _is_precomputed(path: Path) -> bool:
-    return (path / "info").is_file() and not _is_zarr(path)
 
 
 def _open_zarr(address: str) -> Source:
@@ -279,16 +275,4 @@ def _source(
         raise VoxelSizeError(f"{address} has the voxel size {voxel_size} nm, expected three positive numbers")
     if offset is not None and not all(math.isfinite(v) for v in offset):
         raise VoxelSizeError(f"{address} has the offset {offset} nm, expected three finite numbers")
-    meta = np.empty((0, 0, 0), array.dtype)
-    data = da.from_array(array, chunks=_parts(unit, array.shape), name=False, asarray=True, meta=meta)
-    return Source(address, data, voxel_size, offset, unit)
-
-
-def _parts(unit: Triple, shape: Triple) -> Triple:
-    """Return whole multiples of ``unit`` of about `_PART` voxels: fewer, larger parts of the graph."""
-    part = list(unit)
-    for axis in (2, 1, 0):
-        while part[axis] < shape[axis] and math.prod(part) * 2 <= _PART:
-            part[axis] *= 2
-    z, y, x = (min(p, n) for p, n in zip(part, shape, strict=True))
-    return (z, y, x)
+    return Source(address, array, voxel_size, offset, unit)

@@ -23,8 +23,6 @@ from toy_volumes import cells, write_volume
 
 from kdseg.cli import main
 from kdseg.counting import COLUMNS
-from kdseg.errors import ConfigError
-from kdseg.intervals import intervals
 from kdseg.measures import conventions
 from kdseg.parquet import read_parquet
 
@@ -206,15 +204,6 @@ def test_intervals_of_a_loop(folder: Path) -> None:
     assert "95 % of 40 resamples of blocks, seed 0" in kdseg(*both, "--bootstrap", 40).output
     done = kdseg(*both[:2], "--bootstrap", 4)
     assert "an interval needs" in done.output
-
-
-def test_blocks_without_labels_are_not_drawn() -> None:
-    tables = [np.array([[0, 0], [1, 2], [1, n], [9, n], [0, 9]], np.uint64) for n in (1, 2, 3)]
-    expected = intervals(tables, 20)
-    assert expected["voi"][0] < expected["voi"][1]
-    assert intervals([tables[0], tables[0][:, :0], *tables[1:]], 20) == expected
-    with pytest.raises(ConfigError, match="2 blocks with labels, got 1"):
-        intervals(tables[:1], 20)
 
 
 def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,3 +89,41 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(tmp_path):
 
     run_blocks("once", total, block, once, workers=2, done=tmp_path / "done")
     assert {path.name for path in tmp_path.glob("?_?_?")} == {"_".join(map(str, b.index)) for b in blocks(total, block)}
+
+
+HEAPS = """
+import ctypes, sys, threading
+from kdseg.forks import one_heap
+
+if sys.argv[1] == "one":
+    one_heap()
+libc = ctypes.CDLL(None)  # lets other threads run meanwhile
+all_there = threading.Barrier(4)
+libc.malloc.restype = ctypes.c_void_p
+
+def allocate():
+    all_there.wait()
+    libc.malloc(1000)
+    all_there.wait()
+
+threads = [threading.Thread(target=allocate) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(libc.fopen(b"/dev/stdout", b"w"))
+libc.malloc_info(0, file)
+libc.fclose(file)
+"""
+
+
+def test_threads_share_one_heap():
+    counts = [
+        subprocess.run([sys.executable, "-c", HEAPS, how], capture_output=True, text=True, check=True).stdout.count(
+            "<heap nr="
+        )
+        for how in ("many", "one")
+    ]
+    assert counts[0] > 1
+    assert counts[1] == 1

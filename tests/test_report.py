@@ -22,6 +22,7 @@ from kdseg.geometry import Roi
 from kdseg.manifests import claim
 from kdseg.report.chart import Series, chart, thin, ticks
 from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, palette
+from kdseg.report.curves import threshold_panels
 from kdseg.report.graph import nodes
 from kdseg.report.png import encode
 from kdseg.report.results import STAGES, collect
@@ -130,9 +131,10 @@ def put_stages(folder, model, volume, labels, scores):
     put(folder, f"{model}/{volume}/affinities", measured, affinities)
     for stage in ("fragments", "edges", "agglomeration"):
         put(folder, f"{model}/{volume}/{stage}", {"voxels": 2_000_000, "seconds": 4.0})
+    parts = [(t, scores[0] * (1.5 - t), scores[1] * (0.5 + t)) for t in (0.25, 0.5, 0.75)]
     sweep = [
-        {"threshold": t, "voi_split": scores[0] * (1.5 - t), "voi_merge": scores[1] * (0.5 + t), "arand": scores[2]}
-        for t in (0.25, 0.5, 0.75)
+        {"threshold": t, "voi_split": split, "voi_merge": merge, "voi": split + merge, "arand": scores[2]}
+        for t, split, merge in parts
     ]
     put(folder, f"{model}/{volume}/sweep", {"sweep": sweep, "best": 0.5})
     put(folder, f"{model}/{volume}/segmentation", {"threshold": 0.5}, split)
@@ -243,9 +245,33 @@ def test_text_of_the_user_is_escaped(html):
 def test_drawings_are_well_formed(html):
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
     titles = [ElementTree.fromstring(svg).get("aria-label") for svg in drawings]
-    # total, two terms, VOI, ARAND; one sweep; the graph
-    assert len(drawings) == 7
+    # total, two terms, VOI, ARAND; one sweep; VOI sum, split and merge on two volumes; the graph
+    assert len(drawings) == 13
     assert any("fast at threshold 0.5: split 0.400, merge 0.300" in title for title in titles)
+
+
+def test_voi_is_drawn_over_thresholds(html):
+    drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
+    drawing = next(d for d in drawings if d.get("aria-label").startswith("VOI merge over thresholds on tune"))
+    assert "fast at threshold 0.5: 0.300 bits" in drawing.get("aria-label")
+    lines = {line[0].text: line.get("points") for line in drawing.iter("polyline")}
+    assert [*lines] == [*MODELS]
+    points = [tuple(map(float, point.split(","))) for point in lines["fast"].split()]
+    (x0, y0), (x1, y1), (x2, y2) = points  # VOI merge 0.225, 0.300, 0.375: a rising line, y counts downwards
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
+    assert x0 < x1
+    assert y0 > y1
+    rings = {ring[0].text: (ring.get("cx"), ring.get("cy")) for ring in drawing.iter("circle")}
+    assert rings["fast at threshold 0.5: 0.300 bits"] == (f"{x1:.1f}", f"{y1:.1f}")
+
+
+def test_a_fixed_threshold_is_marked(run):
+    config = configuration(run, segment={"threshold": 0.75})
+    alts = [str(panel.svg) for panel in threshold_panels(collect(config))]
+    assert len(alts) == 6
+    assert "fast at threshold 0.75: 0.300 bits" in alts[1]
+    assert all("at threshold 0.5:" not in alt for alt in alts)
 
 
 def test_the_sections_show_every_model(run):

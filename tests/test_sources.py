@@ -312,13 +312,6 @@ def test_a_large_stack_of_imagej_has_one_page(tmp_path: Path) -> None:
         open_source(str(path))
 
 
-def test_precomputed_is_named_and_refused(tmp_path: Path) -> None:
-    (tmp_path / "info").write_text("{}")
-    for address in (str(tmp_path), "precomputed://gs://bucket/segmentation"):
-        with pytest.raises(UnreadableError, match="precomputed format, which kdseg does not read: convert it"):
-            open_source(address)
-
-
 def test_a_file_that_says_no_place_is_told_from_one_at_0(tmp_path: Path) -> None:
     assert not open_source(write_hdf5(tmp_path / "a.h5")).placed
     assert open_source(write_hdf5(tmp_path / "b.h5", offset=(0, 0, 0))).placed

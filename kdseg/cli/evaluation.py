@@ -46,6 +46,7 @@ json_file = click.option("--json", "json_path", type=FILE, help="Write all that 
 @click.option("--ignore-segment", multiple=True, callback=_ids, help="Repeat, or `none`, the default.")
 @click.option("--dust", default=0, type=click.IntRange(0), help="Leave out labels of fewer voxels of the region.")
 @click.option("--ignore-border", type=float, help="Leave out voxels within so many nm of labels' borders, as CREMI.")
+@click.option("--boundaries", type=float, help="Score boundary voxels, too, with this tolerance in nm.")
 @click.option("--per-section", is_flag=True, help="Score each z as an image of its own.")
 @click.option("--components", is_flag=True, help="Split labels into connected components of the region first.")
 @click.option("--bootstrap", default=0, type=click.IntRange(0), help="Resamples of blocks, for 95 % intervals.")
@@ -68,9 +69,11 @@ def evaluate(
     **how: Any,
 ) -> None:
     """Score SEGMENTATION against LABELS, both .zarr, .h5:/dataset or TIFF; a killed run goes on if OUT is given."""
+    from kdseg.forks import one_heap
     from kdseg.manifests import write_json
     from kdseg.stages import evaluate as stage
 
+    one_heap()  # zarr's threads, of every worker, would keep 80 MB more
     question = stage.Question(**how, ignore_labels=ignore_label, ignore_segments=ignore_segment)
     answer = stage.run(question, out, workers=workers, overwrite=overwrite)
     for line in _described(answer["what"]):
@@ -83,6 +86,8 @@ def evaluate(
     click.echo()
     for name, value in answer["details"].items():
         click.echo(f"{name:16}{value:10.4f}  {answer['conventions'][name]}")
+    if "boundaries" in answer:
+        _echo_boundaries(answer["boundaries"])
     for kind, other in (("splits", "segments"), ("merges", "labels")):
         for fault in answer.get("worst", {}).get(kind, [])[:worst]:
             parts = ", ".join(f"{one['id']} from {_place(one['at'])}" for one in fault["overlaps"][:3])
@@ -151,6 +156,16 @@ def same(json_path: Path | None, **how: Any) -> None:
             f"{one['size_b']}), from {_place(one['at'])}"
         )
     sys.exit(1)
+
+
+def _echo_boundaries(found: dict[str, Any]) -> None:
+    click.echo()
+    for name, value in found["scores"].items():
+        click.echo(f"{name:19}{value:7.4f}  {found['conventions'][name]}")
+    click.echo(
+        "boundary voxels within {0:g} nm: {found_near} of {found} of the segmentation, {true_near} of {true} of the "
+        "labels".format(found["tolerance_nm"], **found["counts"])
+    )
 
 
 def _place(voxel: list[int]) -> str:

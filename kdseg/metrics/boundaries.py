@@ -98,6 +98,7 @@ def boundary_counts(
     owned: Slices,
     *,
     ignore_label: int | None = 0,
+    mask: NDArray[np.bool_] | None = None,
     sections: bool = False,
 ) -> BoundaryCounts:
     """Return how many boundary voxels of one block have a counterpart within the tolerance.
@@ -114,10 +115,11 @@ def boundary_counts(
         owned: the block without its halo, as slices: these voxels are counted. The halo is to be that of
             `halo`, except at the border of the volume.
         ignore_label: voxels with this label are not counted, on either side; they do serve as counterparts.
+        mask: bool, (z, y, x), of the block without its halo: likewise, voxels where it is false.
         sections: boundaries and distances within sections, (y, x), only.
 
     Raises:
-        ShapeError: if the shapes differ or are not three-dimensional.
+        ShapeError: if the shapes differ or are not three-dimensional, or the mask is not bool of the block's shape.
         DataError: if the tolerance is negative.
         VoxelSizeError: if the voxel size is not positive.
     """
@@ -125,6 +127,10 @@ def boundary_counts(
         raise ShapeError(f"segmentation {segmentation.shape} and labels {labels.shape} must have one shape, (z, y, x)")
     _check_sizes(tolerance, voxel_size)
     counted = np.ones(labels[owned].shape, np.bool_) if ignore_label is None else labels[owned] != ignore_label
+    if mask is not None:
+        if mask.dtype != np.bool_ or mask.shape != counted.shape:
+            raise ShapeError(f"the mask must be bool of {counted.shape}, got {mask.dtype} of {mask.shape}")
+        counted = counted & mask
     ours, truth = (boundary(ids, sections=sections) for ids in (segmentation, labels))
     found, true = ours[owned] & counted, truth[owned] & counted
     found_near = found & _within(truth, tolerance, voxel_size, sections)[owned]

@@ -15,6 +15,7 @@ TITLES = {
     "voi": "VOI on the validation crop [bits]",
     "arand": "ARAND on the validation crop",
 }
+PARTS = {"voi": "VOI sum", "voi_split": "VOI split", "voi_merge": "VOI merge"}
 ZOOM = 2.5
 """Scores over thresholds are shown up to so many times the VOI that matters."""
 
@@ -46,6 +47,17 @@ def sweep_panels(results: Results) -> list[Panel]:
     return [panel for panel in panels if panel is not None]
 
 
+def threshold_panels(results: Results) -> list[Panel]:
+    """Return charts of VOI sum, split and merge over thresholds, the one used marked.
+
+    Of each scored volume, and of the one that thresholds were chosen on.
+    """
+    evaluate = results.config.evaluate
+    volumes = dict.fromkeys((*evaluate.volumes, evaluate.tune_on))
+    panels = (_threshold_panel(results, volume, key) for volume in volumes for key in PARTS)
+    return [panel for panel in panels if panel is not None]
+
+
 def _training_panel(results: Results, name: str) -> Panel:
     style, series = styles(results), []
     for model, curve in results.curves.items():
@@ -73,7 +85,33 @@ def _sweep_panel(results: Results, volume: str) -> Panel | None:
         alt=f"VOI split against VOI merge over thresholds on {volume}. Chosen: {marked}.",
         limits=((0.0, limit), (0.0, limit)),
     )
-    return Panel(volume, svg)
+    evaluate = results.config.evaluate
+    of_part = volume == evaluate.tune_on and evaluate.tune_roi is not None
+    return Panel(f"{volume} (dots: the part that thresholds were chosen on)" if of_part else volume, svg)
+
+
+def _threshold_panel(results: Results, volume: str, key: str) -> Panel | None:
+    style, series = styles(results), []
+    for model in results.config.evaluate.models:
+        rows = results.stats(f"{model}/{volume}/sweep").get("sweep") or ()
+        pairs = [(finite(row.get("threshold")), finite(row.get(key))) for row in rows]
+        points = [(t, value) for t, value in pairs if t is not None and value is not None]
+        used = _used(results, model)
+        marks = [(t, v, f"{model} at threshold {t:g}: {v:.3f} bits") for t, v in points if t == used]
+        if points:
+            series.append(Series(model, style[model], points, marks=marks))
+    if not series:
+        return None
+    marked = "; ".join(label for s in series for _, _, label in s.marks) or "none of these thresholds was used"
+    alt = f"{PARTS[key]} over thresholds on {volume}. Used: {marked}."
+    svg = chart(series, x="threshold", y=f"{PARTS[key]} [bits]", alt=alt)
+    return Panel(f"{PARTS[key]} on {volume}", svg)
+
+
+def _used(results: Results, model: str) -> float | None:
+    """Return the threshold that a model's volumes are segmented with, None where it is not chosen yet."""
+    fixed = results.config.segment.threshold
+    return results.number(f"{model}/{results.config.evaluate.tune_on}/sweep", "best") if fixed is None else fixed
 
 
 def _sweeps(results: Results, volume: str) -> Iterator[Series]:

@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from kdseg import __version__
 from kdseg.config import Config
 from kdseg.report.chart import STYLES, style_class
-from kdseg.report.curves import styles, sweep_panels, training_panels
+from kdseg.report.curves import styles, sweep_panels, threshold_panels, training_panels
 from kdseg.report.graph import graph
 from kdseg.report.results import Results
 from kdseg.report.slices import sections
-from kdseg.report.table import COLUMNS, MISSING, Row, cell, least, note
+from kdseg.report.table import COLUMNS, MISSING, TUNED_COLUMNS, Row, cell, least, notes
 from kdseg.report.verdict import Verdict, headline
 
 LIBRARIES = ("numpy", "zarr", "torch", "dask", "daisy", "waterz", "snakemake")
@@ -36,12 +36,13 @@ class Timing:
     finished: str
 
 
-def page(results: Results, table: list[Row], found: list[Verdict], made: datetime) -> str:
+def page(results: Results, table: list[Row], tuned: list[Row], found: list[Verdict], made: datetime) -> str:
     """Return the report as one HTML document that refers to nothing outside of itself.
 
     Args:
         results: what is there.
         table: the rows to show.
+        tuned: the rows of the part that thresholds were chosen on, and of the rest; may be empty.
         found: the verdicts to show.
         made: time of the report.
     """
@@ -53,14 +54,17 @@ def page(results: Results, table: list[Row], found: list[Verdict], made: datetim
         notes=list(dict.fromkeys(text for verdict in found for text in verdict.notes)),
         columns=COLUMNS,
         table=table,
+        tuned=tuned,
+        tuned_columns=TUNED_COLUMNS,
         cell=cell,
-        note=note,
+        small=notes,
         missing=MISSING,
         least={key: least(table, key) for key in ("voi_split", "voi_merge", "voi", "arand")},
         legends=_legends(results),
         style_count=STYLES,
         training=training_panels(results),
         sweeps=sweep_panels(results),
+        thresholds=threshold_panels(results),
         sections=sections(results),
         graph=graph(results),
         timings=timings(results),
@@ -126,7 +130,7 @@ def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:
     """Return the names and classes of the lines of each group of charts."""
     scored = [*results.config.evaluate.models, *(["baseline"] if _has_baseline(results) else [])]
     numbers = styles(results)
-    groups = {"sweeps": scored, "training": [*results.curves]}
+    groups = {"sweeps": scored, "thresholds": results.config.evaluate.models, "training": [*results.curves]}
     return {group: [(name, style_class(numbers[name])) for name in names] for group, names in groups.items()}
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from kdseg.report.results import Results, finite
 from kdseg.report.roles import Role, reference_of, role
@@ -35,6 +36,7 @@ class Row:
         mvox_per_s: predicted million voxels per second; with `predict.fused` fragments are made within.
         time_percent: time to predict a voxel, of the teacher's, where device and workers are the same.
         peak_mb: peak memory of prediction.
+        intervals: lower and upper end of the 95 % interval of a score, by name; empty without a bootstrap.
     """
 
     model: str
@@ -56,6 +58,7 @@ class Row:
     mvox_per_s: float | None = None
     time_percent: float | None = None
     peak_mb: float | None = None
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,9 @@ COLUMNS = (
     Column("peak_mb", "peak memory", "MB", digits=0),
 )
 
+TUNED_COLUMNS = COLUMNS[: [column.key for column in COLUMNS].index("parameters")]
+"""Of the table of the part that thresholds were chosen on."""
+
 _TEXT = {"model", "role", "volume"}
 _PERCENT = {"parameters_percent", "kmac_percent", "time_percent"}
 
@@ -107,6 +113,21 @@ def rows(results: Results) -> list[Row]:
         table += [_row(results, model, volume) for model in config.evaluate.models]
         if config.volumes[volume].baseline or f"baseline/{volume}/scores" in results.manifests:
             table.append(Row("baseline", "baseline", volume, **_scores(results, f"baseline/{volume}/scores")))
+    return table
+
+
+def tuned_rows(results: Results) -> list[Row]:
+    """Return two rows per model whose threshold was chosen on a part of a volume: of this part, and of the rest.
+
+    Both are scores at the chosen threshold; the part flatters it, the rest does not.
+    """
+    volume, table = results.config.evaluate.tune_on, []
+    for model in results.config.evaluate.models:
+        stats = results.stats(f"{model}/{volume}/sweep")
+        part = next((row for row in stats.get("sweep") or () if row.get("threshold") == stats.get("best")), None)
+        for name, found in (("the part", part), ("the rest", stats.get("rest"))) if "rest" in stats else ():
+            numbers: dict[str, Any] = {key: finite((found or {}).get(key)) for key in (*_scored(), "threshold")}
+            table.append(Row(model, role(results.config, model), f"{volume}: {name}", **numbers))
     return table
 
 
@@ -125,11 +146,15 @@ def cell(row: Row, key: str) -> str:
     return significant(value, 3) if digits in (None, -1) else f"{value:,.{digits}f}"
 
 
-def note(row: Row, column: Column) -> str:
+def notes(row: Row, column: Column) -> list[str]:
     """Return what is shown in small beside a cell; empty where there is nothing to say."""
-    if not column.note or getattr(row, column.note) is None:
-        return ""
-    return column.note_format.format(cell(row, column.note))
+    found = []
+    if column.note and getattr(row, column.note) is not None:
+        found.append(column.note_format.format(cell(row, column.note)))
+    if column.key in row.intervals:
+        low, high = row.intervals[column.key]
+        found.append(f"{low:.{column.digits}f} to {high:.{column.digits}f}")
+    return found
 
 
 def least(table: Sequence[Row], key: str) -> dict[str, float]:
@@ -142,17 +167,17 @@ def least(table: Sequence[Row], key: str) -> dict[str, float]:
     return found
 
 
-def table_text(table: Sequence[Row]) -> str:
+def table_text(table: Sequence[Row], columns: Sequence[Column] = COLUMNS) -> str:
     """Return the table as aligned plain text, one line per row under a line of headings."""
-    heads = [f"{c.header} [{c.unit}]" if c.unit else c.header for c in COLUMNS]
+    heads = [f"{c.header} [{c.unit}]" if c.unit else c.header for c in columns]
     lines = [heads]
     for row in table:
-        lines.append([" ".join(filter(None, (cell(row, c.key), _brackets(note(row, c))))) for c in COLUMNS])
-    widths = [max(len(line[k]) for line in lines) for k in range(len(COLUMNS))]
+        lines.append([" ".join([cell(row, c.key), *map("({})".format, notes(row, c))]) for c in columns])
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     ragged = (
         "  ".join(
             text.ljust(width) if column.key in _TEXT else text.rjust(width)
-            for text, width, column in zip(line, widths, COLUMNS, strict=True)
+            for text, width, column in zip(line, widths, columns, strict=True)
         )
         for line in lines
     )
@@ -189,14 +214,15 @@ def _row(results: Results, model: str, volume: str) -> Row:
     )
 
 
-def _scores(results: Results, key: str) -> dict[str, float | None]:
+def _scores(results: Results, key: str) -> dict[str, Any]:
     stats = results.stats(key)
     scores, best = stats.get("scores") or {}, stats.get("best_possible") or {}
     return {
-        **{name: finite(scores.get(name)) for name in _scored()[:6]},
+        **{name: finite(scores.get(name)) for name in _scored()},
         "threshold": finite(stats.get("threshold")),
         "best_voi": finite(best.get("voi")),
         "best_threshold": finite(best.get("threshold")),
+        "intervals": {name: tuple(ends) for name, ends in (stats.get("intervals") or {}).items() if name in _scored()},
     }
 
 
@@ -207,7 +233,3 @@ def _scored() -> list[str]:
 
 def _percent(value: float | None, whole: float | None) -> float | None:
     return None if value is None or not whole else 100 * value / whole
-
-
-def _brackets(text: str) -> str:
-    return f"({text})" if text else ""

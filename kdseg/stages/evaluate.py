@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdseg.alignment import Alignment, align, expect_ids
-from kdseg.counting import Count, block_counts, count_blocks, read_count
-from kdseg.errors import VoxelSizeError
+from kdseg.boundary_counting import CONVENTIONS, count_boundaries, dust_labels
+from kdseg.counting import Count, block_counts, count_blocks, read_count, read_rows
+from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.geometry import Roi, Triple
 from kdseg.intervals import LEVEL, SEED, intervals
 from kdseg.manifests import claim, source_fingerprint
 from kdseg.measures import conventions, details, measure
+from kdseg.metrics.boundaries import boundary_scores
 from kdseg.metrics.objects import Fault, worst_merges, worst_splits
 from kdseg.sources import Source, open_source, source_path
 from kdseg.volume import VoxelSize
@@ -48,6 +52,7 @@ class Question:
         block: voxels per task, and per unit of the bootstrap; changes no score.
         ignore_border: nm; voxels at most so far from a border of the labels, within the section, are left out, as in
             CREMI; None: none is, 0: the voxels at borders.
+        boundaries: nm, 0 or above; score boundary voxels, which are right within so far of a counterpart; None: do not.
         bootstrap: resamples for intervals; 0: none.
         voxel_size: nm, (z, y, x), of files that do not say.
         segmentation_offset: nm, (z, y, x), of the first voxel, instead of what the file says.
@@ -65,6 +70,7 @@ class Question:
     components: bool = False
     block: Triple = (128, 128, 128)
     ignore_border: float | None = None
+    boundaries: float | None = None
     bootstrap: int = 0
     voxel_size: VoxelSize | None = None
     segmentation_offset: VoxelSize | None = None
@@ -83,18 +89,21 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
 
     Returns:
         JSON values: ``scores`` and ``details`` by name, ``conventions`` of these, the ``worst`` false splits and merges
-        with the voxels to look at (not per section), ``intervals`` if there are any, ``what`` was scored.
+        with the voxels to look at (not per section), ``boundaries`` and ``intervals`` if asked for, and ``what`` was
+        scored.
 
     Raises:
         DataError: if ids are no integers, or negative, or nothing is left to score.
         ShapeError: if the volumes do not overlap, or do not say where they lie and differ in shape.
         VoxelSizeError: if their voxels do not lie on one grid.
-        ConfigError: if the region is not understood.
+        ConfigError: if the region is not understood, or boundaries are to be both scored and left out.
         MissingError: if a volume is not there.
         UnreadableError: if one is damaged or of no known format.
         StageError: if a block failed, e.g. for negative ids or a damaged chunk.
         ClaimError: if ``out`` holds the answer to another question, or is being written.
     """
+    if question.boundaries is not None and question.ignore_border is not None:
+        raise ConfigError("--ignore-border leaves out the voxels that --boundaries scores: ask for one of the two")
     sources = _sources(question)
     aligned = align(*sources)
     segmentation = aligned.placed[1]
@@ -109,11 +118,13 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         question.per_section,
         question.components,
         question.ignore_border,
-        _size_for_border(question, aligned),
+        _size_for_distances(question, aligned),
     )
     made_of = {
         name: value for name, value in asdict(question).items() if name not in ("segmentation", "labels", "mask")
     }
+    if question.boundaries is None:
+        del made_of["boundaries"]  # folders of earlier versions do not know it
     named = {"segmentation": question.segmentation, "labels": question.labels, "mask": question.mask}
     inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
     with (
@@ -121,7 +132,7 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=overwrite) as held,
     ):
         progress = held.progress(question.block)
-        count_blocks(what, progress, held.parquet, workers=workers)
+        components = count_blocks(what, progress, held.parquet, workers=workers)
         counts = read_count(held.parquet, question.dust)
         answer: dict[str, Any] = {
             "scores": measure(counts),
@@ -133,9 +144,18 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
                 "splits": _faults(worst_splits(counts, WORST), what.roi),
                 "merges": _faults(worst_merges(counts, WORST), what.roi),
             }
+        if question.boundaries is not None:
+            answer["boundaries"] = _boundaries(
+                what,
+                question.boundaries,
+                dust_labels(read_rows(held.parquet), question.dust),
+                components,
+                progress,
+                workers,
+            )
         if question.bootstrap:
-            tables = block_counts(what, progress)
-            answer["intervals"] = intervals(tables, question.bootstrap, dust=question.dust)
+            tables = partial(block_counts, what, progress)
+            answer["intervals"] = intervals(read_rows(held.parquet), tables, question.bootstrap, dust=question.dust)
             answer["bootstrap"] = {"resamples": question.bootstrap, "level": LEVEL, "seed": SEED}
         answer["what"] = _facts(question, what, aligned) | {
             "scored_voxels": int(counts.count.sum()),
@@ -146,9 +166,24 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
     return answer
 
 
-def _size_for_border(question: Question, aligned: Alignment) -> VoxelSize:
-    if question.ignore_border is not None and aligned.voxel_size is None:
-        raise VoxelSizeError("a border in nm needs voxels of a known size: give it, in nm, as --voxel-size")
+def _boundaries(
+    what: Count, tolerance: float, dust: NDArray[np.uint64], components: Path | None, progress: Path, workers: int
+) -> dict[str, Any]:
+    """Score boundary voxels; JSON values."""
+    counts = count_boundaries(what, tolerance, dust, components, progress / "boundaries", workers=workers)
+    scores = {f"boundary_{name}": value for name, value in boundary_scores(counts)._asdict().items()}
+    return {
+        "tolerance_nm": tolerance,
+        "counts": counts._asdict(),
+        "scores": scores,
+        "conventions": dict(CONVENTIONS),
+    }
+
+
+def _size_for_distances(question: Question, aligned: Alignment) -> VoxelSize:
+    asked = question.ignore_border is not None or question.boundaries is not None
+    if asked and aligned.voxel_size is None:
+        raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, in nm, as --voxel-size")
     return aligned.voxel_size or (1.0, 1.0, 1.0)
 
 

@@ -12,7 +12,7 @@ from kdseg.config import Config
 from kdseg.manifests import write_json, write_text
 from kdseg.report.page import page
 from kdseg.report.results import collect
-from kdseg.report.table import rows, table_text
+from kdseg.report.table import TUNED_COLUMNS, rows, table_text, tuned_rows
 from kdseg.report.verdict import headline, verdicts
 
 log = logging.getLogger(__name__)
@@ -30,21 +30,24 @@ def run(config: Config, out: Path) -> None:
         UnreadableError: if a result is damaged, or the disk does not take the page.
     """
     results = collect(config)
-    table = rows(results)
+    table, tuned = rows(results), tuned_rows(results)
     found = verdicts(config, table)
     made = datetime.now(UTC)
     notes = "".join(f"{note}\n" for verdict in found for note in verdict.notes)
     text = f"{headline(found)}\n{notes}\n{table_text(table)}"
+    if tuned:
+        text += f"\nWhere thresholds were chosen on a part\n{table_text(tuned, TUNED_COLUMNS)}"
     log.info("%s", text)
     summary = {
         "title": config.title,
         "verdict": headline(found),
         "verdicts": [asdict(verdict) for verdict in found],
         "rows": [asdict(row) for row in table],
+        "tuned": [{column.key: getattr(row, column.key) for column in TUNED_COLUMNS} for row in tuned],
         "kdseg": __version__,
         "made": made.isoformat(timespec="seconds"),
     }
     write_text(out.with_name("report.txt"), text)
     write_json(out.with_name("summary.json"), summary)
     # The page is what a workflow waits for: it comes last.
-    write_text(out, page(results, table, found, made))
+    write_text(out, page(results, table, tuned, found, made))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kdseg.config import EvaluateOptions
-from kdseg.counting import block_counts, count_blocks, of_stores, read_count
+from kdseg.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.intervals import intervals
 from kdseg.manifests import claim, read, store_of
 from kdseg.measures import measure
@@ -34,7 +35,7 @@ def run(
         manifest: to write; ``stats.scores`` are the numbers of `kdseg.measures`, ``stats.intervals`` where 95 % of
             the resamples lie.
         options: dust, block, bootstrap.
-        sweep: manifest of this volume's own sweep; its best row is noted beside the scores.
+        sweep: manifest of this volume's own sweep; its best row is noted beside the scores, unless it is of a part.
         facts: what else the manifest should say, e.g. the names of model and volume.
         workers: processes; the result does not depend on them.
         overwrite: clear what other options or inputs made.
@@ -55,9 +56,10 @@ def run(
         count_blocks(what, folder, held.parquet, workers=workers)
         counts = read_count(held.parquet, options.dust)
         if options.bootstrap:
-            tables = block_counts(what, folder)
-            held.stats["intervals"] = intervals(tables, options.bootstrap, dust=options.dust)
-        rows = read(sweep)["stats"]["sweep"] if sweep else []
+            tables = partial(block_counts, what, folder)
+            held.stats["intervals"] = intervals(read_rows(held.parquet), tables, options.bootstrap, dust=options.dust)
+        swept = read(sweep)["stats"] if sweep else {}
+        rows = [] if "rest" in swept else swept.get("sweep", [])  # a part's least VOI is none of the volume's
         held.stats.update(
             facts or {},
             voxels=what.roi.size,
