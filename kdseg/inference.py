@@ -29,6 +29,7 @@ from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
 from kdseg.models import Network, Outputs, fold, only_heads
 from kdseg.models.base import channels_last, placed
 from kdseg.models.device import autocast, keep_memory
+from kdseg.models.memory import LiveBytes
 from kdseg.models.unet import UNet
 from kdseg.models.unpadded import Unpadded
 
@@ -168,6 +169,34 @@ def predictor(
     else:
         features = _Padded(only_heads(folded, []), Roi(halo, tile), dtype)
     return Predictor(features, head, folded, tile, device, dtype, offsets, halo, group)
+
+
+def tile_memory(network: Network, tile: Triple, dtype: torch.dtype) -> int:
+    """Return the bytes that the tensors of one tile hold at a time, without predicting it.
+
+    The tile goes through the network as shapes only. What is not counted: weights, the working memory of the
+    convolutions, gaps between the tensors, and images of the tile that are averaged over. A network that is no U-Net
+    of ours is counted in float32.
+
+    Args:
+        network: with affinities.
+        tile: voxels that one forward pass yields, (z, y, x), a multiple of the network's stride.
+        dtype: what convolutions compute in.
+    """
+    shapes = fold(only_heads(network, ["affinities"])).to("meta")
+    features: Callable[[Tensor], Tensor] = (
+        Unpadded(shapes, tile, dtype)
+        if isinstance(shapes, UNet)
+        else _Padded(only_heads(shapes, []), Roi(network.halo, tile), torch.float32)
+    )
+    z, y, x = (t + 2 * h for t, h in zip(tile, network.halo, strict=True))
+    with torch.inference_mode(), LiveBytes() as live:
+        found = features(torch.empty(z, y, x, dtype=torch.uint8, device="meta"))
+        # the result is there beside the features; what leads from one to the other is a slab at a time
+        result = torch.empty(len(shapes.head("affinities")[1]), *tile, dtype=torch.uint8, device="meta")
+        del found, result
+    peak: int = live.peak
+    return peak
 
 
 def _normalised(grey: Tensor) -> Tensor:
