@@ -20,18 +20,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from kdseg.augment import Symmetry
 from kdseg.averaging import averaged, averaged_over
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
-from kdseg.models import Network, fold, only_heads
+from kdseg.models import Network, Outputs, fold, only_heads
 from kdseg.models.base import channels_last, placed
-from kdseg.models.device import autocast
+from kdseg.models.device import autocast, keep_memory
+from kdseg.models.memory import LiveBytes
+from kdseg.models.unet import UNet
+from kdseg.models.unpadded import Unpadded
 
 Reader = Callable[[Roi], NDArray[np.uint8]]
 
-
+SLAB = 2**15
+"""Voxels whose logits become affinities at a time on a CPU: they stay in its cache, which is 8 times faster."""
 Product = Literal["affinities", "affinities_flips", "affinities_all", "embedding"]
 """What is predicted: affinities as they are or averaged over images of each tile, or the embedding."""
 
@@ -41,7 +46,10 @@ class Predictor:
     """A network made ready for tiles.
 
     Attributes:
-        network: folded, in evaluation mode, on ``device``.
+        features: the network without its head: uint8 (z, y, x), a tile and its halo, to the finest features over the
+            tile, (z, y, x, c).
+        head: weight and bias of the 1x1x1 convolution from features to logits, (d, c) and (d,).
+        network: folded, in evaluation mode, on ``device``; what is averaged over images comes from it.
         tile: voxels that one forward pass yields, (z, y, x).
         device: where it runs.
         dtype: what convolutions compute in.
@@ -50,6 +58,8 @@ class Predictor:
         symmetries: images of a tile to average over, the identity first; none for an embedding.
     """
 
+    features: Callable[[Tensor], Tensor]
+    head: tuple[Tensor, Tensor]
     network: Network
     tile: Triple
     device: torch.device
@@ -67,21 +77,46 @@ class Predictor:
         Raises:
             DataError: if the network yields NaN or infinity.
         """
-        batch = torch.from_numpy(np.ascontiguousarray(raw))[None, None].to(self.device)
-        keep = Roi(self.halo, self.tile).slices()
-        with torch.inference_mode(), autocast(self.dtype, self.device):
-            tile = channels_last(batch.float() / 127.5 - 1)
-            if not self.symmetries:
-                vectors = self.network(tile).logits["embedding"][0, :, keep[0], keep[1], keep[2]].float()
-                # beyond the range of float16 only the direction matters
-                return _finite(vectors).clamp(-6e4, 6e4).half().cpu().numpy()
-            if len(self.symmetries) == 1:
-                logits = self.network(tile).logits["affinities"][0, :, keep[0], keep[1], keep[2]]
-                probabilities = torch.sigmoid(_finite(logits.float()))
+        grey = torch.from_numpy(np.ascontiguousarray(raw)).to(self.device)
+        with torch.inference_mode():
+            values = self._averaged(grey) if len(self.symmetries) > 1 else self._predicted(grey)
+            return values.cpu().numpy()
+
+    def _predicted(self, grey: Tensor) -> Tensor:
+        features, (weight, bias) = self.features(grey), self.head
+        dtype = torch.uint8 if self.symmetries else torch.float16
+        result = torch.empty((len(weight), *self.tile), dtype=dtype, device=self.device)
+        depth, height, width = self.tile
+        slab = depth if self.device.type == "cuda" else max(1, SLAB // (height * width))
+        for start in range(0, depth, slab):
+            part = slice(start, start + slab)
+            values = _finite(functional.linear(features[part], weight, bias).float())
+            if self.symmetries:
+                values.sigmoid_().mul_(255).round_()
             else:
-                mean, _ = averaged(self.network, tile, self.offsets, self.symmetries)
-                probabilities = _finite(mean[0, :, keep[0], keep[1], keep[2]])
-            return torch.round(probabilities * 255).to(torch.uint8).cpu().numpy()
+                values.clamp_(-6e4, 6e4)  # beyond the range of float16 only the direction matters
+            result[:, part] = values.permute(3, 0, 1, 2)
+        return result
+
+    def _averaged(self, grey: Tensor) -> Tensor:
+        with autocast(self.dtype, self.device):
+            mean, _ = averaged(self.network, _normalised(grey), self.offsets, self.symmetries)
+        values = _finite(mean[(0, slice(None), *Roi(self.halo, self.tile).slices())])
+        return torch.round(values * 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class _Padded:
+    """The finest features over a tile of a network that is no U-Net of ours; see `Unpadded`."""
+
+    network: Network
+    keep: Roi
+    dtype: torch.dtype
+
+    def __call__(self, grey: Tensor) -> Tensor:
+        with autocast(self.dtype, grey.device):
+            outputs: Outputs = self.network(_normalised(grey))
+        return outputs.features[0][(0, slice(None), *self.keep.slices())].permute(1, 2, 3, 0).to(self.dtype)
 
 
 def predictor(
@@ -113,20 +148,65 @@ def predictor(
         raise ConfigError(f"predict.tile {tile} must be a multiple of the network's pooling {network.stride}")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    folded = placed(fold(only_heads(network, ["embedding" if product == "embedding" else "affinities"])), device)
+    if device.type == "cpu":
+        keep_memory()
+    name = "embedding" if product == "embedding" else "affinities"
+    folded = placed(fold(only_heads(network, [name])), device)
     if product in ("affinities", "embedding"):
         group = averaged_over("none", tile, cubic=cubic) if product == "affinities" else ()
-        return Predictor(folded, tile, device, dtype, offsets, network.halo, group)
-    # a flip moves pairs to their other end, which has to lie where the network sees all that it needs
-    reach = max(abs(step) for offset in offsets for step in offset)
-    z, y, x = (h + -(-reach // s) * s for h, s in zip(network.halo, network.stride, strict=True))
-    shape = (tile[0] + 2 * z, tile[1] + 2 * y, tile[2] + 2 * x)
-    group = averaged_over("flips" if product == "affinities_flips" else "all", shape, cubic=cubic)
-    return Predictor(folded, tile, device, dtype, offsets, (z, y, x), group)
+        halo = network.halo
+    else:
+        # a flip moves pairs to their other end, which has to lie where the network sees all that it needs
+        reach = max(abs(step) for offset in offsets for step in offset)
+        z, y, x = (h + -(-reach // s) * s for h, s in zip(network.halo, network.stride, strict=True))
+        halo, shape = (z, y, x), (tile[0] + 2 * z, tile[1] + 2 * y, tile[2] + 2 * x)
+        group = averaged_over("flips" if product == "affinities_flips" else "all", shape, cubic=cubic)
+    weight, bias = folded.head(name)
+    head = (weight.flatten(1).to(dtype), bias.to(dtype))
+    features: Callable[[Tensor], Tensor]
+    if isinstance(folded, UNet):
+        features = Unpadded(folded, tile, dtype)
+    else:
+        features = _Padded(only_heads(folded, []), Roi(halo, tile), dtype)
+    return Predictor(features, head, folded, tile, device, dtype, offsets, halo, group)
+
+
+def tile_memory(network: Network, tile: Triple, dtype: torch.dtype) -> int:
+    """Return the bytes that the tensors of one tile hold at a time, without predicting it.
+
+    The tile goes through the network as shapes only. What is not counted: weights, the working memory of the
+    convolutions, gaps between the tensors, and images of the tile that are averaged over. A network that is no U-Net
+    of ours is counted in float32.
+
+    Args:
+        network: with affinities.
+        tile: voxels that one forward pass yields, (z, y, x), a multiple of the network's stride.
+        dtype: what convolutions compute in.
+    """
+    shapes = fold(only_heads(network, ["affinities"])).to("meta")
+    features: Callable[[Tensor], Tensor] = (
+        Unpadded(shapes, tile, dtype)
+        if isinstance(shapes, UNet)
+        else _Padded(only_heads(shapes, []), Roi(network.halo, tile), torch.float32)
+    )
+    z, y, x = (t + 2 * h for t, h in zip(tile, network.halo, strict=True))
+    with torch.inference_mode(), LiveBytes() as live:
+        found = features(torch.empty(z, y, x, dtype=torch.uint8, device="meta"))
+        # the result is there beside the features; what leads from one to the other is a slab at a time
+        result = torch.empty(len(shapes.head("affinities")[1]), *tile, dtype=torch.uint8, device="meta")
+        del found, result
+    peak: int = live.peak
+    return peak
+
+
+def _normalised(grey: Tensor) -> Tensor:
+    """Return uint8 (z, y, x) as what networks take, (1, 1, z, y, x) in [-1, 1]."""
+    return channels_last(grey[None, None].float() / 127.5 - 1)
 
 
 def _finite(values: Tensor) -> Tensor:
-    if not bool(torch.isfinite(values).all()):
+    # the sum is finite if all are, unless it overflows, and is had in a tenth of the time
+    if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
         raise DataError("the network yields NaN or infinity: its weights are damaged, train it again")
     return values
 

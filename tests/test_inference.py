@@ -1,5 +1,7 @@
 """A voxel's affinities are a function of its receptive field: no block, region or order may change a bit."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -79,9 +81,10 @@ def test_mirrored_reading_equals_numpy_pad(shape, offset, extent):
 def test_bad_networks_are_refused(network, raw):
     with pytest.raises(ConfigError, match="must be a multiple of the network's pooling"):
         predictor(network, (7, 8, 8), CPU, torch.float32)
-    broken = predictor(network, (8, 8, 8), CPU, torch.float32)
+    damaged = deepcopy(network)
     with torch.no_grad():
-        next(iter(broken.network.parameters())).fill_(float("nan"))
+        next(iter(damaged.parameters())).fill_(float("nan"))
+    broken = predictor(damaged, (8, 8, 8), CPU, torch.float32)
     total = Roi((0, 0, 0), SHAPE)
     with pytest.raises(DataError, match="NaN"):
         predict_roi(broken, lambda r: raw[r.slices()], total, total)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from kdseg.cli.common import FILE, main, workers_count
+from kdseg.cli.common import FILE, device_name, main, workers_count
 from kdseg.config import (
     StorageOptions,
     VolumeOptions,
@@ -59,6 +60,35 @@ def export(model: Path, out: Path, also: tuple[str, ...], overwrite: bool) -> No
 
     write(model, out, also=also, overwrite=overwrite)
     click.echo(f"wrote {out}, {out.stat().st_size / 1e6:.2f} MB")
+
+
+@main.command()
+@click.argument("model", type=FILE)
+@device_name
+@click.option("--memory", default=2000.0, type=click.FloatRange(0), help="MB that a tile may take.")
+@click.option("--seconds", default=2.0, type=click.FloatRange(0), help="To spend on each tile and precision.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that was measured as JSON.")
+def tune(model: Path, device: str, memory: float, seconds: float, as_json: bool) -> None:
+    """Measure which tile and precision MODEL (model.json or model.pt) predicts fastest with on this machine.
+
+    The tile and the precision are part of what the affinities are: with others, their last bits may change, and what
+    was predicted before is predicted anew.
+    """
+    from kdseg.stages import tune as stage
+
+    trials = stage.run(model, device=device, memory_mb=memory, seconds=seconds)
+    if as_json:
+        click.echo(json.dumps([asdict(trial) for trial in trials], indent=2))
+        return
+    click.echo(f"{'tile':>13}  {'precision':9}  {'Mvox/s':>13}  {'read/kept':>9}  {'MB':>6}")
+    for trial in trials:
+        speed = "out of memory" if trial.mvox_per_s is None else f"{trial.mvox_per_s:.2f}"
+        tile = "x".join(map(str, trial.tile))
+        click.echo(f"{tile:>13}  {trial.precision:9}  {speed:>13}  {trial.read:9.2f}  {trial.memory_mb:6.0f}")
+    if trials and trials[0].mvox_per_s is not None:
+        click.echo(f"{trials[0].options}\n# Another tile or precision may change the last bits of the affinities.")
+    else:
+        click.echo("no tile fits: give more --memory")
 
 
 @main.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,11 @@ class Network(nn.Module):
             ShapeError: if the spatial shape is no multiple of ``stride``.
         """
         raise NotImplementedError
+
+    def head(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return weight (d, c, 1, 1, 1) and bias (d,) that lead from the finest features to a head's logits."""
+        convolution = cast(nn.Conv3d, self.get_submodule(f"heads.convolutions.{name}"))
+        return convolution.weight, cast(Tensor, convolution.bias)
 
     def _check(self, raw: Tensor) -> None:
         if any(n % s for n, s in zip(raw.shape[2:], self.stride, strict=True)):

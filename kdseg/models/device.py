@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ import torch.distributed as dist
 
 from kdseg.errors import DeviceError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt: never give back the end of the heap; put no array outside of it."""
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -52,6 +56,18 @@ def gpu_peak_mb(name: str) -> float | None:
     """Return the most memory in MB that tensors of this process had on the device, None on a CPU."""
     device = resolve_device(name)
     return None if device.type == "cpu" else round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory that it frees, where the C library can be told to (glibc).
+
+    Every tile allocates the same large arrays again. By default they are given back to the system each time, which
+    has to clear every page before it hands it out anew: a quarter of the time of a tile.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
