@@ -32,10 +32,10 @@ def rss_mb():
 
 def measure(count, folder):
     total = Roi((0, 0, 0), (256 * count, 256, 256))
-    ready = SimpleNamespace(cluster=LocalOptions(), workers=1, threads=2, announced_mb=lambda block: 0.0)
+    ready = SimpleNamespace(cluster=LocalOptions(), workers=1, threads=2)
     with claim(folder / f"{count}.json", "nothing", {}, {}) as held:
         before, wall, cpu = rss_mb(), time.perf_counter(), time.process_time()
-        run_predicted("nothing", total, (256, 256, 256), nothing, held, ready)
+        run_predicted("nothing", total, (256, 256, 256), nothing, held, ready, 0.0)
         return time.perf_counter() - wall, time.process_time() - cpu, before, rss_mb()
 
 

@@ -283,6 +283,15 @@ def peak_mb() -> float:
     return max(usage) / 1024
 
 
+def resident_mb() -> float:
+    """Return the memory that this process has now, in MB; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * resource.getpagesize() / 2**20
+
+
 def expect_stage(manifest: Path, stage: str) -> None:
     """Refuse a manifest of another stage.
 

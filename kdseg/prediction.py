@@ -24,8 +24,8 @@ from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.done import Done
 from kdseg.errors import ConfigError, DataError, StageError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, is_cubic
-from kdseg.inference import Predictor, Product, predictor
-from kdseg.manifests import Claim, file_fingerprint, peak_mb, read, store_of, write_json
+from kdseg.inference import Predictor, Product, predictor, tile_memory
+from kdseg.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, store_of, write_json
 from kdseg.models.device import Precision, resolve_device, resolve_precision
 from kdseg.telemetry import Telemetry, status_path
 from kdseg.volume import Volume, open_volume
@@ -40,6 +40,8 @@ ATTEMPTS = 3
 """At a block that meets a passing error."""
 MANY = 10
 """Failed blocks that end a run, unless ten times as many were done."""
+_ENCODED = 2
+"""Copies of a block that exist while it is written."""
 _loading = threading.Lock()
 
 
@@ -77,9 +79,23 @@ class Prepared(NamedTuple):
     made_of: dict[str, Any]
     inputs: dict[str, str]
 
-    def announced_mb(self, block: Triple) -> float:
-        """Return the memory in MB that a worker will need for blocks of this extent."""
-        return 0.0
+    def announced_mb(self, read: Roi, written: Roi) -> float:
+        """Return the memory in MB that a worker will need.
+
+        It is what a process has before it predicts, as this one, the tensors of one tile, and the blocks in flight: one
+        is read, one computed, one encoded and written.
+
+        Args:
+            read: the raw voxels of the largest block, halo included.
+            written: what is predicted of them.
+        """
+        network, dtype = self.loaded.network, getattr(torch, self.weights.precision)
+        tile = tile_memory(network, self.weights.tile, dtype) if self.weights.device == "cpu" else 0
+        item = (
+            2 * (self.loaded.heads.embedding or 0) if self.weights.product == "embedding" else len(self.loaded.offsets)
+        )
+        blocks = self.threads * read.size + (self.threads + _ENCODED) * item * written.size
+        return resident_mb() + (tile + blocks) / 2**20
 
 
 def prepare(
@@ -207,7 +223,9 @@ class _Queue:
         return block
 
 
-def run_predicted(name: str, total: Roi, block: Triple, work: Work, held: Claim, ready: Prepared) -> None:
+def run_predicted(
+    name: str, total: Roi, block: Triple, work: Work, held: Claim, ready: Prepared, announced_mb: float
+) -> None:
     """Run ``work`` on every block that is not done yet, and note speed and memory in ``held.stats``.
 
     An attempt that met a passing error is repeated. A block that fails for good is listed in the status beside the
@@ -220,6 +238,7 @@ def run_predicted(name: str, total: Roi, block: Triple, work: Work, held: Claim,
         work: predicts one block and writes what comes of it; idempotent, and pickled.
         held: the stage's claim.
         ready: where the workers are.
+        announced_mb: memory that a worker will need; see `Prepared.announced_mb`.
 
     Raises:
         StageError: if a block failed; what is done stays done.
@@ -227,19 +246,20 @@ def run_predicted(name: str, total: Roi, block: Triple, work: Work, held: Claim,
     done = Done(held.private / f"blocks-{'x'.join(map(str, block))}.txt", total, block)
     before = int(done.finished.sum())
     voxels = total.size - done.voxels()
-    log.info("%s: %d blocks to do, %d done before", name, done.finished.size - before, before)
+    todo = done.finished.size - before
+    log.info("%s: %d blocks to do, %d done before; %.0f MB per worker", name, todo, before, announced_mb)
     telemetry = Telemetry(
         status_path(held.manifest),
         name,
         blocks=done.finished.size,
         before=before,
         voxels=voxels,
-        announced_mb=ready.announced_mb(block),
+        announced_mb=announced_mb,
     )
     started = time.monotonic()
     try:
         if voxels:
-            count = min(ready.workers or 1, done.finished.size - before)
+            count = min(ready.workers or 1, todo)
             with workers_of(ready.cluster, count, ready.threads) as workers:
                 _run(name, workers, work, done, telemetry)
         _expect_none_failed(name, done, telemetry, held)

@@ -133,7 +133,9 @@ def run(
             times_predicted=round(times, 3),
             kept={"unit": storage.shard, "offsets": nearest},
         )
-        run_predicted("fuse", source.roi, options.block, partial(fuse_block, work), held, ready)
+        block = halo_roi(options, Roi((0, 0, 0), options.block).intersect(source.roi), source.roi)
+        announced = ready.announced_mb(tiled(block, predicting.tile).grow(ready.loaded.network.halo), block)
+        run_predicted("fuse", source.roi, options.block, partial(fuse_block, work), held, ready, announced)
 
 
 def fuse_block(work: Work, block: Block, clock: Clock) -> bool:

@@ -104,7 +104,10 @@ def run(
         tissue = None if mask is None else store_of(mask)
         work = Work(store_of(raw), tissue, roi, ready.weights, held.store)
         held.stats.update(voxels=source.roi.size, device=ready.made_of["device"], workers=ready.workers)
-        run_predicted("predict", source.roi, options.block, partial(predict_block, work), held, ready)
+        block = Roi((0, 0, 0), options.block).intersect(source.roi)
+        announced = ready.announced_mb(tiled(block, options.tile).grow(loaded.network.halo), block)
+        function = partial(predict_block, work)
+        run_predicted("predict", source.roi, options.block, function, held, ready, announced)
 
 
 def predict_block(work: Work, block: Block, clock: Clock) -> bool:
