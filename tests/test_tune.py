@@ -102,7 +102,7 @@ def test_the_memory_of_a_tile_is_known_in_advance():
     network = build(UNetOptions(widths=(4, 8, 16)), HeadOptions(), OFFSETS)
     told = tile_memory(network, (96, 96, 96), torch.float32)
     took = int(subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True).stdout)
-    assert 0.8 < took / told < 1.8
+    assert 0.55 < took / told < 1.3  # 0.69 to 0.85 were seen
 
 
 def test_memory_grows_with_the_tile_and_the_precision():

@@ -67,8 +67,8 @@ device_name = click.option("--device", default="auto", help="auto, cpu, cuda or 
 def main() -> None:
     """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-    Snakemake calls most of these. By hand you need `check`, `clear`, `evaluate`, `same`, `tune` and `export`; with affinities
-    of your own `adopt`, `fragments`, `edges`, `agglomerate` and `segment` (docs/segmentation.md).
+    Snakemake calls most of these. By hand you need `check`, `clear`, `evaluate`, `same`, `tune` and `export`; with
+    affinities of your own `adopt`, `fragments`, `edges`, `agglomerate` and `segment` (docs/segmentation.md).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("distributed").setLevel(logging.WARNING)
