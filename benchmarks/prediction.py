@@ -79,7 +79,7 @@ def row(name: str, edge: int, many: int, repeats: int, folder: Path) -> dict[str
     before = status("VmRSS:")
     predict(cells[0])
     took = status("VmHWM:") - before
-    common = {"chunk": (32, 32, 32), "shard": tile, "voxel_size": (8.0, 8.0, 8.0), "offset": (0, 0, 0)}
+    common = {"chunk": (min(edge, 64),) * 3, "shard": tile, "voxel_size": (8.0, 8.0, 8.0), "offset": (0, 0, 0)}
     for store, dtype_of, more in (("raw.zarr", np.uint8, {}), ("out.zarr", np.uint8, {"channels": len(OFFSETS)})):
         create_volume(folder / store, shape=raw.shape, dtype=dtype_of, compress=not more, **common, **more)
     open_volume(folder / "raw.zarr").write(total, raw)

@@ -39,8 +39,9 @@ _RESTART_S = 120.0
 _LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
 _LOOK_S = 5.0
 """Seconds without news after which the workers are counted."""
-_SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""More processes, not more threads: the same arithmetic everywhere."""
+_SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+"""More processes, not more threads: the same arithmetic everywhere. One heap for the threads of a process: what one
+frees, the next one uses."""
 
 
 class Workers(NamedTuple):

@@ -77,15 +77,30 @@ class Predictor:
         Raises:
             DataError: if the network yields NaN or infinity.
         """
-        grey = torch.from_numpy(np.ascontiguousarray(raw)).to(self.device)
-        with torch.inference_mode():
-            values = self._averaged(grey) if len(self.symmetries) > 1 else self._predicted(grey)
-            return values.cpu().numpy()
+        result = self.empty(self.tile)
+        self.into(result, self.placed(raw))
+        return result.cpu().numpy()
 
-    def _predicted(self, grey: Tensor) -> Tensor:
-        features, (weight, bias) = self.features(grey), self.head
+    def placed(self, raw: NDArray[np.uint8]) -> Tensor:
+        """Return raw voxels on the device."""
+        there = torch.from_numpy(np.ascontiguousarray(raw))
+        return there.pin_memory().to(self.device) if self.device.type == "cuda" else there
+
+    def empty(self, shape: Triple) -> Tensor:
+        """Return room for what is predicted for a region, on the device; its values are undefined."""
         dtype = torch.uint8 if self.symmetries else torch.float16
-        result = torch.empty((len(weight), *self.tile), dtype=dtype, device=self.device)
+        return torch.empty((len(self.head[0]), *shape), dtype=dtype, device=self.device)
+
+    def into(self, result: Tensor, grey: Tensor) -> None:
+        """Write one tile into ``result`` (c, z, y, x), which may be a part of a larger one; see `__call__`."""
+        with torch.inference_mode():
+            if len(self.symmetries) > 1:
+                result.copy_(self._averaged(grey))
+            else:
+                self._predicted(grey, result)
+
+    def _predicted(self, grey: Tensor, result: Tensor) -> None:
+        features, (weight, bias) = self.features(grey), self.head
         depth, height, width = self.tile
         slab = depth if self.device.type == "cuda" else max(1, SLAB // (height * width))
         for start in range(0, depth, slab):
@@ -96,7 +111,6 @@ class Predictor:
             else:
                 values.clamp_(-6e4, 6e4)  # beyond the range of float16 only the direction matters
             result[:, part] = values.permute(3, 0, 1, 2)
-        return result
 
     def _averaged(self, grey: Tensor) -> Tensor:
         with autocast(self.dtype, self.device):
@@ -227,27 +241,31 @@ def predict_roi(
         volume: all voxels of the volume; its border reflects.
         roi: region inside of it, any alignment.
         channels: those to keep, in this order; default: all.
-        wanted: says of a tile whether to predict it; what is not predicted is 0. At least one is to be; default: all.
+        wanted: says of a tile whether to predict it; what is not predicted is 0. Default: all.
 
     Returns:
         uint8 or float16 (c, z, y, x) over ``roi``; see `Predictor`.
     """
+    if not roi.size:
+        raise DataError(f"region {roi} is empty: nothing to predict")
     raw_roi = tiled(roi, predict.tile).grow(predict.halo)
-    raw = read_reflected(read, volume, raw_roi)
-    result: NDArray[Any] | None = None
+    grey = predict.placed(read_reflected(read, volume, raw_roi))
+    result = predict.empty(roi.shape)
     for block in blocks(roi, predict.tile):
         cell = Roi(_times(block.index, predict.tile), predict.tile)
+        target = result[(..., *block.roi.slices(roi))]
         if wanted is not None and not wanted(cell):
+            target.zero_()
             continue
-        values = predict(raw[cell.grow(predict.halo).slices(raw_roi)])
-        if channels is not None:
-            values = values[list(channels)]
-        if result is None:
-            result = np.zeros((len(values), *roi.shape), values.dtype)
-        result[(..., *block.roi.slices(roi))] = values[(..., *block.roi.slices(cell))]
-    if result is None:
-        raise DataError(f"region {roi} is empty: nothing to predict")
-    return result
+        tile = grey[cell.grow(predict.halo).slices(raw_roi)]
+        if block.roi == cell:
+            predict.into(target, tile)
+        else:  # at the border of the region: the tile is computed whole all the same
+            whole = predict.empty(predict.tile)
+            predict.into(whole, tile)
+            target.copy_(whole[(..., *block.roi.slices(cell))])
+    there = result if channels is None else result[list(channels)]
+    return there.cpu().numpy()
 
 
 def read_reflected(read: Reader, volume: Roi, roi: Roi) -> NDArray[np.uint8]:

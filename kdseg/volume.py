@@ -126,8 +126,12 @@ class Volume:
         for o, e, n, unit in zip(roi.offset, roi.end, self.shape, self.write_unit, strict=True):
             if o % unit or (e % unit and e != n):
                 raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
+        array = self.array
+        if not array.compressors:
+            # looking for chunks of zeros only would take longer than to write them
+            array = array.with_config({"write_empty_chunks": True})
         try:
-            self.array[(..., *roi.slices(self.roi))] = data
+            array[(..., *roi.slices(self.roi))] = data
         except OSError as error:
             raise UnreadableError(f"cannot write {roi} to {self.array.store_path}: {error}") from error
 
