@@ -21,6 +21,8 @@ EVERY_S = 2.0
 """Seconds between two writes."""
 _RECENT_S = 60.0
 """Seconds that the present speed, and the time that is left, are taken over."""
+_BETWEEN_S = 0.5
+"""Seconds between two of the counts that it is taken from."""
 _LISTED = 1000
 """Failed blocks that are listed."""
 
@@ -93,7 +95,8 @@ class Telemetry:
 
     def _tick(self) -> None:
         now = time.monotonic()
-        self._recent.append((now, self._voxels))
+        if now - self._recent[-1][0] > _BETWEEN_S:
+            self._recent.append((now, self._voxels))
         while now - self._recent[0][0] > _RECENT_S and len(self._recent) > 2:
             self._recent.popleft()
         if now - self._written > EVERY_S:
@@ -102,8 +105,9 @@ class Telemetry:
 
     def _values(self, state: str) -> dict[str, Any]:
         seconds = time.monotonic() - self._started
-        (then, before), (now, voxels) = self._recent[0], self._recent[-1]
-        speed = (voxels - before) / (now - then) if now > then else None
+        then, before = self._recent[0]
+        lasted = time.monotonic() - then
+        speed = (self._voxels - before) / lasted if lasted > 0 else None
         left = self.voxels - self._voxels
         return {
             "stage": self.stage,

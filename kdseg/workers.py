@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 Kind = Literal["passing", "lasting", "full"]
 """Trouble that may be gone at the next attempt, that will not be, or that all blocks will have: the disk is full."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = "OutOfMemoryError"
+"""What torch calls it when a GPU's memory is full."""
 _computing = threading.Lock()
 
 
@@ -101,6 +103,8 @@ def attempt(work: Work, block: Block) -> Outcome:
     except Exception as error:
         log.debug("block %s", block.index, exc_info=True)
         trouble, said = kind_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
+        if _name(error) == _NO_ROOM:
+            said = _make_room(said)
     skipped = trouble is None and not done
     return Outcome(f"{os.uname().nodename}:{os.getpid()}", clock, peak_mb(), _gpu_mb(), skipped, trouble, said)
 
@@ -112,8 +116,17 @@ def kind_of(error: BaseException) -> Kind:
         if isinstance(seen, OSError) and seen.errno in _FULL:
             return "full"
         seen = seen.__cause__ or seen.__context__
-    passing = isinstance(error, OSError | MemoryError) or _name(error) == "OutOfMemoryError"  # of torch
+    passing = isinstance(error, OSError | MemoryError) or _name(error) == _NO_ROOM
     return "passing" if passing else "lasting"
+
+
+def _make_room(said: str) -> str:
+    """Give back what torch keeps of the GPU's memory for the next attempt; return what to do if that does not help."""
+    import torch
+
+    torch.cuda.empty_cache()
+    first = said.partition("\n")[0]
+    return f"{first}; choose a smaller predict.tile (kdseg tune lists what fits), or free the GPU of other programs"
 
 
 def _name(error: BaseException) -> str:

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdseg.config.data import PhantomOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Roi
 from kdseg.inference import predict_roi, predictor, read_reflected
 from kdseg.models import build
+from kdseg.phantom import phantom_block
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 SHAPE = (21, 30, 26)
@@ -21,13 +23,32 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def raw():
-    return np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    return phantom_block(PhantomOptions(), Roi((40, 0, 0), SHAPE))[0]
 
 
-@pytest.fixture(scope="module")
-def network():
+def trained(net):
+    """A network that has learned something: its affinities are of membranes, and near 0 and 1."""
+    raw, labels = phantom_block(PhantomOptions(), Roi((0, 0, 0), (32, 32, 32)))
+    batch = torch.from_numpy(raw)[None, None].float() / 127.5 - 1
+    target = torch.stack([torch.from_numpy(np.roll(labels, [-v for v in o], (0, 1, 2)) == labels) for o in OFFSETS])
+    optimiser = torch.optim.Adam(net.parameters(), 2e-2)
+    for _ in range(60):
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            net(batch).logits["affinities"], target[None].float()
+        )
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert loss < 0.5
+    return net
+
+
+@pytest.fixture(scope="module", params=["random", "trained"])
+def network(request):
     torch.manual_seed(0)
     net = build(UNetOptions(widths=(3, 5)), HeadOptions(), OFFSETS)
+    if request.param == "trained":
+        return trained(net)
     with torch.no_grad():
         for _ in range(3):  # statistics of BatchNorm that matter
             net(torch.randn(1, 1, 16, 16, 16) * 2 + 1)
@@ -95,3 +116,15 @@ def test_block_dependent_norms_are_refused(network):
     net.add_module("norm", torch.nn.InstanceNorm3d(3))
     with pytest.raises(ConfigError, match="InstanceNorm"):
         predictor(net, (8, 8, 8), CPU, torch.float32)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_agrees_within_one_grey_value(network, raw):
+    total = Roi((0, 0, 0), SHAPE)
+    found = [
+        predict_roi(
+            predictor(network, (8, 8, 8), torch.device(kind), torch.float32), lambda r: raw[r.slices()], total, total
+        )
+        for kind in ("cpu", "cuda")
+    ]
+    assert np.abs(found[0].astype(int) - found[1]).max() <= 1

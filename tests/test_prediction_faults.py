@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import test_predict
 from click.testing import CliRunner
@@ -156,6 +158,47 @@ def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
     assert failure["block"] == [0, 0, 4]
     assert "its worker ended" in failure["error"]
     assert failure["attempts"] == ATTEMPTS + 1
+
+
+def begun(folder, manifest):
+    """Start a prediction as a program of its own, and return when a block is done."""
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_prediction_faults as t; "
+        "t.run(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    here = str(Path(__file__).parent)
+    child = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder), str(manifest), here],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
+        start_new_session=True,
+    )
+    marks = manifest.parent / f".{manifest.stem}" / "blocks-32x32x32.txt"
+    while not (marks.exists() and "\n" in marks.read_text()):
+        assert child.poll() is None, "the run ended before it was killed"
+        time.sleep(0.002)
+    return child
+
+
+def test_a_killed_worker_changes_nothing(folder, reference, tmp_path):
+    manifest = tmp_path / "affinities.json"
+    child = begun(folder, manifest)
+    workers = [one for one in psutil.Process(child.pid).children(recursive=True) if "spawn_main" in str(one.cmdline())]
+    workers[-1].kill()
+    assert child.wait(120) == 0
+    assert (voxels(manifest) == voxels(reference)).all()
+
+
+def test_a_killed_group_goes_on_with_the_same_bytes(folder, reference, tmp_path):
+    manifest = tmp_path / "affinities.json"
+    child = begun(folder, manifest)
+    os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not manifest.exists()
+    before = len((tmp_path / ".affinities" / "blocks-32x32x32.txt").read_text().splitlines())
+    run(folder, manifest)
+    assert telemetry(manifest)["blocks"]["before"] == before
+    assert telemetry(manifest)["blocks"]["done"] == BLOCKS - before
+    assert (voxels(manifest) == voxels(reference)).all()
 
 
 def die_at_four(work, block, clock):

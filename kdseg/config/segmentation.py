@@ -19,8 +19,8 @@ class PredictOptions(Section):
     """Voxels that one task predicts and writes; a multiple of the shard. Does not change the result. With `fused` it
     is `fragments.block`."""
     tile: Extent = (128, 128, 128)
-    """Voxels that one forward pass yields, on a grid anchored at the origin; the block is a multiple. `kdseg tune` finds
-    the fastest for a network and a memory; another tile may change the last bits."""
+    """Voxels that one forward pass yields, on a grid anchored at the origin; the block is a multiple. `kdseg tune`
+    finds the fastest for a network and a memory; another tile may change the last bits."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     fused: bool = False
     """Make the fragments of a block while its affinities are in memory, and never store these: saves a byte per
