@@ -132,12 +132,16 @@ def prepare(
     loaded = load_model(weights)
     _check(source, loaded.voxel_size, raw)
     # The last bit of a float differs between kinds of device: a run is finished where it was begun.
-    made_of = {"tile": list(options.tile), "device": where.partition(":")[0], "precision": precision}
+    averages: dict[str, Product] = {"flips": "affinities_flips", "all": "affinities_all"}
+    averaged = averages.get(options.average) if product == "affinities" else None
+    made_of: dict[str, Any] = {"tile": list(options.tile), "device": where.partition(":")[0], "precision": precision}
+    if averaged is not None:
+        made_of["average"] = options.average
     on_gpu = where.startswith("cuda")
     return Prepared(
         source,
         loaded,
-        Weights(weights, options.tile, where, precision, product),
+        Weights(weights, options.tile, where, precision, averaged or product),
         cluster,
         _processes(cluster, gpus if on_gpu else workers),
         3 if on_gpu else 2,

@@ -50,6 +50,7 @@ class Telemetry:
         self._workers: dict[str, dict[str, Any]] = {}
         self._done = self._voxels = self._skipped = self._retries = 0
         self._started = self._written = time.monotonic()
+        self._first: float | None = None
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
         self.write("running")
@@ -69,6 +70,7 @@ class Telemetry:
             self._done += 1
             self._skipped += outcome.skipped
             self._voxels += block.roi.size
+        self._first = self._first or time.monotonic()
         self._tick()
 
     def retry(self) -> None:
@@ -115,6 +117,7 @@ class Telemetry:
             "started": self._since,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(seconds, 1),
+            "first_block_s": None if self._first is None else round(self._first - self._started, 1),
             "blocks": {
                 "total": self.blocks,
                 "before": self.before,

@@ -129,6 +129,21 @@ def test_other_weights_or_tiles_are_noticed(folder, reference):
         run(folder, "reference", model="other/model.json")
 
 
+def test_averages_are_those_that_students_learn_from(folder, reference):
+    (folder / "flips").mkdir()
+    raw, model = folder / "raw.json", folder / "model.json"
+    found = {}
+    for name, average, product in (("a", "flips", "affinities"), ("b", "none", "affinities_flips")):
+        options = PredictOptions(block=(64, 64, 64), tile=TILE, average=average)
+        predict.run(raw, model, folder / "flips" / f"{name}.json", options, STORAGE, product=product, device="cpu")
+        found[name] = voxels(folder / "flips" / f"{name}.json")
+    assert (found["a"] == found["b"]).all()
+    assert (found["a"] != voxels(reference)).any()
+    options = PredictOptions(block=(64, 64, 64), tile=TILE, average="flips")
+    with pytest.raises(ClaimError, match="average"):
+        predict.run(raw, model, reference, options, STORAGE, device="cpu")
+
+
 def test_refusals(folder):
     save(folder / "coarse" / "model.json", voxel_size=(40.0, 4.0, 4.0))
     with pytest.raises(VoxelSizeError, match=r"10\.0, 10\.0, 10\.0\) nm, the network was trained on \(40\.0"):

@@ -1,0 +1,108 @@
+"""`kdseg predict` from end to end, as users run it, against the bare forward pass of the same tiles in the same run.
+
+    python benchmarks/prediction_stage.py WORK --side 512 --block 128 --tile 128 --workers 1 2
+
+A phantom would take longer to make than to predict: the raw data are smoothed noise. Weights are random. Prints, per
+number of workers, Mvox/s with the start of the workers and from the first block on, the shares of reading, computing and writing, and
+the memory that was announced beside the largest that a worker had.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter
+
+from kdseg.checkpoint import LoadedModel, save_model
+from kdseg.config import PredictOptions
+from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.inference import predictor
+from kdseg.manifests import claim
+from kdseg.models import build
+from kdseg.models.device import resolve_precision
+from kdseg.telemetry import status_path
+from kdseg.volume import create_volume
+
+OFFSETS = tuple(tuple(-n * (a == axis) for a in range(3)) for n in (1, 3, 9) for axis in range(3))
+NM = (10.0, 10.0, 10.0)
+
+
+def prepare(work, side):
+    rng = np.random.default_rng(0)
+    part = gaussian_filter(rng.normal(size=(256, 256, 256)).astype(np.float32), 1.5, mode="wrap")
+    part = (part * 500 + 128).clip(0, 255).astype(np.uint8)
+    with claim(work / "raw.json", "noise", {"side": side}, {}, volume=True) as held:
+        shard = (128, 128, 128)
+        volume = create_volume(
+            held.store, shape=(side,) * 3, dtype=np.uint8, chunk=(64, 64, 64), shard=shard, voxel_size=NM
+        )
+        volume.write(volume.roi, np.tile(part, [-(-side // 256)] * 3)[:side, :side, :side])
+    torch.manual_seed(0)
+    options = UNetOptions(widths=(4, 8, 16))
+    network = build(options, HeadOptions(), OFFSETS)
+    with claim(work / "model.json", "train", {}, {}) as held:
+        save_model(held.model, LoadedModel(network, options, HeadOptions(), OFFSETS, NM))
+    return network
+
+
+def bare(network, tile, tiles=8):
+    """Return Mvox/s of the network alone, on one core."""
+    torch.set_num_threads(1)
+    cpu = torch.device("cpu")
+    ready = predictor(network, tile, cpu, resolve_precision("auto", cpu))
+    raw = np.random.default_rng(0).integers(
+        0, 256, [t + 2 * h for t, h in zip(tile, ready.halo, strict=True)], np.uint8
+    )
+    ready(raw)
+    started = time.perf_counter()
+    for _ in range(tiles):
+        ready(raw)
+    return tiles * np.prod(tile) / (time.perf_counter() - started) / 1e6
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--block", type=int, default=128)
+    parser.add_argument("--tile", type=int, default=128)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    given = parser.parse_args()
+    network = prepare(given.work, given.side)
+    speed = bare(network, (given.tile,) * 3)
+    print(f"bare forward pass, one core: {speed:.2f} Mvox/s")
+    print(
+        "| workers | Mvox/s | of bare | from the first block on | of bare | read, compute, write | announced, peak [MB] |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for workers in given.workers:
+        manifest = given.work / f"affinities{workers}.json"
+        options = PredictOptions(block=(given.block,) * 3, tile=(given.tile,) * 3).model_dump_json()
+        files = {"raw": given.work / "raw.json", "model": given.work / "model.json", "manifest": manifest}
+        command = [sys.executable, "-m", "kdseg", "predict", *(f"--{k}={v}" for k, v in files.items())]
+        how = [f"--options={options}", "--device=cpu", f"--workers={workers}"]
+        subprocess.run([*command, *how], check=True, capture_output=True)
+        facts = json.loads(status_path(manifest).read_text())
+        shutil.rmtree(manifest.with_suffix(".zarr"))
+        seconds = {k: sum(w["seconds"][k] for w in facts["workers"].values()) for k in ("read", "compute", "write")}
+        total = given.side**3 / facts["seconds"] / 1e6
+        steady = (given.side**3 - workers * given.block**3) / (facts["seconds"] - facts["first_block_s"]) / 1e6
+        shares = ", ".join(f"{s:.1f} s" for s in seconds.values())
+        memory = facts["memory_mb"]
+        print(
+            f"| {workers} | {total:.2f} | {total / workers / speed:.2f} | {steady:.2f} | {steady / workers / speed:.2f} "
+            f"| {shares} | {memory['announced']:.0f}, {memory['peak']:.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
