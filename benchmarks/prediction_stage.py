@@ -3,8 +3,8 @@
     python benchmarks/prediction_stage.py WORK --side 512 --block 128 --tile 128 --workers 1 2
 
 A phantom would take longer to make than to predict: the raw data are smoothed noise. Weights are random. Prints, per
-number of workers, Mvox/s with the start of the workers and from the first block on, the shares of reading, computing and writing, and
-the memory that was announced beside the largest that a worker had.
+number of workers, Mvox/s with the start of the workers and from the first block on, the seconds of reading, computing
+and writing, and the memory that was announced beside the largest that a worker had.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def main():
     speed = bare(network, (given.tile,) * 3)
     print(f"bare forward pass, one core: {speed:.2f} Mvox/s")
     print(
-        "| workers | Mvox/s | of bare | from the first block on | of bare | read, compute, write | announced, peak [MB] |"
+        "| workers | Mvox/s | of bare | from first block on | of bare | read, compute, write | announced, peak [MB] |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for workers in given.workers:
@@ -99,8 +99,8 @@ def main():
         shares = ", ".join(f"{s:.1f} s" for s in seconds.values())
         memory = facts["memory_mb"]
         print(
-            f"| {workers} | {total:.2f} | {total / workers / speed:.2f} | {steady:.2f} | {steady / workers / speed:.2f} "
-            f"| {shares} | {memory['announced']:.0f}, {memory['peak']:.0f} |"
+            f"| {workers} | {total:.2f} | {total / workers / speed:.2f} "
+            f"| {steady:.2f} | {steady / workers / speed:.2f} | {shares} | {memory['announced']:.0f}, {memory['peak']:.0f} |"
         )
 
 

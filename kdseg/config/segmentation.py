@@ -23,8 +23,8 @@ class PredictOptions(Section):
     finds the fastest for a network and a memory; another tile may change the last bits."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     average: Literal["none", "flips", "all"] = "none"
-    """Test-time augmentation: affinities are the mean over a tile's 8 mirror images, or these with quarter turns (16, or
-    48 where voxels are cubes): better, and more than so many times slower."""
+    """Test-time augmentation: affinities are the mean over a tile's 8 mirror images, or these with quarter turns (16,
+    or 48 where voxels are cubes): better, and more than so many times slower."""
     fused: bool = False
     """Make the fragments of a block while its affinities are in memory, and never store these: saves a byte per
     voxel and offset, and costs the prediction of the fragments' halos. Same fragments and edges, to the byte."""
