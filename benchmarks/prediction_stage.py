@@ -97,10 +97,10 @@ def main():
         total = given.side**3 / facts["seconds"] / 1e6
         steady = (given.side**3 - workers * given.block**3) / (facts["seconds"] - facts["first_block_s"]) / 1e6
         shares = ", ".join(f"{s:.1f} s" for s in seconds.values())
-        memory = facts["memory_mb"]
+        announced, peak = (facts["memory_mb"][name] for name in ("announced", "peak"))
         print(
             f"| {workers} | {total:.2f} | {total / workers / speed:.2f} "
-            f"| {steady:.2f} | {steady / workers / speed:.2f} | {shares} | {memory['announced']:.0f}, {memory['peak']:.0f} |"
+            f"| {steady:.2f} | {steady / workers / speed:.2f} | {shares} | {announced:.0f}, {peak:.0f} |"
         )
 
 
