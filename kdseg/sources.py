@@ -183,6 +183,12 @@ def source_path(address: str) -> Path:
     return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
 
 
+def source_member(address: str) -> str:
+    """Return what an address names within its file: the dataset of HDF5, the scale of precomputed; else nothing."""
+    hdf5 = _HDF5.match(address)
+    return (hdf5["dataset"] or "").strip("/") if hdf5 else split_scale(address)[1]
+
+
 @dataclass(frozen=True)
 class _ZarrArray:
     address: str

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -233,6 +234,18 @@ def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     done = kdseg(*command[1:], "--dust", 7)
     assert done.exit_code == 1
     assert "options.dust was 0, is 7" in done.output
+
+
+def test_another_volume_of_the_same_file_is_another_question(folder: Path) -> None:
+    write_hdf5(folder / "two.h5", LABELS, "a", resolution=NM)
+    with h5py.File(folder / "two.h5", "a") as file:
+        file["b"] = LABELS[::-1]
+    segments, out = f"{folder}/segments.h5:/a", folder / "out"
+    assert kdseg(segments, f"{folder}/two.h5:/a", out).exit_code == 0
+    assert kdseg(segments, f"{folder}/two.h5:a", out).exit_code == 0
+    done = kdseg(segments, f"{folder}/two.h5:/b", out)
+    assert done.exit_code == 1
+    assert 'options.members.labels was "a", is "b"' in done.output
 
 
 BAD = {

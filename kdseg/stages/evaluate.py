@@ -23,7 +23,7 @@ from kdseg.manifests import claim, source_fingerprint
 from kdseg.measures import conventions, details, measure
 from kdseg.metrics.boundaries import boundary_scores
 from kdseg.metrics.objects import Fault, worst_merges, worst_splits
-from kdseg.sources import Source, open_source, source_path
+from kdseg.sources import Source, open_source, source_member, source_path
 from kdseg.volume import VoxelSize
 
 SAMPLING = (
@@ -127,6 +127,9 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         del made_of["boundaries"]  # folders of earlier versions do not know it
     named = {"segmentation": question.segmentation, "labels": question.labels, "mask": question.mask}
     inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
+    members = {name: source_member(address) for name, address in named.items() if address and source_member(address)}
+    if members:  # the fingerprints are those of files, which may hold several volumes
+        made_of["members"] = members
     with (
         _folder(out) as folder,
         claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=overwrite) as held,
