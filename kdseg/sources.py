@@ -55,6 +55,17 @@ class Source:
     unit: Triple
     placed: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse sizes and places that are none, of files and of users.
+
+        Raises:
+            VoxelSizeError: if a size is not positive, or a place not finite.
+        """
+        if self.voxel_size is not None and not all(0 < v < math.inf for v in self.voxel_size):
+            raise VoxelSizeError(f"{self.address} has the voxel size {self.voxel_size} nm, expected positive numbers")
+        if self.offset is not None and not all(math.isfinite(v) for v in self.offset):
+            raise VoxelSizeError(f"{self.address} has the offset {self.offset} nm, expected finite numbers")
+
     @property
     def roi(self) -> Roi:
         """All voxels, counted from the first one."""
@@ -277,8 +288,4 @@ def _source(
 ) -> Source:
     if 0 in array.shape:
         raise ShapeError(f"{address} is empty: its shape is {array.shape}")
-    if voxel_size is not None and not all(0 < v < math.inf for v in voxel_size):
-        raise VoxelSizeError(f"{address} has the voxel size {voxel_size} nm, expected three positive numbers")
-    if offset is not None and not all(math.isfinite(v) for v in offset):
-        raise VoxelSizeError(f"{address} has the offset {offset} nm, expected three finite numbers")
     return Source(address, array, voxel_size, offset, unit)

@@ -292,6 +292,38 @@ def test_what_a_file_does_not_say_can_be_given(folder: Path) -> None:
     assert "the option is for files that do not say" in done.output
 
 
+def test_a_place_that_would_move_both_is_refused(folder: Path) -> None:
+    segments = write_hdf5(folder / "a.h5", SEGMENTS, "a", resolution=NM)
+    labels = write_hdf5(folder / "b.h5", LABELS, "a", resolution=NM)
+    place = ["--segmentation-offset", 30, 8, 0]
+    done = kdseg(segments, labels, *place)
+    assert done.exit_code == 1
+    assert "b.h5:/a does not say where it lies and would be put at the same place: give the offset" in done.output
+    kept = LABELS[1:, 1:] > 0
+    found = answer(folder, segments, labels, *place, "--labels-offset", 0, 0, 0)
+    expect(found["scores"], theirs(SEGMENTS[:-1, :-1], LABELS[1:, 1:], kept))
+
+
+NONSENSE = {
+    "--voxel-size 0 1 1": r"voxel size \(0\.0, 1\.0, 1\.0\) nm, expected positive",
+    "--voxel-size -1 1 1": "expected positive",
+    "--voxel-size nan 1 1": "expected positive",
+    "--voxel-size 1 1 1 --labels-offset nan 0 0": "expected finite",
+    "--voxel-size 1 1 1 --ignore-border -1": "tolerance must be 0 nm or more",
+    "--roi voxels:nan:3,0:2,0:2": "a region is voxels",
+    "--roi voxels:0:inf,0:2,0:2": "a region is voxels",
+}
+
+
+@pytest.mark.parametrize("options", NONSENSE)
+def test_numbers_that_are_none_are_refused_in_one_line(folder: Path, options: str) -> None:
+    write_zarr(folder / "a.zarr", 3, SEGMENTS)
+    done = kdseg(folder / "a.zarr", folder / "a.zarr", *options.split())
+    assert done.exit_code == 1
+    (line,) = done.output.strip().splitlines()
+    assert re.search(NONSENSE[options], line), line
+
+
 def test_all_ignored_is_said(folder: Path) -> None:
     done = kdseg(f"{folder}/segments.h5:/a", folder / "labels.zarr", *(f"--ignore-label={n}" for n in range(5)))
     assert done.exit_code == 1

@@ -60,7 +60,7 @@ def run(
             f"{segmentation} {'does not say its voxel size' if size is None else f'has voxels of {size} nm'}, got "
             f"{voxel_size}: give it, in nm, where the file does not say"
         )
-    placed = replace(source, offset=offset or source.offset or (0.0, 0.0, 0.0))
+    placed = replace(source, voxel_size=size, offset=offset or source.offset or (0.0, 0.0, 0.0))
     segments, inside = _segments_at(placed, truth.position, size)
     if not inside.any():
         raise DataError(
