@@ -115,6 +115,18 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_source(address)
 
 
+def test_chunks_that_would_be_read_as_zeros_are_refused(tmp_path: Path) -> None:
+    address = write(tmp_path / "a")
+    folder = next(path for path in (tmp_path / "a").iterdir() if path.is_dir())
+    for chunk in list(folder.iterdir()):
+        chunk.rename(chunk.with_name(f"{chunk.name}.gz"))
+    with pytest.raises(UnreadableError, match=r"packed one by one, e\.g\. .*\.gz, as CloudVolume"):
+        open_source(address)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingError, match="with the chunks of this scale"):
+        open_source(address)
+
+
 def test_is_scored_by_several_workers(tmp_path: Path) -> None:
     """In a process of its own: workers fork, which tensorstore's threads would not survive."""
     labels = cells(SHAPE, 14, seed=1)[1]
