@@ -248,6 +248,22 @@ def test_another_volume_of_the_same_file_is_another_question(folder: Path) -> No
     assert 'options.members.labels was "a", is "b"' in done.output
 
 
+def test_background_of_sections_is_background(folder: Path) -> None:
+    """The numbers of a section do not depend on where it lies, nor means over equal sections on how many there are."""
+    segments, labels = (np.repeat(ids[4:5] * (ids[4:5] > 1), 3, axis=0) for ids in (SEGMENTS, LABELS))
+    write_hdf5(folder / "s.h5", segments, "a", resolution=NM)
+    write_hdf5(folder / "l.h5", labels, "a", resolution=NM)
+    for ignored in ("0", "none"):
+        asked = [f"{folder}/s.h5:/a", f"{folder}/l.h5:/a", "--per-section", "--ignore-label", ignored, "--dust", 9]
+        one, other, both = (
+            answer(folder, *asked, "--roi", f"voxels:{z},0:24,0:20")["details"] for z in ("0:1", "1:2", "1:3")
+        )
+        assert other == one
+        means = ("cremi_score", "pq", "sq", "rq", "ap_50", "ap", "sbd", "aji")
+        assert {name: both[name] for name in means} == pytest.approx({name: one[name] for name in means}, abs=0.01)
+        assert both["count_difference"] == 2 * one["count_difference"]
+
+
 BAD = {
     "shapes that differ": ("short.h5:/a", r"short\.h5:/a of \(10, 24, 19\) voxels does not say where it lies.*offset"),
     "negative": ("negative.h5:/a", "negative id -2, expected ids of 0 or above"),

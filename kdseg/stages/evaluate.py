@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from kdseg.alignment import Alignment, align, expect_ids
 from kdseg.boundary_counting import CONVENTIONS, count_boundaries, dust_labels
-from kdseg.counting import Count, block_counts, count_blocks, read_count, read_rows
+from kdseg.counting import Count, block_counts, count_blocks, objects, read_count, read_rows
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.geometry import Roi, Triple
 from kdseg.intervals import LEVEL, SEED, intervals
@@ -139,9 +139,10 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         progress = held.progress(question.block)
         components = count_blocks(what, progress, held.parquet, workers=workers)
         counts = read_count(held.parquet, question.dust)
+        background = objects(read_rows(held.parquet), question.dust) if question.per_section else None
         answer: dict[str, Any] = {
             "scores": measure(counts),
-            "details": details(counts),
+            "details": details(counts, background),
             "conventions": conventions(),
         }
         if not question.per_section:  # there, ids are numbers of sections' own
