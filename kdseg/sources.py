@@ -46,6 +46,7 @@ class Source:
         offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
         placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
+        corner: whether ``offset`` is the first voxel's corner by the format; else take it for its centre, as OME-Zarr.
     """
 
     address: str
@@ -54,6 +55,7 @@ class Source:
     offset: VoxelSize | None
     unit: Triple
     placed: bool = True
+    corner: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes and places that are none, of files and of users.
@@ -104,7 +106,8 @@ def open_source(address: str) -> Source:
     folder, scale = split_scale(address)
     if is_precomputed(folder) and not _is_zarr(folder):
         volume = open_precomputed(folder, scale)
-        return replace(_source(address, volume, volume.voxel_size, volume.offset, volume.unit), placed=volume.placed)
+        opened = _source(address, volume, volume.voxel_size, volume.offset, volume.unit)
+        return replace(opened, placed=volume.placed, corner=True)
     if not path.exists():
         raise MissingError(
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
