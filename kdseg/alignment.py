@@ -109,7 +109,7 @@ class Alignment:
             pairs = [[float(v) for v in part.split(":")] for part in match["ranges"].split(",")] if match else []
         except ValueError:
             match = None
-        if not match:
+        if not match or not all(math.isfinite(v) for pair in pairs for v in pair):
             raise ConfigError(f"a region is voxels:z0:z1,y0:y1,x0:x1 or nm:z0:z1,y0:y1,x0:x1, got {text!r}")
         if match["unit"] == "voxels":
             if any(v != int(v) for pair in pairs for v in pair):

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 _RETRIES = 1
 _RESTARTS = 8
 """Crashed workers (killed, out of memory, failing block) that a stage survives before it gives up."""
+_MANY = 16
+"""Attempts at blocks that may fail before those that are left are not tried."""
 _DAY = 24 * 3600.0
 _CONTEXT = "DAISY_CONTEXT"
 """Variable in which daisy tells a worker where its server is."""
@@ -55,13 +57,13 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     count = tuple(-(-e // b) - lo for e, b, lo in zip(total.end, block, low, strict=True))
     done.mkdir(parents=True, exist_ok=True)
     _drop_half_written(done)
-    first_error = done.with_name(f"{done.name}.error")
-    first_error.unlink(missing_ok=True)
+    errors = done.with_name(f"{done.name}.error")
+    errors.unlink(missing_ok=True)
     workers = min(workers, max(count[0] * count[1] * count[2], 1))
     daisy.logging.set_log_basedir(None)
     unit = daisy.Roi((0, 0, 0), (1, 1, 1))
     try:
-        with _process_function(_on_cell(function, total, block, first_error), workers) as process:
+        with _process_function(_on_cell(function, total, block, errors), workers) as process:
             task = daisy.Task(
                 name,
                 total_roi=daisy.Roi(low, count),
@@ -85,7 +87,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
                 summary=False,
             )
     except (KdsegError, RuntimeError) as error:
-        cause = _cause(first_error, str(error))
+        cause = _cause(errors, str(error))
         raise StageError(f"{name}: {cause}; finished blocks are kept: mend it and rerun") from error
     state = states[name]
     finished = state.completed_count
@@ -95,7 +97,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     if finished != state.total_block_count:
         raise StageError(
             f"{name}: {state.total_block_count - finished} of {state.total_block_count} blocks are not done: "
-            f"{_cause(first_error, state.first_worker_error)}; finished blocks are kept: mend it and rerun"
+            f"{_cause(errors, state.first_worker_error)}; finished blocks are kept: mend it and rerun"
         )
 
 
@@ -108,25 +110,42 @@ def _drop_half_written(done: Path) -> None:
             metadata.unlink()
 
 
-def _cause(first_error: Path, reported: str | None) -> str:
+def _cause(errors: Path, reported: str | None) -> str:
     """Return the first error of a block; daisy itself reports the last of many, or its own advice."""
-    noted = first_error.read_text() if first_error.exists() else ""
-    return noted or _last_line(reported or "a worker was killed: by hand, or because memory ran out")
+    noted = errors.read_text().splitlines() if errors.exists() else []
+    return noted[0] if noted else _last_line(reported or "a worker was killed: by hand, or because memory ran out")
 
 
-def _on_cell(function: BlockFunction, total: Roi, block: Triple, first_error: Path) -> CellFunction:
+def _on_cell(function: BlockFunction, total: Roi, block: Triple, errors: Path) -> CellFunction:
     def on_cell(cell: daisy.Block) -> None:
+        if _many_failed(errors):
+            cell.status = daisy.BlockStatus.FAILED
+            return
         z, y, x = (int(i) for i in cell.write_roi.offset)
         roi = Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total)
         try:
             function(Block((z, y, x), roi))
         except Exception as error:
             said = str(error) if isinstance(error, KdsegError) else f"{type(error).__name__}: {_last_line(str(error))}"
-            with suppress(OSError), first_error.open("x") as file:  # not the first one, or the disk is full
-                file.write(f"block {roi}: {said}")
-            raise
+            if not _noted(errors, f"block {roi}: {_last_line(said)}\n") or not isinstance(error, KdsegError):
+                raise
+            cell.status = daisy.BlockStatus.FAILED  # told in one line at the end; raised it would be a page for each
 
     return on_cell
+
+
+def _noted(errors: Path, line: str) -> bool:
+    try:
+        with errors.open("a") as file:
+            file.write(line)
+    except OSError:  # the disk is full, perhaps: then daisy has to tell
+        return False
+    return True
+
+
+def _many_failed(errors: Path) -> bool:
+    """Return whether so many blocks have failed that the others need not be tried; most stages end with one error."""
+    return errors.exists() and errors.read_text().count("\n") >= _MANY
 
 
 @contextmanager

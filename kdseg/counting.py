@@ -26,7 +26,7 @@ from kdseg.components import block_components, join_components, joined
 from kdseg.errors import DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.metrics.boundaries import away_from_borders, halo
-from kdseg.metrics.contingency import Located, block_located, drop_small_labels
+from kdseg.metrics.contingency import Contingency, Located, block_located, drop_small_labels
 from kdseg.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.sources import open_source
 from kdseg.tables import read_table, write_table
@@ -220,6 +220,15 @@ def scored(rows: Rows, dust: int) -> Located:
             f"the dust of {dust} voxels"
         )
     return table
+
+
+def objects(rows: Rows, dust: int) -> Contingency:
+    """Return the rows of `scored`, in its order, with id 0 as background: 0 in every section, of both sides."""
+    segment, label = numbered(rows)
+    place = np.arange(rows.shape[1], dtype=np.uint64)
+    left = drop_small_labels(Located(segment, label, rows[3], place), dust)
+    segment, label = (np.where(rows[k][left.first] > 0, ids, 0) for k, ids in ((1, left.segment), (2, left.label)))
+    return Contingency(segment, label, left.count)
 
 
 def subtract(whole: Rows, part: Rows) -> Rows:

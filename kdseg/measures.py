@@ -25,8 +25,30 @@ class Measure(NamedTuple):
     conventions: Mapping[str, str]
 
 
-def _instances(table: Contingency | Located) -> dict[str, float]:
-    found = pairs(table)
+class Detail(NamedTuple):
+    """Numbers of one kind, of which some take id 0 for background.
+
+    Attributes:
+        of: returns them by name, from the table of the whole region, and from its rows with background as id 0, which
+            `counting.objects` returns: where sections were counted by themselves, the first has other ids for it.
+        conventions: as of `Measure`.
+    """
+
+    of: Callable[[Contingency | Located, Contingency | Located], Mapping[str, float]]
+    conventions: Mapping[str, str]
+
+
+def _rand(table: Contingency | Located, objects: Contingency | Located) -> dict[str, float]:
+    return {
+        "rand_index": rand(table).rand_index,
+        "arand_all": rand(table, pairs="all").error,
+        # a label 0 that is scored is a label like others
+        "cremi_score": cremi_score(Contingency(objects.segment, table.label, table.count), of=table).score,
+    }
+
+
+def _instances(table: Contingency | Located, objects: Contingency | Located) -> dict[str, float]:
+    found = pairs(objects)
     quality, precision, dice = panoptic(found), average_precision(found), best_dice(found)
     return {
         **quality._asdict(),
@@ -52,9 +74,9 @@ MEASURES: Mapping[str, Measure] = {
     ),
 }
 
-DETAILS: Mapping[str, Measure] = {
-    "information": Measure(
-        lambda table: {
+DETAILS: Mapping[str, Detail] = {
+    "information": Detail(
+        lambda table, _: {
             f"voi_{name}_nats": value
             for name, value in variation_of_information(table, unit="nats")._asdict().items()
             if name != "total"
@@ -64,19 +86,15 @@ DETAILS: Mapping[str, Measure] = {
             "voi_merge_nats": "nats; voi_merge times ln 2",
         },
     ),
-    "rand": Measure(
-        lambda table: {
-            "rand_index": rand(table).rand_index,
-            "arand_all": rand(table, pairs="all").error,
-            "cremi_score": cremi_score(table).score,
-        },
+    "rand": Detail(
+        _rand,
         {
             "rand_index": "share of pairs of different voxels on which both agree; 1 is best",
             "arand_all": "adapted Rand error with pairs of a voxel with itself, as python-elf and waterz; 0 is best",
             "cremi_score": "square root of VOI (bits) times adapted Rand error, as the CREMI challenge; 0 is best",
         },
     ),
-    "instances": Measure(
+    "instances": Detail(
         _instances,
         {
             "pq": "panoptic quality, matches of IoU above 0.5 (Kirillov 2019); 1 is best",
@@ -94,9 +112,15 @@ DETAILS: Mapping[str, Measure] = {
 and voxels that are left out belong to no object."""
 
 
-def details(table: Contingency | Located) -> dict[str, float]:
-    """Return the numbers of `DETAILS` by name; see `measure`."""
-    return {name: value for one in DETAILS.values() for name, value in one.of(table).items()}
+def details(table: Contingency | Located, objects: Contingency | Located | None = None) -> dict[str, float]:
+    """Return the numbers of `DETAILS` by name; see `measure`.
+
+    Args:
+        table: of the whole region.
+        objects: its rows with id 0 as background, `counting.objects`; default: those of ``table`` are.
+    """
+    background = table if objects is None else objects
+    return {name: value for one in DETAILS.values() for name, value in one.of(table, background).items()}
 
 
 def measure(table: Contingency | Located) -> dict[str, float]:
@@ -113,5 +137,5 @@ def measure(table: Contingency | Located) -> dict[str, float]:
 
 def conventions() -> dict[str, str]:
     """Return what each number of `measure` and `details` is, by name."""
-    kinds = [*MEASURES.values(), *DETAILS.values()]
-    return {name: text for one in kinds for name, text in one.conventions.items()}
+    kinds = [one.conventions for one in MEASURES.values()] + [one.conventions for one in DETAILS.values()]
+    return {name: text for one in kinds for name, text in one.items()}

@@ -9,6 +9,7 @@ by forking: tensorstore ends these, and the stage says that its workers were kil
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -21,6 +22,9 @@ from numpy.typing import NDArray
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Slices, Triple
 from kdseg.volume import VoxelSize
+
+_PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
+"""Endings of packed files; names of chunks and shards end otherwise."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +94,9 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         key: of the scale, as in `info`; default: the first, which is the finest.
 
     Raises:
-        MissingError: if tensorstore is not installed, or there is no such scale.
+        MissingError: if tensorstore is not installed, or there is no such scale or no folder of its chunks.
         ShapeError: if it has several channels.
-        UnreadableError: if `info` is damaged, or not that of a volume.
+        UnreadableError: if `info` is damaged, or not that of a volume, or chunks are files that were packed.
     """
     try:
         info = json.loads((path / "info").read_text())
@@ -114,6 +118,7 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         raise MissingError(f"{path} has no scale {key!r}, expected {path}: and one of {list(scales)}")
     if channels != 1:
         raise ShapeError(f"{path} has {channels} channels, expected (z, y, x) of one channel: extract it")
+    _check_chunks(path / str(scale["key"]))
     if find_spec("tensorstore") is None:
         raise MissingError(
             f"{path} is in Neuroglancer's precomputed format, which tensorstore reads, and that is not installed: "
@@ -121,6 +126,19 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         )
     key = str(scale["key"])
     return PrecomputedArray(path, key, (z, y, x), dtype, voxel_size, offset, "voxel_offset" in scale, chunk)
+
+
+def _check_chunks(folder: Path) -> None:
+    """Refuse what would be read as zeros: chunks that are not there, and those under other names, are 0."""
+    if not folder.is_dir():
+        raise MissingError(f"no folder {folder} with the chunks of this scale: copy it, too")
+    with os.scandir(folder) as entries:
+        first = next((Path(entry.name) for entry in entries if entry.is_file()), None)
+    if first is not None and first.suffix in _PACKED:
+        raise UnreadableError(
+            f"the chunks in {folder} are packed one by one, e.g. {first}, as CloudVolume does: unpack them, e.g. with "
+            "gunzip -r, or write them with compress=False"
+        )
 
 
 def _three(values: list[float]) -> VoxelSize:

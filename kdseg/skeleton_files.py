@@ -88,6 +88,20 @@ def _csv(path: Path, nm: float) -> Skeletons:
     return _skeletons(rows, path)
 
 
+def _refuse_cycles(rows: list[tuple[int | float, ...]], edges: list[tuple[int, int]], path: Path) -> None:
+    """Refuse nodes that are their own ancestors: who has a parent each, and no root, goes round."""
+    parent = dict((child, above) for above, child in edges)
+    rooted = {k for k in range(len(rows)) if k not in parent}
+    for start in range(len(rows)):
+        way, k = set[int](), start
+        while k not in rooted:
+            if k in way:
+                raise DataError(f"{path}: node {rows[k][1]} is its own ancestor; a skeleton is a tree")
+            way.add(k)
+            k = parent[k]
+        rooted |= way
+
+
 def _skeletons(rows: Iterable[tuple[int | float, ...]], path: Path) -> Skeletons:
     rows = list(rows)
     at = {(row[0], row[1]): k for k, row in enumerate(rows)}
@@ -98,6 +112,7 @@ def _skeletons(rows: Iterable[tuple[int | float, ...]], path: Path) -> Skeletons
     if unknown:
         raise DataError(f"{path}: node {unknown[0][1]} has the parent {unknown[0][2]}, which is not there")
     edges = [(at[rows[k][0], rows[k][2]], k) for k in children]
+    _refuse_cycles(rows, edges, path)
     return Skeletons(
         np.array([row[3:] for row in rows], np.float64).reshape(-1, 3),
         np.array([row[0] for row in rows], np.uint64),

@@ -46,6 +46,7 @@ class Source:
         offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
         placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
+        corner: whether ``offset`` is the first voxel's corner by the format; else take it for its centre, as OME-Zarr.
     """
 
     address: str
@@ -54,6 +55,18 @@ class Source:
     offset: VoxelSize | None
     unit: Triple
     placed: bool = True
+    corner: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and places that are none, of files and of users.
+
+        Raises:
+            VoxelSizeError: if a size is not positive, or a place not finite.
+        """
+        if self.voxel_size is not None and not all(0 < v < math.inf for v in self.voxel_size):
+            raise VoxelSizeError(f"{self.address} has the voxel size {self.voxel_size} nm, expected positive numbers")
+        if self.offset is not None and not all(math.isfinite(v) for v in self.offset):
+            raise VoxelSizeError(f"{self.address} has the offset {self.offset} nm, expected finite numbers")
 
     @property
     def roi(self) -> Roi:
@@ -93,7 +106,8 @@ def open_source(address: str) -> Source:
     folder, scale = split_scale(address)
     if is_precomputed(folder) and not _is_zarr(folder):
         volume = open_precomputed(folder, scale)
-        return replace(_source(address, volume, volume.voxel_size, volume.offset, volume.unit), placed=volume.placed)
+        opened = _source(address, volume, volume.voxel_size, volume.offset, volume.unit)
+        return replace(opened, placed=volume.placed, corner=True)
     if not path.exists():
         raise MissingError(
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
@@ -181,6 +195,12 @@ def source_path(address: str) -> Path:
     """Return the file or folder that an address lies in."""
     hdf5 = _HDF5.match(address)
     return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
+
+
+def source_member(address: str) -> str:
+    """Return what an address names within its file: the dataset of HDF5, the scale of precomputed; else nothing."""
+    hdf5 = _HDF5.match(address)
+    return (hdf5["dataset"] or "").strip("/") if hdf5 else split_scale(address)[1]
 
 
 @dataclass(frozen=True)
@@ -271,8 +291,4 @@ def _source(
 ) -> Source:
     if 0 in array.shape:
         raise ShapeError(f"{address} is empty: its shape is {array.shape}")
-    if voxel_size is not None and not all(0 < v < math.inf for v in voxel_size):
-        raise VoxelSizeError(f"{address} has the voxel size {voxel_size} nm, expected three positive numbers")
-    if offset is not None and not all(math.isfinite(v) for v in offset):
-        raise VoxelSizeError(f"{address} has the offset {offset} nm, expected three finite numbers")
     return Source(address, array, voxel_size, offset, unit)

@@ -293,7 +293,9 @@ def _open_image(group: zarr.Group, path: Path, level: int) -> Volume:
     if names[-3:] != list(AXES):
         raise ShapeError(f"{path} has the axes {names}, expected (c,) z, y, x")
     place = _in_nm(scale[-3:], translation[-3:], units, path)
-    return _checked(Volume(array, *place, cast("dict[str, Any]", attributes.get("kdseg", {}))), path)
+    notes = cast("dict[str, Any]", attributes.get("kdseg", {}))
+    # without units, the 0 of a translation that is not there is as little known as the scale
+    return _checked(Volume(array, *place, notes, placed=place[0] is not None), path)
 
 
 def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array[Any]:

@@ -58,6 +58,22 @@ def test_where_all_blocks_fail_the_first_cause_is_told(tmp_path, workers):
         run_blocks("fail", Roi((0, 0, 0), (40, 8, 64)), BLOCK, fail, workers=workers, done=tmp_path / "done")
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_many_failures_are_told_in_one_line_and_soon(tmp_path, workers, capfd):
+    (tmp_path / "out").mkdir()
+    write = note(tmp_path / "out")
+
+    def fail(block):
+        write(block)
+        raise DataError("negative ids")
+
+    with pytest.raises(StageError, match=r"200 of 200 blocks are not done: block .*: negative ids"):
+        run_blocks("fail", Roi((0, 0, 0), (8, 8, 1600)), BLOCK, fail, workers=workers, done=tmp_path / "done")
+    assert len(list((tmp_path / "out").iterdir())) <= 16 + workers
+    told = capfd.readouterr()
+    assert "Traceback" not in told.err + told.out
+
+
 @pytest.mark.parametrize("bytes_left", [0, 100])
 def test_a_kill_while_daisy_wrote_its_metadata_is_mended(tmp_path, bytes_left):
     (tmp_path / "out").mkdir()

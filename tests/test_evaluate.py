@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -235,6 +236,34 @@ def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "options.dust was 0, is 7" in done.output
 
 
+def test_another_volume_of_the_same_file_is_another_question(folder: Path) -> None:
+    write_hdf5(folder / "two.h5", LABELS, "a", resolution=NM)
+    with h5py.File(folder / "two.h5", "a") as file:
+        file["b"] = LABELS[::-1]
+    segments, out = f"{folder}/segments.h5:/a", folder / "out"
+    assert kdseg(segments, f"{folder}/two.h5:/a", out).exit_code == 0
+    assert kdseg(segments, f"{folder}/two.h5:a", out).exit_code == 0
+    done = kdseg(segments, f"{folder}/two.h5:/b", out)
+    assert done.exit_code == 1
+    assert 'options.members.labels was "a", is "b"' in done.output
+
+
+def test_background_of_sections_is_background(folder: Path) -> None:
+    """The numbers of a section do not depend on where it lies, nor means over equal sections on how many there are."""
+    segments, labels = (np.repeat(ids[4:5] * (ids[4:5] > 1), 3, axis=0) for ids in (SEGMENTS, LABELS))
+    write_hdf5(folder / "s.h5", segments, "a", resolution=NM)
+    write_hdf5(folder / "l.h5", labels, "a", resolution=NM)
+    for ignored in ("0", "none"):
+        asked = [f"{folder}/s.h5:/a", f"{folder}/l.h5:/a", "--per-section", "--ignore-label", ignored, "--dust", 9]
+        one, other, both = (
+            answer(folder, *asked, "--roi", f"voxels:{z},0:24,0:20")["details"] for z in ("0:1", "1:2", "1:3")
+        )
+        assert other == one
+        means = ("cremi_score", "pq", "sq", "rq", "ap_50", "ap", "sbd", "aji")
+        assert {name: both[name] for name in means} == pytest.approx({name: one[name] for name in means}, abs=0.01)
+        assert both["count_difference"] == 2 * one["count_difference"]
+
+
 BAD = {
     "shapes that differ": ("short.h5:/a", r"short\.h5:/a of \(10, 24, 19\) voxels does not say where it lies.*offset"),
     "negative": ("negative.h5:/a", "negative id -2, expected ids of 0 or above"),
@@ -277,6 +306,38 @@ def test_what_a_file_does_not_say_can_be_given(folder: Path) -> None:
     expect(found["scores"], theirs(SEGMENTS, LABELS, kept))
     done = kdseg(folder / "short.zarr", folder / "labels.zarr", *place, "--voxel-size", 30, 8, 9)
     assert "the option is for files that do not say" in done.output
+
+
+def test_a_place_that_would_move_both_is_refused(folder: Path) -> None:
+    segments = write_hdf5(folder / "a.h5", SEGMENTS, "a", resolution=NM)
+    labels = write_hdf5(folder / "b.h5", LABELS, "a", resolution=NM)
+    place = ["--segmentation-offset", 30, 8, 0]
+    done = kdseg(segments, labels, *place)
+    assert done.exit_code == 1
+    assert "b.h5:/a does not say where it lies and would be put at the same place: give the offset" in done.output
+    kept = LABELS[1:, 1:] > 0
+    found = answer(folder, segments, labels, *place, "--labels-offset", 0, 0, 0)
+    expect(found["scores"], theirs(SEGMENTS[:-1, :-1], LABELS[1:, 1:], kept))
+
+
+NONSENSE = {
+    "--voxel-size 0 1 1": r"voxel size \(0\.0, 1\.0, 1\.0\) nm, expected positive",
+    "--voxel-size -1 1 1": "expected positive",
+    "--voxel-size nan 1 1": "expected positive",
+    "--voxel-size 1 1 1 --labels-offset nan 0 0": "expected finite",
+    "--voxel-size 1 1 1 --ignore-border -1": "tolerance must be 0 nm or more",
+    "--roi voxels:nan:3,0:2,0:2": "a region is voxels",
+    "--roi voxels:0:inf,0:2,0:2": "a region is voxels",
+}
+
+
+@pytest.mark.parametrize("options", NONSENSE)
+def test_numbers_that_are_none_are_refused_in_one_line(folder: Path, options: str) -> None:
+    write_zarr(folder / "a.zarr", 3, SEGMENTS)
+    done = kdseg(folder / "a.zarr", folder / "a.zarr", *options.split())
+    assert done.exit_code == 1
+    (line,) = done.output.strip().splitlines()
+    assert re.search(NONSENSE[options], line), line
 
 
 def test_all_ignored_is_said(folder: Path) -> None:

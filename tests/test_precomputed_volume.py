@@ -17,6 +17,7 @@ from kdseg import precomputed_volume
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.sources import open_source, source_path
+from kdseg.stages import runlength
 from kdseg.stages.evaluate import Question, run
 
 tensorstore = pytest.importorskip("tensorstore")
@@ -113,6 +114,28 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(precomputed_volume, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'kdseg\[precomputed\]'"):
         open_source(address)
+
+
+def test_chunks_that_would_be_read_as_zeros_are_refused(tmp_path: Path) -> None:
+    address = write(tmp_path / "a")
+    folder = next(path for path in (tmp_path / "a").iterdir() if path.is_dir())
+    for chunk in list(folder.iterdir()):
+        chunk.rename(chunk.with_name(f"{chunk.name}.gz"))
+    with pytest.raises(UnreadableError, match=r"packed one by one, e\.g\. .*\.gz, as CloudVolume"):
+        open_source(address)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(MissingError, match="with the chunks of this scale"):
+        open_source(address)
+
+
+def test_run_lengths_take_its_offset_for_a_corner(tmp_path: Path) -> None:
+    """As neuroglancer: a node at 10.9 voxels is in voxel 10."""
+    ids = np.zeros((4, 4, 4), np.uint64)
+    ids[1, 2] = 5
+    address = write(tmp_path / "a", ids, voxel_offset=[0, 0, 10], resolution=[4, 4, 40])
+    nodes = [f"1,{x},{x - 1},{11.9 * 40},{2.1 * 4},{(x + 0.9) * 4}" for x in range(4)]
+    (tmp_path / "truth.csv").write_text("\n".join(["neuron,node,parent,z,y,x", *nodes]))
+    assert runlength.run(address, tmp_path / "truth.csv")["nerl"] == 1
 
 
 def test_is_scored_by_several_workers(tmp_path: Path) -> None:

@@ -184,3 +184,12 @@ def test_says_what_is_missing(tmp_path: Path) -> None:
     write_table(tmp_path / "a.npz", {"position": np.zeros((1, 3))})
     with pytest.raises(DataError, match="neuron"):
         read_skeletons(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("parents", [(2, 3, 2), (1, 1, 2), (-1, 3, 2)])
+def test_a_skeleton_that_goes_round_is_refused(tmp_path, parents):
+    path = tmp_path / "round.csv"
+    lines = [f"7,{node},{parent},0,0,{node}" for node, parent in zip((1, 2, 3), parents, strict=True)]
+    path.write_text("\n".join(["neuron,node,parent,z,y,x", *lines]) + "\n")
+    with pytest.raises(DataError, match="is its own ancestor"):
+        read_skeletons(path)

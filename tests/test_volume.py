@@ -206,7 +206,8 @@ def test_units_and_outer_transformations_become_nm(tmp_path: Path, zarr_format: 
 
 def test_a_scale_without_a_unit_is_no_voxel_size(tmp_path: Path) -> None:
     image = {"axes": _axes("zyx", None)}
-    assert open_volume(_ome(tmp_path / "o.zarr", (4, 4, 4), image)).voxel_size is None
+    volume = open_volume(_ome(tmp_path / "o.zarr", (4, 4, 4), image))
+    assert (volume.voxel_size, volume.placed) == (None, False)
     image |= {"datasets": [_dataset([1.0] * 3, [5.0, 0.0, 0.0])]}
     with pytest.raises(VoxelSizeError, match="units of length"):
         open_volume(_ome(tmp_path / "t.zarr", (4, 4, 4), image))

@@ -42,9 +42,9 @@ json_file = click.option("--json", "json_path", type=FILE, help="Write all that 
 @click.argument("out", required=False, type=click.Path(path_type=Path, file_okay=False))
 @region
 @click.option("--mask", help="Volume; voxels where it is 0, or which it does not cover, are left out.")
-@click.option("--ignore-label", multiple=True, default=("0",), callback=_ids, help="Repeat, or `none`; default 0.")
+@click.option("--ignore-label", multiple=True, default=("0",), callback=_ids, help="Instead of 0; repeat, or `none`.")
 @click.option("--ignore-segment", multiple=True, callback=_ids, help="Repeat, or `none`, the default.")
-@click.option("--dust", default=0, type=click.IntRange(0), help="Leave out labels of fewer voxels of the region.")
+@click.option("--dust", default=0, type=click.IntRange(0), help="Leave out labels of fewer scored voxels.")
 @click.option("--ignore-border", type=float, help="Leave out voxels within so many nm of labels' borders, as CREMI.")
 @click.option("--boundaries", type=float, help="Score boundary voxels, too, with this tolerance in nm.")
 @click.option("--per-section", is_flag=True, help="Score each z as an image of its own.")
@@ -68,7 +68,7 @@ def evaluate(
     worst: int,
     **how: Any,
 ) -> None:
-    """Score SEGMENTATION against LABELS, both .zarr, .h5:/dataset or TIFF; a killed run goes on if OUT is given."""
+    """Score SEGMENTATION against LABELS, addresses as in docs/evaluation.md; a killed run goes on if OUT is given."""
     from kdseg.forks import one_heap
     from kdseg.manifests import write_json
     from kdseg.stages import evaluate as stage

@@ -178,7 +178,9 @@ def rand(
     )
 
 
-def cremi_score(contingency: Contingency | Located, *, background: int | None = 0) -> Cremi:
+def cremi_score(
+    contingency: Contingency | Located, *, background: int | None = 0, of: Contingency | Located | None = None
+) -> Cremi:
     """Return the score that the CREMI challenge ranks by: ``sqrt(voi * arand)``.
 
     cremi.org, "neuron segmentation metrics". The challenge leaves out label 0, and the voxels near a border of
@@ -187,11 +189,13 @@ def cremi_score(contingency: Contingency | Located, *, background: int | None = 
     Args:
         contingency: table of the whole volume.
         background: see `rand`; 0 as the challenge's script; None as python-elf's `cremi_score`.
+        of: table for the variation of information, where ids of background are one more segment per section; default:
+            the same.
 
     Raises:
         DataError: if the table is empty or an object has 2**48 voxels or more.
     """
-    information = variation_of_information(contingency)
+    information = variation_of_information(contingency if of is None else of)
     arand = rand(contingency, pairs="all", background=background).error
     return Cremi(information.split, information.merge, arand, math.sqrt(information.total * arand))
 

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from kdseg.alignment import Alignment, align, expect_ids
 from kdseg.boundary_counting import CONVENTIONS, count_boundaries, dust_labels
-from kdseg.counting import Count, block_counts, count_blocks, read_count, read_rows
+from kdseg.counting import Count, block_counts, count_blocks, objects, read_count, read_rows
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.geometry import Roi, Triple
 from kdseg.intervals import LEVEL, SEED, intervals
 from kdseg.manifests import claim, source_fingerprint
 from kdseg.measures import conventions, details, measure
-from kdseg.metrics.boundaries import boundary_scores
+from kdseg.metrics.boundaries import boundary_scores, halo
 from kdseg.metrics.objects import Fault, worst_merges, worst_splits
-from kdseg.sources import Source, open_source, source_path
+from kdseg.sources import Source, open_source, source_member, source_path
 from kdseg.volume import VoxelSize
 
 SAMPLING = (
@@ -95,8 +95,9 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
     Raises:
         DataError: if ids are no integers, or negative, or nothing is left to score.
         ShapeError: if the volumes do not overlap, or do not say where they lie and differ in shape.
-        VoxelSizeError: if their voxels do not lie on one grid.
-        ConfigError: if the region is not understood, or boundaries are to be both scored and left out.
+        VoxelSizeError: if their voxels do not lie on one grid, or a size or place is none.
+        ConfigError: if the region is not understood, boundaries are to be both scored and left out, or only one of two
+            files without a place is given one.
         MissingError: if a volume is not there.
         UnreadableError: if one is damaged or of no known format.
         StageError: if a block failed, e.g. for negative ids or a damaged chunk.
@@ -106,6 +107,7 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         raise ConfigError("--ignore-border leaves out the voxels that --boundaries scores: ask for one of the two")
     sources = _sources(question)
     aligned = align(*sources)
+    size = _size_for_distances(question, aligned)
     segmentation = aligned.placed[1]
     what = Count(
         segmentation,
@@ -118,7 +120,7 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         question.per_section,
         question.components,
         question.ignore_border,
-        _size_for_distances(question, aligned),
+        size,
     )
     made_of = {
         name: value for name, value in asdict(question).items() if name not in ("segmentation", "labels", "mask")
@@ -127,6 +129,9 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         del made_of["boundaries"]  # folders of earlier versions do not know it
     named = {"segmentation": question.segmentation, "labels": question.labels, "mask": question.mask}
     inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
+    members = {name: source_member(address) for name, address in named.items() if address and source_member(address)}
+    if members:  # the fingerprints are those of files, which may hold several volumes
+        made_of["members"] = members
     with (
         _folder(out) as folder,
         claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=overwrite) as held,
@@ -134,9 +139,10 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         progress = held.progress(question.block)
         components = count_blocks(what, progress, held.parquet, workers=workers)
         counts = read_count(held.parquet, question.dust)
+        background = objects(read_rows(held.parquet), question.dust) if question.per_section else None
         answer: dict[str, Any] = {
             "scores": measure(counts),
-            "details": details(counts),
+            "details": details(counts, background),
             "conventions": conventions(),
         }
         if not question.per_section:  # there, ids are numbers of sections' own
@@ -184,7 +190,10 @@ def _size_for_distances(question: Question, aligned: Alignment) -> VoxelSize:
     asked = question.ignore_border is not None or question.boundaries is not None
     if asked and aligned.voxel_size is None:
         raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, in nm, as --voxel-size")
-    return aligned.voxel_size or (1.0, 1.0, 1.0)
+    size = aligned.voxel_size or (1.0, 1.0, 1.0)
+    for distance in (question.ignore_border, question.boundaries):
+        halo(distance or 0.0, size)  # refuses what is no distance, before the first block
+    return size
 
 
 def _faults(faults: list[Fault], region: Roi) -> list[dict[str, Any]]:
@@ -225,6 +234,12 @@ def _sources(question: Question) -> list[Source]:
                 )
             source = replace(source, voxel_size=question.voxel_size)
         found.append(source)
+    for option, given, other in (("segmentation", found[1], found[0]), ("labels", found[0], found[1])):
+        if places[option] is not None and not other.placed:
+            raise ConfigError(
+                f"--{option}-offset places {given.address}, but {other.address} does not say where it lies and would "
+                "be put at the same place: give the offset of both"
+            )
     return found
 
 

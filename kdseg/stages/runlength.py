@@ -60,7 +60,10 @@ def run(
             f"{segmentation} {'does not say its voxel size' if size is None else f'has voxels of {size} nm'}, got "
             f"{voxel_size}: give it, in nm, where the file does not say"
         )
-    placed = replace(source, offset=offset or source.offset or (0.0, 0.0, 0.0))
+    first = source.offset or (0.0, 0.0, 0.0)
+    if source.corner:
+        first = (first[0] + size[0] / 2, first[1] + size[1] / 2, first[2] + size[2] / 2)
+    placed = replace(source, voxel_size=size, offset=offset or first)
     segments, inside = _segments_at(placed, truth.position, size)
     if not inside.any():
         raise DataError(
