@@ -90,7 +90,7 @@ def _csv(path: Path, nm: float) -> Skeletons:
 
 def _refuse_cycles(rows: list[tuple[int | float, ...]], edges: list[tuple[int, int]], path: Path) -> None:
     """Refuse nodes that are their own ancestors: who has a parent each, and no root, goes round."""
-    parent = dict((child, above) for above, child in edges)
+    parent = {child: above for above, child in edges}
     rooted = {k for k in range(len(rows)) if k not in parent}
     for start in range(len(rows)):
         way, k = set[int](), start
