@@ -411,6 +411,12 @@ def test_a_package_that_is_not_installed(bucket, anew, monkeypatch):
 
 
 class Quiet(SimpleHTTPRequestHandler):
+    def send_head(self):
+        if self.path.startswith("/forbidden"):
+            self.send_error(403)
+            return None
+        return super().send_head()
+
     def log_message(self, *_):
         pass
 
@@ -423,6 +429,8 @@ def test_a_web_server(inputs):
         np.testing.assert_array_equal(source.read(source.roi), expected.read(expected.roi))
         with pytest.raises(KdsegError, match=r"no zarr at .*/nothing\.zarr"):
             open_source(f"{address}/nothing.zarr")
+        with pytest.raises(UnreadableError, match=r"cannot reach .*/forbidden\.zarr: 403"):
+            open_source(f"{address}/forbidden.zarr")
         volume = open_volume(f"{address}/raw.zarr")
         server.shutdown()
     with pytest.raises(UnreadableError, match=f"cannot reach {address}/raw.zarr/0: "):  # which is no damage
