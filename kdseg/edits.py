@@ -159,7 +159,7 @@ def fragments_at(volume: Volume, points: NDArray[np.float64]) -> NDArray[np.uint
         UnreadableError: if a chunk is damaged.
     """
     if volume.voxel_size is None:
-        raise VoxelSizeError(f"{volume.array.store_path} has no voxel size: points in nm mean nothing in it")
+        raise VoxelSizeError(f"{volume.where} has no voxel size: points in nm mean nothing in it")
     voxels = np.floor((points - np.array(volume.offset)) / np.array(volume.voxel_size) + 0.5)
     found = np.zeros(len(points), np.uint64)
     for k, voxel in enumerate(voxels.tolist()):

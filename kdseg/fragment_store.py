@@ -20,7 +20,7 @@ def create_fragments(path: Path, source: Volume, storage: StorageOptions) -> Non
         UnreadableError: if the disk does not take it.
     """
     if source.voxel_size is None:
-        raise ShapeError(f"{source.array.store_path} has no voxel size")
+        raise ShapeError(f"{source.where} has no voxel size")
     create_volume(
         path,
         shape=source.shape,

@@ -2,7 +2,8 @@
 
 Beside the manifest ``x.json`` of a stage lie::
 
-    x.zarr, x.tables, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs)
+    x.zarr, x.tables, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs);
+                         x.zarr is a link where the volume lies in a bucket (see `kdseg.remote`)
     .x/claim.json     what the result is made of: options and inputs, written before the first block
     .x/64x64x64/      markers and parts of finished blocks, for blocks of this extent
     .x/lock           who is writing
@@ -28,7 +29,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdseg import __version__
+from kdseg import __version__, remote
 from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.locks import locked
@@ -126,12 +127,17 @@ def file_fingerprint(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def source_fingerprint(path: Path) -> str:
+def source_fingerprint(path: Path | str) -> str:
     """Return a hash of names, sizes and times of a user's file or folder, which may be too large to read.
+
+    Of a URL it is a hash of the URL and the metadata there: voxels that change in a bucket are not noticed.
 
     Raises:
         MissingError: if there is nothing.
+        UnreadableError: if a bucket does not answer.
     """
+    if isinstance(path, str):
+        return fingerprint("source", {"url": path, "metadata": remote.metadata(path)}, {})
     if not path.exists():
         raise MissingError(f"nothing at {path}")
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
@@ -213,6 +219,7 @@ def claim(
     *,
     volume: bool = False,
     tables: bool = False,
+    bucket: str | None = None,
     overwrite: bool = False,
 ) -> Iterator[Claim]:
     """Hold a stage's result while the body makes it, and write the manifest when the body is done.
@@ -224,6 +231,7 @@ def claim(
         inputs: fingerprint of each input.
         volume: the result is a volume that grows block by block; if it is gone, so is the progress.
         tables: likewise, a folder of tables.
+        bucket: URL below which a new volume is made, with a link to it beside the manifest; None: it is made here.
         overwrite: clear what other options or inputs made, instead of refusing.
 
     Yields:
@@ -231,7 +239,7 @@ def claim(
 
     Raises:
         ClaimError: if the result is of other options or inputs, or another run is writing it.
-        UnreadableError: if the disk does not take it.
+        UnreadableError: if the disk does not take it, or a bucket does not answer.
     """
     mark = fingerprint(stage, options, inputs)
     held = Claim(manifest, mark)
@@ -241,7 +249,7 @@ def claim(
         if claimed.exists():
             before = read(claimed)
             if before["fingerprint"] == CLEARING or (
-                (volume and not held.store.exists()) or (tables and not held.tables.exists())
+                (volume and _gone(held.store)) or (tables and not held.tables.exists())
             ):
                 _remove(held)
             elif before["fingerprint"] != mark:
@@ -253,16 +261,19 @@ def claim(
                 f"{unclaimed[0]} is there, but no claim says what it is made of; move it away or delete it"
             )
         write_json(claimed, made_of)
+        if volume and bucket is not None and not held.store.exists():
+            write_json(held.store, {"url": remote.new_url(bucket, manifest.stem)})
         started = time.monotonic()
         yield held
         seconds = time.monotonic() - started
         _finish(held, made_of, seconds)
 
 
-def clear(manifest: Path) -> list[Path]:
-    """Remove a manifest and all that its stage made, and return what was removed.
+def clear(manifest: Path) -> list[Path | str]:
+    """Remove a manifest and all that its stage made, in a bucket too, and return what was removed: paths and URLs.
 
     Raises:
+        UnreadableError: if a bucket does not answer; what is left is removed when it is tried again.
         ClaimError: if a run is writing it.
         MissingError: if there is nothing to remove.
     """
@@ -270,7 +281,8 @@ def clear(manifest: Path) -> list[Path]:
     if not (held.private / "claim.json").exists():
         raise MissingError(f"nothing to clear at {manifest}: no stage of kdseg has claimed it")
     with locked(held.private):
-        found = _made(held)
+        found: list[Path | str] = [*_made(held)]
+        found += [remote.read_link(held.store)] if held.store.is_file() else []
         _remove(held)
         # The lock goes while it is held: who waits for it finds another file at its path, and takes that.
         shutil.rmtree(held.private)
@@ -373,10 +385,17 @@ def _made(held: Claim) -> list[Path]:
     return [path for path in made if path.exists()]
 
 
+def _gone(store: Path) -> bool:
+    """Return whether a volume is not there, be it here or in a bucket."""
+    return not store.exists() or (store.is_file() and not remote.exists(remote.read_link(store)))
+
+
 def _remove(held: Claim) -> None:
     # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
     claimed = held.private / "claim.json"
     write_json(claimed, {**read(claimed), "fingerprint": CLEARING})
+    if held.store.is_file():
+        remote.remove(remote.read_link(held.store))
     private = [path for path in held.private.iterdir() if path.name not in ("lock", "claim.json")]
     for path in [*_made(held), *private]:
         if path.is_dir():

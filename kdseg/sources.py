@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg import remote
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple
 from kdseg.precomputed_volume import is_precomputed, open_precomputed, split_scale
@@ -88,17 +89,20 @@ def open_source(address: str) -> Source:
     """Open a volume by its address.
 
     Args:
-        address: ``path.zarr`` or ``path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr v2 or v3),
-            ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
+        address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr
+            v2 or v3), ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
             folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
             ``folder:key`` for another.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
-        UnreadableError: if it is there but damaged, or of no known format.
+        UnreadableError: if it is there but damaged, or of no known format, or a bucket does not answer.
+        ConfigError: if a package is missing that reaches the bucket.
         ShapeError: if it is not (z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
+    if _in_bucket(address):
+        return _open_zarr(address)
     hdf5 = _HDF5.match(address)
     path = Path(hdf5["file"] if hdf5 else address)
     if address.startswith("precomputed://"):
@@ -148,7 +152,7 @@ class ChannelSource:
         Raises:
             UnreadableError: if the file is damaged there.
         """
-        hdf5 = _HDF5.match(self.address)
+        hdf5 = None if _in_bucket(self.address) else _HDF5.match(self.address)
         if hdf5 is None:
             return open_volume(self.address).read(roi)
         try:
@@ -167,9 +171,10 @@ def open_channels(address: str) -> ChannelSource:
         ShapeError: if it is not (c, z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
-    hdf5 = _HDF5.match(address)
+    in_bucket = _in_bucket(address)
+    hdf5 = None if in_bucket else _HDF5.match(address)
     if hdf5 is None:
-        if not Path(address).exists():
+        if not in_bucket and not Path(address).exists():
             raise MissingError(f"nothing at {address}; expected path.zarr, path.zarr/group or path.h5:/dataset")
         volume = open_volume(address)
         if volume.channels is None:
@@ -191,16 +196,31 @@ def open_channels(address: str) -> ChannelSource:
         raise UnreadableError(f"cannot open {address} as HDF5: {error}; the file is damaged or no HDF5") from error
 
 
-def source_path(address: str) -> Path:
-    """Return the file or folder that an address lies in."""
+def source_path(address: str) -> Path | str:
+    """Return the file or folder that an address lies in, or its URL."""
+    if _in_bucket(address):
+        return remote.resolve(address)
     hdf5 = _HDF5.match(address)
     return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
 
 
 def source_member(address: str) -> str:
     """Return what an address names within its file: the dataset of HDF5, the scale of precomputed; else nothing."""
+    if _in_bucket(address):
+        return ""
     hdf5 = _HDF5.match(address)
     return (hdf5["dataset"] or "").strip("/") if hdf5 else split_scale(address)[1]
+
+
+def _in_bucket(address: str) -> bool:
+    """Return whether an address is a URL, or a path to or below a link to one.
+
+    Raises:
+        UnreadableError: if it is a URL of HDF5 or TIFF, or a file that is neither zarr nor link.
+    """
+    if remote.is_remote(address) and (_HDF5.match(address) or Path(address).suffix.lower() in SUFFIXES):
+        raise UnreadableError(f"{address}: only zarr is read from buckets and web servers; copy the file here first")
+    return isinstance(remote.resolve(address), str)
 
 
 @dataclass(frozen=True)

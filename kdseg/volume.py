@@ -1,4 +1,4 @@
-"""Volumes on disk: a zarr array with a voxel size and a position. The only module that knows zarr.
+"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position. The only module that knows zarr.
 
 kdseg writes OME-Zarr 0.5 (zarr v3, sharded): a group whose array ``0`` is the full resolution and whose
 arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr v2) and plain arrays.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -18,8 +19,10 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 from zarr.codecs import BloscCodec
 from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import FsspecStore, LocalStore
 
-from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg import remote
+from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
 
 VoxelSize = tuple[float, float, float]
@@ -44,6 +47,14 @@ class Volume:
     offset: VoxelSize
     attributes: Mapping[str, Any] = field(default_factory=dict)
     placed: bool = True
+
+    @property
+    def where(self) -> str:
+        """Path or URL of the array, for messages."""
+        store = self.array.store
+        if not isinstance(store, FsspecStore):
+            return str(self.array.store_path)
+        return "/".join(part for part in (str(store.fs.unstrip_protocol(store.path)), self.array.path) if part)
 
     @property
     def shape(self) -> Triple:
@@ -81,26 +92,33 @@ class Volume:
 
         Raises:
             ShapeError: if ``roi`` is not inside of the volume, or a channel is not there.
-            UnreadableError: if a chunk is damaged.
+            UnreadableError: if a chunk is damaged, or its bucket does not answer.
         """
         if channels is not None and not all(0 <= c < (self.channels or 0) for c in channels):
-            raise ShapeError(f"{self.array.store_path} has {self.channels} channels, {list(channels)} were asked for")
+            raise ShapeError(f"{self.where} has {self.channels} channels, {list(channels)} were asked for")
         selection = roi.slices(self.roi)
         self._refuse_empty_files(roi)
         try:
-            if channels is None:
-                return np.asarray(self.array[(..., *selection)])
-            # not by zarr's `oindex`, which picks voxels one by one: 10 times the time of a slice
-            low, high = min(channels, default=0), max(channels, default=-1) + 1
-            picked = np.asarray(self.array[(slice(low, high), *selection)])
+            with self._reaching():
+                if channels is None:
+                    return np.asarray(self.array[(..., *selection)])
+                # not by zarr's `oindex`, which picks voxels one by one: 10 times the time of a slice
+                low, high = min(channels, default=0), max(channels, default=-1) + 1
+                picked = np.asarray(self.array[(slice(low, high), *selection)])
             in_order = list(channels) == list(range(low, high))
             return picked if in_order else picked[np.array(channels, np.int64) - low]
+        except KdsegError:
+            raise
         except (OSError, ValueError, RuntimeError) as error:
-            where = f"{roi} of {self.array.store_path}"
-            raise UnreadableError(f"cannot read {where}: {error}; the chunk is damaged") from error
+            raise UnreadableError(f"cannot read {roi} of {self.where}: {error}; the chunk is damaged") from error
+
+    def _reaching(self) -> AbstractContextManager[None]:
+        return remote.reaching(self.where) if isinstance(self.array.store, FsspecStore) else nullcontext()
 
     def _refuse_empty_files(self, roi: Roi) -> None:
         """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
+        if not isinstance(self.array.store, LocalStore):
+            return
         folder = Path(str(self.array.store_path).removeprefix("file://"))
         spans = (range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True))
         lead = () if self.channels is None else (0,)
@@ -118,7 +136,7 @@ class Volume:
 
         Raises:
             ShapeError: if the region does not lie on those borders, or the data do not fit it.
-            UnreadableError: if the disk does not take them.
+            UnreadableError: if the disk or the bucket does not take them.
         """
         expected = (*(() if self.channels is None else (self.channels,)), *roi.shape)
         if data.shape != expected:
@@ -131,29 +149,37 @@ class Volume:
             # looking for chunks of zeros only would take longer than to write them
             array = array.with_config({"write_empty_chunks": True})
         try:
-            array[(..., *roi.slices(self.roi))] = data
+            with self._reaching():
+                array[(..., *roi.slices(self.roi))] = data
+        except KdsegError:
+            raise
         except OSError as error:
-            raise UnreadableError(f"cannot write {roi} to {self.array.store_path}: {error}") from error
+            raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
 
 
 def open_volume(address: str | Path, *, level: int = 0) -> Volume:
     """Open a dataset for reading and for writing of its blocks.
 
     Args:
-        address: ``path.zarr`` or ``path.zarr/group``: an array, or an OME-Zarr image group.
+        address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group``: an array, or an OME-Zarr image
+            group; or a link to one (see `kdseg.remote`).
         level: resolution level, where the group is a pyramid.
 
     Raises:
         MissingError: if nothing is there.
-        UnreadableError: if what is there is no zarr, or damaged.
+        UnreadableError: if what is there is no zarr, or damaged, or a bucket does not answer.
+        ConfigError: if a package is missing that reaches the bucket.
         ShapeError: if the array is neither (z, y, x) nor (c, z, y, x).
         VoxelSizeError: if the axes carry a unit that is not a length.
     """
-    path = Path(address)
-    if not path.exists():
+    path = remote.resolve(address)
+    if isinstance(path, Path) and not path.exists():
         raise MissingError(f"no dataset at {path}; expected path.zarr or path.zarr/group")
     try:
-        node = zarr.open(str(path), mode="r+")
+        with _reaching(path):
+            node = zarr.open(_store(path), mode="r+")
+    except KdsegError:
+        raise
     except (FileNotFoundError, KeyError) as error:
         raise MissingError(f"{path} holds no zarr array or OME-Zarr image: {error}") from error
     except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
@@ -181,7 +207,7 @@ def create_volume(
     """Create an OME-Zarr 0.5 image, or open the one that an earlier attempt created.
 
     Args:
-        path: folder to create; what it already holds stays.
+        path: folder to create, or a link to where to create it; what it already holds stays.
         shape: extent in voxels of level 0, (z, y, x).
         dtype: data type of the voxels; unwritten voxels read 0.
         chunk: voxels per unit of reading.
@@ -198,20 +224,37 @@ def create_volume(
 
     Raises:
         ShapeError: if the folder already holds an array of other shape or type.
-        UnreadableError: if the disk does not take it.
+        UnreadableError: if the disk or the bucket does not take it.
+        MissingError: if there is no such bucket.
+        ConfigError: if a package is missing that reaches it.
     """
     lead = () if channels is None else (channels,)
+    where = remote.resolve(path)
     try:
-        group = zarr.open_group(str(path), mode="a", zarr_format=3)
-        arrays = [
-            _array(group, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
-            for level in range(levels)
-        ]
-        notes = dict(attributes or {})
-        group.attrs.update({"kdseg": notes, "ome": _ome(path.stem, voxel_size, offset, levels, channels is not None)})
+        with _reaching(where):
+            group = zarr.open_group(_store(where), mode="a", zarr_format=3)
+            arrays = [
+                _array(group, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
+                for level in range(levels)
+            ]
+            notes = dict(attributes or {})
+            ome = _ome(path.stem, voxel_size, offset, levels, channels is not None)
+            group.attrs.update({"kdseg": notes, "ome": ome})
+    except KdsegError:
+        raise
     except OSError as error:
         raise UnreadableError(f"cannot create {path}: {error}") from error
     return Volume(arrays[0], voxel_size, offset, notes)
+
+
+def _reaching(where: str | Path) -> AbstractContextManager[None]:
+    return remote.reaching(where) if isinstance(where, str) else nullcontext()
+
+
+def _store(where: str | Path) -> FsspecStore | str:
+    if isinstance(where, Path):
+        return str(where)
+    return FsspecStore.from_url(where, storage_options=remote.OPTIONS)
 
 
 def level_shape(shape: Triple, level: int) -> Triple:
@@ -271,7 +314,7 @@ def _ome(name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, chann
     return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
 
 
-def _open_image(group: zarr.Group, path: Path, level: int) -> Volume:
+def _open_image(group: zarr.Group, path: str | Path, level: int) -> Volume:
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
     images = ome.get("multiscales") if isinstance(ome, dict) else None
@@ -298,7 +341,7 @@ def _open_image(group: zarr.Group, path: Path, level: int) -> Volume:
     return _checked(Volume(array, *place, notes, placed=place[0] is not None), path)
 
 
-def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array[Any]:
+def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
     try:
         node = group[name]
     except KeyError:
@@ -311,7 +354,7 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array[Any]:
 
 
 def _in_nm(
-    scale: list[float], translation: list[float], units: list[str | None], path: Path
+    scale: list[float], translation: list[float], units: list[str | None], path: str | Path
 ) -> tuple[VoxelSize | None, VoxelSize]:
     if None in units and not any(translation):
         # A scale without a unit is a number of nobody knows what: as good as no voxel size.
@@ -350,7 +393,7 @@ def _three(values: Any) -> VoxelSize:
     return (z, y, x)
 
 
-def _checked(volume: Volume, path: Path) -> Volume:
+def _checked(volume: Volume, path: str | Path) -> Volume:
     if volume.array.ndim not in (3, 4):
         raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
     if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):
@@ -367,7 +410,7 @@ def affinity_offsets(affinities: Volume) -> Offsets:
     steps = affinities.attributes.get("offsets")
     if not steps or len(steps) != affinities.channels or affinities.dtype != np.uint8:
         raise ShapeError(
-            f"{affinities.array.store_path} is {affinities.dtype} {affinities.array.shape} with the offsets {steps}; "
+            f"{affinities.where} is {affinities.dtype} {affinities.array.shape} with the offsets {steps}; "
             "expected uint8 affinities (c, z, y, x) with one offset per channel, as `kdseg predict` writes them"
         )
     return tuple((int(z), int(y), int(x)) for z, y, x in steps)

@@ -153,4 +153,6 @@ PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 HOW = ["export KDSEG_OVERWRITE=1; "] if RUN.overwrite else []
 if not LOCAL:
     HOW.append(f"export KDSEG_CLUSTER={shlex.quote(RUN.cluster.model_dump_json())}; ")
+if RUN.storage.remote is not None:
+    HOW.append(f"export KDSEG_REMOTE={shlex.quote(RUN.storage.remote)}; ")
 shell.prefix("".join(HOW))

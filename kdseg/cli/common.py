@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +54,20 @@ def writes(function: F) -> F:
 
 
 options_json = click.option("--options", required=True, help="The section of the configuration, as JSON.")
-storage_json = click.option("--storage", default="{}", help="The section `storage`, as JSON.")
+
+
+def _with_remote(_context: click.Context, _option: click.Parameter, text: str) -> str:
+    # The workflow hands the bucket over beside the section: it says where, and must make nothing run again.
+    bucket = os.environ.get("KDSEG_REMOTE")
+    return text if bucket is None else json.dumps({"remote": bucket, **json.loads(text)})
+
+
+storage_json = click.option(
+    "--storage",
+    default="{}",
+    callback=_with_remote,
+    help="The section `storage`, as JSON; its `remote` may be in KDSEG_REMOTE.",
+)
 workers_count = click.option("--workers", default=1, type=click.IntRange(1), help="Processes; changes no result.")
 gpu_count = click.option("--gpus", default=1, type=click.IntRange(1), help="Processes on CUDA, one GPU each.")
 cluster_json = click.option(

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Nanometres, Section, Step
+from kdseg.remote import is_remote
 
 
 class PhantomOptions(Section):
@@ -35,8 +36,8 @@ class RoiOptions(Section):
 class VolumeOptions(Section):
     """One volume: raw data, perhaps ground truth, a segmentation to compare with, a mask of the tissue.
 
-    Datasets are addressed as `path.zarr`, `path.zarr/group`, `path.h5:/volumes/raw`, `stack.tif` or a
-    folder of TIFF files.
+    Datasets are addressed as `path.zarr`, `path.zarr/group`, `s3://bucket/path.zarr/group`, `path.h5:/volumes/raw`,
+    `stack.tif` or a folder of TIFF files.
     """
 
     phantom: PhantomOptions | None = None
@@ -68,9 +69,9 @@ class VolumeOptions(Section):
         return self
 
     def files(self, kind: str) -> list[str]:
-        """Return the files or folders that a dataset of this volume is made from; none for a phantom."""
+        """Return the files or folders that a dataset of this volume is made from; none for a phantom or in a bucket."""
         addresses = dict.fromkeys(filter(None, (self.raw, getattr(self, kind))))
-        return [address.partition(":/")[0] for address in addresses]
+        return [address.partition(":/")[0] for address in addresses if not is_remote(address)]
 
     @property
     def shape(self) -> Extent | None:
@@ -86,7 +87,7 @@ class VolumeOptions(Section):
 
 
 class StorageOptions(Section):
-    """How volumes are laid out on disk (OME-Zarr 0.5, sharded)."""
+    """How volumes are laid out (OME-Zarr 0.5, sharded), and where they lie."""
 
     chunk: Extent = (64, 64, 64)
     """Unit of reading."""
@@ -94,6 +95,9 @@ class StorageOptions(Section):
     """Unit of writing: one file. Every block is a multiple of it."""
     levels: Count = 3
     """Resolution levels of the pyramids of raw data and segmentations, for viewers."""
+    remote: Annotated[str | None, Field(pattern=r"^(s3|gs)://[^/\s]+(/\S+)?$", exclude=True)] = None
+    """URL such as `s3://bucket/prefix`, below which volumes are made; tables, manifests and networks stay here."""
+    # Left out of what is made of the options: it says where, not what, so changing it makes no result stale.
 
     @model_validator(mode="after")
     def _whole_chunks(self) -> Self:

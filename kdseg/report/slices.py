@@ -118,7 +118,7 @@ def read_section(volume: Volume, frame: Volume, roi: Roi) -> NDArray[Any]:
     """
     size = frame.voxel_size
     if size is None or volume.voxel_size is None or not np.allclose(size, volume.voxel_size, rtol=1e-3):
-        raise VoxelSizeError(f"{volume.array.store_path} has voxels of {volume.voxel_size} nm, expected {size} nm")
+        raise VoxelSizeError(f"{volume.where} has voxels of {volume.voxel_size} nm, expected {size} nm")
     shift = [round((a - b) / s) for a, b, s in zip(frame.offset, volume.offset, size, strict=True)]
     wanted = roi.shift((shift[0], shift[1], shift[2]))
     common = wanted.intersect(volume.roi)

@@ -67,7 +67,7 @@ def run(
         "storage": storage.model_dump(mode="json"),
     }
     inputs = {"source": source_fingerprint(source_path(address))}
-    with claim(manifest, "adopt", made_of, inputs, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "adopt", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         create_volume(
             held.store,
             shape=source.shape,

@@ -71,7 +71,7 @@ def _run_phantom(
     if kind == "mask":
         raise ConfigError("a phantom has no mask: it is tissue throughout")
     made_of = {"kind": kind, "phantom": options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
-    with claim(manifest, "convert", made_of, {}, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "convert", made_of, {}, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         offset = _product(options.offset, options.voxel_size)
         _create(held, kind, options.shape, options.voxel_size, offset, storage)
         function = partial(write_phantom_block, options, kind, held.store)
@@ -93,7 +93,7 @@ def _run_source(
         inputs[kind] = source_fingerprint(source_path(address))
         plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
     made_of = _made_of(kind, address, options, plan, storage)
-    with claim(manifest, "convert", made_of, inputs, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         _create(held, kind, plan.roi.shape, plan.voxel_size, plan.offset, storage)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)

@@ -62,7 +62,7 @@ def run(
     for doubt in _doubts(source, options):
         log.warning("fragments: %s: %s", affinities, doubt)
     made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
-    with claim(manifest, "fragments", made_of, inputs, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "fragments", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         create_fragments(held.store, source, storage)
         paths = store_of(affinities), None if mask is None else store_of(mask), held.store
         function = partial(fragment_block, *paths, options, grid)

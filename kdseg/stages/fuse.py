@@ -118,7 +118,9 @@ def run(
         "predict": ready.made_of,
         "storage": storage.model_dump(mode="json"),
     }
-    with claim(manifest, "fuse", made_of, inputs, volume=True, tables=True, overwrite=overwrite) as held:
+    with claim(
+        manifest, "fuse", made_of, inputs, volume=True, tables=True, bucket=storage.remote, overwrite=overwrite
+    ) as held:
         create_fragments(held.store, source, storage)
         held.tables.mkdir(exist_ok=True)
         tissue = None if mask is None else store_of(mask)

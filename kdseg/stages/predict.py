@@ -88,7 +88,7 @@ def run(
     if roi is not None and not source.roi.contains(roi):
         raise ShapeError(f"the region {roi} does not lie in {raw}, which is {source.roi}")
     inputs = {**ready.inputs, **mask_input(mask, source)}
-    with claim(manifest, "predict", made_of, inputs, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "predict", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         create_volume(
             held.store,
             shape=source.shape,

@@ -74,7 +74,7 @@ def run(
         )
     made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
     inputs = {"fragments": read(fragments)["fingerprint"], "agglomeration": read(agglomeration)["fingerprint"]}
-    with claim(manifest, "segment", made_of, inputs, volume=True, overwrite=overwrite) as held:
+    with claim(manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         source = open_volume(store_of(fragments))
         if source.voxel_size is None:
             raise ShapeError(f"{fragments} has no voxel size")
