@@ -12,7 +12,8 @@ depend on the block, the region, the worker or the order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,12 +80,34 @@ class Predictor:
         """
         result = self.empty(self.tile)
         self.into(result, self.placed(raw))
-        return result.cpu().numpy()
+        return self.fetched(result)
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Give the body a stream of its own on a GPU, so that copies of one block pass while another is computed."""
+        if self.device.type == "cuda":
+            with torch.cuda.stream(torch.cuda.Stream(self.device)):  # type: ignore[no-untyped-call]
+                yield
+        else:
+            yield
 
     def placed(self, raw: NDArray[np.uint8]) -> Tensor:
         """Return raw voxels on the device."""
         there = torch.from_numpy(np.ascontiguousarray(raw))
         return there.pin_memory().to(self.device) if self.device.type == "cuda" else there
+
+    def finish(self) -> None:
+        """Wait until what was begun in this thread's stream is computed."""
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def fetched(self, result: Tensor) -> NDArray[Any]:
+        """Return values of the device as an array."""
+        if self.device.type != "cuda":
+            return result.numpy()
+        here = torch.empty(result.shape, dtype=result.dtype, pin_memory=True)  # four times as fast as pageable memory
+        here.copy_(result)
+        return here.numpy()
 
     def empty(self, shape: Triple) -> Tensor:
         """Return room for what is predicted for a region, on the device; its values are undefined."""
@@ -246,10 +269,30 @@ def predict_roi(
     Returns:
         uint8 or float16 (c, z, y, x) over ``roi``; see `Predictor`.
     """
+    around = tiled(roi, predict.tile).grow(predict.halo)
+    grey = predict.placed(read_reflected(read, volume, around))
+    return predict.fetched(predict_tiles(predict, grey, roi, channels, wanted))
+
+
+def predict_tiles(
+    predict: Predictor,
+    grey: Tensor,
+    roi: Roi,
+    channels: Sequence[int] | None = None,
+    wanted: Callable[[Roi], bool] | None = None,
+) -> Tensor:
+    """Return what a network predicts for a region, on the device; see `predict_roi`.
+
+    Args:
+        predict: the network.
+        grey: uint8 (z, y, x) on the device, the tiles that the region touches and a halo around them.
+        roi: the region.
+        channels: those to keep.
+        wanted: says of a tile whether to predict it.
+    """
     if not roi.size:
         raise DataError(f"region {roi} is empty: nothing to predict")
-    raw_roi = tiled(roi, predict.tile).grow(predict.halo)
-    grey = predict.placed(read_reflected(read, volume, raw_roi))
+    around = tiled(roi, predict.tile).grow(predict.halo)
     result = predict.empty(roi.shape)
     for block in blocks(roi, predict.tile):
         cell = Roi(_times(block.index, predict.tile), predict.tile)
@@ -257,15 +300,15 @@ def predict_roi(
         if wanted is not None and not wanted(cell):
             target.zero_()
             continue
-        tile = grey[cell.grow(predict.halo).slices(raw_roi)]
+        tile = grey[cell.grow(predict.halo).slices(around)]
         if block.roi == cell:
             predict.into(target, tile)
         else:  # at the border of the region: the tile is computed whole all the same
             whole = predict.empty(predict.tile)
             predict.into(whole, tile)
             target.copy_(whole[(..., *block.roi.slices(cell))])
-    there = result if channels is None else result[list(channels)]
-    return there.cpu().numpy()
+    predict.finish()
+    return result if channels is None else result[list(channels)]
 
 
 def read_reflected(read: Reader, volume: Roi, roi: Roi) -> NDArray[np.uint8]:

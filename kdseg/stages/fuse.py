@@ -15,7 +15,7 @@ from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ShapeError
 from kdseg.fragment_store import create_fragments, mask_input
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, blocks, is_multiple
-from kdseg.inference import predict_roi, read_reflected, tiled
+from kdseg.inference import predict_tiles, read_reflected, tiled
 from kdseg.manifests import claim, store_of
 from kdseg.prediction import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.segmentation.cells import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
@@ -172,10 +172,14 @@ def _predicted(
     def has_tissue(tile: Roi) -> bool:
         return tissue is None or bool(tissue[tile.intersect(read_roi).slices(read_roi)].any())
 
-    with clock.computing():
-        affinities = predict_roi(predict, lambda roi: raw[roi.slices(around)], around, read_roi, channels, has_tissue)
-        near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
-        ids = _fragments(work, block, near, tissue) if predict.device.type == "cpu" else None
+    with predict.stream():
+        with clock("read"):
+            grey = predict.placed(raw)
+        with clock.computing():
+            result = predict_tiles(predict, grey, read_roi, channels, has_tissue)
+            affinities = predict.fetched(result)
+            near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
+            ids = _fragments(work, block, near, tissue) if predict.device.type == "cpu" else None
     if ids is None:  # the GPU goes on with the next block meanwhile; on a CPU there is one core for both
         ids = _fragments(work, block, near, tissue)
     return ids, affinities[(slice(NEAREST), *block.roi.slices(read_roi))]

@@ -13,7 +13,7 @@ from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.fragment_store import mask_input
 from kdseg.geometry import Block, Roi, Triple, blocks, is_multiple
-from kdseg.inference import Product, predict_roi, read_reflected, tiled
+from kdseg.inference import Product, predict_tiles, read_reflected, tiled
 from kdseg.manifests import claim, store_of
 from kdseg.prediction import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.volume import create_volume, open_volume
@@ -120,10 +120,13 @@ def predict_block(work: Work, block: Block, clock: Clock) -> bool:
         if not wanted:
             return False
         raw = read_reflected(source.read, source.roi, around)
-    with clock.computing():
-        values = predict_roi(
-            predict, lambda roi: raw[roi.slices(around)], around, block.roi, wanted=lambda tile: tile.offset in wanted
-        )
+    with predict.stream():
+        with clock("read"):
+            grey = predict.placed(raw)
+        with clock.computing():
+            result = predict_tiles(predict, grey, block.roi, wanted=lambda tile: tile.offset in wanted)
+        with clock("write"):
+            values = predict.fetched(result)
     if work.roi is not None:
         inside = np.zeros(values.shape, np.bool_)
         inside[(..., *block.roi.intersect(work.roi).slices(block.roi))] = True
