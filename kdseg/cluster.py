@@ -97,6 +97,7 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
         "distributed.comm.timeouts.connect": "60s",
         "distributed.nanny.pre-spawn-environ": _SINGLE_THREADED,
     }
+    _quieten()
     with dask.config.set(settings):
         if isinstance(cluster, LocalOptions):
             started = _local(workers, threads)
@@ -106,6 +107,13 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
             started = _running(cluster)
         with started as found:
             yield found
+
+
+def _quieten() -> None:
+    """Keep the comings and goings of workers out of the logs of stages; what a task met comes back as its result."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

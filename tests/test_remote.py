@@ -438,8 +438,9 @@ def test_a_web_server(inputs):
 
 
 def test_the_workflow_waits_for_no_files_in_a_bucket(tmp_path, values):
-    values["volumes"]["train"] = {"raw": "s3://bucket/in/raw.zarr", "labels": "s3://bucket/in/labels.zarr"}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    changed = json.loads(json.dumps(values))  # others use them, too
+    changed["volumes"]["train"] = {"raw": "s3://bucket/in/raw.zarr", "labels": "s3://bucket/in/labels.zarr"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(changed))
     assert "convert" in jobs(tmp_path, tmp_path / "config.yaml")
 
 
