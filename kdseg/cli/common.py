@@ -85,4 +85,3 @@ def main() -> None:
     affinities of your own `adopt`, `fragments`, `edges`, `agglomerate` and `segment` (docs/segmentation.md).
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("distributed").setLevel(logging.WARNING)
