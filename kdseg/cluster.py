@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster, Status
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
 from kdseg.errors import ConfigError, StageError
@@ -42,6 +42,8 @@ _RESTART_S = 120.0
 _LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
 _LOOK_S = 5.0
 """Seconds between two counts of the workers."""
+_ASK_S = 60.0
+"""Seconds after which jobs that SLURM refused are submitted again."""
 _SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """More processes, not more threads: the same arithmetic everywhere. One heap for the threads of a process: what one
 frees, the next one uses."""
@@ -133,10 +135,31 @@ def _local(workers: int, threads: int) -> Iterator[Workers]:
 def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
     try:
         from dask_jobqueue import SLURMCluster  # type: ignore[attr-defined]
+        from dask_jobqueue.slurm import SLURMJob
     except ImportError:
         raise ConfigError("a cluster of kind slurm needs dask-jobqueue: pip install 'kdseg[slurm]'") from None
-    with (
-        SLURMCluster(
+    refused: list[str] = []
+
+    class Job(SLURMJob):
+        async def _submit_job(self, script: str) -> Any:
+            try:
+                return await super()._submit_job(script)
+            except (OSError, RuntimeError) as error:
+                refused.append(str(error).partition("stderr:")[2].strip().replace("\n", "; ") or str(error))
+                self.status = Status.failed
+                raise
+
+    class Jobs(SLURMCluster):
+        job_cls = Job
+
+    def check() -> None:
+        """Raise if SLURM took none of the jobs; those beyond a limit may be taken later."""
+        if len(refused) >= cluster.jobs and not any(job.job_id for job in list(started.workers.values())):
+            raise StageError(f"SLURM refuses the jobs: {refused[-1]}: mend the section `cluster`, then rerun")
+
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)  # of a job that is refused: `check` says it
+    try:
+        jobs = Jobs(
             queue=cluster.queue,
             account=cluster.account,
             cores=threads,
@@ -150,18 +173,24 @@ def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
             python=sys.executable,
             scheduler_options={"dashboard": False},
             silence_logs=logging.ERROR,
-        ) as started,
-        Client(started) as client,
-    ):
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot start a cluster of kind slurm: {error}") from error
+    with jobs as started, Client(started) as client:
         started.scale(jobs=cluster.jobs)
         log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
-        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for")
+        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", check)
         submitted: set[str] = set()
+        asked = time.monotonic()
 
         def revive() -> int:
-            with suppress(OSError, RuntimeError):  # a SLURM that does not answer now may later
-                started.scale(jobs=cluster.jobs)
-            submitted.update(str(job.job_id) for job in started.workers.values())
+            nonlocal asked
+            if time.monotonic() - asked > _ASK_S:  # a SLURM that refuses now may take them later
+                asked = time.monotonic()
+                for name in [name for name, job in list(started.workers.items()) if not job.job_id]:
+                    started.workers.pop(name, None)
+            started.scale(jobs=cluster.jobs)
+            submitted.update(str(job.job_id) for job in list(started.workers.values()) if job.job_id)
             return len(submitted)
 
         yield Workers(client, cluster.wait_minutes * 60, revive)
@@ -178,11 +207,14 @@ def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
         yield Workers(client, cluster.wait_minutes * 60)
 
 
-def _expect_worker(client: Client, minutes: float, advice: str) -> None:
-    try:
-        client.wait_for_workers(1, timeout=minutes * 60)
-    except TimeoutError:
-        raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun") from None
+def _expect_worker(client: Client, minutes: float, advice: str, check: Callable[[], None] = lambda: None) -> None:
+    until = time.monotonic() + minutes * 60
+    while (left := until - time.monotonic()) > 0:
+        check()
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=min(left, _LOOK_S))
+            return
+    raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun")
 
 
 def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) -> Iterator[Finished]:
