@@ -328,3 +328,15 @@ def test_a_clock_holds_one_block_at_a_time():
         pass
     assert first.compute > 0.015
     assert second.wait < first.compute
+
+
+def test_a_block_is_done_when_the_disk_has_it(folder, tmp_path, monkeypatch):
+    """The machine of a worker may fail, and that of the stage, which lists what is done, live on."""
+    work, block = [], Block((0, 0, 1), Roi((0, 0, 32), BLOCK))
+    monkeypatch.setattr(predict, "run_predicted", lambda *arguments: work.append(arguments[3]))
+    run(folder, tmp_path / "affinities.json")
+    kept = []
+    monkeypatch.setattr(os, "fsync", lambda handle: kept.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    assert work[0](block, Clock())
+    (written,) = (path for path in (tmp_path / "affinities.zarr" / "0" / "c").rglob("*") if path.is_file())
+    assert kept == [written.name, written.parent.name]
