@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster, Status
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
 from kdseg.errors import ConfigError, StageError
@@ -25,6 +27,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
+logging.getLogger("distributed").setLevel(logging.WARNING)  # its import had set it to INFO
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
@@ -38,7 +41,9 @@ _RESTART_S = 120.0
 """Seconds within which a worker of this machine that died is there again."""
 _LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
 _LOOK_S = 5.0
-"""Seconds without news after which the workers are counted."""
+"""Seconds between two counts of the workers."""
+_ASK_S = 60.0
+"""Seconds after which jobs that SLURM refused are submitted again."""
 _SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """More processes, not more threads: the same arithmetic everywhere. One heap for the threads of a process: what one
 frees, the next one uses."""
@@ -138,10 +143,31 @@ def _local(workers: int, threads: int) -> Iterator[Workers]:
 def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
     try:
         from dask_jobqueue import SLURMCluster  # type: ignore[attr-defined]
+        from dask_jobqueue.slurm import SLURMJob
     except ImportError:
         raise ConfigError("a cluster of kind slurm needs dask-jobqueue: pip install 'kdseg[slurm]'") from None
-    with (
-        SLURMCluster(
+    refused: list[str] = []
+
+    class Job(SLURMJob):
+        async def _submit_job(self, script: str) -> Any:
+            try:
+                return await super()._submit_job(script)
+            except (OSError, RuntimeError) as error:
+                refused.append(str(error).partition("stderr:")[2].strip().replace("\n", "; ") or str(error))
+                self.status = Status.failed
+                raise
+
+    class Jobs(SLURMCluster):
+        job_cls = Job
+
+    def check() -> None:
+        """Raise if SLURM took none of the jobs; those beyond a limit may be taken later."""
+        if len(refused) >= cluster.jobs and not any(job.job_id for job in list(started.workers.values())):
+            raise StageError(f"SLURM refuses the jobs: {refused[-1]}: mend the section `cluster`, then rerun")
+
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)  # of a job that is refused: `check` says it
+    try:
+        jobs = Jobs(
             queue=cluster.queue,
             account=cluster.account,
             cores=threads,
@@ -155,18 +181,24 @@ def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
             python=sys.executable,
             scheduler_options={"dashboard": False},
             silence_logs=logging.ERROR,
-        ) as started,
-        Client(started) as client,
-    ):
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot start a cluster of kind slurm: {error}") from error
+    with jobs as started, Client(started) as client:
         started.scale(jobs=cluster.jobs)
         log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
-        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for")
+        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", check)
         submitted: set[str] = set()
+        asked = time.monotonic()
 
         def revive() -> int:
-            with suppress(OSError, RuntimeError):  # a SLURM that does not answer now may later
-                started.scale(jobs=cluster.jobs)
-            submitted.update(str(job.job_id) for job in started.workers.values())
+            nonlocal asked
+            if time.monotonic() - asked > _ASK_S:  # a SLURM that refuses now may take them later
+                asked = time.monotonic()
+                for name in [name for name, job in list(started.workers.items()) if not job.job_id]:
+                    started.workers.pop(name, None)
+            started.scale(jobs=cluster.jobs)
+            submitted.update(str(job.job_id) for job in list(started.workers.values()) if job.job_id)
             return len(submitted)
 
         yield Workers(client, cluster.wait_minutes * 60, revive)
@@ -183,11 +215,14 @@ def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
         yield Workers(client, cluster.wait_minutes * 60)
 
 
-def _expect_worker(client: Client, minutes: float, advice: str) -> None:
-    try:
-        client.wait_for_workers(1, timeout=minutes * 60)
-    except TimeoutError:
-        raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun") from None
+def _expect_worker(client: Client, minutes: float, advice: str, check: Callable[[], None] = lambda: None) -> None:
+    until = time.monotonic() + minutes * 60
+    while (left := until - time.monotonic()) > 0:
+        check()
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=min(left, _LOOK_S))
+            return
+    raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun")
 
 
 def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) -> Iterator[Finished]:
@@ -195,12 +230,13 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
 
     Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
     memory does not grow with the number of items. A task holds several items where these are done in less than
-    `BATCH_S` together, since a task costs the scheduler some milliseconds. ``items`` may yield again after it was
-    exhausted, such as an item that failed.
+    `BATCH_S` together, since a task costs the scheduler some milliseconds; those that it does not come to in this time
+    are handed out again. ``items`` may yield again after it was exhausted, such as an item that failed.
 
     Raises:
         StageError: if all workers are gone and do not come back.
     """
+    left = deque[T]()
     waiting = iter(items)
     client = workers.client
     done: SimpleQueue[Future[Any]] = SimpleQueue()
@@ -210,23 +246,28 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
 
     def submit(tasks: int) -> None:
         for _ in range(tasks):
-            if items := list(islice(waiting, size)):
-                future = client.submit(_each, function, items, pure=False)
-                running[future] = items
+            batch = [left.popleft() for _ in range(min(size, len(left)))]
+            batch += islice(waiting, size - len(batch))
+            if batch:
+                future = client.submit(_each, function, batch, pure=False)
+                running[future] = batch
                 future.add_done_callback(done.put)
 
     watch = _Watch(workers)
     submit(_window(client))
     try:
         while running:
+            if watch.due():  # also while others go on: workers may have come, or be gone
+                watch.look()
+                submit(max(_window(client) - len(running), 0))
             try:
                 future = done.get(timeout=_LOOK_S)
             except Empty:
-                watch.look()
-                submit(max(_window(client) - len(running), 0))  # workers may have come
                 continue
             watch.news()
-            finished, seconds = _finished(running.pop(future), future)
+            batch = running.pop(future)
+            finished, seconds = _finished(batch, future)
+            left.extend(batch[len(finished) :])
             future.release()
             if seconds is not None:
                 size = max(1, min(_BATCH, int(BATCH_S * len(finished) / max(seconds, 1e-9))))
@@ -243,9 +284,11 @@ def _window(client: Client) -> int:
 
 
 def _each(function: Callable[[T], R], items: list[T]) -> tuple[list[Finished], float]:
-    """Do some items on a worker; return what became of each, and the seconds that it took."""
-    started, out = time.monotonic(), []
+    """Do items on a worker, all or as many as `BATCH_S` suffices for; return what became of them, and the seconds."""
+    started, out = time.monotonic(), list[Finished]()
     for item in items:
+        if out and time.monotonic() - started > BATCH_S:
+            break
         try:
             out.append(Finished(item, function(item)))
         except Exception as error:  # noqa: BLE001 - what it is, is for the caller to say
@@ -255,11 +298,16 @@ def _each(function: Callable[[T], R], items: list[T]) -> tuple[list[Finished], f
 
 def _finished(items: list[Any], future: Future[Any]) -> tuple[list[Finished], float | None]:
     """Return what became of the items of a task, and the seconds that it took, None if it did not end."""
-    if future.status == "finished":
-        finished: tuple[list[Finished], float] = future.result()
-        return finished
-    error = future.exception() if future.status == "error" else None
-    died = isinstance(error, KilledWorker)
+    error: BaseException | None = None
+    try:
+        if future.status == "finished":
+            finished: tuple[list[Finished], float] = future.result()
+            return finished
+        error = future.exception() if future.status == "error" else None
+    except (KilledWorker, CancelledError) as gone:
+        error = gone
+    # a result may be lost with its worker before it is fetched: then the future is pending, or lost, again
+    died = error is None or isinstance(error, KilledWorker | CancelledError)
     said = "its worker ended: it was killed, or ran out of memory" if died else f"{type(error).__name__}: {error}"
     return [Finished(item, None, said, died) for item in items], None
 
@@ -269,7 +317,8 @@ class _Watch:
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
-        self.since, self.submitted = time.monotonic(), 0
+        self.since = self.looked = time.monotonic()
+        self.submitted = 0
         self.news()
 
     def news(self) -> None:
@@ -277,12 +326,17 @@ class _Watch:
         self.since = time.monotonic()
         self.fresh = True
 
+    def due(self) -> bool:
+        """Return whether it is time to look."""
+        return time.monotonic() - self.looked >= _LOOK_S
+
     def look(self) -> None:
         """See whether there are workers.
 
         Raises:
             StageError: if there have been none for too long, or jobs end as soon as they start.
         """
+        self.looked = time.monotonic()
         if self.workers.client.nthreads():
             self.since = time.monotonic()
         elif time.monotonic() - self.since > self.workers.patience:

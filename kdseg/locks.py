@@ -58,8 +58,10 @@ def holder(folder: Path) -> str | None:
         return None
     if not said:
         return None
+    if time.time() - seen > STALE_S:  # on this host, too: after a reboot the number may be another process's
+        return None
     if _host_of(said) != socket.gethostname():
-        return said if time.time() - seen < STALE_S else None
+        return said
     try:
         os.kill(int(json.loads(said)["pid"]), 0)
     except (ValueError, KeyError, ProcessLookupError):

@@ -157,9 +157,13 @@ def read(manifest: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise MissingError(f"no manifest at {manifest}: run the stage that makes it") from None
     except (OSError, ValueError) as error:
-        raise UnreadableError(f"{manifest} is not a manifest: {error}; delete it and rerun its stage") from error
+        raise UnreadableError(
+            f"{manifest} is not a manifest: {error}; name the .json of a stage, or rerun the one that made it"
+        ) from error
     if not isinstance(values, dict) or "fingerprint" not in values:
-        raise UnreadableError(f"{manifest} is not a manifest: it has no fingerprint; delete it and rerun its stage")
+        raise UnreadableError(
+            f"{manifest} is not a manifest: it has no fingerprint; name that of a stage, or rerun its stage"
+        )
     return values
 
 

@@ -22,7 +22,7 @@ from kdseg.cluster import Finished, Workers, run_tasks, worker_number, workers_o
 from kdseg.config import PredictOptions
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.done import Done
-from kdseg.errors import ConfigError, DataError, StageError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, is_cubic
 from kdseg.inference import Predictor, Product, predictor, tile_memory
 from kdseg.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, store_of, write_json
@@ -122,12 +122,12 @@ def prepare(
         cluster: where the processes run; SLURM and running schedulers have numbers of workers of their own.
 
     Raises:
-        DeviceError: if the device is not there.
+        DeviceError: if the device is not there, or there are fewer GPUs than ``gpus``.
         ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
         VoxelSizeError: if the network was trained on voxels of another size.
         DataError: if the raw data are not uint8 (z, y, x).
     """
-    where, precision = _kind(device, options.precision, cluster)
+    where, precision = _kind(device, options.precision, gpus, cluster)
     source, weights = open_volume(store_of(raw)), store_of(model)
     loaded = load_model(weights)
     _check(source, loaded.voxel_size, raw)
@@ -150,15 +150,17 @@ def prepare(
     )
 
 
-def _kind(device: str, precision: Precision, cluster: ClusterOptions) -> tuple[str, str]:
+def _kind(device: str, precision: Precision, gpus: int, cluster: ClusterOptions) -> tuple[str, str]:
     """Return where the workers compute and in what; this machine may not have what those of a cluster have.
 
     Raises:
         ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
-        DeviceError: if the device is not there.
+        DeviceError: if the device is not there, or there are fewer than ``gpus``.
     """
     if isinstance(cluster, LocalOptions):
         where = resolve_device(device)
+        if str(where) == "cuda" and gpus > torch.cuda.device_count():
+            raise DeviceError(f"{gpus} GPUs were asked for, but torch sees {torch.cuda.device_count()}: set `gpus`")
         return str(where), _name(resolve_precision(precision, where))
     if device == "auto":
         raise ConfigError(f"a cluster of kind {cluster.kind} has its workers elsewhere: say `device: cuda` or `cpu`")

@@ -7,7 +7,8 @@ arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
@@ -117,6 +118,29 @@ class Volume:
 
     def _refuse_empty_files(self, roi: Roi) -> None:
         """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
+        for file in self._files(roi):
+            if not file.stat().st_size:
+                raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
+
+    def settle(self, roi: Roi) -> None:
+        """Return when the disk has what was written to ``roi``: a machine that fails after that loses none of it.
+
+        Raises:
+            UnreadableError: if the disk does not take it.
+        """
+        files = list(self._files(roi))
+        try:
+            for path in [*files, *dict.fromkeys(file.parent for file in files)]:
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+        except OSError as error:
+            raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
+
+    def _files(self, roi: Roi) -> Iterator[Path]:
+        """Yield the files that are there with voxels of ``roi``; none in a bucket."""
         if not isinstance(self.array.store, LocalStore):
             return
         folder = Path(str(self.array.store_path).removeprefix("file://"))
@@ -124,8 +148,8 @@ class Volume:
         lead = () if self.channels is None else (0,)
         for index in product(*spans):
             file = folder / self.array.metadata.encode_chunk_key((*lead, *index))
-            if file.is_file() and not file.stat().st_size:
-                raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
+            if file.is_file():
+                yield file
 
     def write(self, roi: Roi, data: NDArray[Any]) -> None:
         """Write the voxels of ``roi``.

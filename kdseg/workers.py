@@ -138,4 +138,6 @@ def _gpu_mb() -> float | None:
 
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
         return None
-    return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    # a process has one GPU, which need not be the first, the present device of its threads
+    most = max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    return round(most / 2**20, 1)

@@ -127,3 +127,9 @@ def test_help_lists_every_command(tmp_path):
         "report",
     ):
         assert command in text
+
+
+def test_a_device_that_is_not_known(tmp_path):
+    found = kdseg("tune", "model.json", "--device", "cuad", cwd=tmp_path)
+    assert found.returncode == 2
+    assert "expected auto, cpu, cuda or cuda:N, got 'cuad'" in found.stderr

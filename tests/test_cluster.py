@@ -132,6 +132,20 @@ def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path,
 
 
 @needs_slurm
+def test_jobs_that_slurm_refuses_are_not_waited_for(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match=r"SLURM refuses the jobs: .*[Ii]nvalid partition"):
+        run(folder, "refused", SLURM.replace('"cpu"', '"nowhere"'))
+
+
+@needs_slurm
+def test_an_interface_that_is_not_there(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="'nowhere0' is not a valid network interface"):
+        run(folder, "interface", SLURM.replace('"cores"', '"interface": "nowhere0", "cores"'))
+
+
+@needs_slurm
 def test_jobs_that_end_at_once_are_not_submitted_for_ever(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cluster = SLURM.replace('"cores"', '"prologue": ["exit 3"], "wait_minutes": 0.5, "cores"')

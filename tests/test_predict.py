@@ -144,7 +144,7 @@ def test_averages_are_those_that_students_learn_from(folder, reference):
         predict.run(raw, model, reference, options, STORAGE, device="cpu")
 
 
-def test_refusals(folder):
+def test_refusals(folder, monkeypatch):
     save(folder / "coarse" / "model.json", voxel_size=(40.0, 4.0, 4.0))
     with pytest.raises(VoxelSizeError, match=r"10\.0, 10\.0, 10\.0\) nm, the network was trained on \(40\.0"):
         run(folder, "coarse_out", model="coarse/model.json")
@@ -155,6 +155,11 @@ def test_refusals(folder):
     if not torch.cuda.is_available():
         with pytest.raises(DeviceError, match="use 'cpu' or 'auto'"):
             run(folder, "cuda_out", device="cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(DeviceError, match="3 GPUs were asked for, but torch sees 2"):
+        run(folder, "cuda_out", device="cuda", gpus=3)
+    monkeypatch.undo()
     store(folder / "float.json", np.zeros(SHAPE, np.float32))
     options = PredictOptions(block=(32, 32, 32), tile=TILE)
     with pytest.raises(DataError, match="expected uint8"):

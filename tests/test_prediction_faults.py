@@ -12,18 +12,20 @@ import numpy as np
 import psutil
 import pytest
 import test_predict
+import torch
 from click.testing import CliRunner
 from pipeline import STORAGE, store, voxels
 
 from kdseg.cli import main
 from kdseg.config import FragmentsOptions, PredictOptions
 from kdseg.errors import ShapeError, StageError
-from kdseg.geometry import Roi
+from kdseg.geometry import Block, Roi
+from kdseg.locks import STALE_S
 from kdseg.manifests import claim, read
 from kdseg.prediction import ATTEMPTS, MANY
 from kdseg.stages import fragments, fuse, predict, status
 from kdseg.telemetry import status_path
-from kdseg.workers import Clock, kind_of
+from kdseg.workers import Clock, attempt, kind_of
 
 SHAPE = (32, 32, 330)
 BLOCK = (32, 32, 32)
@@ -303,6 +305,19 @@ def test_status_tells_the_living_from_the_dead(tmp_path):
     assert [one.state for one in status.run(tmp_path)] == ["stopped"]
     (held.private / "lock").write_text(lock)
     assert [one.state for one in status.run(tmp_path)] == ["running"]
+    long_ago = time.time() - 2 * STALE_S  # another process has the number now
+    os.utime(held.private / "lock", (long_ago, long_ago))
+    assert [one.state for one in status.run(tmp_path)] == ["stopped"]
+
+
+def test_the_memory_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
+    """Each process of a machine has the GPU of its number, and the present device of a thread is the first."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=0: 3 * 2**20 * device)
+    block = Block((0, 0, 0), Roi((0, 0, 0), (1, 1, 1)))
+    assert attempt(lambda *_: True, block).gpu_mb == 3
 
 
 def test_a_clock_holds_one_block_at_a_time():
@@ -313,3 +328,15 @@ def test_a_clock_holds_one_block_at_a_time():
         pass
     assert first.compute > 0.015
     assert second.wait < first.compute
+
+
+def test_a_block_is_done_when_the_disk_has_it(folder, tmp_path, monkeypatch):
+    """The machine of a worker may fail, and that of the stage, which lists what is done, live on."""
+    work, block = [], Block((0, 0, 1), Roi((0, 0, 32), BLOCK))
+    monkeypatch.setattr(predict, "run_predicted", lambda *arguments: work.append(arguments[3]))
+    run(folder, tmp_path / "affinities.json")
+    kept = []
+    monkeypatch.setattr(os, "fsync", lambda handle: kept.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    assert work[0](block, Clock())
+    (written,) = (path for path in (tmp_path / "affinities.zarr" / "0" / "c").rglob("*") if path.is_file())
+    assert kept == [written.name, written.parent.name]

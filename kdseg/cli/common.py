@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,7 +74,16 @@ gpu_count = click.option("--gpus", default=1, type=click.IntRange(1), help="Proc
 cluster_json = click.option(
     "--cluster", envvar="KDSEG_CLUSTER", default='{"kind": "local"}', help="The section `cluster`, as JSON."
 )
-device_name = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+
+
+def _device(context: click.Context, option: click.Parameter, name: str) -> str:
+    """Return the name of a device, as the configuration knows them; whether it is there is found out later."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise click.BadParameter(f"expected auto, cpu, cuda or cuda:N, got {name!r}", context, option)
+    return name
+
+
+device_name = click.option("--device", default="auto", callback=_device, help="auto, cpu, cuda or cuda:N.")
 
 
 @click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})

@@ -154,7 +154,9 @@ def fuse_block(work: Work, block: Block, clock: Clock) -> bool:
             here = cell.roi.slices(block.roi)
             part = cell_part(ids[here], nearest[(..., *here)], work.offsets[:NEAREST])
             write_table(work.tables / block_name(cell.index), part.columns())
-        open_volume(work.out).write(block.roi, ids)
+        out = open_volume(work.out)
+        out.write(block.roi, ids)
+        out.settle(block.roi)
     return tissue is None or bool(tissue.any())
 
 
