@@ -110,3 +110,14 @@ def test_memory_grows_with_the_tile_and_the_precision():
     small, wide = (tile_memory(network, (24, 24, 24), dtype) for dtype in (torch.bfloat16, torch.float32))
     assert 1.7 < wide / small < 2
     assert tile_memory(network, (48, 48, 48), torch.bfloat16) > 3 * small
+
+
+def test_tiles_that_need_huge_blocks_are_not_advised():
+    """Blocks are whole shards, too: of tiles of 160 voxels, 640 along each axis."""
+    huge, small = (
+        tune.Trial((160, 160, 160), "float32", 2.0, 1.5, 900),
+        tune.Trial((64, 128, 128), "float32", 1.9, 2, 300),
+    )
+    failed = tune.Trial((32, 32, 32), "float32", None, 4, 10)
+    assert tune.advised([huge, small, failed]) == small
+    assert tune.advised([huge, failed]) == huge

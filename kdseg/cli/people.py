@@ -86,7 +86,9 @@ def tune(model: Path, device: str, memory: float, seconds: float, as_json: bool)
         tile = "x".join(map(str, trial.tile))
         click.echo(f"{tile:>13}  {trial.precision:9}  {speed:>13}  {trial.read:9.2f}  {trial.memory_mb:6.0f}")
     if trials and trials[0].mvox_per_s is not None:
-        click.echo(f"{trials[0].options}\n# Another tile or precision may change the last bits of the affinities.")
+        if (best := stage.advised(trials)) is not trials[0]:
+            click.echo(f"# The fastest would need blocks of {trials[0].block} voxels, which take too much memory.")
+        click.echo(f"{best.options}\n# Another tile or precision may change the last bits of the affinities.")
     else:
         click.echo("no tile fits: give more --memory")
 

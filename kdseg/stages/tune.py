@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm, prod
 from pathlib import Path
@@ -20,6 +20,10 @@ from kdseg.models import Network, resolve_device, resolve_precision
 
 EDGES = (32, 48, 64, 96, 128, 160, 192, 256)
 """Edges of the tiles that are tried, in voxels; each as a cube and with half of them along z."""
+
+
+BLOCK = 2**25
+"""Voxels of a block that a worker can be expected to hold several times, with all channels: 1.2 GB of affinities."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,14 @@ class Trial:
     memory_mb: float
 
     @property
+    def block(self) -> list[int]:
+        """Voxels of a block: whole tiles, and whole shards of the default size."""
+        return [lcm(t, s) for t, s in zip(self.tile, StorageOptions().shard, strict=True)]
+
+    @property
     def options(self) -> str:
-        """The line of the configuration; a block is made of whole tiles and of whole shards of the default size."""
-        block = [lcm(t, s) for t, s in zip(self.tile, StorageOptions().shard, strict=True)]
-        return f"predict: {{ block: {block}, tile: {list(self.tile)}, precision: {self.precision} }}"
+        """The line of the configuration."""
+        return f"predict: {{ block: {self.block}, tile: {list(self.tile)}, precision: {self.precision} }}"
 
 
 def run(model: Path, *, device: str = "auto", memory_mb: float = 2000, seconds: float = 2) -> list[Trial]:
@@ -72,6 +80,12 @@ def run(model: Path, *, device: str = "auto", memory_mb: float = 2000, seconds: 
     finally:
         torch.set_num_threads(threads)
     return sorted(found, key=lambda trial: -(trial.mvox_per_s or 0))
+
+
+def advised(trials: Sequence[Trial]) -> Trial:
+    """Return the fastest of trials whose blocks are not too large, or the fastest where all are."""
+    fit = [trial for trial in trials if trial.mvox_per_s is not None and prod(trial.block) <= BLOCK]
+    return [*fit, *trials][0]
 
 
 def _precisions(device: torch.device) -> list[torch.dtype]:
