@@ -125,6 +125,8 @@ def _quieten() -> None:
 def _local(workers: int, threads: int) -> Iterator[Workers]:
     """Start fresh processes (no fork) that listen on the loopback only."""
     with (
+        # a busy machine takes longer to start a worker again than the 15 s after which its nanny would be ended
+        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{_RESTART_S:.0f}s"}),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=threads,
