@@ -97,14 +97,15 @@ Work = Callable[[Block, Clock], bool]
 
 def attempt(work: Work, block: Block) -> Outcome:
     """Do one block on this worker; errors are sorted here, where their causes are still known."""
-    clock, trouble, said, done = Clock(), None, "", False
+    clock, trouble, said, done, no_room = Clock(), None, "", False, False
     try:
         done = work(block, clock)
     except Exception as error:
         log.debug("block %s", block.index, exc_info=True)
         trouble, said = kind_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
-        if _name(error) == _NO_ROOM:
-            said = _make_room(said)
+        no_room = _name(error) == _NO_ROOM
+    if no_room:  # not above, where the error still holds the tensors of the tile
+        said = _make_room(said)
     skipped = trouble is None and not done
     return Outcome(f"{os.uname().nodename}:{os.getpid()}", clock, peak_mb(), _gpu_mb(), skipped, trouble, said)
 

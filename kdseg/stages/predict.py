@@ -145,10 +145,8 @@ def _wanted(work: Work, block: Block, tile: Triple) -> set[Triple]:
     part = block.roi if work.roi is None else block.roi.intersect(work.roi)
     if not part.size:
         return set()
-    tissue = None if work.mask is None else open_volume(work.mask)
-    found = set()
-    for cell in blocks(tiled(part, tile), tile):
-        inside = cell.roi.intersect(block.roi)
-        if tissue is None or tissue.read(inside).any():
-            found.add(cell.roi.offset)
-    return found
+    cells = [cell.roi for cell in blocks(tiled(part, tile), tile)]
+    if work.mask is None:
+        return {cell.offset for cell in cells}
+    tissue = open_volume(work.mask).read(block.roi)
+    return {cell.offset for cell in cells if tissue[cell.intersect(block.roi).slices(block.roi)].any()}
