@@ -10,7 +10,7 @@ demo: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 test: $(VENV)/ready-test
-	python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # What CI runs beside the tests.
 check: $(VENV)/ready-test

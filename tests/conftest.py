@@ -13,6 +13,20 @@ from workflow import ROOT, snakemake
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
+SLOW = (
+    "test_workflow.py",
+    "test_prediction_faults.py",
+    "test_remote.py",
+    "test_predict.py",
+    "test_segmentation_stages.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest: processes take whole files, and the last one keeps only one busy."""
+    items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
+
+
 @pytest.fixture(scope="session")
 def em_data() -> Path:
     """Folder of real EM data; tests that need it skip where it is absent."""

@@ -21,10 +21,12 @@ from toy_volumes import cells, write_volume
 from kdseg import validation
 from kdseg.checkpoint import load, load_model
 from kdseg.config import ModelOptions, validate
+from kdseg.config.networks import HeadOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.curve import Curve, read_curve
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageError, VoxelSizeError
 from kdseg.models import Network, Outputs
+from kdseg.models.base import Heads
 from kdseg.models.device import Ranks
 from kdseg.sampling import Source, loader
 from kdseg.training import Result, learning_rate, loop, train
@@ -435,13 +437,21 @@ class Oracle(Network):
 
     halo, stride = (2, 4, 4), (1, 2, 2)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = Heads(3, HeadOptions(), OFFSETS[:3])  # hands the features on
+        with torch.no_grad():
+            for parameter in self.heads.parameters():
+                parameter.copy_(torch.eye(3)[:, :, None, None, None] if parameter.ndim == 5 else torch.zeros(3))
+
     def forward(self, raw: Tensor) -> Outputs:
         self._check(raw)
         padded = torch.nn.functional.pad(raw, (1, 0, 1, 0, 1, 0), value=-1)
         here = padded[:, :, 1:, 1:, 1:]
         there = [padded[:, :, :-1, 1:, 1:], padded[:, :, 1:, :-1, 1:], padded[:, :, 1:, 1:, :-1]]
         same = torch.cat([here == other for other in there], dim=1)
-        return Outputs({"affinities": torch.where(same, 9.0, -9.0)}, ())
+        features = torch.where(same, 9.0, -9.0)
+        return Outputs(self.heads(features), (features,))
 
 
 def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
