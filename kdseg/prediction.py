@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 import threading
-import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -262,7 +261,6 @@ def run_predicted(
         voxels=voxels,
         announced_mb=announced_mb,
     )
-    started = time.monotonic()
     try:
         if voxels:
             count = min(ready.workers or 1, todo)
@@ -273,8 +271,7 @@ def run_predicted(
         telemetry.write("failed")
         raise
     telemetry.write("finished")
-    seconds = time.monotonic() - started
-    held.stats.update(_measured(seconds, voxels, telemetry.peak_mb, held.private / "speed.json"))
+    held.stats.update(_measured(telemetry.busy_s, voxels, telemetry.peak_mb, held.private / "speed.json"))
 
 
 def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemetry) -> None:
@@ -340,9 +337,12 @@ def _told(telemetry: Telemetry) -> str:
 
 
 def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str, float | None]:
-    """Return speed and memory of this attempt, or of the last one that had anything to do."""
+    """Return speed and memory of this attempt, or of the last one that had anything to do.
+
+    The start of the workers and of the network is not counted: it would be most of the time of a small volume.
+    """
     if voxels:
-        speed = round(voxels / seconds / 1e6, 3)
+        speed = round(voxels / max(seconds, 1e-9) / 1e6, 3)
         memory = round(max(peak, peak_mb()), 1)
         write_json(note, {"mvox_per_s": speed, "peak_mb": memory})
     elif note.exists():

@@ -88,6 +88,12 @@ class Telemetry:
         """Blocks that were finished in this run."""
         return self._done
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds of reading, computing and writing of the mean worker, as if one came after the other."""
+        parts = [worker["seconds"][what] for worker in self._workers.values() for what in ("read", "compute", "write")]
+        return float(sum(parts)) / max(len(self._workers), 1)
+
     def write(self, state: Literal["running", "finished", "failed"]) -> None:
         """Write all that is known; a run does not end because its status cannot be written."""
         try:

@@ -66,6 +66,9 @@ def test_the_status_adds_up(reference):
         assert 0 < worker["seconds"]["compute"] < facts["seconds"]
         assert worker["seconds"]["read"] > 0 < worker["seconds"]["write"]
     assert facts["memory_mb"]["peak"] > 50
+    (worker,) = facts["workers"].values()
+    busy = sum(worker["seconds"][what] for what in ("read", "compute", "write"))
+    assert read(reference)["stats"]["mvox_per_s"] == pytest.approx(np.prod(SHAPE) / busy / 1e6, abs=1e-3)
 
 
 def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
