@@ -146,18 +146,7 @@ def test_errors_are_sorted_by_their_causes():
 def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
     """The block's memory runs out, say: its worker is killed each time, and the other blocks go on."""
     manifest = tmp_path / "affinities.json"
-    program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_prediction_faults as t; "
-        "t.dying(Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
-    here = str(Path(__file__).parent)
-    child = subprocess.run(
-        [sys.executable, "-c", program, str(folder), str(manifest), here],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    child = subprocess.run(**called("dying", folder, manifest), capture_output=True, text=True, check=False)
     assert "1 of 11 blocks failed" in child.stderr, child.stderr[-2000:]
     (failure,) = telemetry(manifest)["failures"]
     assert failure["block"] == [0, 0, 4]
@@ -165,18 +154,22 @@ def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
     assert failure["attempts"] == ATTEMPTS + 1
 
 
-def begun(folder, manifest):
-    """Start a prediction as a program of its own, and return when a block is done."""
+def called(function, folder, manifest):
+    """Return how to call a function of this module in a process of its own."""
+    here = str(Path(__file__).parent)
     program = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_prediction_faults as t; "
-        "t.run(Path(sys.argv[1]), Path(sys.argv[2]))"
+        f"t.{function}(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
-    here = str(Path(__file__).parent)
-    child = subprocess.Popen(
-        [sys.executable, "-c", program, str(folder), str(manifest), here],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
-        start_new_session=True,
-    )
+    return {
+        "args": [sys.executable, "-c", program, str(folder), str(manifest), here],
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
+    }
+
+
+def begun(folder, manifest):
+    """Start a prediction as a program of its own, and return when a block is done."""
+    child = subprocess.Popen(**called("run", folder, manifest), start_new_session=True)
     marks = manifest.parent / f".{manifest.stem}" / "blocks-32x32x32.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"
