@@ -15,6 +15,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 
 SLOW = (
     "test_workflow.py",
+    "test_compare.py",
     "test_prediction_faults.py",
     "test_remote.py",
     "test_predict.py",
