@@ -18,12 +18,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,8 +28,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import psutil
 import zarr
+from processes import measured
 
 from kdseg.config import (
     AgglomerateOptions,
@@ -203,37 +200,13 @@ def volara(line: Result) -> Result:
     return {"steps": steps, "cpu": None, "voi_split": split, "voi_merge": merge, "arand": line["arand"]}
 
 
-def measured(command: list[str]) -> Result:
+def told(command: list[str]) -> Result:
     """Run a command; return what its last line says, with CPU seconds and peak memory of it and its children."""
-    before, peak = resource.getrusage(resource.RUSAGE_CHILDREN), 0
-    with tempfile.TemporaryFile("w+") as out:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        while run.poll() is None:
-            peak = max(peak, _memory(run.pid))
-            time.sleep(0.05)
-        out.seek(0)
-        text = out.read()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    lines = [line for line in text.splitlines() if line.startswith("{")]
-    if run.returncode or not lines:
-        raise SystemExit(f"{command} failed with {run.returncode}:\n{text[-2000:]}")
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {**json.loads(lines[-1]), "used": used, "peak": peak}
-
-
-def _memory(pid: int) -> int:
-    total = 0
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    for one in family:
-        try:
-            total += one.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total
+    run = measured(command)
+    lines = [line for line in run.text.splitlines() if line.startswith("{")]
+    if not lines:
+        raise SystemExit(f"{command} printed no result:\n{run.text[-2000:]}")
+    return {**json.loads(lines[-1]), "used": run.cpu, "peak": run.peak}
 
 
 def row(name: str, runs: list[Result], voxels: int) -> None:
@@ -282,8 +255,8 @@ def plan(options: argparse.Namespace) -> dict[str, Callable[[], Result]]:
 
     def own(name: str, *route: str) -> None:
         command = [sys.executable, __file__, *places, "--route", *route]
-        threshold = str(measured([*command, "-"])["threshold"])
-        runs[f"{name}, cut at {threshold}"] = lambda: measured([*command, threshold])
+        threshold = str(told([*command, "-"])["threshold"])
+        runs[f"{name}, cut at {threshold}"] = lambda: told([*command, threshold])
 
     for block in options.blocks:
         for halo in options.halos:
@@ -300,7 +273,7 @@ def plan(options: argparse.Namespace) -> dict[str, Callable[[], Result]]:
 
 
 def volara_run(command: list[str], block: int) -> Result:
-    found = measured([*command, str(block), str(WORKERS)])
+    found = told([*command, str(block), str(WORKERS)])
     return {**volara(found), "used": found["used"], "peak": found["peak"]}
 
 

@@ -12,18 +12,13 @@ and the peak of the memory of all processes together (proportional: shared pages
 from __future__ import annotations
 
 import argparse
-import os
-import resource
-import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numba import njit
 from numpy.typing import NDArray
+from processes import measured
 
 from kdseg.geometry import Roi, Triple, blocks
 from kdseg.volume import create_volume, open_volume
@@ -104,40 +99,8 @@ def read(folder: Path, block: int) -> None:
             volume.read(cell.roi)
 
 
-def memory(pid: int) -> int:
-    """Return the proportional memory of a process and of all below it, in bytes."""
-    total = 0
-    try:
-        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return 0
-    for one in family:
-        try:
-            total += one.memory_full_info().pss
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return total
-
-
-def measured(command: list[str]) -> tuple[float, float, int]:
-    """Return wall seconds, CPU seconds of all processes, and their peak memory together in bytes."""
-    before, start, peak = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), 0
-    with tempfile.TemporaryFile("w+") as out:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        run = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
-        while run.poll() is None:
-            peak = max(peak, memory(run.pid))
-            time.sleep(0.1)
-        out.seek(0)
-        if run.returncode:
-            raise SystemExit(f"{command} failed with {run.returncode}:\n{out.read()[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return time.perf_counter() - start, used, peak
-
-
 def row(what: str, side: int, command: list[str]) -> None:
-    wall, cpu, peak = measured(command)
+    wall, cpu, peak, _ = measured(command)
     voxels = side**3 / 1e6
     print(
         f"| {side}³ | {what} | {wall:.1f} | {voxels / wall:.0f} | {cpu:.1f} | {voxels / cpu:.0f} | {peak / 1e6:.0f} |",

@@ -27,7 +27,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 log = logging.getLogger(__name__)
-logging.getLogger("distributed").setLevel(logging.WARNING)  # its import had set it to INFO
+# Its import has set it to INFO: every coming and going of workers, here and in the workers, which import this, too.
+logging.getLogger("distributed").setLevel(logging.WARNING)
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
@@ -102,7 +103,6 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
         "distributed.comm.timeouts.connect": "60s",
         "distributed.nanny.pre-spawn-environ": _SINGLE_THREADED,
     }
-    _quieten()
     with dask.config.set(settings):
         if isinstance(cluster, LocalOptions):
             started = _local(workers, threads)
@@ -112,13 +112,6 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
             started = _running(cluster)
         with started as found:
             yield found
-
-
-def _quieten() -> None:
-    """Keep the comings and goings of workers out of the logs of stages; what a task met comes back as its result."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.partition(".")[0] == "distributed":
-            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 @contextmanager

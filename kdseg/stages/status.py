@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from kdseg.errors import MissingError
 from kdseg.locks import holder
-from kdseg.manifests import private_folder
 from kdseg.telemetry import status_path
 
 
@@ -48,7 +47,6 @@ def run(folder: Path) -> list[Standing]:
 
 def _standing(folder: Path, claim: Path) -> Standing | None:
     manifest = claim.parent.with_name(f"{claim.parent.name.removeprefix('.')}.json")
-    assert private_folder(manifest) == claim.parent
     claimed, made = _json(claim), _json(manifest)
     if claimed is None:  # being removed
         return None
