@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -317,13 +318,23 @@ def test_the_memory_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
 
 
 def test_a_clock_holds_one_block_at_a_time():
-    first, second = Clock(), Clock()
-    with first.computing():
-        time.sleep(0.02)
-    with second.computing(), second("read"):
-        pass
-    assert first.compute > 0.015
-    assert second.wait < first.compute
+    clocks, inside, most = [Clock() for _ in range(3)], [], []
+
+    def compute(clock):
+        with clock.computing():
+            inside.append(clock)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.remove(clock)
+
+    threads = [threading.Thread(target=compute, args=[clock]) for clock in clocks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1]
+    assert max(clock.wait for clock in clocks) > 0.09  # for the two before it
+    assert all(0.04 < clock.compute < clock.compute + clock.wait for clock in clocks)
 
 
 def test_a_block_is_done_when_the_disk_has_it(folder, tmp_path, monkeypatch):
