@@ -1,4 +1,4 @@
-"""Dask workers for prediction: here, on SLURM, or of a scheduler that runs. The only module that knows Dask's.
+"""Dask workers for prediction: here, on SLURM, or of a scheduler that runs. With `kdseg.slurm` all that knows Dask's.
 
 A worker is one process that computes one block at a time. It has a second thread, or on a GPU a third, that reads
 the next block and writes the last one meanwhile: see `kdseg.workers`.
@@ -7,7 +7,6 @@ the next block and writes the last one meanwhile: see `kdseg.workers`.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +17,11 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, Status
+from distributed import Client, Future, KilledWorker, LocalCluster
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
 from kdseg.errors import ConfigError, StageError
+from kdseg.slurm import slurm_jobs
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,8 +43,6 @@ _RESTART_S = 120.0
 _LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
 _LOOK_S = 5.0
 """Seconds between two counts of the workers."""
-_ASK_S = 60.0
-"""Seconds after which jobs that SLURM refused are submitted again."""
 _SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 """More processes, not more threads: the same arithmetic everywhere. One heap for the threads of a process: what one
 frees, the next one uses."""
@@ -136,67 +134,15 @@ def _local(workers: int, threads: int) -> Iterator[Workers]:
 
 @contextmanager
 def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
-    try:
-        from dask_jobqueue import SLURMCluster  # type: ignore[attr-defined]
-        from dask_jobqueue.slurm import SLURMJob
-    except ImportError:
-        raise ConfigError("a cluster of kind slurm needs dask-jobqueue: pip install 'kdseg[slurm]'") from None
-    refused: list[str] = []
-
-    class Job(SLURMJob):
-        async def _submit_job(self, script: str) -> Any:
-            try:
-                return await super()._submit_job(script)
-            except (OSError, RuntimeError) as error:
-                refused.append(str(error).partition("stderr:")[2].strip().replace("\n", "; ") or str(error))
-                self.status = Status.failed
-                raise
-
-    class Jobs(SLURMCluster):
-        job_cls = Job
-
-    def check() -> None:
-        """Raise if SLURM took none of the jobs; those beyond a limit may be taken later."""
-        if len(refused) >= cluster.jobs and not any(job.job_id for job in list(started.workers.values())):
-            raise StageError(f"SLURM refuses the jobs: {refused[-1]}: mend the section `cluster`, then rerun")
-
-    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)  # of a job that is refused: `check` says it
-    try:
-        jobs = Jobs(
-            queue=cluster.queue,
-            account=cluster.account,
-            cores=threads,
-            processes=1,
-            job_cpu=cluster.cores,
-            memory=cluster.memory,
-            walltime=cluster.walltime,
-            job_extra_directives=list(cluster.directives),
-            job_script_prologue=[*(f"export {k}={v}" for k, v in _SINGLE_THREADED.items()), *cluster.prologue],
-            interface=cluster.interface,
-            python=sys.executable,
-            scheduler_options={"dashboard": False},
-            silence_logs=logging.ERROR,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"cannot start a cluster of kind slurm: {error}") from error
-    with jobs as started, Client(started) as client:
-        started.scale(jobs=cluster.jobs)
+    with slurm_jobs(cluster, threads, _SINGLE_THREADED) as jobs, Client(jobs.cluster) as client:
         log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
-        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", check)
-        submitted: set[str] = set()
-        asked = time.monotonic()
+        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", jobs.check)
+        yield Workers(client, cluster.wait_minutes * 60, lambda: jobs.revive(_names(client)))
 
-        def revive() -> int:
-            nonlocal asked
-            if time.monotonic() - asked > _ASK_S:  # a SLURM that refuses now may take them later
-                asked = time.monotonic()
-                for name in [name for name, job in list(started.workers.items()) if not job.job_id]:
-                    started.workers.pop(name, None)
-            started.scale(jobs=cluster.jobs)
-            submitted.update(str(job.job_id) for job in list(started.workers.values()) if job.job_id)
-            return len(submitted)
 
-        yield Workers(client, cluster.wait_minutes * 60, revive)
+def _names(client: Client) -> set[str]:
+    """Return the names of the workers that the scheduler knows."""
+    return {str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import pytest
 import test_predict
 from pipeline import STORAGE, store, voxels
 
+from kdseg import slurm
+from kdseg.cluster import run_tasks, workers_of
 from kdseg.config import PredictOptions, parse_cluster
 from kdseg.errors import ConfigError, StageError
 from kdseg.stages import predict
@@ -155,3 +157,24 @@ def test_jobs_that_end_at_once_are_not_submitted_for_ever(folder, tmp_path, monk
 
 def _jobs():
     return subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+
+
+@needs_slurm
+def test_jobs_that_all_end_before_a_worker_came(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "ASK_S", 4.0)
+    with pytest.raises(StageError, match=r"all 2 jobs ended before a worker of theirs came: see slurm-\d+\.out, slurm"):
+        run(folder, "ended", SLURM.replace('"cores"', '"prologue": ["exit 3"], "cores"'))
+
+
+@needs_slurm
+def test_a_job_that_ends_before_its_worker_came_is_submitted_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "ASK_S", 4.0)
+    options = parse_cluster(SLURM.replace('"cores"', '"prologue": ["mkdir tried && exit 3"], "cores"'))
+    with workers_of(options, 2, 1) as workers:
+        for _ in run_tasks(workers, time.sleep, [0.5] * 600):
+            if len(workers.client.nthreads()) == 2:
+                break
+        else:
+            pytest.fail("the second worker never came")

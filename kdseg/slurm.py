@@ -1,0 +1,151 @@
+"""Jobs of SLURM that run Dask workers: submitted through dask-jobqueue, watched, and submitted again.
+
+dask-jobqueue forgets a job when its worker leaves the scheduler. Of jobs whose worker never came, a module that
+cannot be loaded or a node that is broken, only SLURM knows: `squeue` is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from distributed import Status
+
+from kdseg.config.cluster import SlurmOptions
+from kdseg.errors import ConfigError, StageError
+
+log = logging.getLogger(__name__)
+
+ASK_S = 60.0
+"""Seconds between two looks at SLURM's queue; then jobs that it refused, or that are gone, are submitted again."""
+
+
+class Jobs:
+    """The jobs of one run.
+
+    Attributes:
+        cluster: of Dask, whose workers they run.
+    """
+
+    def __init__(self, options: SlurmOptions, cluster: Any, refused: list[str]) -> None:
+        self.cluster, self._options, self._refused = cluster, options, refused
+        self._submitted: set[str] = set()
+        self._asked = time.monotonic()
+        cluster.scale(jobs=options.jobs)
+
+    def check(self) -> None:
+        """See whether a first worker can be hoped for.
+
+        Raises:
+            StageError: if SLURM took none of the jobs (those beyond a limit may be taken later), or all of them ended.
+        """
+        jobs = self._ids()
+        if len(self._refused) >= self._options.jobs and not jobs:
+            raise StageError(f"SLURM refuses the jobs: {self._refused[-1]}: mend the section `cluster`, then rerun")
+        if len(jobs) == self._options.jobs and self._due() and len(self._gone(())) == len(jobs):
+            files = ", ".join(f"slurm-{job}.out" for job in sorted(jobs.values())[:3])
+            raise StageError(f"all {len(jobs)} jobs ended before a worker of theirs came: see {files}, then rerun")
+
+    def revive(self, alive: Iterable[str]) -> int:
+        """Submit jobs again that are gone, and return how many were submitted in all.
+
+        Args:
+            alive: names of the workers that there are.
+        """
+        if self._due():  # a SLURM that refuses now may take them later
+            gone = self._gone(alive)
+            for job in gone.values():
+                log.warning("job %s ended before its worker came, see slurm-%s.out; it is submitted again", job, job)
+            taken = self._ids()
+            for name in [name for name in list(self.cluster.workers) if name in gone or name not in taken]:
+                self.cluster.workers.pop(name, None)
+        self.cluster.scale(jobs=self._options.jobs)
+        self._submitted.update(self._ids().values())
+        return len(self._submitted)
+
+    def _ids(self) -> dict[str, str]:
+        """Return the numbers of the jobs that SLURM took, by the names of their workers."""
+        return {str(name): str(job.job_id) for name, job in list(self.cluster.workers.items()) if job.job_id}
+
+    def _due(self) -> bool:
+        due = time.monotonic() - self._asked > ASK_S
+        if due:
+            self._asked = time.monotonic()
+        return due
+
+    def _gone(self, alive: Iterable[str]) -> dict[str, str]:
+        """Return jobs that have ended though their workers never came, or have just left, by the names of these."""
+        jobs, here = self._ids(), set(alive)
+        queued = _queued()
+        return {} if queued is None else {n: job for n, job in jobs.items() if job not in queued and n not in here}
+
+
+def _queued() -> set[str] | None:
+    """Return the numbers of this user's jobs that wait or run; None if SLURM does not say."""
+    command = ["squeue", "--noheader", "--format=%A", f"--user={os.getuid()}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=ASK_S)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("SLURM does not say which jobs there are: %s", error)
+        return None
+    return set(done.stdout.split())
+
+
+@contextmanager
+def slurm_jobs(options: SlurmOptions, threads: int, environment: dict[str, str]) -> Iterator[Jobs]:
+    """Yield jobs that are submitted; they are cancelled with the body.
+
+    Args:
+        options: what to ask SLURM for.
+        threads: of each worker.
+        environment: variables of each.
+
+    Raises:
+        ConfigError: if dask-jobqueue is missing, or cannot do what is asked for.
+    """
+    try:
+        from dask_jobqueue import SLURMCluster  # type: ignore[attr-defined]
+        from dask_jobqueue.slurm import SLURMJob
+    except ImportError:
+        raise ConfigError("a cluster of kind slurm needs dask-jobqueue: pip install 'kdseg[slurm]'") from None
+    refused: list[str] = []
+
+    class Job(SLURMJob):
+        async def _submit_job(self, script: str) -> Any:
+            try:
+                return await super()._submit_job(script)
+            except (OSError, RuntimeError) as error:
+                refused.append(str(error).partition("stderr:")[2].strip().replace("\n", "; ") or str(error))
+                self.status = Status.failed
+                raise
+
+    class Cluster(SLURMCluster):
+        job_cls = Job
+
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)  # of a job that is refused: `check` says it
+    try:
+        cluster = Cluster(
+            queue=options.queue,
+            account=options.account,
+            cores=threads,
+            processes=1,
+            job_cpu=options.cores,
+            memory=options.memory,
+            walltime=options.walltime,
+            job_extra_directives=list(options.directives),
+            job_script_prologue=[*(f"export {k}={v}" for k, v in environment.items()), *options.prologue],
+            interface=options.interface,
+            python=sys.executable,
+            scheduler_options={"dashboard": False},
+            silence_logs=logging.ERROR,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"cannot start a cluster of kind slurm: {error}") from error
+    with cluster as started:
+        yield Jobs(options, started, refused)
