@@ -27,7 +27,7 @@ from kdseg.inference import Predictor, Product, predictor, tile_memory
 from kdseg.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, store_of, write_json
 from kdseg.models.device import Precision, resolve_device, resolve_precision
 from kdseg.telemetry import Telemetry, status_path
-from kdseg.volume import Volume, open_volume
+from kdseg.volume import Volume, decode_in_one_thread, open_volume
 from kdseg.workers import Outcome, Work, attempt
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,9 @@ ATTEMPTS = 3
 """At a block that meets a passing error."""
 MANY = 10
 """Failed blocks that end a run, unless ten times as many were done."""
+SWITCH_S = 2e-4
+"""After which a thread that reads or writes yields the interpreter to the one that computes, which asks for it hundreds
+of times per tile; Python's own 5 ms make it several times slower beside a busy thread."""
 _ENCODED = 2
 """Copies of a block that exist while it is written."""
 _loading = threading.Lock()
@@ -187,10 +190,13 @@ def worker_predictor(weights: Weights) -> Predictor:
 @lru_cache(maxsize=1)
 def _loaded(weights: Weights) -> Predictor:
     torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_S)
     # Workers of this machine are numbered, and each takes the GPU of its number, unless one was named. Those of a
     # cluster see only what they were given.
     number = worker_number()
     device = resolve_device(f"cuda:{number or 0}" if weights.device == "cuda" else weights.device)
+    if device.type == "cpu":
+        decode_in_one_thread()
     loaded = load_model(weights.model)
     return predictor(
         loaded.network,

@@ -26,6 +26,8 @@ from kdseg import remote
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
 
+_BATCH = 16
+"""Chunks that a thread is given at a time; all of them are in memory at once."""
 VoxelSize = tuple[float, float, float]
 AXES = ("z", "y", "x")
 _TO_NM = {"nanometer": 1.0, "nm": 1.0, "micrometer": 1e3, "um": 1e3, "µm": 1e3, "angstrom": 0.1, "meter": 1e9}
@@ -179,6 +181,15 @@ class Volume:
             raise
         except OSError as error:
             raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
+
+
+def decode_in_one_thread() -> None:
+    """Have one thread of this process encode and decode chunks, not one per core and more.
+
+    They would take turns with a thread that computes, and with each other: a read takes a third of the CPU time then
+    (benchmarks/README.md). It is to be called before any chunk is read.
+    """
+    zarr.config.set({"threading.max_workers": 1, "codec_pipeline.batch_size": _BATCH})
 
 
 def open_volume(address: str | Path, *, level: int = 0) -> Volume:

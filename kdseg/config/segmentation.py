@@ -15,7 +15,7 @@ from kdseg.config.data import RoiOptions
 class PredictOptions(Section):
     """Affinities of a volume, block by block."""
 
-    block: Extent = (128, 128, 128)
+    block: Extent = (256, 256, 256)
     """Voxels that one task predicts and writes; a multiple of the shard. Does not change the result. With `fused` it
     is `fragments.block`."""
     tile: Extent = (128, 128, 128)
