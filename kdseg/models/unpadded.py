@@ -105,10 +105,12 @@ class Piece:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return (z', y', x', width) over ``gives`` of (z, y, x, channels) over ``reads``, both contiguous."""
+        shortcut = self.reads.cut(x, self.gives)
+        if self.projection is not None:  # not later: it would lie where what the first one gave was
+            shortcut = shortcut.contiguous()
         y = self.second(torch.relu_(self.first(x)))
         if self.residual:
-            x = self.reads.cut(x, self.gives)
-            y += x if self.projection is None else self.projection(x.contiguous())
+            y += shortcut if self.projection is None else self.projection(shortcut)
         return torch.relu_(y)
 
 
