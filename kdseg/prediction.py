@@ -267,16 +267,12 @@ def run_predicted(
         voxels=voxels,
         announced_mb=announced_mb,
     )
-    try:
+    with telemetry:
         if voxels:
             count = min(ready.workers or 1, todo)
             with workers_of(ready.cluster, count, ready.threads) as workers:
                 _run(name, workers, work, done, telemetry)
         _expect_none_failed(name, done, telemetry, held)
-    except BaseException:
-        telemetry.write("failed")
-        raise
-    telemetry.write("finished")
     held.stats.update(_measured(telemetry.busy_s, voxels, telemetry.peak_mb, held.private / "speed.json"))
 
 
@@ -284,12 +280,12 @@ def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemet
     """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
     from tqdm import tqdm
 
-    queue, attempts, alone = _Queue(done.missing()), Counter[Triple](), deque[Block]()
+    attempts, alone = Counter[Triple](), deque[Block]()
     bar = tqdm(
         total=telemetry.blocks, initial=telemetry.before, desc=name, unit="block", disable=not sys.stderr.isatty()
     )
 
-    def settle(finished: Finished, isolated: bool) -> None:
+    def settle(finished: Finished, queue: _Queue, isolated: bool) -> None:
         block, outcome = finished.item, finished.result or Outcome("", trouble="lasting", error=finished.error or "")
         attempts[block.index] += 1
         tried = attempts[block.index]
@@ -301,22 +297,28 @@ def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemet
             bar.update()
         elif outcome.trouble == "full":
             raise StageError(f"{name}: {outcome.error}; finished blocks are kept: make room and rerun")
+        elif finished.died and isolated:
+            telemetry.give_up(block, outcome.error, ATTEMPTS + tried)
+            _expect_few_failed(name, telemetry)
         elif tried < ATTEMPTS and (finished.died or outcome.trouble == "passing"):
             log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
             telemetry.retry()
             (queue.later if finished.died else queue.again).append(block)
-        elif finished.died and not isolated:  # it may be the one beside it that ends workers
+        elif finished.died:  # it may be the one beside it that ends workers
             alone.append(block)
+            del attempts[block.index]
         else:
-            telemetry.give_up(block, outcome.error, tried)
+            telemetry.give_up(block, outcome.error, tried + isolated * ATTEMPTS)
             _expect_few_failed(name, telemetry)
 
-    with bar:
+    def run(queue: _Queue, *, isolated: bool) -> None:
         for finished in run_tasks(workers, partial(attempt, work), queue):
-            settle(finished, isolated=False)
+            settle(finished, queue, isolated)
+
+    with bar:
+        run(_Queue(done.missing()), isolated=False)
         for block in alone:
-            for finished in run_tasks(workers, partial(attempt, work), [block]):
-                settle(finished, isolated=True)
+            run(_Queue(iter([block])), isolated=True)
 
 
 def _expect_few_failed(name: str, telemetry: Telemetry) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Block
@@ -33,7 +34,7 @@ def status_path(manifest: Path) -> Path:
 
 
 class Telemetry:
-    """Counts what finishes and writes it down every other second.
+    """Counts what finishes, and writes it down every other second while its context is open.
 
     Attributes:
         failures: blocks that were given up, with their errors.
@@ -49,14 +50,36 @@ class Telemetry:
         self.peak_mb, self.gpu_mb = 0.0, None
         self._workers: dict[str, dict[str, Any]] = {}
         self._done = self._voxels = self._skipped = self._retries = 0
-        self._started = self._written = time.monotonic()
+        self._started = time.monotonic()
         self._first: float | None = None
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
-        self.write("running")
+        self._counting, self._ended = threading.Lock(), threading.Event()
+        self._writer = threading.Thread(target=self._keep_writing, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to write."""
+        self._write("running")
+        self._writer.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Write how it ended."""
+        self._ended.set()
+        self._writer.join()
+        self._write("finished" if error is None else "failed")
+
+    def _keep_writing(self) -> None:
+        # not when a block finishes: that may take minutes, or workers wait for hours in a queue
+        while not self._ended.wait(EVERY_S):
+            self._write("running")
 
     def add(self, block: Block, outcome: Outcome) -> None:
         """Note one attempt at a block."""
+        with self._counting:
+            self._add(block, outcome)
+
+    def _add(self, block: Block, outcome: Outcome) -> None:
         self.peak_mb = max(self.peak_mb, outcome.peak_mb)
         worker = self._workers.setdefault(
             outcome.worker, {"blocks": 0, "voxels": 0, "seconds": asdict(Clock()), "peak_mb": 0.0, "gpu_mb": None}
@@ -70,18 +93,21 @@ class Telemetry:
             self._done += 1
             self._skipped += outcome.skipped
             self._voxels += block.roi.size
-        self._first = self._first or time.monotonic()
-        self._tick()
+        now = time.monotonic()
+        self._first = self._first or now
+        if now - self._recent[-1][0] > _BETWEEN_S:
+            self._recent.append((now, self._voxels))
 
     def retry(self) -> None:
         """Note that a block will be tried again."""
-        self._retries += 1
+        with self._counting:
+            self._retries += 1
 
     def give_up(self, block: Block, error: str, attempts: int) -> None:
         """Note a block that failed for good."""
-        self.failures.append(
-            {"block": list(block.index), "region": str(block.roi), "attempts": attempts, "error": error}
-        )
+        failure = {"block": list(block.index), "region": str(block.roi), "attempts": attempts, "error": error}
+        with self._counting:
+            self.failures.append(failure)
 
     @property
     def done(self) -> int:
@@ -94,27 +120,22 @@ class Telemetry:
         parts = [worker["seconds"][what] for worker in self._workers.values() for what in ("read", "compute", "write")]
         return float(sum(parts)) / max(len(self._workers), 1)
 
-    def write(self, state: Literal["running", "finished", "failed"]) -> None:
+    def _write(self, state: Literal["running", "finished", "failed"]) -> None:
         """Write all that is known; a run does not end because its status cannot be written."""
         try:
-            write_json(self.path, self._values(state))
+            with self._counting:
+                values = self._values(state)
+            write_json(self.path, values)
         except UnreadableError as error:
             log.warning("the status is not up to date: %s", error)
 
-    def _tick(self) -> None:
+    def _values(self, state: str) -> dict[str, Any]:
         now = time.monotonic()
-        if now - self._recent[-1][0] > _BETWEEN_S:
-            self._recent.append((now, self._voxels))
         while now - self._recent[0][0] > _RECENT_S and len(self._recent) > 2:
             self._recent.popleft()
-        if now - self._written > EVERY_S:
-            self._written = now
-            self.write("running")
-
-    def _values(self, state: str) -> dict[str, Any]:
-        seconds = time.monotonic() - self._started
+        seconds = now - self._started
         then, before = self._recent[0]
-        lasted = time.monotonic() - then
+        lasted = now - then
         speed = (self._voxels - before) / lasted if lasted > 0 else None
         left = self.voxels - self._voxels
         return {
@@ -137,6 +158,6 @@ class Telemetry:
             "mvox_per_s_now": None if speed is None else round(speed / 1e6, 3),
             "eta_s": round(left / speed) if speed else None,
             "memory_mb": {"announced": round(self.announced_mb, 1), "peak": round(self.peak_mb, 1)},
-            "workers": self._workers,
+            "workers": {name: {**worker, "seconds": {**worker["seconds"]}} for name, worker in self._workers.items()},
             "failures": self.failures[:_LISTED],
         }

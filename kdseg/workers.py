@@ -28,6 +28,8 @@ Kind = Literal["passing", "lasting", "full"]
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ROOM = "OutOfMemoryError"
 """What torch calls it when a GPU's memory is full."""
+_LOST = "AcceleratorError"
+"""What torch calls errors of a GPU's driver. All that its process asks of the GPU from then on may fail."""
 _computing = threading.Lock()
 
 
@@ -102,6 +104,10 @@ def attempt(work: Work, block: Block) -> Outcome:
         done = work(block, clock)
     except Exception as error:
         log.debug("block %s", block.index, exc_info=True)
+        if _name(error) == _LOST:
+            log.error("block %s: %s: the worker ends, another one takes its place", block.roi, error)
+            logging.shutdown()
+            os._exit(1)  # the blocks that it holds are tried again, as those of any worker that died
         trouble, said = kind_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
         no_room = _name(error) == _NO_ROOM
     if no_room:  # not above, where the error still holds the tensors of the tile

@@ -93,6 +93,7 @@ def test_what_workers_elsewhere_have_is_not_guessed(folder):
     [
         ('{"kind": "slurm", "walltime": "soon"}', "walltime"),
         ('{"kind": "pbs"}', "kind"),
+        ('{"jobs": 3}', "cluster: 'kind' is missing"),
         ('{"kind": "slurm", "memory": "16"}', "memory"),
     ],
 )

@@ -25,7 +25,7 @@ from kdseg.locks import STALE_S
 from kdseg.manifests import claim, read
 from kdseg.prediction import ATTEMPTS, MANY
 from kdseg.stages import fragments, fuse, predict, status
-from kdseg.telemetry import status_path
+from kdseg.telemetry import Telemetry, status_path
 from kdseg.workers import Clock, attempt, kind_of
 
 SHAPE = (32, 32, 330)
@@ -155,6 +155,39 @@ def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
     assert failure["attempts"] == ATTEMPTS + 1
 
 
+def test_a_block_that_is_run_alone_has_all_its_attempts(folder, reference, tmp_path):
+    manifest = tmp_path / "affinities.json"
+    subprocess.run(**called("recovering", folder, manifest), check=True)
+    assert len(list((tmp_path / "met").iterdir())) == ATTEMPTS + 2
+    assert (voxels(manifest) == voxels(reference)).all()
+
+
+def test_a_gpu_that_cannot_be_used_anymore_ends_its_worker():
+    program = (
+        "import torch; from kdseg.geometry import Block, Roi; from kdseg.workers import attempt\n"
+        "def work(block, clock): raise torch.AcceleratorError('an illegal memory access was encountered')\n"
+        "attempt(work, Block((0, 0, 0), Roi((0, 0, 0), (1, 1, 1))))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "illegal memory access was encountered: the worker ends" in ended.stderr
+
+
+def test_the_status_is_written_while_nothing_finishes(tmp_path, monkeypatch):
+    monkeypatch.setattr("kdseg.telemetry.EVERY_S", 0.02)
+    path = tmp_path / "status.json"
+    with Telemetry(path, "predict", blocks=1, before=0, voxels=1, announced_mb=0.0):
+        first = json.loads(path.read_text())
+        until = time.monotonic() + 10
+        while json.loads(path.read_text())["seconds"] <= first["seconds"]:
+            assert time.monotonic() < until
+        assert first["state"] == "running"
+    assert json.loads(path.read_text())["state"] == "finished"
+    with pytest.raises(KeyboardInterrupt), Telemetry(path, "predict", blocks=1, before=0, voxels=1, announced_mb=0.0):
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text())["state"] == "failed"
+
+
 def called(function, folder, manifest):
     """Return how to call a function of this module in a process of its own."""
     here = str(Path(__file__).parent)
@@ -200,6 +233,9 @@ def test_a_killed_group_goes_on_with_the_same_bytes(folder, reference, tmp_path)
     assert (voxels(manifest) == voxels(reference)).all()
 
 
+PREDICT_BLOCK = predict.predict_block
+
+
 def die_at_four(work, block, clock):
     if block.index == (0, 0, 4):
         time.sleep(0.2)
@@ -207,12 +243,28 @@ def die_at_four(work, block, clock):
     return PREDICT_BLOCK(work, block, clock)
 
 
-PREDICT_BLOCK = predict.predict_block
+def die_until_alone(work, block, clock):
+    if block.index == (0, 0, 6):
+        met = work.out.parent / "met"
+        met.mkdir(exist_ok=True)
+        times = len(list(met.iterdir()))
+        (met / str(times)).touch()
+        if times < ATTEMPTS:
+            os.abort()
+        if times == ATTEMPTS:
+            raise OSError("the file system does not answer")
+    return PREDICT_BLOCK(work, block, clock)
 
 
 def dying(folder, manifest):
     """Run a prediction whose fifth block ends its worker; called in a process of its own."""
     predict.predict_block = die_at_four
+    run(folder, manifest)
+
+
+def recovering(folder, manifest):
+    """Run a prediction one of whose blocks ends its worker until it is alone, and then meets a passing error."""
+    predict.predict_block = die_until_alone
     run(folder, manifest)
 
 

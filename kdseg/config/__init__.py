@@ -329,7 +329,7 @@ def parse_cluster(text: str) -> ClusterOptions:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(_explain(error, "cluster")) from None
 
 
 def schema() -> str:
@@ -337,12 +337,14 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, whole: str = "configuration") -> str:
     lines = []
     for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or "configuration"
+        where = ".".join(str(part) for part in problem["loc"]) or whole
         quoted = problem["type"] != "missing" and not isinstance(problem["input"], dict)
         got = f" (got {problem['input']!r:.120})" if quoted else ""
         message = problem["msg"].removeprefix("Value error, ").replace("Extra inputs are not permitted", "unknown key")
+        if problem["type"] == "union_tag_not_found":
+            message = f"{problem['ctx']['discriminator']} is missing: it says which options can follow"
         lines.append(f"{where}: {message}{got}")
     return "\n".join(lines)
