@@ -202,7 +202,7 @@ def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
 @contextmanager
 def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
     try:
-        client = Client(cluster.address, timeout="30s")
+        client = Client(cluster.address, timeout=min(30.0, cluster.wait_minutes * 60))
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {cluster.address}: {error}") from error
     with client:
