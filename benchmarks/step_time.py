@@ -25,6 +25,7 @@ from kdseg.geometry import Roi
 from kdseg.losses import TERMS, Context, Objective, build_terms
 from kdseg.models import Batch, Taught, Widths, build, count_parameters, fold, resolve_device, resolve_precision, widths
 from kdseg.models.base import channels_last, placed
+from kdseg.models.device import keep_memory
 from kdseg.phantom import phantom_block
 from kdseg.sampling.crops import connected_pieces, numbered_through
 from kdseg.teaching import teachers_of
@@ -113,6 +114,8 @@ def main() -> None:
     parser.add_argument("--repeats", default=5, type=int)
     parser.add_argument("names", nargs="*")
     arguments = parser.parse_args()
+    if arguments.device.type == "cpu":
+        keep_memory()
     supervised, embedding = {"name": "affinity"}, {"name": "embedding"}
     distilling = [name for name in TERMS if name not in ("affinity", "lsd", "embedding", "graph_relation")]
     rows: list[tuple[str, list[dict[str, Any]], str]] = [("student alone", [supervised], "alone")]

@@ -148,7 +148,7 @@ def _names(client: Client) -> set[str]:
 @contextmanager
 def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
     try:
-        client = Client(cluster.address, timeout="30s")
+        client = Client(cluster.address, timeout=min(30.0, cluster.wait_minutes * 60))
     except (OSError, TimeoutError, ValueError) as error:
         raise ConfigError(f"no Dask scheduler answers at {cluster.address}: {error}") from error
     with client:

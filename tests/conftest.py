@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +12,18 @@ import pytest
 import yaml
 from workflow import ROOT, snakemake
 
+# One process of pytest per core: threads of torch would wait for each other, spinning unless told otherwise.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 SLOW = (
     "test_workflow.py",
+    "test_prediction_faults.py",  # while the other process makes what the next two need
+    "test_workflow_killed.py",
     "test_compare.py",
-    "test_prediction_faults.py",
     "test_remote.py",
     "test_predict.py",
     "test_segmentation_stages.py",
@@ -44,9 +51,20 @@ def values() -> Any:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A finished run of config/test.yaml, to be copied, not changed: its folder and its configuration."""
-    folder = tmp_path_factory.mktemp("workflow")
-    config = folder / "config.yaml"
-    shutil.copyfile(ROOT / "config" / "test.yaml", config)
-    snakemake(folder, config)
-    return folder, config
+    """A finished run of config/test.yaml, to be copied, not changed: its folder and its configuration.
+
+    It takes minutes: the first process of pytest-xdist that needs it makes it, the others wait and take copies.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    made, done = shared / "finished", shared / "finished.done"
+    with (shared / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            made.mkdir(exist_ok=True)
+            shutil.copyfile(ROOT / "config" / "test.yaml", made / "config.yaml")
+            snakemake(made, made / "config.yaml")
+            done.touch()
+    folder = tmp_path_factory.mktemp("workflow") / "copy"
+    shutil.copytree(made, folder, symlinks=True)
+    return folder, folder / "config.yaml"

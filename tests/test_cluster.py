@@ -80,7 +80,7 @@ def test_a_scheduler_that_runs_already(folder, reference, scheduler):
 
 def test_a_scheduler_that_is_not_there(folder):
     with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9"}')
+        run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9", "wait_minutes": 0.02}')
 
 
 def test_what_workers_elsewhere_have_is_not_guessed(folder):

@@ -1,29 +1,15 @@
 """The Snakemake workflow: whole, resumable, and reruns only what its own options change."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import yaml
-from workflow import ROOT, jobs, snakemake
+from workflow import jobs, snakemake, voxels
 
-from kdseg.manifests import store_of
 from kdseg.volume import open_volume
-
-FINAL = "student/tune/segmentation.json"
-
-
-def voxels(folder, path=FINAL):
-    volume = open_volume(store_of(folder / "results" / "test" / path))
-    return volume.read(volume.roi)
 
 
 def test_the_run_ends_with_a_scored_report(finished):
@@ -166,49 +152,6 @@ def test_fused_makes_the_same_neurons_without_affinities(finished, tmp_path, val
     speed = json.loads((made / "fragments.json").read_text())["stats"]["mvox_per_s"]
     assert json.loads((folder / "results/test/summary.json").read_text())["rows"][0]["mvox_per_s"] == speed
     assert jobs(folder, config) == set()
-
-
-def progress(work, claim):
-    """Return whether a stage has something to resume, or is done."""
-    folder, name = (work / claim).parent, Path(claim).name.removeprefix(".")
-    begun = [*folder.glob(f".{name}/blocks-*.txt"), *folder.glob(f"{name}.training/state.pt")]
-    begun += folder.glob(f".{name}/[0-9]*x*/*")
-    return bool(begun) or (folder / f"{name}.json").exists()
-
-
-@pytest.mark.slow
-def test_killed_in_each_stage_it_ends_with_the_same_bytes(finished, tmp_path, values):
-    config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(values))
-    command = [
-        sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", tmp_path, "--cores", "2",
-        "--configfile", config, "--workflow-profile", ROOT / "profiles" / "default",
-    ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    work = tmp_path / "results" / "test"
-    claims = ["volumes/train/.raw", "teacher/.model", "student/.model"]
-    claims += [f"student/tune/.{stage}" for stage in ("affinities", "fragments", "edges", "agglomeration")]
-    claims += [f"student/tune/.{stage}" for stage in ("sweep", "segmentation", "scores")]
-    for claim in claims:
-        log = tmp_path / "log.txt"
-        with log.open("w") as file:
-            run = subprocess.Popen(
-                list(map(str, command)), stdout=file, stderr=file, env=environment, start_new_session=True
-            )
-        while not progress(work, claim):
-            assert run.poll() is None, f"it ended before {claim}:\n{log.read_text()}"
-            time.sleep(0.01)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
-    snakemake(tmp_path, config)
-    for name in ("labels", "affinities", "fragments", "segmentation"):
-        path = Path("volumes/tune" if name == "labels" else "student/tune") / f"{name}.json"
-        one, other = (voxels(folder, path) for folder in (tmp_path, finished[0]))
-        assert (one == other).all(), name
-    for name in ("edges", "agglomeration"):
-        one, other = (folder / "results/test/student/tune" / f"{name}.tables" for folder in (tmp_path, finished[0]))
-        assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
-        assert all(path.read_bytes() == (other / path.name).read_bytes() for path in one.iterdir()), name
 
 
 def test_a_mistake_is_told_at_the_prompt(finished, tmp_path, values):

@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kdseg.manifests import store_of
+from kdseg.volume import open_volume
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -25,3 +28,9 @@ def jobs(folder, config):
     """Return the rules that would run now."""
     text = snakemake(folder, config, "--dry-run")
     return {line.split()[1].rstrip(":") for line in text.splitlines() if line.startswith(("rule ", "localrule "))}
+
+
+def voxels(folder, path="student/tune/segmentation.json"):
+    """Return all voxels of a volume of a run of config/test.yaml."""
+    volume = open_volume(store_of(folder / "results" / "test" / path))
+    return volume.read(volume.roi)

@@ -61,8 +61,8 @@ def gpu_peak_mb(name: str) -> float | None:
 def keep_memory() -> None:
     """Have this process keep the memory that it frees, where the C library can be told to (glibc).
 
-    Every tile allocates the same large arrays again. By default they are given back to the system each time, which
-    has to clear every page before it hands it out anew: a quarter of the time of a tile.
+    Every tile and every step of a training allocates the same large arrays again. By default they are given back to
+    the system each time, which has to clear every page before it hands it out anew: a quarter of the time of either.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -24,7 +24,7 @@ from kdseg.geometry import Offsets
 from kdseg.losses import term_weight
 from kdseg.models import Batch
 from kdseg.models.base import channels_last
-from kdseg.models.device import deterministic, joined
+from kdseg.models.device import deterministic, joined, keep_memory
 from kdseg.sampling import Addresses, Guide, loader
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.validation import Scored, validate
@@ -89,6 +89,8 @@ def train(
     """
     steps = options.train.steps
     with joined(device) as ranks, deterministic():
+        if ranks.device.type == "cpu":
+            keep_memory()
         data = Data(volumes, guides or {}, tuple(teachers))
         run = prepare(options, offsets, data, name, ranks, watershed or WatershedOptions())
         resume(run, folder / "state.pt")
