@@ -94,7 +94,7 @@ def main() -> None:
     Snakemake calls most of these. By hand you need `check`, `clear`, `evaluate`, `same`, `tune` and `export`; with
     affinities of your own `adopt`, `fragments`, `edges`, `agglomerate` and `segment` (docs/segmentation.md).
     """
-    # Read when torch is loaded, hence now. Its threads would spin while they wait for each other: alone on a machine
-    # that gains nothing, beside other jobs a step of a training took up to ten times as long.
+    # Read when torch is loaded, hence now. Its threads would spin while they wait for each other: beside other jobs a
+    # step of a training took up to ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
