@@ -15,9 +15,6 @@ from kdseg.config.data import PhantomOptions
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi
 
-_TILE = 40.0
-"""nm; tiles of this size share their choice of segments."""
-
 
 def phantom_block(options: PhantomOptions, roi: Roi) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
     """Compute a block of the phantom.
@@ -51,6 +48,5 @@ def phantom_block(options: PhantomOptions, roi: Roi) -> tuple[NDArray[np.uint8],
     scene = image.scene(key, voxel_size, first, section, segments, tuple(low), tuple(high))
     raw = np.empty(roi.shape, np.uint8)
     labels = np.empty(roi.shape, np.uint64)
-    tz, ty, tx = (max(int(_TILE / size), 1) for size in options.voxel_size)
-    image.render(scene, (tz, ty, tx), raw, labels)
+    image.render(scene, raw, labels)
     return raw, labels
