@@ -72,22 +72,6 @@ def _along(values: NDArray[np.float64], index: NDArray[np.int64], weight: NDArra
 
 
 @compiled
-def _between(
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    c: NDArray[np.float64],
-    d: NDArray[np.float64],
-    v: float,
-    u: float,
-    out: NDArray[np.float64],
-) -> None:
-    """Fill ``out`` (x,) with what lies ``v`` between lines ``a`` and ``b``, ``u`` towards that of ``c`` and ``d``."""
-    for n in range(out.size):
-        near, far = a[n] + v * (b[n] - a[n]), c[n] + v * (d[n] - c[n])
-        out[n] = near + u * (far - near)
-
-
-@compiled
 def sample(field: Field, z: float, y: NDArray[np.float64], x: NDArray[np.float64], out: NDArray[np.float64]) -> None:
     """Fill ``out`` (y, x) with the field in one plane: cubic (smoothstep) between the eight points around each.
 
@@ -104,7 +88,10 @@ def sample(field: Field, z: float, y: NDArray[np.float64], x: NDArray[np.float64
     j, v = _steps(field, 1, y)
     i, w = _steps(field, 2, x)
     lines = _along(field.values[k[0] : k[0] + 2, j[0] : j[-1] + 2], i, w)
+    near, far = lines[0], lines[1]
     for m in range(y.size):
-        row = j[m] - j[0]
-        near, far = lines[0], lines[1]
-        _between(near[row], near[row + 1], far[row], far[row + 1], v[m], u[0], out[m, : x.size])
+        row, weight, towards = j[m] - j[0], v[m], u[0]
+        for n in range(x.size):
+            a = near[row, n] + weight * (near[row + 1, n] - near[row, n])
+            b = far[row, n] + weight * (far[row + 1, n] - far[row, n])
+            out[m, n] = a + towards * (b - a)

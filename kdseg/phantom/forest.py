@@ -121,10 +121,10 @@ def _match(priority: NDArray[np.float64]) -> NDArray[np.bool_]:
     for _ in range(ROUNDS):
         for z in range(1, nz + 1):
             for y in range(1, ny + 1):
-                row, links_ = threshold[z, y, : nx + 1], degree[z, y]
+                row, linked = threshold[z, y, : nx + 1], degree[z, y]
                 _two_best(live, z, y, row, second)
                 for x in range(1, nx + 1):
-                    row[x] = second[x] if links_[x] == 0 else row[x]
+                    row[x] = second[x] if linked[x] == 0 else row[x]
         for axis in range(3):
             a, b, c = int(axis == 0), int(axis == 1), int(axis == 2)
             for z in range(1, nz + 1):

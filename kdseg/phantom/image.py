@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from kdseg.phantom.fields import Field, Point, field, sample
 from kdseg.phantom.grey import Corner, shade
-from kdseg.phantom.hashing import chain, compiled, hash3, normal, uniform
+from kdseg.phantom.hashing import chain, compiled
 from kdseg.phantom.leaf import BLUR, FIRST, GIVEN, LEAF, VALUE, leaf_shape, working_space
+from kdseg.phantom.microscope import Section, expose
 from kdseg.phantom.organelles import Contents, Vesicles, contents, vesicles
 from kdseg.phantom.search import nearest_two, select, table
 from kdseg.phantom.tissue import Segments
@@ -33,24 +34,6 @@ _GROUP, _REGION = (2, 4, 8), (16, 16, 16)
 """Leaves along each axis; long rows are fast, and the numbers of a group fit a processor's second cache."""
 
 
-class Section(NamedTuple):
-    """What the microscope did to each section of a block; float64 (z,).
-
-    Attributes:
-        shift_y: displacement in nm.
-        shift_x: displacement in nm.
-        gain: factor of the contrast.
-        bias: added grey value.
-        blur: nm added to the width of membranes; thicker sections blur more.
-    """
-
-    shift_y: Numbers
-    shift_x: Numbers
-    gain: Numbers
-    bias: Numbers
-    blur: Numbers
-
-
 class Scene(NamedTuple):
     """All that a voxel's value is computed from."""
 
@@ -65,29 +48,6 @@ class Scene(NamedTuple):
     warp: tuple[Field, Field, Field, Field, Field, Field]
     fields: tuple[Field, Field, Field, Field, Field]
     leaf: Index
-
-
-def sections(key: np.uint64, voxel_size: Numbers, first: int, count: int) -> Section:
-    """Return the state of ``count`` sections from ``first`` on; all the same for isotropic voxels."""
-    still = np.zeros(count)
-    if voxel_size[0] < 1.5 * voxel_size[1:].min():
-        return Section(still, still, still + 1.0, still, still)
-    bits = [[np.uint64(hash3(key, 50, first + z, k)) for k in range(6)] for z in range(count)]
-    noise = np.array([[normal(b) for b in row] for row in bits]).reshape(count, 6)
-    rare = np.array([uniform(row[5]) for row in bits]) < 0.06
-    jump = np.where(rare, 2.5, 1.0)
-    return Section(
-        noise[:, 0] * 0.8 * voxel_size[1] * jump,
-        noise[:, 1] * 0.8 * voxel_size[2] * jump,
-        1.0 + 0.08 * noise[:, 2],
-        7.0 * noise[:, 3],
-        0.22 * voxel_size[0] * np.where(rare, 2.5, 1.0),
-    )
-
-
-def largest_shift(voxel_size: Numbers) -> float:
-    """Return a bound of the displacement of a section in nm."""
-    return float(0.8 * 2.5 * 2.0 * 3.0**0.5 * voxel_size[1:].max())
 
 
 def scene(
@@ -142,10 +102,11 @@ def _places(scene: Scene, low: Index, high: Index) -> Corner:
 
 
 @compiled
-def _add_warp(turn: Point, z: float, y: float, x: Numbers, coarse: Numbers, fine: Numbers, out: Numbers) -> None:
-    """Fill ``out`` (x,) with one coordinate of where the warp takes a row."""
-    for n in range(x.size):
-        out[n] = turn[0] * z + turn[1] * y + turn[2] * x[n] + WARP[0] * coarse[n] + WARP[1] * fine[n]
+def _warp_plane(turn: Point, z: float, y: Numbers, x: Numbers, coarse: Numbers, fine: Numbers, out: Numbers) -> None:
+    """Fill ``out`` (y, x) with one coordinate of where the warp takes a plane."""
+    for m in range(y.size):
+        for n in range(x.size):
+            out[m, n] = turn[0] * z + turn[1] * y[m] + turn[2] * x[n] + WARP[0] * coarse[m, n] + WARP[1] * fine[m, n]
 
 
 @compiled
@@ -158,8 +119,7 @@ def _sample_group(scene: Scene, places: Corner, given: Numbers) -> None:
         for axis in range(3):
             sample(scene.warp[axis], z, y, x, coarse)
             sample(scene.warp[axis + 3], z, y, x, fine)
-            for m in range(ny):
-                _add_warp(_TURN[axis], z, y[m], x, coarse[m], fine[m], given[axis, k, m])
+            _warp_plane(_TURN[axis], z, y, x, coarse, fine, given[axis, k])
         for f in range(5):
             sample(scene.fields[f], z, y, x, given[3 + f, k])
 
@@ -265,15 +225,6 @@ def _render_cell(
 
 
 @compiled
-def _expose(row: np.uint64, first: int, gain: float, bias: float, value: Numbers, raw: NDArray[np.uint8]) -> None:
-    """Fill a row of ``raw`` with what the microscope sees of ``value``, with noise."""
-    for n in range(raw.size):
-        seen = 128.0 + gain * (value[n] - 128.0) + bias
-        seen += 5.5 * normal(chain(row, n + first))
-        raw[n] = np.uint8(min(max(seen + 0.5, 0.0), 255.0))
-
-
-@compiled
 def _render_group(
     scene: Scene,
     near: NDArray[np.int64],
@@ -304,7 +255,7 @@ def _render_group(
         gain, bias = section.gain[low[0] + k], section.bias[low[0] + k]
         for m in range(ny):
             row = chain(plane, low[1] + m + first[1])
-            _expose(row, low[2] + first[2], gain, bias, value[k, m], raw[k, m])
+            expose(row, low[2] + first[2], gain, bias, value[k, m], raw[k, m])
 
 
 @compiled
