@@ -118,6 +118,10 @@ class Volume:
         except (OSError, ValueError, RuntimeError) as error:
             raise UnreadableError(f"cannot read {roi} of {self.where}: {error}; the chunk is damaged") from error
 
+    def working_bytes(self, roi: Roi) -> int:
+        """Return the memory in bytes that reading ``roi`` takes beside its voxels; 0 where that is next to nothing."""
+        return self.array.working_bytes(roi) if isinstance(self.array, Computed) else 0
+
     def _reaching(self) -> AbstractContextManager[None]:
         in_bucket = isinstance(self.array, zarr.Array) and isinstance(self.array.store, FsspecStore)
         return remote.reaching(self.where) if in_bucket else nullcontext()

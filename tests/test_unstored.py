@@ -20,10 +20,12 @@ from kdseg.geometry import Roi
 from kdseg.manifests import claim, clear, read, source_fingerprint, store_of
 from kdseg.models import build
 from kdseg.phantom import VERSION, unstored
+from kdseg.prediction import prepare
 from kdseg.stages import convert, predict
 from kdseg.volume import create_volume, open_volume
 
 PHANTOM = {"shape": (20, 48, 33), "seed": 3, "voxel_size": (12, 10, 10), "offset": (-5, 7, 100)}
+NAMES = ("stored", "computed")
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
@@ -69,24 +71,31 @@ def test_it_lies_where_the_stored_one_does_and_takes_no_room(folder, kind):
     assert store.stat().st_size < 500
 
 
-def test_large_regions_are_computed_piece_by_piece(monkeypatch):
+def test_large_regions_are_computed_piece_by_piece():
     # one piece of all would take memory for the tissue around it, which grows with the cube
     assert [len(piece) for piece in unstored._cut(2048, 10.0)] == [292, 293, 292, 293, 292, 293, 293]
     assert max(len(piece) for piece in unstored._cut(2048, 40.0)) <= 82
     assert unstored._cut(3, 5000.0) == [range(0, 1), range(1, 2), range(2, 3)]
 
 
-def test_prediction_gives_the_same_bytes(folder):
+@pytest.fixture(scope="module")
+def model(folder):
     torch.manual_seed(1)
     network = build(UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS)
-    model = LoadedModel(network, UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS, PHANTOM["voxel_size"])
     with claim(folder / "model.json", "train", {}, {}) as held:
-        save_model(held.model, model)
+        save_model(
+            held.model,
+            LoadedModel(network, UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS, PHANTOM["voxel_size"]),
+        )
+    return folder / "model.json"
+
+
+def test_prediction_gives_the_same_bytes(folder, model):
     found = []
-    for name in ("stored", "computed"):
+    for name in NAMES:
         manifest = folder / name / "affinities.json"
         options = PredictOptions(block=(32, 32, 32), tile=(16, 16, 16))
-        predict.run(folder / name / "raw.json", folder / "model.json", manifest, options, STORAGE, device="cpu")
+        predict.run(folder / name / "raw.json", model, manifest, options, STORAGE, device="cpu")
         found.append(voxels(manifest))
     assert np.ptp(found[0]) > 20
     assert (found[0] == found[1]).all()
@@ -197,3 +206,15 @@ def test_the_command_makes_it(tmp_path):
     assert (tmp_path / "a" / "labels.zarr").is_file()
     for kind in ("raw", "labels"):
         assert (voxels(tmp_path / "a" / f"{kind}.json") == voxels(tmp_path / "b" / f"{kind}.json")).all()
+
+
+def test_the_memory_of_reading_is_announced(folder, model):
+    roi = Roi((0, 0, 0), PHANTOM["shape"])
+    stored, computed = (open_volume(folder / name / "raw.zarr") for name in NAMES)
+    assert stored.working_bytes(roi) == 0
+    assert computed.working_bytes(roi) == unstored._TISSUE_BYTES + 9 * roi.size
+    # no more for a large region, which is computed piece by piece
+    assert computed.working_bytes(Roi((0, 0, 0), (4000, 4000, 4000))) <= unstored._TISSUE_BYTES + 9 * 330**3
+    ready = [prepare(folder / name / "raw.json", model, PredictOptions(), device="cpu") for name in NAMES]
+    announced = [one.announced_mb(roi, roi) for one in ready]
+    assert announced[1] - announced[0] > 100

@@ -25,6 +25,8 @@ from kdseg.remote import COMPUTED, stand_in
 
 Kind = Literal["raw", "labels"]
 _UNIT = (128, 128, 128)
+_TISSUE_BYTES = 130 * 2**20
+"""Most that the trees around a piece take; measured."""
 _LONGEST_NM, _LONGEST = 3300.0, 330
 """Of what is computed at once, in nm and in voxels: the tissue around it takes memory with the cube of its extent."""
 
@@ -56,6 +58,13 @@ class Computed:
     def dtype(self) -> np.dtype[Any]:
         """Type of the voxels."""
         return np.dtype(np.uint8 if self.kind == "raw" else np.uint64)
+
+    def working_bytes(self, roi: Roi) -> int:
+        """Return the most memory in bytes that is taken while ``roi`` is computed, beside the voxels returned."""
+        pieces = (_cut(n, size) for n, size in zip(roi.shape, self.options.voxel_size, strict=True))
+        largest = math.prod(max(map(len, pieces_of_axis)) for pieces_of_axis in pieces)
+        # grey value and label of each voxel, whichever is wanted
+        return _TISSUE_BYTES + 9 * largest
 
     def read(self, roi: Roi) -> NDArray[Any]:
         """Return the voxels of ``roi``, (z, y, x); piece by piece if it is large."""
