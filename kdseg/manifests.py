@@ -3,7 +3,8 @@
 Beside the manifest ``x.json`` of a stage lie::
 
     x.zarr, x.tables, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs);
-                         x.zarr is a link where the volume lies in a bucket (see `kdseg.remote`)
+                         x.zarr is a file where the volume lies in a bucket (see `kdseg.remote`), or is computed
+                         when it is read (see `kdseg.phantom.unstored`)
     .x/claim.json     what the result is made of: options and inputs, written before the first block
     .x/64x64x64/      markers and parts of finished blocks, for blocks of this extent
     .x/lock           who is writing
@@ -286,7 +287,7 @@ def clear(manifest: Path) -> list[Path | str]:
         raise MissingError(f"nothing to clear at {manifest}: no stage of kdseg has claimed it")
     with locked(held.private):
         found: list[Path | str] = [*_made(held)]
-        found += [remote.read_link(held.store)] if held.store.is_file() else []
+        found += [remote.read_link(held.store)] if remote.is_link(held.store) else []
         _remove(held)
         # The lock goes while it is held: who waits for it finds another file at its path, and takes that.
         shutil.rmtree(held.private)
@@ -391,14 +392,14 @@ def _made(held: Claim) -> list[Path]:
 
 def _gone(store: Path) -> bool:
     """Return whether a volume is not there, be it here or in a bucket."""
-    return not store.exists() or (store.is_file() and not remote.exists(remote.read_link(store)))
+    return not store.exists() or (remote.is_link(store) and not remote.exists(remote.read_link(store)))
 
 
 def _remove(held: Claim) -> None:
     # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
     claimed = held.private / "claim.json"
     write_json(claimed, {**read(claimed), "fingerprint": CLEARING})
-    if held.store.is_file():
+    if remote.is_link(held.store):
         remote.remove(remote.read_link(held.store))
     private = [path for path in held.private.iterdir() if path.name not in ("lock", "claim.json")]
     for path in [*_made(held), *private]:

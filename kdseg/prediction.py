@@ -85,7 +85,8 @@ class Prepared(NamedTuple):
         """Return the memory in MB that a worker will need.
 
         It is what a process has before it predicts, as this one, the tensors of one tile, and the blocks in flight: one
-        is read, one computed, one encoded and written.
+        is read, one computed, one encoded and written. To compute a phantom that is not stored takes more, in
+        each of the threads at worst.
 
         Args:
             read: the raw voxels of the largest block, halo included.
@@ -97,7 +98,8 @@ class Prepared(NamedTuple):
             2 * (self.loaded.heads.embedding or 0) if self.weights.product == "embedding" else len(self.loaded.offsets)
         )
         blocks = self.threads * read.size + (self.threads + _ENCODED) * item * written.size
-        return resident_mb() + (tile + blocks) / 2**20
+        reading = self.threads * self.source.working_bytes(read)
+        return resident_mb() + (tile + blocks + reading) / 2**20
 
 
 def prepare(

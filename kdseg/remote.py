@@ -4,6 +4,8 @@ Where a volume ``x.zarr`` would lie beside its manifest lies a small file of tha
 
     {"url": "s3://bucket/prefix/x-3f9a12c07b44.zarr"}
 
+A file there that has the key ``phantom`` is no link: it says how to compute the volume (see `kdseg.phantom.unstored`).
+
 The name in the bucket is new for every claim, so that chunks of an earlier result can never shine through. All access
 is by fsspec, whose file systems survive a fork of the process (those of obstore hang: its threads stay behind).
 """
@@ -23,6 +25,8 @@ from kdseg.errors import ConfigError, MissingError, UnreadableError
 _SCHEME = re.compile(r"^(s3|gs|https?)://")
 _OURS = re.compile(r"^(s3|gs)://[^/]+/(.+/)?[^/]+-[0-9a-f]{12}\.zarr$")
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+COMPUTED = "phantom"
+"""Key of a file that stands for a volume which is computed when it is read."""
 OPTIONS = {"use_listings_cache": False}
 """Of fsspec's file systems: a listing that is remembered does not know what another process wrote."""
 
@@ -48,10 +52,36 @@ def resolve(address: str | Path) -> str | Path:
         return address.rstrip("/")
     path = Path(address)
     for link in (path, *path.parents):
-        if link.suffix == ".zarr" and link.is_file():
+        if is_link(link):
             inside = path.relative_to(link).as_posix()
             return read_link(link) if inside == "." else f"{read_link(link)}/{inside}"
     return path
+
+
+def is_link(store: Path) -> bool:
+    """Return whether a file that links to a bucket lies where a zarr store would.
+
+    Raises:
+        UnreadableError: if a file lies there, and says neither where nor how to compute the volume.
+    """
+    return store.suffix == ".zarr" and store.is_file() and COMPUTED not in stand_in(store)
+
+
+def stand_in(store: Path) -> dict[str, Any]:
+    """Return what the file says that lies where a zarr store would.
+
+    Raises:
+        UnreadableError: if it cannot be read, or says neither where the volume is nor how to compute it.
+    """
+    try:
+        values = json.loads(store.read_text())
+        if not isinstance(values, dict) or not values.keys() & {"url", COMPUTED}:
+            raise ValueError(f"expected a JSON object with the key 'url' or {COMPUTED!r}")
+    except (OSError, ValueError) as error:
+        raise UnreadableError(
+            f"cannot open {store} as zarr: it is neither that nor a link to one ({error!r})"
+        ) from error
+    return values
 
 
 def read_link(link: Path) -> str:
@@ -60,12 +90,7 @@ def read_link(link: Path) -> str:
     Raises:
         UnreadableError: if the file is no link.
     """
-    try:
-        url = json.loads(link.read_text())["url"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnreadableError(
-            f"cannot open {link} as zarr: it is neither that nor a link to one ({error!r})"
-        ) from error
+    url = stand_in(link).get("url")
     if not isinstance(url, str) or not is_remote(url):
         raise UnreadableError(f"cannot open {link} as zarr: it is a link to {url!r}, expected s3://bucket/…")
     return url.rstrip("/")

@@ -121,7 +121,7 @@ def open_source(address: str) -> Source:
     if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
         stack = open_stack(path)
         return replace(_source(address, stack, stack.voxel_size, None, (1, *stack.unit)), placed=False)
-    if path.is_dir():
+    if path.is_dir() or path.suffix == ".zarr":
         return _open_zarr(address)
     raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
 

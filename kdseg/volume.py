@@ -25,6 +25,7 @@ from zarr.storage import FsspecStore, LocalStore
 from kdseg import remote
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.phantom.unstored import Computed, open_computed
 
 _BATCH = 16
 """Chunks that a thread is given at a time; all of them are in memory at once."""
@@ -38,14 +39,14 @@ class Volume:
     """An open array with its place in the world.
 
     Attributes:
-        array: zarr array, (z, y, x) or (c, z, y, x).
+        array: zarr array, (z, y, x) or (c, z, y, x); or a phantom that is computed when it is read.
         voxel_size: nm, (z, y, x); None if the store does not say.
         offset: nm, (z, y, x), position of the first voxel.
         attributes: what kdseg notes beside the OME metadata, e.g. the offsets of affinities.
         placed: whether the store says where it lies; if not, ``offset`` is 0.
     """
 
-    array: zarr.Array[Any]
+    array: zarr.Array[Any] | Computed
     voxel_size: VoxelSize | None
     offset: VoxelSize
     attributes: Mapping[str, Any] = field(default_factory=dict)
@@ -54,6 +55,8 @@ class Volume:
     @property
     def where(self) -> str:
         """Path or URL of the array, for messages."""
+        if isinstance(self.array, Computed):
+            return str(self.array.path)
         store = self.array.store
         if not isinstance(store, FsspecStore):
             return str(self.array.store_path)
@@ -100,6 +103,8 @@ class Volume:
         if channels is not None and not all(0 <= c < (self.channels or 0) for c in channels):
             raise ShapeError(f"{self.where} has {self.channels} channels, {list(channels)} were asked for")
         selection = roi.slices(self.roi)
+        if isinstance(self.array, Computed):
+            return self.array.read(roi)
         self._refuse_empty_files(roi)
         try:
             with self._reaching():
@@ -115,8 +120,13 @@ class Volume:
         except (OSError, ValueError, RuntimeError) as error:
             raise UnreadableError(f"cannot read {roi} of {self.where}: {error}; the chunk is damaged") from error
 
+    def working_bytes(self, roi: Roi) -> int:
+        """Return the memory in bytes that reading ``roi`` takes beside its voxels; 0 where that is next to nothing."""
+        return self.array.working_bytes(roi) if isinstance(self.array, Computed) else 0
+
     def _reaching(self) -> AbstractContextManager[None]:
-        return remote.reaching(self.where) if isinstance(self.array.store, FsspecStore) else nullcontext()
+        in_bucket = isinstance(self.array, zarr.Array) and isinstance(self.array.store, FsspecStore)
+        return remote.reaching(self.where) if in_bucket else nullcontext()
 
     def _refuse_empty_files(self, roi: Roi) -> None:
         """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
@@ -143,7 +153,7 @@ class Volume:
 
     def _files(self, roi: Roi) -> Iterator[Path]:
         """Yield the files that are there with voxels of ``roi``; none in a bucket."""
-        if not isinstance(self.array.store, LocalStore):
+        if isinstance(self.array, Computed) or not isinstance(self.array.store, LocalStore):
             return
         folder = Path(str(self.array.store_path).removeprefix("file://"))
         spans = (range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True))
@@ -162,8 +172,10 @@ class Volume:
 
         Raises:
             ShapeError: if the region does not lie on those borders, or the data do not fit it.
-            UnreadableError: if the disk or the bucket does not take them.
+            UnreadableError: if the disk or the bucket does not take them, or the volume is computed when it is read.
         """
+        if isinstance(self.array, Computed):
+            raise _read_only(self.array.path)
         expected = (*(() if self.channels is None else (self.channels,)), *roi.shape)
         if data.shape != expected:
             raise ShapeError(f"cannot write data of shape {data.shape} to {roi}: expected {expected}")
@@ -197,7 +209,7 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
 
     Args:
         address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group``: an array, or an OME-Zarr image
-            group; or a link to one (see `kdseg.remote`).
+            group; or a file that links to one (`kdseg.remote`) or stands for a phantom (`kdseg.phantom.unstored`).
         level: resolution level, where the group is a pyramid.
 
     Raises:
@@ -210,6 +222,8 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
     path = remote.resolve(address)
     if isinstance(path, Path) and not path.exists():
         raise MissingError(f"no dataset at {path}; expected path.zarr or path.zarr/group")
+    if isinstance(path, Path) and path.is_file():
+        return _open_phantom(path, level)
     try:
         with _reaching(path):
             node = zarr.open(_store(path), mode="r+")
@@ -259,12 +273,14 @@ def create_volume(
 
     Raises:
         ShapeError: if the folder already holds an array of other shape or type.
-        UnreadableError: if the disk or the bucket does not take it.
+        UnreadableError: if the disk or the bucket does not take it, or a phantom that is not stored lies there.
         MissingError: if there is no such bucket.
         ConfigError: if a package is missing that reaches it.
     """
     lead = () if channels is None else (channels,)
     where = remote.resolve(path)
+    if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
+        raise _read_only(where)
     try:
         with _reaching(where):
             group = zarr.open_group(_store(where), mode="a", zarr_format=3)
@@ -280,6 +296,19 @@ def create_volume(
     except OSError as error:
         raise UnreadableError(f"cannot create {path}: {error}") from error
     return Volume(arrays[0], voxel_size, offset, notes)
+
+
+def _read_only(path: Path) -> UnreadableError:
+    return UnreadableError(f"{path} is a phantom that is not stored, so nothing can be written to it")
+
+
+def _open_phantom(path: Path, level: int) -> Volume:
+    if level:
+        raise MissingError(f"{path} is a phantom that is not stored: it has no resolution level {level}")
+    array = open_computed(path)
+    size = array.options.voxel_size
+    z, y, x = (n * v for n, v in zip(array.options.offset, size, strict=True))
+    return Volume(array, size, (z, y, x))
 
 
 def _reaching(where: str | Path) -> AbstractContextManager[None]:

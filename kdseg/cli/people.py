@@ -28,6 +28,7 @@ from kdseg.errors import ConfigError
 @click.option("--seed", type=click.IntRange(0), default=0)
 @click.option("--voxel-size", nargs=3, type=float, default=(10.0, 10.0, 10.0), help="nm, z y x.")
 @click.option("--offset", nargs=3, type=int, default=(0, 0, 0), help="First voxel of the endless volume.")
+@click.option("--unstored", is_flag=True, help="Write small files only: regions are computed whenever they are read.")
 @click.option("--overwrite", is_flag=True, help="Clear what other options made.")
 @workers_count
 def phantom(
@@ -36,6 +37,7 @@ def phantom(
     seed: int,
     voxel_size: tuple[float, ...],
     offset: tuple[int, ...],
+    unstored: bool,
     workers: int,
     overwrite: bool,
 ) -> None:
@@ -43,6 +45,7 @@ def phantom(
     from kdseg.stages import convert
 
     values = {"phantom": {"shape": shape, "seed": seed, "voxel_size": voxel_size, "offset": offset}}
+    values["phantom"]["stored"] = not unstored
     options = parse_options(VolumeOptions, json.dumps(values))
     kinds: tuple[Literal["raw", "labels"], ...] = ("raw", "labels")
     for kind in kinds:

@@ -22,6 +22,8 @@ class PhantomOptions(Section):
     """nm; a coarser z than y and x gives serial-section statistics (jitter, thicker sections)."""
     offset: Step = (0, 0, 0)
     """First voxel: a window into the endless volume of this seed."""
+    stored: bool = True
+    """Write the volume. If not, it takes no room: every region is computed anew whenever it is read."""
 
 
 class RoiOptions(Section):

@@ -15,8 +15,8 @@ from kdseg.config.data import PhantomOptions
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi
 
-_TILE = 40.0
-"""nm; tiles of this size share their choice of segments."""
+VERSION = 1
+"""Of the values; raised with any change of them, since phantoms that are not stored are computed again and again."""
 
 
 def phantom_block(options: PhantomOptions, roi: Roi) -> tuple[NDArray[np.uint8], NDArray[np.uint64]]:
@@ -34,7 +34,7 @@ def phantom_block(options: PhantomOptions, roi: Roi) -> tuple[NDArray[np.uint8],
     Raises:
         ShapeError: if the block is empty.
     """
-    from kdseg.phantom import image, tissue
+    from kdseg.phantom import image, microscope, tissue
     from kdseg.phantom.hashing import mix
 
     if min(roi.shape) < 1:
@@ -42,15 +42,14 @@ def phantom_block(options: PhantomOptions, roi: Roi) -> tuple[NDArray[np.uint8],
     key = np.uint64(mix(np.uint64(options.seed % 2**64)))
     voxel_size = np.array(options.voxel_size, np.float64)
     first = np.array(roi.offset, np.int64) + np.array(options.offset, np.int64)
-    shift = np.array([0.0, 1.0, 1.0]) * image.largest_shift(voxel_size) + 1.0
+    shift = np.array([0.0, 1.0, 1.0]) * microscope.largest_shift(voxel_size) + 1.0
     low = first * voxel_size - shift
     high = (first + np.array(roi.shape)) * voxel_size + shift
     near, far = image.warped_box(low, high)
     segments = tissue.tissue(key, tuple(near), tuple(far))
-    section = image.sections(key, voxel_size, int(first[0]), roi.shape[0])
+    section = microscope.sections(key, voxel_size, int(first[0]), roi.shape[0])
     scene = image.scene(key, voxel_size, first, section, segments, tuple(low), tuple(high))
     raw = np.empty(roi.shape, np.uint8)
     labels = np.empty(roi.shape, np.uint64)
-    tz, ty, tx = (max(int(_TILE / size), 1) for size in options.voxel_size)
-    image.render(scene, (tz, ty, tx), raw, labels)
+    image.render(scene, raw, labels)
     return raw, labels

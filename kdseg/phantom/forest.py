@@ -66,64 +66,100 @@ def _priorities(
 
 
 @compiled
-def _thresholds(
-    priority: NDArray[np.float64], taken: NDArray[np.bool_], degree: NDArray[np.uint8]
-) -> NDArray[np.float64]:
-    """Return the least priority (z, y, x) among the edges that each node would take next."""
-    nz, ny, nx = degree.shape
-    best, second = np.full((nz, ny, nx), -1.0), np.full((nz, ny, nx), -1.0)
-    for axis in range(3):
-        a, b, c = int(axis == 0), int(axis == 1), int(axis == 2)
-        for z in range(nz - a):
-            for y in range(ny - b):
-                for x in range(nx - c):
-                    value = priority[axis, z, y, x]
-                    if value < 0.0 or taken[axis, z, y, x]:
-                        continue
-                    if degree[z, y, x] >= 2 or degree[z + a, y + b, x + c] >= 2:
-                        continue
-                    for node in ((z, y, x), (z + a, y + b, x + c)):
-                        second[node] = max(second[node], min(best[node], value))
-                        best[node] = max(best[node], value)
-    for node in np.ndindex(degree.shape):
-        if degree[node] == 0:
-            best[node] = second[node]
-    return best
+def _two_best(live: NDArray[np.float64], z: int, y: int, best: NDArray[np.float64], next_: NDArray[np.float64]) -> None:
+    """Fill ``best`` and ``next_`` (x,) with the two highest priorities of a row of nodes among their live edges."""
+    above, below, ahead, behind = live[0, z - 1, y], live[0, z, y], live[1, z, y - 1], live[1, z, y]
+    beside = live[2, z, y]
+    for x in range(1, best.size):
+        first, second = max(above[x], below[x]), min(above[x], below[x])
+        second, first = max(second, min(first, ahead[x])), max(first, ahead[x])
+        second, first = max(second, min(first, behind[x])), max(first, behind[x])
+        second, first = max(second, min(first, beside[x - 1])), max(first, beside[x - 1])
+        second, first = max(second, min(first, beside[x])), max(first, beside[x])
+        best[x], next_[x] = first, second
+
+
+@compiled
+def _take(
+    live: NDArray[np.float64],
+    threshold: NDArray[np.float64],
+    there: NDArray[np.float64],
+    taken: NDArray[np.uint8],
+    degree: NDArray[np.uint8],
+    degree_there: NDArray[np.uint8],
+) -> None:
+    """Take those edges of a row, from ``threshold`` to ``there``, that both ends hold among their best."""
+    for x in range(live.size):
+        yes = (live[x] >= 0.0) & (live[x] >= threshold[x]) & (live[x] >= there[x])
+        taken[x] |= np.uint8(yes)
+    for x in range(live.size):
+        yes = (live[x] >= 0.0) & (live[x] >= threshold[x]) & (live[x] >= there[x])
+        degree[x] += np.uint8(yes)
+        degree_there[x] += np.uint8(yes)
+
+
+@compiled
+def _bury(
+    live: NDArray[np.float64], taken: NDArray[np.uint8], degree: NDArray[np.uint8], there: NDArray[np.uint8]
+) -> None:
+    """Give the edges of a row that are taken, or whose ends have two, the priority -1: they are dead."""
+    for x in range(live.size):
+        dead = (taken[x] > 0) | (degree[x] >= 2) | (there[x] >= 2)
+        live[x] = -1.0 if dead else live[x]
 
 
 @compiled
 def _match(priority: NDArray[np.float64]) -> NDArray[np.bool_]:
     _, nz, ny, nx = priority.shape
-    taken = np.zeros(priority.shape, np.bool_)
-    degree = np.zeros((nz, ny, nx), np.uint8)
+    # A border of dead edges before the first and behind the last node: no row needs a case of its own.
+    live = np.full((3, nz + 2, ny + 2, nx + 2), -1.0)
+    live[:, 1:-1, 1:-1, 1:-1] = priority
+    taken = np.zeros(live.shape, np.uint8)
+    degree = np.zeros((nz + 2, ny + 2, nx + 2), np.uint8)
+    threshold = np.full(degree.shape, 2.0)
+    second = np.empty(nx + 1)
     for _ in range(ROUNDS):
-        threshold = _thresholds(priority, taken, degree)
-        before = degree.copy()
+        for z in range(1, nz + 1):
+            for y in range(1, ny + 1):
+                row, linked = threshold[z, y, : nx + 1], degree[z, y]
+                _two_best(live, z, y, row, second)
+                for x in range(1, nx + 1):
+                    row[x] = second[x] if linked[x] == 0 else row[x]
         for axis in range(3):
             a, b, c = int(axis == 0), int(axis == 1), int(axis == 2)
-            for z in range(nz - a):
-                for y in range(ny - b):
-                    for x in range(nx - c):
-                        value = priority[axis, z, y, x]
-                        if value < 0.0 or taken[axis, z, y, x]:
-                            continue
-                        here, there = (z, y, x), (z + a, y + b, x + c)
-                        if before[here] >= 2 or before[there] >= 2:
-                            continue
-                        if value >= threshold[here] and value >= threshold[there]:
-                            taken[axis, z, y, x] = True
-                            degree[here] += 1
-                            degree[there] += 1
-    return taken
+            for z in range(1, nz + 1):
+                for y in range(1, ny + 1):
+                    here, there = slice(0, nx + 1), slice(c, nx + 1 + c)
+                    _take(
+                        live[axis, z, y, here],
+                        threshold[z, y, here],
+                        threshold[z + a, y + b, there],
+                        taken[axis, z, y, here],
+                        degree[z, y, here],
+                        degree[z + a, y + b, there],
+                    )
+        for axis in range(3):
+            a, b, c = int(axis == 0), int(axis == 1), int(axis == 2)
+            for z in range(1, nz + 1):
+                for y in range(1, ny + 1):
+                    here, there = slice(0, nx + 1), slice(c, nx + 1 + c)
+                    edges = live[axis, z, y, here], taken[axis, z, y, here]
+                    _bury(edges[0], edges[1], degree[z, y, here], degree[z + a, y + b, there])
+    return taken[:, 1:-1, 1:-1, 1:-1] > 0
 
 
 @compiled
 def _cut(seed: np.uint64, first: NDArray[np.int64], taken: NDArray[np.bool_], chance: float) -> None:
     """Take away some links; changes ``taken``."""
-    for axis, z, y, x in np.ndindex(taken.shape):
-        if taken[axis, z, y, x]:
-            bits = hash3(chain(seed, 40 + axis), z + first[0], y + first[1], x + first[2])
-            taken[axis, z, y, x] = uniform(bits) >= chance
+    _, nz, ny, nx = taken.shape
+    for axis in range(3):
+        key = chain(seed, 40 + axis)
+        for z in range(nz):
+            for y in range(ny):
+                row = chain(chain(key, z + first[0]), y + first[1])
+                for x in range(nx):
+                    if taken[axis, z, y, x]:
+                        taken[axis, z, y, x] = uniform(chain(row, x + first[2])) >= chance
 
 
 @compiled

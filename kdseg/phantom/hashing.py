@@ -23,8 +23,11 @@ _LOW = np.uint64(0xFFFF)
 
 
 def compiled(function: Function) -> Function:
-    """Compile ``function`` with numba; IEEE arithmetic as written, for the same bits wherever it runs."""
-    return cast(Function, njit(cache=True, fastmath=False, error_model="numpy")(function))
+    """Compile ``function`` with numba; IEEE arithmetic as written, for the same bits wherever it runs.
+
+    It runs without the interpreter's lock: a network computes while the next block of a phantom is made.
+    """
+    return cast(Function, njit(cache=True, fastmath=False, error_model="numpy", nogil=True)(function))
 
 
 @compiled

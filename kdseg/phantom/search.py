@@ -1,6 +1,6 @@
 """The nearest object of a point and the next one, among tapered segments.
 
-A tile looks only at the segments that can be nearest or second to one of its points. This selection is
+A leaf looks only at the segments that can be nearest or second to one of its points. This selection is
 conservative and keeps the order of the segments, so that no result depends on it.
 """
 
@@ -10,79 +10,110 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.phantom.hashing import compiled
+from kdseg.phantom.leaf import FAR, FIRST, LEAF, NEAR, OBJECT, SECOND, X, Y, Z
 from kdseg.phantom.tissue import REACH, Segments
 
-Found = tuple[int, float, float, float, int, float, float]
-"""Nearest object: segment, position 0 to 1 along it, distance to its axis and to its surface; next object:
-segment (-1 for none within reach), position, distance to the surface."""
+Numbers = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+COLUMNS = 7
+"""First columns of the table, which place a segment: start and axis (z, y, x), 1 / squared length."""
+
+
+def table(segments: Segments) -> Numbers:
+    """Return what the search needs of each segment, float64 (n, 11): one row, so that it lies together in memory.
+
+    Columns: start (3), axis (3), 1 / squared length, radius at the start, growth of the radius to the end, bound of the
+    change of the distance to the surface per way, number of the object.
+    """
+    v, r = segments.axis, segments.radius
+    slope = 1.0 + np.abs(r[:, 1] - r[:, 0]) / np.sqrt((v * v).sum(axis=1))
+    number = np.unique(segments.owner, return_inverse=True)[1]
+    columns = (segments.start, v, segments.inverse, r[:, 0], r[:, 1] - r[:, 0], slope, number.astype(np.float64))
+    return np.column_stack(columns)
 
 
 @compiled
-def _squared_distance(segments: Segments, n: int, z: float, y: float, x: float) -> tuple[float, float]:
-    """Return the squared distance of a point to a segment, and the position 0 to 1 of its nearest point."""
-    a, v = segments.start[n], segments.axis[n]
-    dz, dy, dx = z - a[0], y - a[1], x - a[2]
-    t = min(max((dz * v[0] + dy * v[1] + dx * v[2]) * segments.inverse[n], 0.0), 1.0)
-    dz, dy, dx = dz - t * v[0], dy - t * v[1], dx - t * v[2]
-    return dz * dz + dy * dy + dx * dx, t
+def _bounds(rows: Numbers, among: Indices, centre: Numbers, radius: float, least: Numbers, most: Numbers) -> None:
+    """Fill ``least`` and ``most`` with bounds of the distance from the points of a ball to surfaces."""
+    for k in range(among.size):
+        row = rows[among[k]]
+        dz, dy, dx = centre[0] - row[0], centre[1] - row[1], centre[2] - row[2]
+        t = min(max((dz * row[3] + dy * row[4] + dx * row[5]) * row[6], 0.0), 1.0)
+        dz, dy, dx = dz - t * row[3], dy - t * row[4], dx - t * row[5]
+        middle = np.sqrt(dz * dz + dy * dy + dx * dx) - (row[7] + t * row[8])
+        least[k] = middle - row[9] * radius
+        most[k] = middle + row[9] * radius
 
 
 @compiled
-def select(
-    segments: Segments, among: NDArray[np.int64], centre: NDArray[np.float64], radius: float
-) -> NDArray[np.int64]:
+def select(rows: Numbers, among: Indices, centre: Numbers, radius: float) -> Indices:
     """Return those of ``among`` that can be first or second, or within reach, in a ball.
 
     The surface distance of a segment changes by at most its slope times the way; second to none is an
     object whose smallest value in the ball exceeds the largest value that the second object can have.
     """
-    nearest, slope = np.empty(len(among)), np.empty(len(among))
-    best, second, owner = np.inf, np.inf, np.uint64(0)
-    for k, n in enumerate(among):
-        square, t = _squared_distance(segments, n, centre[0], centre[1], centre[2])
-        v, r = segments.axis[n], segments.radius[n]
-        slope[k] = 1.0 + abs(r[1] - r[0]) / np.sqrt(v[0] * v[0] + v[1] * v[1] + v[2] * v[2])
-        middle = np.sqrt(square) - (r[0] + t * (r[1] - r[0]))
-        nearest[k] = middle - slope[k] * radius
-        most = middle + slope[k] * radius
-        if segments.owner[n] == owner:
-            best = min(best, most)
-        elif most < best:
-            best, second, owner = most, best, segments.owner[n]
-        else:
-            second = min(second, most)
-    return among[nearest <= min(second, REACH) + 1e-6]
-
-
-@compiled
-def nearest_two(segments: Segments, among: NDArray[np.int64], z: float, y: float, x: float) -> Found:
-    """Return the nearest and the next object of a point, see `Found`; earlier segments win ties."""
-    n1, t1, d1, s1 = -1, 0.0, 0.0, REACH
-    n2, t2, s2 = -1, 0.0, REACH
-    owner = np.uint64(0)
-    for n in among:
-        square, t = _squared_distance(segments, n, z, y, x)
-        r = segments.radius[n, 0] + t * (segments.radius[n, 1] - segments.radius[n, 0])
-        bound = s2 + r
-        if bound <= 0.0 or square >= bound * bound:
+    least, most = np.empty(among.size), np.empty(among.size)
+    _bounds(rows, among, centre, radius, least, most)
+    best, second, owner = np.inf, np.inf, -1.0
+    for k in range(among.size):
+        if most[k] >= second:
             continue
-        d = np.sqrt(square)
-        s = d - r
-        if segments.owner[n] == owner:
-            if s < s1:
-                n1, t1, d1, s1 = n, t, d, s
-        elif s < s1:
-            n2, t2, s2 = n1, t1, s1
-            n1, t1, d1, s1, owner = n, t, d, s, segments.owner[n]
-        elif s < s2:
-            n2, t2, s2 = n, t, s
-    return n1, t1, d1, s1, n2, t2, s2
+        number = rows[among[k], 10]
+        if number == owner:
+            best = min(best, most[k])
+        elif most[k] < best:
+            best, second, owner = most[k], best, number
+        else:
+            second = most[k]
+    bound = min(second, REACH) + 1e-6
+    kept, count = np.empty(among.size, np.int64), 0
+    for k in range(among.size):
+        kept[count] = among[k]
+        count += least[k] <= bound
+    return kept[:count]
 
 
 @compiled
-def direction(segments: Segments, n: int, t: float, z: float, y: float, x: float) -> tuple[float, float, float]:
-    """Return the unit vector from the nearest point of a segment."""
-    a, v = segments.start[n], segments.axis[n]
-    dz, dy, dx = z - a[0] - t * v[0], y - a[1] - t * v[1], x - a[2] - t * v[2]
-    length = np.sqrt(dz * dz + dy * dy + dx * dx) + 1e-9
-    return dz / length, dy / length, dx / length
+def _compare(work: Numbers, row: Numbers, segment: float) -> None:
+    """Let one segment compete for the first and the second place of every voxel of a leaf."""
+    a0, a1, a2, v0, v1, v2, inverse = row[0], row[1], row[2], row[3], row[4], row[5], row[6]
+    start, growth, number = row[7], row[8], row[10]
+    for i in range(LEAF):
+        dz, dy, dx = work[Z + i] - a0, work[Y + i] - a1, work[X + i] - a2
+        t = min(max((dz * v0 + dy * v1 + dx * v2) * inverse, 0.0), 1.0)
+        dz, dy, dx = dz - t * v0, dy - t * v1, dx - t * v2
+        square = dz * dz + dy * dy + dx * dx
+        r = start + t * growth
+        near, far, first = work[NEAR + i], work[FAR + i], work[FIRST + i]
+        second, owner = work[SECOND + i], work[OBJECT + i]
+        bound = far + r
+        s = np.sqrt(square) - r
+        seen = (bound > 0.0) & (square < bound * bound)
+        other = owner != number
+        nearer = seen & (s < near)
+        overtaken = nearer & other
+        next_one = seen & other & (s >= near) & (s < far)
+        work[FAR + i] = near if overtaken else (s if next_one else far)
+        work[SECOND + i] = first if overtaken else (segment if next_one else second)
+        work[NEAR + i] = s if nearer else near
+        work[FIRST + i] = segment if nearer else first
+        work[OBJECT + i] = number if nearer else owner
+
+
+@compiled
+def nearest_two(rows: Numbers, among: Indices, work: Numbers) -> None:
+    """Find the nearest and the next object of the voxels of a leaf; earlier segments win ties.
+
+    Args:
+        rows: all segments, see `table`.
+        among: those that can be nearest or next, ascending.
+        work: the leaf; of its rows, ``FIRST`` to ``FAR`` are changed.
+    """
+    work[FIRST : FIRST + LEAF] = -1.0
+    work[OBJECT : OBJECT + LEAF] = -1.0
+    work[SECOND : SECOND + LEAF] = -1.0
+    work[NEAR : NEAR + LEAF] = REACH
+    work[FAR : FAR + LEAF] = REACH
+    for n in among:
+        _compare(work, rows[n], float(n))

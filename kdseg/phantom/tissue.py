@@ -27,6 +27,7 @@ _TWIG_GAP = 130.0
 _TWIG_CHANCE = 0.2
 _DENDRITES_KEPT = 0.8
 _GROWTH = 10
+"""Nodes by which a window grows whose trees are cut; trees hardly ever fit into one that begins smaller than here."""
 
 
 class Segments(NamedTuple):
@@ -149,14 +150,19 @@ def _dendrite_labels(lattice: Lattice) -> NDArray[np.uint64]:
 def _nearest_segment(
     lattice_seed: np.uint64, first: NDArray[np.int64], shape: tuple[int, int, int], segments: Segments
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]]:
-    """Return distance to the surface, segment and position along it, of the nearest segment of each node."""
+    """Return distance to the surface, segment and position along it, of the nearest segment of each node.
+
+    Right where the distance is less than ``_TWIG_GAP``; elsewhere it is no less, perhaps infinite.
+    """
     gap = np.full(shape, np.inf)
+    stray = _JITTER * NEURITE_SPACING * np.sqrt(3.0) + 1e-6
     nearest = np.full(shape, -1, np.int64)
     along = np.zeros(shape)
     low, high = np.empty(3, np.int64), np.empty(3, np.int64)
     for n in range(len(segments.owner)):
         a, v, r = segments.start[n], segments.axis[n], segments.radius[n]
         square = v[0] * v[0] + v[1] * v[1] + v[2] * v[2]
+        seen = (max(r[0], r[1]) + _TWIG_GAP + stray) ** 2
         for k in range(3):
             reach = max(r[0], r[1]) + _TWIG_GAP
             low[k] = np.floor((min(a[k], a[k] + v[k]) - reach) / NEURITE_SPACING) - 1 - first[k]
@@ -164,6 +170,14 @@ def _nearest_segment(
         for z in range(max(low[0], 0), min(high[0], shape[0])):
             for y in range(max(low[1], 0), min(high[1], shape[1])):
                 for x in range(max(low[2], 0), min(high[2], shape[2])):
+                    # Most are too far away wherever they lie in their cell: cheaper to see than where they do.
+                    dz = (z + first[0] + 0.5) * NEURITE_SPACING - a[0]
+                    dy = (y + first[1] + 0.5) * NEURITE_SPACING - a[1]
+                    dx = (x + first[2] + 0.5) * NEURITE_SPACING - a[2]
+                    t = min(max((dz * v[0] + dy * v[1] + dx * v[2]) / square, 0.0), 1.0)
+                    dz, dy, dx = dz - t * v[0], dy - t * v[1], dx - t * v[2]
+                    if dz * dz + dy * dy + dx * dx >= seen:
+                        continue
                     p = _position(lattice_seed, NEURITE_SPACING, z + first[0], y + first[1], x + first[2])
                     dz, dy, dx = p[0] - a[0], p[1] - a[1], p[2] - a[2]
                     t = min(max((dz * v[0] + dy * v[1] + dx * v[2]) / square, 0.0), 1.0)
@@ -212,16 +226,18 @@ def _neurites(
     low, high = lattice.core[0], lattice.core[1]
     necks = np.empty(present.size, np.int64)
     count = 0
-    for node, tree in enumerate(lattice.tree.flat):
-        if not present.flat[node]:
-            continue
-        end = twig[tree]
-        labels.flat[node] = _label(lattice, int(tree)) if end < 0 else dendrites.owner[nearest.flat[end]]
-        z, y, x = node // (ny * nx), node // nx % ny, node % nx
-        inside = low[0] <= z < high[0] and low[1] <= y < high[1] and low[2] <= x < high[2]
-        if node == end and inside:
-            necks[count] = node
-            count += 1
+    for z in range(low[0], high[0]):
+        for y in range(low[1], high[1]):
+            for x in range(low[2], high[2]):
+                if not present[z, y, x]:
+                    continue
+                tree = lattice.tree[z, y, x]
+                end = twig[tree]
+                labels[z, y, x] = _label(lattice, int(tree)) if end < 0 else dendrites.owner[nearest.flat[end]]
+                node = (z * ny + y) * nx + x
+                if node == end:
+                    necks[count] = node
+                    count += 1
     start, axis = np.empty((count, 3)), np.empty((count, 3))
     radius, owner = np.empty((count, 2)), np.empty(count, np.uint64)
     for n in range(count):
@@ -248,7 +264,7 @@ def _box(low: Point, high: Point, reach: float, spacing: float) -> NDArray[np.in
 
 def _dendrites(seed: np.uint64, low: Point, high: Point) -> Segments:
     core = _box(low, high, _TWIG_GAP + _THICKEST, DENDRITE_SPACING)
-    margin = MARGIN + _GROWTH // 2
+    margin = MARGIN + _GROWTH
     while True:
         first = core[0] - margin
         present = np.ones(tuple(core[1] + margin - first), np.bool_)
@@ -273,7 +289,7 @@ def tissue(seed: np.uint64, low: Point, high: Point) -> Segments:
     """
     key = np.uint64(chain(seed, 100))
     core = _box(low, high, REACH + 2.0 * _CLEARANCE, NEURITE_SPACING)
-    margin = MARGIN + _GROWTH
+    margin = MARGIN + 2 * _GROWTH
     while True:
         first = core[0] - margin
         nz, ny, nx = (int(n) for n in core[1] + margin - first)

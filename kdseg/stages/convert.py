@@ -13,8 +13,9 @@ from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.convert import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
 from kdseg.errors import ConfigError
 from kdseg.geometry import Block, Roi, Triple
-from kdseg.manifests import Claim, claim, source_fingerprint
+from kdseg.manifests import Claim, claim, source_fingerprint, write_json
 from kdseg.phantom import phantom_block
+from kdseg.phantom.unstored import description
 from kdseg.pyramid import build_levels
 from kdseg.sources import open_source, source_path
 from kdseg.volume import VoxelSize, create_volume, open_volume
@@ -32,6 +33,8 @@ def run(
     overwrite: bool = False,
 ) -> None:
     """Write one dataset of a volume as sharded OME-Zarr 0.5: raw data as uint8, labels as uint64, a mask as 0 and 1.
+
+    Of a phantom that is not to be stored, only what it is to be computed from is written.
 
     Args:
         kind: ``raw``, ``labels``, ``baseline`` (somebody else's segmentation, stored like labels) or ``mask``.
@@ -70,7 +73,14 @@ def _run_phantom(
         raise ConfigError("a phantom has no baseline: remove it from what is scored")
     if kind == "mask":
         raise ConfigError("a phantom has no mask: it is tissue throughout")
-    made_of = {"kind": kind, "phantom": options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
+    if not options.stored:
+        made_of = description(options, kind)
+        with claim(manifest, "convert", made_of, {}, volume=True, overwrite=overwrite) as held:
+            write_json(held.store, made_of)
+            held.stats |= {"voxels": Roi((0, 0, 0), options.shape).size, "mvox_per_s": None}
+        return
+    phantom = options.model_dump(mode="json", exclude={"stored"})
+    made_of = {"kind": kind, "phantom": phantom, "storage": storage.model_dump(mode="json")}
     with claim(manifest, "convert", made_of, {}, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         offset = _product(options.offset, options.voxel_size)
         _create(held, kind, options.shape, options.voxel_size, offset, storage)
