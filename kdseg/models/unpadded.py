@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from math import prod
+from math import gcd, prod
 from typing import NamedTuple, cast
 
 import torch
@@ -73,7 +73,8 @@ class Convolution:
         groups = x.view(1, z, y, n // self.group, self.group * channels).permute(0, 4, 1, 2, 3)
         out = functional.conv3d(groups, self.weight, self.bias).permute(0, 2, 3, 4, 1)[0]
         z, y, n, channels = out.shape
-        return out.reshape(z, y, n * self.group, channels // self.group)
+        # of some shapes it does not come channels last
+        return out.reshape(z, y, n * self.group, channels // self.group).contiguous()
 
     def gives(self, needed: Span) -> Span:
         """Return the outputs that are computed where some are needed: whole groups."""
@@ -134,21 +135,36 @@ class Level:
 
 
 class Upsampling:
-    """A transposed convolution whose kernel is its stride: a product with a matrix, and its values put in place."""
+    """A transposed convolution whose kernel is its stride: a product with a matrix, and its values put in place.
+
+    They come to lie beside the channels that the encoder left: neither is moved again.
+    """
 
     def __init__(self, module: nn.ConvTranspose3d, needed: Span, dtype: torch.dtype) -> None:
         weight, bias = module.weight, cast(Tensor, module.bias)
         self.step: Triple = (weight.shape[2], weight.shape[3], weight.shape[4])
+        self.channels = weight.shape[1]
         self.matrix = weight.permute(0, 2, 3, 4, 1).reshape(len(weight), -1).to(dtype)
         self.bias = bias.repeat(prod(self.step)).to(dtype)
         self.needed, self.reads = needed, needed.coarser(self.step)
+        self.fine = self.reads.finer(self.step)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return (z', y', x', c') over ``needed`` of (z, y, x, c) over ``reads``."""
+    def beside(self, skip: Tensor) -> Tensor:
+        """Return room (z', y', x', c' + c) over ``fine`` that holds ``skip``, (z, y, x, c) over ``needed``."""
+        room = skip.new_empty(*self.fine.shape, self.channels + skip.shape[-1])
+        unit = gcd(self.channels, skip.shape[-1])
+        source = _words(skip, unit)
+        self.fine.cut(_words(room, unit), self.needed)[..., -source.shape[-1] :] = source
+        return room
+
+    def __call__(self, x: Tensor, room: Tensor) -> Tensor:
+        """Return ``room``, over ``needed``, with what comes of ``x``, (z, y, x, d) over ``reads``."""
+        unit = gcd(self.channels, room.shape[-1] - self.channels)
         values = torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.matrix)
-        cells = values.view(*self.reads.shape, *self.step, -1).permute(0, 3, 1, 4, 2, 5, 6)
-        fine = self.reads.finer(self.step)
-        return fine.cut(cells.reshape(*fine.shape, -1), self.needed)
+        cells = _words(values.view(*self.reads.shape, *self.step, -1), unit).permute(0, 3, 1, 4, 2, 5, 6)
+        (z, y, x_), (sz, sy, sx) = self.reads.shape, self.step
+        _words(room, unit).view(z, sz, y, sy, x_, sx, -1)[..., : cells.shape[-1]] = cells
+        return self.fine.cut(room, self.needed)
 
 
 class Unpadded:
@@ -180,15 +196,15 @@ class Unpadded:
     def __call__(self, raw: Tensor) -> Tensor:
         """Return the features (z, y, x, c) of a tile; ``raw`` is uint8 (z, y, x), the tile and its halo."""
         x = self._grey(raw)
-        skips = []
+        rooms = []
         for encoder, up, below in zip(self.encoders, self.ups, [*self.encoders[1:], self.bottom], strict=True):
             x = encoder(x)
             # a view would keep all of the level in memory until the decoder comes back to it
-            skips.append(encoder.gives.cut(x, up.needed).contiguous())
+            rooms.append(up.beside(encoder.gives.cut(x, up.needed)))
             x = _pooled(encoder.gives.cut(x, below.reads.finer(up.step)), up.step)
         x, given = self.bottom(x), self.bottom.gives
         for up, decoder in zip(reversed(self.ups), reversed(self.decoders), strict=True):
-            x = decoder(torch.cat([up(given.cut(x, up.reads)), skips.pop()], dim=-1))
+            x = decoder(up(given.cut(x, up.reads), rooms.pop()))
             given = decoder.gives
         return given.cut(x, self.tile)
 
@@ -200,6 +216,18 @@ class Unpadded:
         grey = torch.zeros(self.reads.shape, dtype=self.dtype, device=raw.device)
         self.reads.cut(grey, both).copy_(there.cut(raw, both).bitwise_xor(128).view(torch.int8))
         return grey[..., None]
+
+
+def _words(x: Tensor, channels: int) -> Tensor:
+    """Return the channels of each voxel, (..., c), as few numbers, a view: fewer things to move.
+
+    Args:
+        x: contiguous along the channels.
+        channels: that the numbers must not straddle, a divisor of c.
+    """
+    size, types = channels * x.element_size(), (torch.complex128, torch.int64, torch.int32, torch.int16)
+    fits = (dtype for dtype in types if size % dtype.itemsize == 0)
+    return x.view(next(fits, x.dtype))
 
 
 def _pooled(x: Tensor, step: Triple) -> Tensor:
