@@ -73,8 +73,7 @@ class Convolution:
         groups = x.view(1, z, y, n // self.group, self.group * channels).permute(0, 4, 1, 2, 3)
         out = functional.conv3d(groups, self.weight, self.bias).permute(0, 2, 3, 4, 1)[0]
         z, y, n, channels = out.shape
-        # of some shapes it does not come channels last
-        return out.reshape(z, y, n * self.group, channels // self.group).contiguous()
+        return out.reshape(z, y, n * self.group, channels // self.group)
 
     def gives(self, needed: Span) -> Span:
         """Return the outputs that are computed where some are needed: whole groups."""
@@ -153,6 +152,8 @@ class Upsampling:
         """Return room (z', y', x', c' + c) over ``fine`` that holds ``skip``, (z, y, x, c) over ``needed``."""
         room = skip.new_empty(*self.fine.shape, self.channels + skip.shape[-1])
         unit = gcd(self.channels, skip.shape[-1])
+        if skip.stride(-1) != 1:  # small convolutions do not come channels last
+            skip = skip.contiguous()
         source = _words(skip, unit)
         self.fine.cut(_words(room, unit), self.needed)[..., -source.shape[-1] :] = source
         return room
