@@ -37,7 +37,8 @@ BATCH_S = 0.5
 _BATCH = 64
 """Items of one task, at most."""
 _BARREN = 10
-"""Jobs that may be submitted for lost ones, without a task that was finished, before a cluster is given up."""
+"""Jobs that may be submitted for lost ones, beyond all that ran, without a task that was finished, before a cluster is
+given up."""
 _RESTART_S = 120.0
 """Seconds within which a worker of this machine that died is there again."""
 _LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
@@ -56,11 +57,13 @@ class Workers(NamedTuple):
         patience: seconds that may pass without any worker.
         revive: submits jobs that are gone again, and returns how many were submitted in all; None where that is not
             ours to do.
+        jobs: how many of them run at a time; these may all be lost at once, at the end of their walltime.
     """
 
     client: Client
     patience: float
     revive: Callable[[], int] | None = None
+    jobs: int = 0
 
 
 class Finished(NamedTuple):
@@ -137,7 +140,7 @@ def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
     with slurm_jobs(cluster, threads, _SINGLE_THREADED) as jobs, Client(jobs.cluster) as client:
         log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
         _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", jobs.check)
-        yield Workers(client, cluster.wait_minutes * 60, lambda: jobs.revive(_names(client)))
+        yield Workers(client, cluster.wait_minutes * 60, lambda: jobs.revive(_names(client)), cluster.jobs)
 
 
 def _names(client: Client) -> set[str]:
@@ -287,7 +290,7 @@ class _Watch:
         submitted = self.workers.revive()
         if self.fresh:
             self.submitted, self.fresh = submitted, False
-        elif submitted > self.submitted + _BARREN:
+        elif submitted > self.submitted + self.workers.jobs + _BARREN:
             raise StageError(f"{submitted - self.submitted} jobs in a row ended without a finished block: {_LOGS}")
 
 

@@ -95,6 +95,8 @@ def test_what_workers_elsewhere_have_is_not_guessed(folder):
         ('{"kind": "pbs"}', "kind"),
         ('{"jobs": 3}', "cluster: 'kind' is missing"),
         ('{"kind": "slurm", "memory": "16"}', "memory"),
+        ('{"kind": "slurm", "walltime": 43200}', "walltime: expected text: put it in quotes"),
+        ('{"kind": "slurm", "directives": "--gres=gpu:1"}', r"directives: expected a list, `\[a, b, c\]`"),
     ],
 )
 def test_sections_that_are_not_understood(text, problem):
@@ -166,6 +168,20 @@ def test_jobs_that_all_end_before_a_worker_came(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(slurm, "ASK_S", 4.0)
     with pytest.raises(StageError, match=r"all 2 jobs ended before a worker of theirs came: see slurm-\d+\.out, slurm"):
         run(folder, "ended", SLURM.replace('"cores"', '"prologue": ["exit 3"], "cores"'))
+
+
+@needs_slurm
+def test_jobs_that_all_end_and_others_that_are_refused(folder, tmp_path, monkeypatch):
+    """A limit lets SLURM take some of the jobs only; when these are gone, there is nothing to wait for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "ASK_S", 4.0)
+    limited = tmp_path / "bin" / "sbatch"
+    limited.parent.mkdir()
+    limited.write_text(f'#!/bin/sh\nmkdir {tmp_path}/taken || exit 1\nexec {shutil.which("sbatch")} "$@"\n')
+    limited.chmod(0o755)
+    monkeypatch.setenv("PATH", str(limited.parent), prepend=":")
+    with pytest.raises(StageError, match=r"all 1 jobs ended before a worker of theirs came: see slurm-\d+\.out,"):
+        run(folder, "limited", SLURM.replace('"cores"', '"prologue": ["exit 3"], "wait_minutes": 1, "cores"'))
 
 
 @needs_slurm

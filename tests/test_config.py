@@ -44,6 +44,8 @@ def change(path, value):
 
 
 MISTAKES = {
+    "a section that is a list": (change("predict", ["block"]), r"predict: expected options, `key: value` each"),
+    "one number for three": (change("predict.tile", 32), r"predict\.tile: expected a list, .* \(got 32\)"),
     "typo": (change("predicct", {}), r"predicct: unknown key"),
     "typo in a section": (change("predict.tiles", [1, 1, 1]), r"predict\.tiles: unknown key.*got \[1, 1, 1\]"),
     "wrong type": (change("models.teacher.train.steps", "many"), r"models\.teacher\.train\.steps.*'many'"),

@@ -7,11 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,12 +26,14 @@ from kdseg.cli import main
 from kdseg.config import AgglomerateOptions, EdgesOptions, PredictOptions, SegmentOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ClaimError, ConfigError, MissingError, ShapeError
-from kdseg.geometry import Roi, Triple, blocks
+from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.manifests import clear, read, store_of
 from kdseg.segmentation.faces import cell_part, joined_edges, nearest_offsets
 from kdseg.segmentation.rag import block_edges
 from kdseg.stages import agglomerate, edges, fragments, fuse, predict, segment
 from kdseg.tables import read_table
+from kdseg.volume import Volume, open_volume
+from kdseg.workers import Clock
 
 SHAPE = (40, 70, 50)
 OPTIONS = FragmentsOptions(
@@ -127,6 +133,30 @@ def test_the_neurons_follow_without_affinities(folder: Path) -> None:
     one = AgglomerateOptions(engine="waterz")
     with pytest.raises(ConfigError, match="waterz needs the affinities of the whole volume"):
         agglomerate.run(None, *names[:2], folder / "x.json", one)
+
+
+def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) -> list[int]:
+    """Do a block in a fresh process; return how many threads decode whenever a volume is opened there."""
+    found = []
+
+    def noted(path: Path) -> Volume:
+        found.append(zarr.config.get("threading.max_workers"))
+        return open_volume(path)
+
+    fuse.open_volume = noted  # type: ignore[attr-defined]
+    function(block, Clock())
+    return found
+
+
+def test_the_mask_is_decoded_in_one_thread_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works: list[Callable[[Block, Clock], bool]] = []
+    monkeypatch.setattr(fuse, "run_predicted", lambda *arguments: works.append(arguments[3]))
+    fused(folder, "threads")
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        block = next(blocks(Roi((0, 0, 0), SHAPE), OPTIONS.block))
+        threads = fresh.submit(_threads_of_reading, works[0], block).result()
+    assert len(threads) == 3
+    assert set(threads) == {1}
 
 
 def test_refusals(folder: Path) -> None:

@@ -10,6 +10,7 @@ from distributed import Client, Future, LocalCluster, get_worker
 
 from kdseg import cluster
 from kdseg.cluster import BATCH_S, Workers, run_tasks
+from kdseg.errors import StageError
 
 
 @pytest.fixture
@@ -90,6 +91,29 @@ def test_a_result_that_was_lost_is_had_again(future):
     assert (one.item, two.item) == ("one", "two")
     assert one.died
     assert seconds is None
+
+
+def test_jobs_that_end_together_are_no_reason_to_give_up(here, monkeypatch):
+    """Sixteen jobs have one walltime: all are lost, and submitted again, before another task is finished."""
+    _, client = here
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.2)
+    looks = []
+
+    def revive():
+        looks.append(32 if looks else 16)
+        return looks[-1]
+
+    results = run_tasks(Workers(client, 60, revive, jobs=16), lasting, [2.0])
+    assert [one.result for one in results] == [2.0]
+    assert len(looks) > 2
+
+
+def test_jobs_that_end_again_and_again_are_given_up(here, monkeypatch):
+    _, client = here
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.2)
+    submitted = iter(range(16, 1000, 4))
+    with pytest.raises(StageError, match="28 jobs in a row ended without a finished block"):
+        list(run_tasks(Workers(client, 60, lambda: next(submitted), jobs=16), lasting, [6.0]))
 
 
 def test_dask_is_silent(tmp_path):

@@ -60,6 +60,12 @@ def test_any_region_is_what_is_stored(folder, kind, data):
     assert (found.dtype, found.shape, found.tobytes()) == (expected.dtype, expected.shape, expected.tobytes())
 
 
+def test_of_nothing_there_is_nothing(folder):
+    roi = Roi((3, 4, 5), (2, 0, 7))
+    for name in NAMES:
+        assert open_volume(folder / name / "raw.zarr").read(roi).shape == roi.shape
+
+
 @pytest.mark.parametrize("kind", ["raw", "labels"])
 def test_it_lies_where_the_stored_one_does_and_takes_no_room(folder, kind):
     stored = open_volume(store_of(folder / "stored" / f"{kind}.json"))

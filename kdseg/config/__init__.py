@@ -337,13 +337,25 @@ def schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
 
 
+_OPTIONS = "expected options, `key: value` each"
+_PLAIN = {
+    "extra_forbidden": "unknown key",
+    "tuple_type": "expected a list, `[a, b, c]`",
+    "model_type": _OPTIONS,
+    "model_attributes_type": _OPTIONS,
+    "dict_type": _OPTIONS,
+    "string_type": "expected text: put it in quotes, without which YAML reads 12:00:00 as a number, too",
+}
+"""What is wrong, by pydantic's name for it, where its own words are those of Python."""
+
+
 def _explain(error: ValidationError, whole: str = "configuration") -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or whole
         quoted = problem["type"] != "missing" and not isinstance(problem["input"], dict)
         got = f" (got {problem['input']!r:.120})" if quoted else ""
-        message = problem["msg"].removeprefix("Value error, ").replace("Extra inputs are not permitted", "unknown key")
+        message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "union_tag_not_found":
             message = f"{problem['ctx']['discriminator']} is missing: it says which options can follow"
         lines.append(f"{where}: {message}{got}")

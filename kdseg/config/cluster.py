@@ -29,8 +29,8 @@ class SlurmOptions(Section):
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$")] = "16GB"
     """Per job."""
     walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+:\d\d:\d\d$")] = "04:00:00"
-    """Of a job. One that ends before the volume is done is submitted again, at most ten times in a row without a
-    block that was finished."""
+    """Of a job. One that ends before the volume is done is submitted again; ten more than `jobs` in a row without a
+    block that was finished end the run."""
     directives: tuple[str, ...] = ()
     """More options of sbatch, e.g. `--gres=gpu:1`."""
     prologue: tuple[str, ...] = ()

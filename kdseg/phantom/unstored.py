@@ -107,5 +107,5 @@ def open_computed(path: Path) -> Computed:
 def _cut(length: int, size: float) -> list[range]:
     """Return equal pieces of an axis of ``length`` voxels of ``size`` nm."""
     count = math.ceil(length / max(min(_LONGEST_NM // size, _LONGEST), 1))
-    ends = [length * k // count for k in range(count + 1)]
+    ends = [length * k // max(count, 1) for k in range(count + 1)]
     return [range(a, b) for a, b in pairwise(ends)]

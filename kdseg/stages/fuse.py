@@ -15,7 +15,7 @@ from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ShapeError
 from kdseg.fragment_store import create_fragments, mask_input
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, blocks, is_multiple
-from kdseg.inference import predict_tiles, read_reflected, tiled
+from kdseg.inference import Predictor, predict_tiles, read_reflected, tiled
 from kdseg.manifests import claim, store_of
 from kdseg.prediction import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.segmentation.cells import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
@@ -142,13 +142,14 @@ def run(
 
 def fuse_block(work: Work, block: Block, clock: Clock) -> bool:
     """Predict one block with its halo, write its fragments and what its edges need; return whether it has tissue."""
+    predict = worker_predictor(work.weights)  # before the mask is read: it says how many threads decode
     read_roi = halo_roi(work.options, block.roi, work.volume)
     with clock("read"):
         tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
     if tissue is not None and not tissue.any():
         ids, nearest = np.zeros(block.roi.shape, np.uint64), np.zeros((NEAREST, *block.roi.shape), np.uint8)
     else:
-        ids, nearest = _predicted(work, block, read_roi, tissue, clock)
+        ids, nearest = _predicted(work, predict, block, read_roi, tissue, clock)
     with clock("write"):
         for cell in blocks(block.roi, work.unit):
             here = cell.roi.slices(block.roi)
@@ -161,10 +162,10 @@ def fuse_block(work: Work, block: Block, clock: Clock) -> bool:
 
 
 def _predicted(
-    work: Work, block: Block, read_roi: Roi, tissue: NDArray[np.bool_] | None, clock: Clock
+    work: Work, predict: Predictor, block: Block, read_roi: Roi, tissue: NDArray[np.bool_] | None, clock: Clock
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
     """Return the fragments of a block and its nearest affinities."""
-    predict, source = worker_predictor(work.weights), open_volume(work.raw)
+    source = open_volume(work.raw)
     around = tiled(read_roi, predict.tile).grow(predict.halo)
     used = channels_used(work.options, work.offsets)
     channels = [*range(NEAREST), *(c for c in used if c >= NEAREST)]
