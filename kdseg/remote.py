@@ -79,7 +79,8 @@ def stand_in(store: Path) -> dict[str, Any]:
             raise ValueError(f"expected a JSON object with the key 'url' or {COMPUTED!r}")
     except (OSError, ValueError) as error:
         raise UnreadableError(
-            f"cannot open {store} as zarr: it is neither that nor a link to one ({error!r})"
+            f"cannot open {store} as zarr: it is neither that nor a link to one ({error!r}); if nothing else is to be "
+            "there, delete the file and make the volume again"
         ) from error
     return values
 

@@ -74,9 +74,9 @@ def _run_phantom(
     if kind == "mask":
         raise ConfigError("a phantom has no mask: it is tissue throughout")
     if not options.stored:
-        made_of = description(options, kind)
-        with claim(manifest, "convert", made_of, {}, volume=True, overwrite=overwrite) as held:
-            write_json(held.store, made_of)
+        described = description(options, kind)
+        with claim(manifest, "convert", described | {"stored": False}, {}, volume=True, overwrite=overwrite) as held:
+            write_json(held.store, described)
             held.stats |= {"voxels": Roi((0, 0, 0), options.shape).size, "mvox_per_s": None}
         return
     phantom = options.model_dump(mode="json", exclude={"stored"})
