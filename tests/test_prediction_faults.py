@@ -371,12 +371,14 @@ def test_the_memory_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
 
 def test_a_clock_holds_one_block_at_a_time():
     clocks, inside, most = [Clock() for _ in range(3)], [], []
+    together = threading.Barrier(len(clocks))
 
     def compute(clock):
+        together.wait()
         with clock.computing():
             inside.append(clock)
             most.append(len(inside))
-            time.sleep(0.2)  # far longer than the others take to come
+            time.sleep(0.3)
             inside.remove(clock)
 
     threads = [threading.Thread(target=compute, args=[clock]) for clock in clocks]
@@ -385,8 +387,8 @@ def test_a_clock_holds_one_block_at_a_time():
     for thread in threads:
         thread.join()
     assert most == [1, 1, 1]
-    assert max(clock.wait for clock in clocks) > 0.2  # for the two before it
-    assert all(0.19 < clock.compute < clock.compute + clock.wait for clock in clocks)
+    assert max(clock.wait for clock in clocks) > 0.54  # for the two before it
+    assert all(0.24 < clock.compute < clock.compute + clock.wait for clock in clocks)
 
 
 def test_a_block_is_done_when_the_disk_has_it(folder, tmp_path, monkeypatch):
