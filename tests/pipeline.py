@@ -71,6 +71,11 @@ def tables(manifest):
     return [read_table(path) for path in sorted(store_of(manifest).iterdir())]
 
 
+def as_rows(table: Edges | Dendrogram) -> list[tuple[int, ...]]:
+    """Return a table as Python integers, a tuple per row."""
+    return [tuple(int(value) for value in row) for row in zip(*table, strict=True)]
+
+
 def graph(manifest):
     """Return the region graph and the fragments' statistics of all blocks."""
     parts = tables(manifest)
@@ -121,6 +126,7 @@ def run_rest(
 
 __all__ = [
     "FragmentsOptions",
+    "as_rows",
     "perfect_affinities",
     "run_fragments",
     "run_rest",

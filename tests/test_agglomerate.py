@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pipeline import as_rows
 
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Offsets
 from kdseg.metrics.contingency import block_contingency
 from kdseg.metrics.scores import scores
 from kdseg.segmentation.agglomerate import (
-    Dendrogram,
     agglomerate,
     cut,
     waterz_fragments,
@@ -33,10 +33,6 @@ Row = tuple[int, int, int, int]
 def make_edges(rows: list[Row]) -> Edges:
     columns = np.array(sorted(rows), np.uint64).reshape(-1, 4).T
     return Edges(*(np.ascontiguousarray(column) for column in columns))
-
-
-def as_rows(table: Edges | Dendrogram) -> list[tuple[int, ...]]:
-    return [tuple(int(value) for value in row) for row in zip(*table, strict=True)]
 
 
 def oracle(edges: Edges, threshold: Fraction) -> list[Row]:

@@ -139,8 +139,7 @@ def test_killed_at_any_level_it_ends_with_the_same_tables(folder: Path, level: i
     if level == 2 and writes == 3:
         level, writes = 1, 4  # the root has two tables only
     name = f"killed-{level}-{writes}"
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", KILLED, str(folder), name, str(level), str(writes)]
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert not (folder / name / "agglomeration.json").exists()

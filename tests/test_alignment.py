@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sources import write_hdf5, write_zarr
-from toy_volumes import write_volume
+from toy_volumes import write_hdf5, write_volume, write_zarr
 
 from kdseg.alignment import align, as_ids, expect_ids
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from toy_models import NEVER
 
 from kdseg.augment import (
     Crop,
@@ -28,9 +29,6 @@ from kdseg.targets import affinities
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-2, 0, 0), (0, -2, 0), (0, 0, -2))
 MIXED = ((1, 0, 0), (0, -1, 0), (0, 0, 1), (0, 3, -3), (0, 3, 3))
-NEVER = AugmentOptions(
-    flip=False, rotate="none", elastic=0, intensity=0, noise=0, blur=0, missing_section=0, misaligned_section=0
-)
 ALWAYS = AugmentOptions(rotate="zyx", elastic=1, intensity=1, noise=1, blur=1, missing_section=1, misaligned_section=1)
 
 

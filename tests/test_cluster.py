@@ -1,16 +1,16 @@
 """Predictions elsewhere: on a real SLURM, and on a Dask scheduler that runs already; the bytes are the same."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-import test_predict
 from pipeline import STORAGE, store, voxels
+from toy_models import save
 
 from kdseg import slurm
 from kdseg.cluster import run_tasks, workers_of
@@ -25,7 +25,7 @@ SHAPE = (64, 64, 160)
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cluster")
     store(path / "raw.json", np.random.default_rng(2).integers(0, 256, SHAPE, dtype=np.uint8))
-    test_predict.save(path / "model.json")
+    save(path / "model.json")
     return path
 
 
@@ -122,10 +122,11 @@ def test_slurm(folder, reference, tmp_path, monkeypatch):
 def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = (
-        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_cluster as t; "
+        "import sys, time; from pathlib import Path; import test_cluster as t; "
         "t.run(Path(sys.argv[1]), 'cancelled', t.SLURM.replace('\"jobs\": 2', '\"jobs\": 1'))"
     )
-    child = subprocess.Popen([sys.executable, "-c", program, str(folder), str(Path(__file__).parent)])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
     list_of_done = folder / "cancelled" / ".affinities" / "blocks-32x32x32.txt"
     while not list_of_done.exists():
         assert child.poll() is None

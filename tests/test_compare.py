@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from test_report import Page as _Page
+from report_page import Page as _Page
 from workflow import ROOT, snakemake
 
 from kdseg.checkpoint import LoadedModel, save_model

@@ -2,20 +2,19 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from workflow import ROOT
 
 from kdseg.config import PredictOptions, load, parse_options, schema, validate
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import fits_or_covers
 from kdseg.segmentation.tree import layout
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 
 

@@ -1,11 +1,10 @@
 """The lists of dependencies agree, and the documents name what exists."""
 
 import tomllib
-from pathlib import Path
 
 import yaml
+from workflow import ROOT
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

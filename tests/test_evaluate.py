@@ -19,8 +19,8 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.metrics import adapted_rand_error, variation_of_information
-from test_sources import write_hdf5, write_zarr
-from toy_volumes import cells, write_volume
+from toy_volumes import cells, write_hdf5, write_volume, write_zarr
+from workflow import ROOT
 
 from kdseg.cli import main
 from kdseg.counting import COLUMNS
@@ -363,7 +363,7 @@ def test_the_commands_of_the_readme_and_of_the_documentation(tmp_path: Path, mon
     write_hdf5(Path("truth.h5"), LABELS, "labels", resolution=NM, offset=(0, 0, 0))
     tifffile.imwrite("stack.tif", SEGMENTS[:, 4:].astype(np.uint16))
     for name in ("README.md", "docs/evaluation.md"):
-        text = (Path(__file__).parents[1] / name).read_text().replace("\\\n", "")
+        text = (ROOT / name).read_text().replace("\\\n", "")
         lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("kdseg ")]
         commands = [line for line in lines if line[1] in ("evaluate", "same")]
         assert {line[1] for line in commands} == {"evaluate", "same"}
@@ -375,6 +375,6 @@ def test_the_commands_of_the_readme_and_of_the_documentation(tmp_path: Path, mon
 
 
 def test_conventions_are_documented() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text()
+    text = (ROOT / "docs" / "evaluation.md").read_text()
     for name in conventions():
         assert f"| `{name}` |" in text

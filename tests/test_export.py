@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from toy_volumes import cells, write_volume
+from workflow import ROOT
 
 from kdseg import checkpoint
 from kdseg.checkpoint import LoadedModel, load, load_model, save_model
@@ -33,7 +34,6 @@ from kdseg.manifests import write_json
 from kdseg.models import build, fold, only_heads
 from kdseg.training import train
 
-ROOT = Path(__file__).parents[1]
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 3, -3))
 HEADS = HeadOptions(lsd=True, lsd_sigma=60.0, embedding=2)
 NETWORKS: dict[str, NetworkOptions] = {

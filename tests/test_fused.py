@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import STORAGE, FragmentsOptions, store, voxels
-from test_predict import OFFSETS, TILE, save
+from toy_models import OFFSETS, TILE, save
 
 from kdseg.cli import main
 from kdseg.config import AgglomerateOptions, EdgesOptions, PredictOptions, SegmentOptions
@@ -97,8 +97,7 @@ def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, worker
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None:
     program = "import sys; from pathlib import Path; import test_fused as t; t.fused(Path(sys.argv[1]), 'killed')"
-    here = str(Path(__file__).parent)
-    path = os.pathsep.join([here, str(Path(here).parent)])
+    path = os.pathsep.join(sys.path)
     child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env={**os.environ, "PYTHONPATH": path})
     marks = folder / "killed" / ".fragments" / "blocks-32x64x32.txt"
     while not (marks.exists() and "\n" in marks.read_text()):

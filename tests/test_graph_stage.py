@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from numpy.typing import NDArray
+from workflow import ROOT
 
 from kdseg.cli import main
 from kdseg.errors import DataError, MissingError, UnreadableError, VoxelSizeError
@@ -207,7 +208,7 @@ def test_refuses_fragments_without_a_voxel_size(world: World, monkeypatch: pytes
 
 
 def test_the_documentation_names_every_column() -> None:
-    text = (Path(__file__).parents[1] / "docs" / "proofreading.md").read_text()
+    text = (ROOT / "docs" / "proofreading.md").read_text()
     files = text.split("\n## ")[2]
     assert files.startswith("Parquet")
     for column in (*graph.REGION_GRAPH, *graph.MERGE_TREE, *graph.FRAGMENTS):

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import test_predict
 import torch
 from click.testing import CliRunner
 from pipeline import STORAGE, store, voxels
+from toy_models import save
 
 from kdseg.cli import main
 from kdseg.config import FragmentsOptions, PredictOptions
@@ -38,7 +38,7 @@ BLOCKS = 11
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("faults")
     store(path / "raw.json", np.random.default_rng(5).integers(0, 256, SHAPE, dtype=np.uint8))
-    test_predict.save(path / "model.json")
+    save(path / "model.json")
     return path
 
 
@@ -105,7 +105,7 @@ def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
 
 
 def test_weights_that_are_damaged_end_a_run_early(folder, tmp_path):
-    test_predict.save(tmp_path / "nan.json", poison=True)
+    save(tmp_path / "nan.json", poison=True)
     manifest = tmp_path / "affinities.json"
     with pytest.raises(StageError, match=f"{MANY} blocks failed and 0 did not.*NaN"):
         run(folder, manifest, model=tmp_path / "nan.json")
@@ -190,14 +190,13 @@ def test_the_status_is_written_while_nothing_finishes(tmp_path, monkeypatch):
 
 def called(function, folder, manifest):
     """Return how to call a function of this module in a process of its own."""
-    here = str(Path(__file__).parent)
     program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_prediction_faults as t; "
+        "import sys; from pathlib import Path; import test_prediction_faults as t; "
         f"t.{function}(Path(sys.argv[1]), Path(sys.argv[2]))"
     )
     return {
-        "args": [sys.executable, "-c", program, str(folder), str(manifest), here],
-        "env": {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])},
+        "args": [sys.executable, "-c", program, str(folder), str(manifest)],
+        "env": {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     }
 
 

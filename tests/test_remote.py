@@ -17,7 +17,6 @@ import threading
 import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import boto3
 import numpy as np
@@ -26,7 +25,7 @@ import s3fs
 import yaml
 from click.testing import CliRunner
 from pipeline import STORAGE, voxels
-from test_predict import TILE, save
+from toy_models import TILE, save
 from toy_volumes import cells, write_volume
 from workflow import jobs
 
@@ -229,11 +228,11 @@ def test_a_level_below_a_link(local, remote):
 def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, local):
     convert.run("raw", tmp_path / "raw.json", VolumeOptions(raw="s3://bucket/in/raw.zarr"), IN_BUCKET)
     program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[3]); import test_remote as t; "
+        "import sys; from pathlib import Path; import test_remote as t; "
         "t.predict_all(Path(sys.argv[1]), Path(sys.argv[2]), t.IN_BUCKET)"
     )
-    here = str(Path(__file__).parent)
-    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(inputs), here])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(inputs)], env=environment)
     marks = tmp_path / ".affinities" / "blocks-32x32x32.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 from toy_volumes import cells, write_volume
+from workflow import ROOT
 
 from kdseg import validation
 from kdseg.checkpoint import load, load_model
@@ -500,5 +501,5 @@ def test_a_curve_drops_what_came_after_and_rows_that_were_cut_off(tmp_path: Path
 def test_example_configurations_can_be_trained() -> None:
     import yaml
 
-    for path in sorted((Path(__file__).parents[1] / "config").glob("*.yaml")):
+    for path in sorted((ROOT / "config").glob("*.yaml")):
         assert validate(yaml.safe_load(path.read_text())).models, path

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from kdseg.volume import create_volume
+
+DATA = np.random.default_rng(0).integers(0, 2**16, (12, 50, 34), dtype=np.uint16)
 
 
 def write_volume(
@@ -41,3 +46,19 @@ def cells(shape: tuple[int, int, int], count: int, seed: int = 0) -> tuple[NDArr
     first, second = np.sort(distance, axis=-1)[..., :2].transpose(3, 0, 1, 2)
     raw = np.where(second - first < 1.5, 50, 190) + rng.normal(0, 15, shape)
     return raw.clip(0, 255).astype(np.uint8), labels
+
+
+def write_hdf5(path: Path, data: NDArray[Any] = DATA, name: str = "volumes/raw", **attributes: Any) -> str:
+    with h5py.File(path, "a") as file:
+        file.create_dataset(name, data=data, compression="gzip", chunks=True if data.size else None).attrs.update(
+            attributes
+        )
+    return f"{path}:/{name}"
+
+
+def write_zarr(path: Path, zarr_format: Any, data: NDArray[Any] = DATA) -> str:
+    array = zarr.create_array(
+        str(path), shape=data.shape, chunks=(4, 16, 16), dtype=data.dtype, zarr_format=zarr_format
+    )
+    array[...] = data
+    return str(path)
