@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from kdseg.segmentation.agglomerate import rows_of
-from kdseg.segmentation.rag import Edges
-from kdseg.segmentation.rows import from_columns, join, to_columns
-from kdseg.segmentation.tree import decide, layout
-from kdseg.tables import read_table, write_table
+from kdseg.results.tables import read_table, write_table
+from kdseg.segmentation.agglomeration.edge_table import from_columns, join, to_columns
+from kdseg.segmentation.agglomeration.linkage import rows_of
+from kdseg.segmentation.agglomeration.tree import decide, layout
+from kdseg.segmentation.graph.rag import Edges
 
 BLOCK = (8, 8, 8)
 LEAF = (64, 64, 64)

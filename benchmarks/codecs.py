@@ -25,9 +25,9 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from kdseg.config import FragmentsOptions, StorageOptions
 from kdseg.geometry import Roi
-from kdseg.manifests import store_of
-from kdseg.stages import fragments
-from kdseg.volume import open_volume
+from kdseg.results.manifests import store_of
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.volumes.volume import open_volume
 
 CHUNK, SHARD = (64, 64, 64), (128, 128, 128)
 CODECS: dict[str, Any] = {"none": None}
@@ -42,7 +42,7 @@ CODECS["blosc-lz4 5, shuffle"] = BloscCodec(cname="lz4", clevel=5, shuffle="shuf
 CODECS |= {"zstd 1": ZstdCodec(level=1), "zstd 3": ZstdCodec(level=3), "gzip 1": GzipCodec(level=1)}
 PROGRAMS = ("zarr-python", "zarr-python with zarrs", "tensorstore")
 AS_KDSEG = "zarr-python as kdseg"
-"""Chunks of zeros are not looked for where nothing is compressed: see `kdseg.volume.Volume.write`."""
+"""Chunks of zeros are not looked for where nothing is compressed: see `kdseg.volumes.volume.Volume.write`."""
 
 
 def create(path: Path, data: np.ndarray[Any, Any], codec: Any) -> zarr.Array[Any]:

@@ -24,12 +24,12 @@ from torch.nn.functional import normalize
 
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.config.terms import AffinityOptions, EmbeddingOptions, GraphRelationOptions
-from kdseg.losses import Context, Objective, Term, build_terms
-from kdseg.losses.instances import instance_means
-from kdseg.losses.memory import Moment, moment_distances
-from kdseg.losses.similarity import pixel_relations
-from kdseg.models import Batch, Outputs, build, resolve_precision, widths
-from kdseg.models.base import channels_last, placed
+from kdseg.networks.models import Batch, Outputs, build, resolve_precision, widths
+from kdseg.networks.models.base import channels_last, placed
+from kdseg.training.losses import Context, Objective, Term, build_terms
+from kdseg.training.losses.instances import instance_means
+from kdseg.training.losses.memory import Moment, moment_distances
+from kdseg.training.losses.similarity import pixel_relations
 
 Triple = tuple[int, int, int]
 

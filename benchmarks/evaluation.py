@@ -36,28 +36,28 @@ def perturbed(labels: Ids, cut: int) -> Ids:
 
 
 def kdseg_table(segmentation: Ids, labels: Ids) -> dict[str, float]:
-    from kdseg.metrics.contingency import block_contingency
+    from kdseg.evaluation.metrics.contingency import block_contingency
 
     return {"rows": block_contingency(segmentation, labels, None).count.size}
 
 
 def kdseg_located(segmentation: Ids, labels: Ids) -> dict[str, float]:
-    from kdseg.metrics.contingency import block_located
+    from kdseg.evaluation.metrics.contingency import block_located
 
     return {"rows": block_located(segmentation, labels, (0, 0, 0), labels.shape, None).count.size}
 
 
 def kdseg_blocks(segmentation: Ids, labels: Ids) -> dict[str, float]:
+    from kdseg.evaluation.metrics.contingency import block_contingency, merge
     from kdseg.geometry import Roi, blocks
-    from kdseg.metrics.contingency import block_contingency, merge
 
     cuts = (cell.roi.slices() for cell in blocks(Roi((0, 0, 0), labels.shape), (64, 64, 64)))
     return {"rows": merge(block_contingency(segmentation[cut], labels[cut], None) for cut in cuts).count.size}
 
 
 def kdseg_scores(segmentation: Ids, labels: Ids) -> dict[str, float]:
-    from kdseg.metrics.contingency import block_contingency
-    from kdseg.metrics.scores import rand, scores
+    from kdseg.evaluation.metrics.contingency import block_contingency
+    from kdseg.evaluation.metrics.scores import rand, scores
 
     table = block_contingency(segmentation, labels, None)
     found = scores(table)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from processes import measured
 
 from kdseg.geometry import Roi, Triple, blocks
-from kdseg.volume import create_volume, open_volume
+from kdseg.volumes.volume import create_volume, open_volume
 
 VOXEL_SIZE = (10.0, 10.0, 10.0)
 CHUNK, SHARD = (64, 64, 64), (256, 256, 256)

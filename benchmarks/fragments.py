@@ -25,14 +25,14 @@ import numpy as np
 
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
+from kdseg.evaluation.metrics.contingency import block_contingency, relabel
+from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Roi, pair_slices
-from kdseg.metrics.contingency import block_contingency, relabel
-from kdseg.metrics.scores import scores
-from kdseg.phantom import phantom_block
-from kdseg.segmentation.agglomerate import agglomerate, cut
+from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
+from kdseg.segmentation.fragments.watershed import fragments
+from kdseg.segmentation.graph.rag import block_edges
 from kdseg.segmentation.lut import lut
-from kdseg.segmentation.rag import block_edges
-from kdseg.segmentation.watershed import fragments
+from kdseg.volumes.phantom import phantom_block
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-4, 0, 0), (0, -8, 0), (0, 0, -8))
 NEAREST = OFFSETS[:3]

@@ -16,13 +16,17 @@ from pathlib import Path
 
 import torch
 
-from kdseg.checkpoint import LoadedModel, save_model
 from kdseg.config import Config, EdgesOptions, FragmentsOptions, PredictOptions, StorageOptions, VolumeOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
-from kdseg.manifests import claim, read
-from kdseg.models import build
-from kdseg.stages import convert, edges, fragments, fuse, predict
-from kdseg.tables import read_table
+from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.models import build
+from kdseg.prediction import fuse
+from kdseg.prediction import stage as predict
+from kdseg.results.manifests import claim, read
+from kdseg.results.tables import read_table
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.volumes import convert
 
 OFFSETS = Config.model_fields["offsets"].default
 

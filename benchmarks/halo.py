@@ -19,13 +19,13 @@ from fragments import NEAREST, tissue
 from numpy.typing import NDArray
 
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.evaluation.metrics.contingency import block_contingency, relabel
+from kdseg.evaluation.metrics.scores import Scores, scores
 from kdseg.geometry import Offsets, Roi, Triple, blocks
-from kdseg.metrics.contingency import block_contingency, relabel
-from kdseg.metrics.scores import Scores, scores
-from kdseg.segmentation.agglomerate import agglomerate, cut
+from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
+from kdseg.segmentation.fragments.watershed import clean, fragments
+from kdseg.segmentation.graph.rag import block_edges
 from kdseg.segmentation.lut import lut
-from kdseg.segmentation.rag import block_edges
-from kdseg.segmentation.watershed import clean, fragments
 
 Ids = NDArray[np.uint64]
 DUST = 32

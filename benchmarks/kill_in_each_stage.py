@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.config import load
-from kdseg.manifests import store_of
-from kdseg.volume import open_volume
+from kdseg.results.manifests import store_of
+from kdseg.volumes.volume import open_volume
 
 
 def main(path: Path, reference: Path) -> int:

@@ -24,9 +24,9 @@ import torch
 
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.geometry import Roi, blocks
-from kdseg.inference import predict_roi, predictor, tile_memory
-from kdseg.models import build, kmac_per_voxel, resolve_precision
-from kdseg.volume import create_volume, open_volume
+from kdseg.networks.models import build, kmac_per_voxel, resolve_precision
+from kdseg.prediction.tiles import predict_roi, predictor, tile_memory
+from kdseg.volumes.volume import create_volume, open_volume
 
 OFFSETS = tuple(tuple(-step if axis == a else 0 for a in range(3)) for step in (1, 3, 9) for axis in range(3))
 NETWORKS = {
@@ -92,7 +92,7 @@ def row(name: str, edge: int, many: int, repeats: int, folder: Path) -> dict[str
         predict_roi(predict, lambda roi: raw[roi.slices()], total, total)
 
     def stores() -> None:
-        for block in blocks(total, tile):  # as kdseg.stages.predict does in its workers
+        for block in blocks(total, tile):  # as kdseg.prediction.stage does in its workers
             source = open_volume(folder / "raw.zarr")
             values = predict_roi(predict, source.read, source.roi, block.roi)
             open_volume(folder / "out.zarr").write(block.roi, values)

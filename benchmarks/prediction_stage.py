@@ -25,15 +25,15 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from kdseg.checkpoint import LoadedModel, save_model
 from kdseg.config import PredictOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
-from kdseg.inference import predictor
-from kdseg.manifests import claim
-from kdseg.models import build
-from kdseg.models.device import resolve_precision
-from kdseg.telemetry import status_path
-from kdseg.volume import create_volume
+from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.models import build
+from kdseg.networks.models.device import resolve_precision
+from kdseg.prediction.tiles import predictor
+from kdseg.results.manifests import claim
+from kdseg.running.telemetry import status_path
+from kdseg.volumes.volume import create_volume
 
 OFFSETS = tuple(tuple(-n * (a == axis) for a in range(3)) for n in (1, 3, 9) for axis in range(3))
 NM = (10.0, 10.0, 10.0)

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 
 from kdseg.config.cluster import LocalOptions
 from kdseg.geometry import Roi
-from kdseg.manifests import claim
-from kdseg.prediction import run_predicted
+from kdseg.prediction.blocks import run_predicted
+from kdseg.results.manifests import claim
 
 
 def nothing(block, clock):

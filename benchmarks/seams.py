@@ -22,14 +22,17 @@ from against_volara import DUST, STORAGE, WORKERS, put
 from numpy.typing import NDArray
 
 from kdseg.config import AgglomerateOptions, EdgesOptions, EvaluateOptions, FragmentsOptions, SegmentOptions
-from kdseg.manifests import read, store_of
-from kdseg.metrics.contingency import block_contingency
-from kdseg.metrics.scores import scores
+from kdseg.evaluation import sweep as sweep_stage
+from kdseg.evaluation.metrics.contingency import block_contingency
+from kdseg.evaluation.metrics.scores import scores
 from kdseg.report.colours import colour_keys, colour_numbers, palette
 from kdseg.report.png import encode
-from kdseg.stages import agglomerate, edges, fragments, segment
-from kdseg.stages import sweep as sweep_stage
-from kdseg.volume import open_volume
+from kdseg.results.manifests import read, store_of
+from kdseg.segmentation.agglomeration import stage as agglomerate
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.segmentation.segments import stage as segment
+from kdseg.volumes.volume import open_volume
 
 Ids = NDArray[np.uint64]
 GRID = 64

@@ -22,13 +22,23 @@ import torch
 from kdseg.config.data import PhantomOptions
 from kdseg.config.networks import HeadOptions, TrainOptions, UNetOptions
 from kdseg.geometry import Roi
-from kdseg.losses import TERMS, Context, Objective, build_terms
-from kdseg.models import Batch, Taught, Widths, build, count_parameters, fold, resolve_device, resolve_precision, widths
-from kdseg.models.base import channels_last, placed
-from kdseg.models.device import keep_memory
-from kdseg.phantom import phantom_block
-from kdseg.sampling.crops import connected_pieces, numbered_through
-from kdseg.teaching import teachers_of
+from kdseg.networks.models import (
+    Batch,
+    Taught,
+    Widths,
+    build,
+    count_parameters,
+    fold,
+    resolve_device,
+    resolve_precision,
+    widths,
+)
+from kdseg.networks.models.base import channels_last, placed
+from kdseg.networks.models.device import keep_memory
+from kdseg.training.losses import TERMS, Context, Objective, build_terms
+from kdseg.training.sampling.crops import connected_pieces, numbered_through
+from kdseg.training.teaching import teachers_of
+from kdseg.volumes.phantom import phantom_block
 
 OFFSETS = tuple(tuple(-step if axis == a else 0 for a in range(3)) for step in (1, 3, 9) for axis in range(3))
 VOXEL_SIZE = (10.0, 10.0, 10.0)

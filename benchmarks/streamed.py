@@ -21,13 +21,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from kdseg.checkpoint import LoadedModel, save_model
 from kdseg.config import PredictOptions, StorageOptions, VolumeOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
-from kdseg.manifests import claim, clear
-from kdseg.models import build
-from kdseg.stages import convert
-from kdseg.telemetry import status_path
+from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.models import build
+from kdseg.results.manifests import claim, clear
+from kdseg.running.telemetry import status_path
+from kdseg.volumes import convert
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-3, 0, 0), (0, -3, 0), (0, 0, -3), (-9, 0, 0), (0, -9, 0), (0, 0, -9))
 NM = (10.0, 10.0, 10.0)

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from toy_volumes import write_volume
 
-from kdseg.alignment import align
-from kdseg.counting import Count
+from kdseg.evaluation.alignment import align
+from kdseg.evaluation.counting import Count
 from kdseg.geometry import Roi
-from kdseg.sources import open_source
+from kdseg.volumes.sources import open_source
 
 SHAPE = (7, 9, 8)
 BLOCKS = st.tuples(*[st.integers(2, 9)] * 3)

@@ -12,17 +12,21 @@ from kdseg.config import (
     SegmentOptions,
     StorageOptions,
 )
+from kdseg.evaluation import score
+from kdseg.evaluation import sweep as sweep_stage
 from kdseg.geometry import pair_slices
-from kdseg.manifests import claim, read, store_of
-from kdseg.segmentation.agglomerate import Dendrogram, sort_merges
-from kdseg.segmentation.rag import Edges
-from kdseg.segmentation.rag import merge as merge_edges
-from kdseg.segmentation.statistics import Statistics
-from kdseg.segmentation.statistics import merge as merge_statistics
-from kdseg.stages import agglomerate, edges, fragments, score, segment
-from kdseg.stages import sweep as sweep_stage
-from kdseg.tables import read_table
-from kdseg.volume import create_volume, open_volume
+from kdseg.results.manifests import claim, read, store_of
+from kdseg.results.tables import read_table
+from kdseg.segmentation.agglomeration import stage as agglomerate
+from kdseg.segmentation.agglomeration.linkage import Dendrogram, sort_merges
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.segmentation.graph.rag import Edges
+from kdseg.segmentation.graph.rag import merge as merge_edges
+from kdseg.segmentation.graph.statistics import Statistics
+from kdseg.segmentation.graph.statistics import merge as merge_statistics
+from kdseg.segmentation.segments import stage as segment
+from kdseg.volumes.volume import create_volume, open_volume
 
 STORAGE = StorageOptions(chunk=(16, 16, 16), shard=(32, 32, 32), levels=2)
 VOXEL_SIZE = (10.0, 10.0, 10.0)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from workflow import jobs, snakemake, voxels
 
-from kdseg.volume import open_volume
+from kdseg.volumes.volume import open_volume
 
 
 def test_the_run_ends_with_a_scored_report(finished):

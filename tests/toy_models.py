@@ -2,10 +2,10 @@
 
 import torch
 
-from kdseg.checkpoint import LoadedModel, save_model
 from kdseg.config.networks import AugmentOptions, HeadOptions, UNetOptions
-from kdseg.manifests import claim
-from kdseg.models import build
+from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.models import build
+from kdseg.results.manifests import claim
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
 TILE = (16, 16, 16)

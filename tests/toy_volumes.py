@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from kdseg.volume import create_volume
+from kdseg.volumes.volume import create_volume
 
 DATA = np.random.default_rng(0).integers(0, 2**16, (12, 50, 34), dtype=np.uint16)
 

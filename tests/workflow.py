@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdseg.manifests import store_of
-from kdseg.volume import open_volume
+from kdseg.results.manifests import store_of
+from kdseg.volumes.volume import open_volume
 
 ROOT = Path(__file__).parents[1]
 

@@ -69,9 +69,9 @@ def evaluate(
     **how: Any,
 ) -> None:
     """Score SEGMENTATION against LABELS, addresses as in docs/evaluation.md; a killed run goes on if OUT is given."""
-    from kdseg.forks import one_heap
-    from kdseg.manifests import write_json
-    from kdseg.stages import evaluate as stage
+    from kdseg.evaluation import evaluate as stage
+    from kdseg.results.manifests import write_json
+    from kdseg.running.forks import one_heap
 
     one_heap()  # zarr's threads, of every worker, would keep 80 MB more
     question = stage.Question(**how, ignore_labels=ignore_label, ignore_segments=ignore_segment)
@@ -114,8 +114,8 @@ def evaluate(
 @json_file
 def runlength(json_path: Path | None, **how: Any) -> None:
     """Expected run length of SEGMENTATION along SKELETONS (.swc, a folder of these, .csv or .npz)."""
-    from kdseg.manifests import write_json
-    from kdseg.stages import runlength as stage
+    from kdseg.evaluation import runlength as stage
+    from kdseg.results.manifests import write_json
 
     answer = stage.run(**how)
     click.echo(f"{answer['nodes']} nodes, {answer['outside']} of them outside of the volume")
@@ -136,8 +136,8 @@ def runlength(json_path: Path | None, **how: Any) -> None:
 @workers_count
 def same(json_path: Path | None, **how: Any) -> None:
     """Compare the segmentations A and B: exit 0 if they are the same but for ids, 1 if they differ, 2 on trouble."""
-    from kdseg.manifests import write_json
-    from kdseg.stages import same as stage
+    from kdseg.evaluation import same as stage
+    from kdseg.results.manifests import write_json
 
     answer = stage.run(**how)
     if json_path is not None:

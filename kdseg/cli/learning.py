@@ -48,7 +48,7 @@ def convert(
     overwrite: bool,
 ) -> None:
     """Raw data, labels or a mask of any format → OME-Zarr."""
-    from kdseg.stages import convert as stage
+    from kdseg.volumes import convert as stage
 
     stage.run(
         kind,
@@ -85,7 +85,7 @@ def train(
     overwrite: bool,
 ) -> None:
     """Volumes → one network."""
-    from kdseg.stages import train as stage
+    from kdseg.training import stage
 
     steps = tuple((int(z), int(y), int(x)) for z, y, x in json.loads(offsets))
     stage.run(
@@ -148,7 +148,7 @@ def predict(
     overwrite: bool,
 ) -> None:
     """Raw data and a network → affinities."""
-    from kdseg.stages import predict as stage
+    from kdseg.prediction import stage
 
     stage.run(
         raw,

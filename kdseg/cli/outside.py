@@ -37,7 +37,7 @@ def adopt(
     overwrite: bool,
 ) -> None:
     """Affinities that another program made (ADDRESS: path.zarr/group or path.h5:/dataset) → affinities for kdseg."""
-    from kdseg.stages import adopt as stage
+    from kdseg.segmentation import adopt as stage
 
     layout = parse_options(StorageOptions, storage)
     stage.run(
@@ -60,7 +60,7 @@ def adopt(
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 def graph(edges: Path, agglomeration: Path, fragments: Path, spatial_bits: int | None, out: Path) -> None:
     """Region graph, merge tree and fragments → Parquet files in the folder OUT."""
-    from kdseg.stages import graph as stage
+    from kdseg.segmentation.proofreading import graph as stage
 
     stage.run(edges, agglomeration, fragments, out, spatial_bits=spatial_bits)
 
@@ -71,6 +71,6 @@ def graph(edges: Path, agglomeration: Path, fragments: Path, spatial_bits: int |
 @click.argument("out", type=click.Path(path_type=Path, file_okay=False))
 def properties(segmentation: Path, least: int, out: Path) -> None:
     """Size, place and bounding box of segments → neuroglancer's segment properties in the folder OUT."""
-    from kdseg.stages import properties as stage
+    from kdseg.segmentation.proofreading import properties as stage
 
     click.echo(f"wrote {stage.run(segmentation, out, least=least)} segments to {out / 'info'}")

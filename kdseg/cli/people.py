@@ -42,7 +42,7 @@ def phantom(
     overwrite: bool,
 ) -> None:
     """Write a neurite phantom to OUT/raw.zarr and OUT/labels.zarr."""
-    from kdseg.stages import convert
+    from kdseg.volumes import convert
 
     values = {"phantom": {"shape": shape, "seed": seed, "voxel_size": voxel_size, "offset": offset}}
     values["phantom"]["stored"] = not unstored
@@ -59,7 +59,7 @@ def phantom(
 @click.option("--overwrite", is_flag=True, help="Replace OUT.")
 def export(model: Path, out: Path, also: tuple[str, ...], overwrite: bool) -> None:
     """MODEL (model.json or model.pt) → OUT: .onnx, .pt2 (torch.export), .ts (TorchScript), .pt (float16 weights)."""
-    from kdseg.export import export as write
+    from kdseg.networks.export import export as write
 
     write(model, out, also=also, overwrite=overwrite)
     click.echo(f"wrote {out}, {out.stat().st_size / 1e6:.2f} MB")
@@ -77,7 +77,7 @@ def tune(model: Path, device: str, memory: float, seconds: float, as_json: bool)
     The tile and the precision are part of what the affinities are: with others, their last bits may change, and what
     was predicted before is predicted anew.
     """
-    from kdseg.stages import tune as stage
+    from kdseg.prediction import tune as stage
 
     trials = stage.run(model, device=device, memory_mb=memory, seconds=seconds)
     if as_json:
@@ -100,7 +100,7 @@ def tune(model: Path, device: str, memory: float, seconds: float, as_json: bool)
 @click.argument("manifest", type=FILE)
 def clear(manifest: Path) -> None:
     """Remove what the stage of MANIFEST made, e.g. results/x/student/test/affinities.json."""
-    from kdseg.manifests import clear as remove
+    from kdseg.results.manifests import clear as remove
 
     if manifest.suffix != ".json":
         raise ConfigError(f"expected the manifest of a stage (….json), got {manifest}")
@@ -115,8 +115,8 @@ def clear(manifest: Path) -> None:
 @click.option("--json", "json_path", type=FILE, help="Write all that is known.")
 def status(folder: Path, failures: int, everything: bool, json_path: Path | None) -> None:
     """How far the stages of a run are, e.g. `kdseg status results/mine`; exit 1 if one of them stopped."""
-    from kdseg.manifests import write_json
-    from kdseg.stages import status as stage
+    from kdseg.results.manifests import write_json
+    from kdseg.running import status as stage
 
     found = stage.run(folder)
     for one in found:

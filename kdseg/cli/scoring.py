@@ -36,7 +36,7 @@ def sweep(
     overwrite: bool,
 ) -> None:
     """VOI and ARAND at every threshold."""
-    from kdseg.stages import sweep as stage
+    from kdseg.evaluation import sweep as stage
 
     section = parse_options(EvaluateOptions, options)
     chosen = Roi(section.tune_roi.offset, section.tune_roi.shape) if part and section.tune_roi else None
@@ -63,7 +63,7 @@ def score(
     overwrite: bool,
 ) -> None:
     """VOI and ARAND of a segmentation of the workflow."""
-    from kdseg.stages import score as stage
+    from kdseg.evaluation import score as stage
 
     stage.run(
         segmentation,
@@ -82,7 +82,7 @@ def score(
 @click.option("--out", required=True, type=FILE, help="HTML file to write.")
 def report(config: str, out: Path) -> None:
     """The page of a run."""
-    from kdseg.stages import report as stage
+    from kdseg.report import stage
 
     stage.run(validate(json.loads(config)) if config.startswith("{") else load(Path(config)), out)
 
@@ -104,7 +104,7 @@ def trial(
     overwrite: bool,
 ) -> None:
     """A network → its scores on crops, in memory, and what its training cost."""
-    from kdseg.stages import trial as stage
+    from kdseg.training import trial as stage
 
     section, how = parse_options(TrialOptions, options), parse_options(FragmentsOptions, fragments)
     stage.run(model, manifest, section, volumes, how, device=device, overwrite=overwrite)
@@ -115,6 +115,6 @@ def trial(
 @click.option("--out", required=True, type=FILE, help="HTML file to write.")
 def compare(config: str, out: Path) -> None:
     """The page that compares methods of distillation."""
-    from kdseg.stages import compare as stage
+    from kdseg.report import compare_stage as stage
 
     stage.run(validate(json.loads(config)) if config.startswith("{") else load(Path(config)), out)

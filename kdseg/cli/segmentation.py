@@ -59,7 +59,7 @@ def fuse(
     overwrite: bool,
 ) -> None:
     """Raw data and a network → supervoxels, without storing affinities."""
-    from kdseg.stages import fuse as stage
+    from kdseg.prediction import fuse as stage
 
     stage.run(
         raw,
@@ -88,7 +88,7 @@ def fragments(
     affinities: Path, mask: Path | None, manifest: Path, options: str, storage: str, workers: int, overwrite: bool
 ) -> None:
     """Affinities → supervoxels."""
-    from kdseg.stages import fragments as stage
+    from kdseg.segmentation.fragments import stage
 
     section, layout = parse_options(FragmentsOptions, options), parse_options(StorageOptions, storage)
     stage.run(affinities, manifest, section, layout, mask=mask, workers=workers, overwrite=overwrite)
@@ -104,7 +104,7 @@ def edges(
     affinities: Path | None, fragments: Path, manifest: Path, options: str, workers: int, overwrite: bool
 ) -> None:
     """Affinities and supervoxels → the region graph."""
-    from kdseg.stages import edges as stage
+    from kdseg.segmentation.graph import stage
 
     section = parse_options(EdgesOptions, options)
     stage.run(affinities, fragments, manifest, section, workers=workers, overwrite=overwrite)
@@ -120,7 +120,7 @@ def agglomerate(
     affinities: Path | None, fragments: Path, edges: Path, manifest: Path, options: str, workers: int, overwrite: bool
 ) -> None:
     """The region graph → the dendrogram, node by node of a tree."""
-    from kdseg.stages import agglomerate as stage
+    from kdseg.segmentation.agglomeration import stage
 
     section = parse_options(AgglomerateOptions, options)
     stage.run(affinities, fragments, edges, manifest, section, workers=workers, overwrite=overwrite)
@@ -145,7 +145,7 @@ def segment(
     overwrite: bool,
 ) -> None:
     """Supervoxels and the dendrogram → the segmentation."""
-    from kdseg.stages import segment as stage
+    from kdseg.segmentation.segments import stage
 
     section, layout = parse_options(SegmentOptions, options), parse_options(StorageOptions, storage)
     stage.run(fragments, edges, agglomeration, sweep, manifest, section, layout, workers=workers, overwrite=overwrite)

@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Nanometres, Section, Step
-from kdseg.remote import is_remote
+from kdseg.results.remote import is_remote
 
 
 class PhantomOptions(Section):

@@ -12,8 +12,8 @@ from typing import Any, Literal
 from kdseg.config import Config
 from kdseg.config.compare import ALONE, trial_name
 from kdseg.errors import MissingError
-from kdseg.manifests import read
 from kdseg.report.results import finite
+from kdseg.results.manifests import read
 
 METRICS = (("voi", "VOI", " bits"), ("arand", "ARAND", ""))
 """Key in a trial, name, unit; less is better."""

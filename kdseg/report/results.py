@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from kdseg.config import Config
-from kdseg.curve import read_curve
 from kdseg.errors import MissingError, UnreadableError
-from kdseg.manifests import read
+from kdseg.results.curve import read_curve
+from kdseg.results.manifests import read
 
 Points = tuple[tuple[float, float], ...]
 Curve = Mapping[str, Points]

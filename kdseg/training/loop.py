@@ -15,19 +15,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdseg.checkpoint import LoadedModel, save, save_model
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed, WatershedOptions
-from kdseg.curve import Curve
 from kdseg.errors import StageError
 from kdseg.geometry import Offsets
-from kdseg.losses import term_weight
-from kdseg.models import Batch
-from kdseg.models.base import channels_last
-from kdseg.models.device import deterministic, joined, keep_memory
-from kdseg.sampling import Addresses, Guide, loader
+from kdseg.networks.checkpoint import LoadedModel, save, save_model
+from kdseg.networks.models import Batch
+from kdseg.networks.models.base import channels_last
+from kdseg.networks.models.device import deterministic, joined, keep_memory
+from kdseg.results.curve import Curve
+from kdseg.training.losses import term_weight
 from kdseg.training.run import Data, Run, prepare, resume
-from kdseg.validation import Scored, validate
+from kdseg.training.sampling import Addresses, Guide, loader
+from kdseg.training.validation import Scored, validate
 
 SCALE_DECAY = 0.99
 """Of the running mean of a part's value that `normalise` divides by."""

@@ -11,18 +11,18 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdseg.checkpoint import load, load_model
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
 from kdseg.geometry import Offsets, Triple, is_cubic, is_multiple
-from kdseg.losses import Context, Objective, build_terms
-from kdseg.models import Network, Widths, build, fold, resolve_precision, widths
-from kdseg.models.base import placed
-from kdseg.models.device import Ranks
-from kdseg.sampling import Addresses, Crops, Guide, Source
-from kdseg.teaching import Teachers, teachers_of
-from kdseg.validation import NO_SCORE, Scored, Validation, validation_crop
+from kdseg.networks.checkpoint import load, load_model
+from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
+from kdseg.networks.models.base import placed
+from kdseg.networks.models.device import Ranks
+from kdseg.training.losses import Context, Objective, build_terms
+from kdseg.training.sampling import Addresses, Crops, Guide, Source
+from kdseg.training.teaching import Teachers, teachers_of
+from kdseg.training.validation import NO_SCORE, Scored, Validation, validation_crop
 
 
 class Data(NamedTuple):

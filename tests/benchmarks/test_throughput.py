@@ -5,15 +5,15 @@ import pytest
 
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.evaluation.measures import measure
+from kdseg.evaluation.metrics.contingency import block_contingency
+from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
-from kdseg.measures import measure
-from kdseg.metrics.contingency import block_contingency
-from kdseg.phantom import phantom_block
-from kdseg.segmentation.agglomerate import agglomerate, cut
+from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
+from kdseg.segmentation.fragments.watershed import fragments
+from kdseg.segmentation.graph.rag import block_edges
 from kdseg.segmentation.lut import apply, lut
-from kdseg.segmentation.rag import block_edges
-from kdseg.segmentation.watershed import fragments
-from kdseg.thresholds import tables_at
+from kdseg.volumes.phantom import phantom_block
 
 SHAPE = (64, 128, 128)
 WHOLE = Roi((0, 0, 0), SHAPE)

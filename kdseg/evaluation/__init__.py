@@ -1,0 +1,1 @@
+"""Scores of segmentations, counted block by block."""

@@ -1,0 +1,103 @@
+"""Skeletons of true neurons over a segmentation: the expected run length."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import DataError, VoxelSizeError
+from kdseg.evaluation.alignment import as_ids, expect_ids
+from kdseg.evaluation.metrics.skeletons import run_lengths
+from kdseg.evaluation.skeleton_files import read_skeletons
+from kdseg.geometry import Roi
+from kdseg.volumes.sources import Source, open_source
+from kdseg.volumes.volume import VoxelSize
+
+
+def run(
+    segmentation: str,
+    skeletons: Path,
+    *,
+    nm_per_unit: float = 1.0,
+    tolerance: int = 0,
+    runs: Literal["segment", "path"] = "segment",
+    voxel_size: VoxelSize | None = None,
+    offset: VoxelSize | None = None,
+) -> dict[str, Any]:
+    """Return the expected run length of a segmentation, see `kdseg.evaluation.metrics.skeletons.run_lengths`.
+
+    Reads the parts of the volume that hold nodes, one chunk at a time, each once.
+
+    Args:
+        segmentation: address of the segments, of any format of `kdseg.volumes.sources`.
+        skeletons: file or folder, see `kdseg.evaluation.skeleton_files.read_skeletons`.
+        nm_per_unit: what SWC and CSV files count in.
+        tolerance: nodes of another neuron that a segment may have without merging.
+        runs: what one run is.
+        voxel_size: nm, (z, y, x), of a file that does not say.
+        offset: nm, (z, y, x), centre of the first voxel, instead of what the file says.
+
+    Returns:
+        JSON values: ``erl``, ``best``, ``nerl``; nm of edges ``correct``, ``split``, ``merged``, ``omitted``;
+        ``neurons`` with id, ``length`` and ``run``, the worst share first; ``merging`` segments; ``nodes`` and how many
+        of them are ``outside`` of the volume, which count as background.
+
+    Raises:
+        VoxelSizeError: if the voxel size is not known, or the file says another one.
+        DataError: if the segments are no ids, or no node lies in the volume, or the skeletons are not sound.
+        MissingError: if a file is not there.
+        UnreadableError: if one is damaged.
+    """
+    source, truth = open_source(segmentation), read_skeletons(skeletons, nm_per_unit=nm_per_unit)
+    expect_ids(source, "the segmentation")
+    size = source.voxel_size or voxel_size
+    if size is None or (voxel_size is not None and not np.allclose(size, voxel_size, rtol=1e-3)):
+        raise VoxelSizeError(
+            f"{segmentation} {'does not say its voxel size' if size is None else f'has voxels of {size} nm'}, got "
+            f"{voxel_size}: give it, in nm, where the file does not say"
+        )
+    first = source.offset or (0.0, 0.0, 0.0)
+    if source.corner:
+        first = (first[0] + size[0] / 2, first[1] + size[1] / 2, first[2] + size[2] / 2)
+    placed = replace(source, voxel_size=size, offset=offset or first)
+    segments, inside = _segments_at(placed, truth.position, size)
+    if not inside.any():
+        raise DataError(
+            f"none of the {len(truth.position)} nodes of {skeletons} lies in {segmentation}: nodes are (z, y, x) in nm "
+            "of the world, see --nm-per-unit and --offset"
+        )
+    found = run_lengths(truth, segments, tolerance=tolerance, runs=runs)
+    share = found.run / np.where(found.length > 0, found.length, 1)
+    names = ("erl", "best", "nerl", "correct", "split", "merged", "omitted")
+    return {
+        **{name: float(getattr(found, name)) for name in names},
+        "neurons": [
+            {"id": int(found.neuron[k]), "length": float(found.length[k]), "run": float(found.run[k])}
+            for k in np.lexsort((found.neuron, share)).tolist()
+        ],
+        "merging": found.merging.tolist(),
+        "nodes": len(truth.position),
+        "outside": int((~inside).sum()),
+    }
+
+
+def _segments_at(
+    source: Source, position: NDArray[np.float64], size: VoxelSize
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Return the segment at each position, 0 outside, and which are inside; the offset is the first voxel's centre."""
+    voxel = np.floor((position - np.array(source.offset)) / np.array(size) + 0.5).astype(np.int64)
+    inside = ((voxel >= 0) & (voxel < source.roi.shape)).all(axis=1)
+    segments = np.zeros(len(position), np.uint64)
+    cells, which = np.unique(voxel[inside] // source.unit, axis=0, return_inverse=True)
+    rows = np.flatnonzero(inside)
+    for k, (z, y, x) in enumerate(cells.tolist()):
+        a, b, c = source.unit
+        roi = Roi((z * a, y * b, x * c), source.unit).intersect(source.roi)
+        mine = rows[which.ravel() == k]
+        ids = as_ids(source.read(roi), "the segmentation")
+        segments[mine] = ids[tuple((voxel[mine] - np.array(roi.offset)).T)]
+    return segments, inside

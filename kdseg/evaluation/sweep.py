@@ -1,0 +1,89 @@
+"""Fragments and a dendrogram against ground truth: the scores at every threshold, and the best one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kdseg.config import EvaluateOptions
+from kdseg.errors import ShapeError
+from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read_rows, scored, subtract
+from kdseg.evaluation.measures import measure
+from kdseg.evaluation.thresholds import tables_at
+from kdseg.geometry import Roi
+from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, read, store_of
+from kdseg.segmentation.agglomeration.store import Tree
+
+
+def run(
+    fragments: Path,
+    agglomeration: Path,
+    labels: Path,
+    manifest: Path,
+    options: EvaluateOptions,
+    *,
+    part: Roi | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Score every threshold from one table of fragments against labels, without relabelling voxels.
+
+    Args:
+        fragments: manifest of the fragments.
+        agglomeration: manifest of the dendrogram.
+        labels: manifest of the ground truth.
+        manifest: to write; ``stats.sweep`` has a row per threshold, ``stats.best`` the one of least VOI. With ``part``
+            both are of that part, and ``stats.rest`` are the scores of the rest of the volume at the best threshold.
+            The table of fragments lies beside it, as Parquet.
+        options: dust, thresholds, block.
+        part: voxels of the labels on which the threshold is chosen; default: all that fragments cover.
+        workers: processes; the result does not depend on them.
+        overwrite: clear what other options or inputs made.
+
+    Raises:
+        ShapeError: if fragments and labels do not overlap, or ``part`` is not inside of both.
+        VoxelSizeError: if their voxels do not lie on one grid.
+        DataError: if no voxel has a label, in the part or in the rest, or the manifests are of several runs.
+        ConfigError: if a threshold is larger than the one agglomerated with.
+        ClaimError: if the store holds something else, or is being written.
+    """
+    expect_stage(agglomeration, "agglomerate")
+    expect_made_of(agglomeration, fragments=fragments)
+    named = (("fragments", fragments), ("agglomeration", agglomeration), ("labels", labels))
+    inputs = {name: read(path)["fingerprint"] for name, path in named}
+    thresholds = options.thresholds or tuple(read(agglomeration)["stats"]["thresholds"])
+    made_of: dict[str, Any] = {"dust": options.dust, "thresholds": list(thresholds)}
+    if part is not None:
+        made_of["part"] = [list(part.offset), list(part.shape)]
+    with claim(manifest, "sweep", made_of, inputs, overwrite=overwrite) as held:
+        what = of_stores(store_of(fragments), store_of(labels), options.block)
+        if part is not None and not what.roi.contains(part):
+            raise ShapeError(f"evaluate.tune_roi {part} is not inside of {what.roi}, which labels and fragments cover")
+        count_blocks(what, held.progress(options.block), held.parquet, workers=workers)
+        whole, tree = read_rows(held.parquet), Tree(agglomeration)
+        tuned = whole if part is None else _count_part(what, part, held, workers)
+        rows = _swept(tuned, tree, thresholds, options.dust)
+        best = min(rows, key=lambda row: (row["voi"], row["threshold"]))
+        held.stats.update(sweep=rows, best=best["threshold"], voxels=what.roi.size)
+        if part is not None:
+            (rest,) = _swept(subtract(whole, tuned), tree, (best["threshold"],), options.dust)
+            held.stats["rest"] = rest
+
+
+def _count_part(what: Count, part: Roi, held: Claim, workers: int) -> Rows:
+    folder = held.progress(what.block) / "part"
+    folder.mkdir(exist_ok=True)
+    count_blocks(replace(what, roi=part), folder, folder / "part.parquet", workers=workers)
+    return read_rows(folder / "part.parquet")
+
+
+def _swept(counts: Rows, tree: Tree, thresholds: Sequence[float], dust: int) -> list[dict[str, float]]:
+    table = scored(counts, dust)
+    ids = np.unique(table.segment[table.segment > 0])
+    merges = tree.merges(ids, thresholds[-1])
+    found = zip(thresholds, tables_at(table, merges, thresholds), strict=True)
+    return [{"threshold": threshold, **measure(there)} for threshold, there in found]

@@ -1,0 +1,1 @@
+"""Networks: models, their files, their export, and the symmetries of what they see."""

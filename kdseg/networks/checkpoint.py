@@ -1,0 +1,166 @@
+"""Model files that explain themselves, and the state of a run that can be continued.
+
+A model file holds, beside the weights, everything that is needed to use them: the architecture, the heads, the
+offsets and the voxel size. It is read with ``weights_only``, so that a file from elsewhere cannot run code.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from kdseg.config.networks import HeadOptions, NetworkOptions
+from kdseg.errors import KdsegError, MissingError, UnreadableError
+from kdseg.geometry import Offsets
+from kdseg.networks.models import Network, build
+from kdseg.networks.models.base import placed
+
+FORMAT = "kdseg-model"
+VERSION = 1
+_NETWORK: TypeAdapter[NetworkOptions] = TypeAdapter(NetworkOptions)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, and what one must know to use it.
+
+    Attributes:
+        network: in evaluation mode, on the device that was asked for.
+        options: its architecture.
+        heads: what it predicts beside affinities.
+        offsets: one affinity channel each.
+        voxel_size: nm (z, y, x) of the data it was trained on.
+        meta: ``name``, ``step`` and ``scores`` of the training, as far as they were given.
+    """
+
+    network: Network
+    options: NetworkOptions
+    heads: HeadOptions
+    offsets: Offsets
+    voxel_size: tuple[float, float, float]
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def save_model(path: Path, model: LoadedModel, *, half: bool = False) -> None:
+    """Write a model file, atomically.
+
+    Args:
+        path: replaced if it is there.
+        model: the network may lie on any device.
+        half: store the weights as float16, for shipping; statistics of BatchNorm stay float32.
+    """
+    weights = {name: _stored(name, value, half) for name, value in model.network.state_dict().items()}
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "network": model.options.model_dump(mode="json"),
+        "heads": model.heads.model_dump(mode="json"),
+        "offsets": [list(offset) for offset in model.offsets],
+        "voxel_size": list(model.voxel_size),
+        "meta": dict(model.meta),
+        "weights": weights,
+    }
+    save(path, content)
+
+
+def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
+    """Read a model file and build its network.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if it is no model file, is cut off, or comes from a newer version.
+        ConfigError: if its architecture needs a library that is not installed.
+    """
+    content = load(path)
+    if content.get("format") != FORMAT:
+        raise UnreadableError(f"{path} is no model file of kdseg; `kdseg train` writes one")
+    if content.get("version") != VERSION:
+        raise UnreadableError(
+            f"{path} has version {content.get('version')} of the format, this program reads {VERSION}: update it"
+        )
+    try:
+        options = _NETWORK.validate_python(content["network"])
+        heads = HeadOptions.model_validate(content["heads"])
+        offsets = tuple((int(z), int(y), int(x)) for z, y, x in content["offsets"])
+        z, y, x = content["voxel_size"]
+        network = build(options, heads, offsets)
+        network.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in content["weights"].items()}
+        )
+    except KdsegError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UnreadableError(f"{path} does not fit together: {' '.join(str(error).split()):.300}") from None
+    return LoadedModel(
+        placed(network.eval(), device), options, heads, offsets, (float(z), float(y), float(x)), dict(content["meta"])
+    )
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values to ``path`` so that a reader sees the old file or the new one, never half.
+
+    Raises:
+        UnreadableError: if the disk refuses.
+    """
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write, which takes the place of ``path`` once the body is done; see `save`.
+
+    Raises:
+        UnreadableError: if the disk refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        raise UnreadableError(f"cannot write {path}: {error}") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read what `save` wrote, onto the CPU.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if it is cut off or something else.
+    """
+    if not path.is_file():
+        raise MissingError(f"no checkpoint at {path}")
+    # the archive's directory comes last: without it, the file was cut off, and torch would guess older formats
+    if not zipfile.is_zipfile(path):
+        raise UnreadableError(f"{path} is cut off or no checkpoint: remove it and train again")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnreadableError(f"{path} is damaged or no checkpoint ({line}): remove it and train again") from None
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+def _stored(name: str, value: Tensor, half: bool) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    convolution = value.is_floating_point() and value.ndim == 5
+    return value.half() if half and convolution else value

@@ -1,0 +1,374 @@
+"""Networks over the blocks of a volume on Dask workers, resumable: what all stages that predict share."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from kdseg.config import PredictOptions
+from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
+from kdseg.errors import ConfigError, DataError, DeviceError, StageError, VoxelSizeError
+from kdseg.geometry import Block, Roi, Triple, is_cubic
+from kdseg.networks.checkpoint import LoadedModel, load_model
+from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
+from kdseg.prediction.tiles import Predictor, Product, predictor, tile_memory
+from kdseg.results.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, store_of, write_json
+from kdseg.running.attempt import Outcome, Work, attempt
+from kdseg.running.cluster import Finished, Workers, run_tasks, worker_number, workers_of
+from kdseg.running.progress import Done
+from kdseg.running.telemetry import Telemetry, status_path
+from kdseg.volumes.volume import Volume, decode_in_one_thread, open_volume
+
+log = logging.getLogger(__name__)
+
+VOXEL_SIZE_TOLERANCE = 0.05
+"""Largest relative difference between the voxels of the training data and of the volume."""
+HERE = LocalOptions()
+ATTEMPTS = 3
+"""At a block that meets a passing error."""
+MANY = 10
+"""Failed blocks that end a run, unless ten times as many were done."""
+SWITCH_S = 2e-4
+"""After which a thread that reads or writes yields the interpreter to the one that computes, which asks for it hundreds
+of times per tile; Python's own 5 ms make it several times slower beside a busy thread."""
+_ENCODED = 2
+"""Copies of a block that exist while it is written."""
+_loading = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The network that a worker makes ready; small, sent with every block."""
+
+    model: Path
+    tile: Triple
+    device: str
+    precision: str
+    product: Product
+
+
+class Prepared(NamedTuple):
+    """What a stage knows before it predicts.
+
+    Attributes:
+        source: the raw data.
+        loaded: the network.
+        weights: for the workers.
+        cluster: where these are.
+        workers: processes to run; None where that is not ours to say.
+        threads: of each: one computes, the others read and write.
+        made_of: what determines the values that are predicted, as JSON values.
+        inputs: fingerprints of raw data and network.
+    """
+
+    source: Volume
+    loaded: LoadedModel
+    weights: Weights
+    cluster: ClusterOptions
+    workers: int | None
+    threads: int
+    made_of: dict[str, Any]
+    inputs: dict[str, str]
+
+    def announced_mb(self, read: Roi, written: Roi) -> float:
+        """Return the memory in MB that a worker will need.
+
+        It is what a process has before it predicts, as this one, the tensors of one tile, and the blocks in flight: one
+        is read, one computed, one encoded and written. To compute a phantom that is not stored takes more, in
+        each of the threads at worst.
+
+        Args:
+            read: the raw voxels of the largest block, halo included.
+            written: what is predicted of them.
+        """
+        network, dtype = self.loaded.network, getattr(torch, self.weights.precision)
+        tile = tile_memory(network, self.weights.tile, dtype) if self.weights.device == "cpu" else 0
+        item = (
+            2 * (self.loaded.heads.embedding or 0) if self.weights.product == "embedding" else len(self.loaded.offsets)
+        )
+        blocks = self.threads * read.size + (self.threads + _ENCODED) * item * written.size
+        reading = self.threads * self.source.working_bytes(read)
+        return resident_mb() + (tile + blocks + reading) / 2**20
+
+
+def prepare(
+    raw: Path,
+    model: Path,
+    options: PredictOptions,
+    *,
+    product: Product = "affinities",
+    device: str = "auto",
+    gpus: int = 1,
+    workers: int = 1,
+    cluster: ClusterOptions = HERE,
+) -> Prepared:
+    """Return what is needed to predict, when network and raw data fit each other.
+
+    Args:
+        raw: manifest of uint8 raw data.
+        model: manifest of a network.
+        options: tile, precision.
+        product: what is predicted.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
+        gpus: processes on CUDA, one GPU each.
+        workers: processes on a CPU, one of whose threads computes.
+        cluster: where the processes run; SLURM and running schedulers have numbers of workers of their own.
+
+    Raises:
+        DeviceError: if the device is not there, or there are fewer GPUs than ``gpus``.
+        ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
+        VoxelSizeError: if the network was trained on voxels of another size.
+        DataError: if the raw data are not uint8 (z, y, x).
+    """
+    where, precision = _kind(device, options.precision, gpus, cluster)
+    source, weights = open_volume(store_of(raw)), store_of(model)
+    loaded = load_model(weights)
+    _check(source, loaded.voxel_size, raw)
+    # The last bit of a float differs between kinds of device: a run is finished where it was begun.
+    averages: dict[str, Product] = {"flips": "affinities_flips", "all": "affinities_all"}
+    averaged = averages.get(options.average) if product == "affinities" else None
+    made_of: dict[str, Any] = {"tile": list(options.tile), "device": where.partition(":")[0], "precision": precision}
+    if averaged is not None:
+        made_of["average"] = options.average
+    on_gpu = where.startswith("cuda")
+    return Prepared(
+        source,
+        loaded,
+        Weights(weights, options.tile, where, precision, averaged or product),
+        cluster,
+        _processes(cluster, gpus if on_gpu else workers),
+        3 if on_gpu else 2,
+        made_of,
+        {"raw": read(raw)["fingerprint"], "model": file_fingerprint(weights)},
+    )
+
+
+def _kind(device: str, precision: Precision, gpus: int, cluster: ClusterOptions) -> tuple[str, str]:
+    """Return where the workers compute and in what; this machine may not have what those of a cluster have.
+
+    Raises:
+        ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
+        DeviceError: if the device is not there, or there are fewer than ``gpus``.
+    """
+    if isinstance(cluster, LocalOptions):
+        where = resolve_device(device)
+        if str(where) == "cuda" and gpus > torch.cuda.device_count():
+            raise DeviceError(f"{gpus} GPUs were asked for, but torch sees {torch.cuda.device_count()}: set `gpus`")
+        return str(where), _name(resolve_precision(precision, where))
+    if device == "auto":
+        raise ConfigError(f"a cluster of kind {cluster.kind} has its workers elsewhere: say `device: cuda` or `cpu`")
+    if device.startswith("cuda") and precision == "auto":
+        return device, "bfloat16"
+    return device, _name(resolve_precision(precision, torch.device(device)))
+
+
+def _processes(cluster: ClusterOptions, here: int) -> int | None:
+    if isinstance(cluster, LocalOptions):
+        return here
+    return cluster.jobs if isinstance(cluster, SlurmOptions) else None
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def worker_predictor(weights: Weights) -> Predictor:
+    """Return the network in this worker, on the worker's own device; it is loaded once, by one thread."""
+    with _loading:
+        return _loaded(weights)
+
+
+@lru_cache(maxsize=1)
+def _loaded(weights: Weights) -> Predictor:
+    torch.set_num_threads(1)
+    sys.setswitchinterval(SWITCH_S)
+    # Workers of this machine are numbered, and each takes the GPU of its number, unless one was named. Those of a
+    # cluster see only what they were given.
+    number = worker_number()
+    device = resolve_device(f"cuda:{number or 0}" if weights.device == "cuda" else weights.device)
+    if device.type == "cpu":
+        decode_in_one_thread()
+    loaded = load_model(weights.model)
+    return predictor(
+        loaded.network,
+        weights.tile,
+        device,
+        getattr(torch, weights.precision),
+        offsets=loaded.offsets,
+        product=weights.product,
+        cubic=is_cubic(loaded.voxel_size),
+    )
+
+
+class _Queue:
+    """The blocks that are left; when it was empty it may fill again.
+
+    Attributes:
+        again: blocks to be tried next.
+        later: blocks to be tried when all others were.
+    """
+
+    def __init__(self, blocks: Iterator[Block]) -> None:
+        self.blocks, self.again, self.later = blocks, deque[Block](), deque[Block]()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Block:
+        if self.again:
+            return self.again.popleft()
+        block = next(self.blocks, None)
+        if block is None and self.later:
+            block = self.later.popleft()
+        if block is None:
+            raise StopIteration
+        return block
+
+
+def run_predicted(
+    name: str, total: Roi, block: Triple, work: Work, held: Claim, ready: Prepared, announced_mb: float
+) -> None:
+    """Run ``work`` on every block that is not done yet, and note speed and memory in ``held.stats``.
+
+    An attempt that met a passing error is repeated. A block that fails for good is listed in the status beside the
+    store and the others go on, unless the disk is full or most blocks fail.
+
+    Args:
+        name: of the stage, for messages and progress.
+        total: voxels to cover.
+        block: grid cell in voxels.
+        work: predicts one block and writes what comes of it; idempotent, and pickled.
+        held: the stage's claim.
+        ready: where the workers are.
+        announced_mb: memory that a worker will need; see `Prepared.announced_mb`.
+
+    Raises:
+        StageError: if a block failed; what is done stays done.
+    """
+    done = Done(held.private / f"blocks-{'x'.join(map(str, block))}.txt", total, block)
+    before = int(done.finished.sum())
+    voxels = total.size - done.voxels()
+    todo = done.finished.size - before
+    log.info("%s: %d blocks to do, %d done before; %.0f MB per worker", name, todo, before, announced_mb)
+    telemetry = Telemetry(
+        status_path(held.manifest),
+        name,
+        blocks=done.finished.size,
+        before=before,
+        voxels=voxels,
+        announced_mb=announced_mb,
+    )
+    with telemetry:
+        if voxels:
+            count = min(ready.workers or 1, todo)
+            with workers_of(ready.cluster, count, ready.threads) as workers:
+                _run(name, workers, work, done, telemetry)
+        _expect_none_failed(name, done, telemetry, held)
+    held.stats.update(_measured(telemetry.busy_s, voxels, telemetry.peak_mb, held.private / "speed.json"))
+
+
+def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemetry) -> None:
+    """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
+    from tqdm import tqdm
+
+    attempts, alone = Counter[Triple](), deque[Block]()
+    bar = tqdm(
+        total=telemetry.blocks, initial=telemetry.before, desc=name, unit="block", disable=not sys.stderr.isatty()
+    )
+
+    def settle(finished: Finished, queue: _Queue, isolated: bool) -> None:
+        block, outcome = finished.item, finished.result or Outcome("", trouble="lasting", error=finished.error or "")
+        attempts[block.index] += 1
+        tried = attempts[block.index]
+        if finished.result is not None:
+            telemetry.add(block, outcome)
+        if outcome.trouble is None:
+            done.add(block.index)
+            del attempts[block.index]
+            bar.update()
+        elif outcome.trouble == "full":
+            raise StageError(f"{name}: {outcome.error}; finished blocks are kept: make room and rerun")
+        elif finished.died and isolated:
+            telemetry.give_up(block, outcome.error, ATTEMPTS + tried)
+            _expect_few_failed(name, telemetry)
+        elif tried < ATTEMPTS and (finished.died or outcome.trouble == "passing"):
+            log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
+            telemetry.retry()
+            (queue.later if finished.died else queue.again).append(block)
+        elif finished.died:  # it may be the one beside it that ends workers
+            alone.append(block)
+            del attempts[block.index]
+        else:
+            telemetry.give_up(block, outcome.error, tried + isolated * ATTEMPTS)
+            _expect_few_failed(name, telemetry)
+
+    def run(queue: _Queue, *, isolated: bool) -> None:
+        for finished in run_tasks(workers, partial(attempt, work), queue):
+            settle(finished, queue, isolated)
+
+    with bar:
+        run(_Queue(done.missing()), isolated=False)
+        for block in alone:
+            run(_Queue(iter([block])), isolated=True)
+
+
+def _expect_few_failed(name: str, telemetry: Telemetry) -> None:
+    failed = len(telemetry.failures)
+    if failed >= MANY and failed > telemetry.done / MANY:
+        raise StageError(
+            f"{name}: {failed} blocks failed and {telemetry.done} did not, so that the rest was not tried; the first: "
+            f"{_told(telemetry)}"
+        )
+
+
+def _expect_none_failed(name: str, done: Done, telemetry: Telemetry, held: Claim) -> None:
+    missing = done.finished.size - int(done.finished.sum())
+    if missing:
+        raise StageError(
+            f"{name}: {missing} of {done.finished.size} blocks failed, listed in {status_path(held.manifest)}; the "
+            f"first: {_told(telemetry)}"
+        )
+
+
+def _told(telemetry: Telemetry) -> str:
+    first = telemetry.failures[0]
+    return f"block {first['region']}: {first['error']}; finished blocks are kept: mend it and rerun"
+
+
+def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str, float | None]:
+    """Return speed and memory of this attempt, or of the last one that had anything to do.
+
+    The start of the workers and of the network is not counted: it would be most of the time of a small volume.
+    """
+    if voxels:
+        speed = round(voxels / max(seconds, 1e-9) / 1e6, 3)
+        memory = round(max(peak, peak_mb()), 1)
+        write_json(note, {"mvox_per_s": speed, "peak_mb": memory})
+    elif note.exists():
+        before = json.loads(note.read_text())
+        speed, memory = before["mvox_per_s"], before["peak_mb"]
+    else:
+        return {"mvox_per_s": None}
+    return {"mvox_per_s": speed, "peak_mb": memory}
+
+
+def _check(source: Volume, trained_on: tuple[float, float, float], raw: Path) -> None:
+    if source.dtype != np.uint8 or source.channels is not None:
+        raise DataError(f"{raw} stands for {source.dtype} {source.array.shape}: expected uint8 (z, y, x), see convert")
+    size = source.voxel_size
+    if size is None or not np.allclose(size, trained_on, rtol=VOXEL_SIZE_TOLERANCE):
+        raise VoxelSizeError(
+            f"{raw} has voxels of {size} nm, the network was trained on {trained_on} nm: choose another resolution "
+            "level or network"
+        )

@@ -1,0 +1,59 @@
+"""All trials → one page that compares methods of distillation, and the same as text, CSV, JSON and SVG."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kdseg import __version__
+from kdseg.config import Config
+from kdseg.report.comparison import collect
+from kdseg.report.comparison_page import budget, charts, page
+from kdseg.report.comparison_table import notes, sentence, table_csv, table_text, trials_csv
+from kdseg.report.strip import standalone
+from kdseg.results.manifests import write_json, write_text
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, out: Path) -> None:
+    """Write the comparison, each file whole or not at all.
+
+    Beside ``compare.html`` come ``compare.txt``, ``compare.csv`` (a row per method), ``compare_trials.csv`` (a row
+    per trial), ``compare.json`` and ``compare.svg``.
+
+    Args:
+        config: configuration of the run; trials that are missing below ``config.results`` are shown as not measured.
+        out: HTML file to write; the others take its name.
+
+    Raises:
+        ConfigError: if the configuration has no section ``compare``.
+        MissingError: if there is not one trial.
+        UnreadableError: if a manifest is damaged, or the disk does not take a file.
+    """
+    comparison = collect(config)
+    volumes = config.trial.volumes
+    made = datetime.now(UTC)
+    remarks = "".join(f"{note}\n" for note in notes(comparison))
+    tables = "\n".join(f"{sentence(comparison, volume)}\n\n{table_text(comparison, volume)}" for volume in volumes)
+    text = f"{tables}\n{budget(comparison)}\n{remarks}"
+    log.info("%s", text)
+    values = {
+        "title": config.title,
+        "sentences": {volume: sentence(comparison, volume) for volume in volumes},
+        "notes": notes(comparison),
+        "rows": [asdict(entry) for entry in comparison.entries],
+        "trials": comparison.trials,
+        "kdseg": __version__,
+        "made": made.isoformat(timespec="seconds"),
+    }
+    drawings = [chart for volume in volumes for chart in charts(comparison, volume)]
+    write_text(out.with_suffix(".txt"), text)
+    write_text(out.with_suffix(".csv"), table_csv(comparison))
+    write_text(out.with_name(f"{out.stem}_trials.csv"), trials_csv(comparison))
+    write_json(out.with_suffix(".json"), values)
+    write_text(out.with_suffix(".svg"), standalone(drawings))
+    # The page is what a workflow waits for: it comes last.
+    write_text(out, page(comparison, made))

@@ -1,0 +1,1 @@
+"""What a run leaves: manifests and their claims, tables, links to buckets."""

@@ -1,0 +1,150 @@
+"""What a worker does with one block, timed and with its errors sorted: read, compute one at a time, write.
+
+A worker has more threads than it computes with, so that one block is read and another is written while a third
+is computed. `Clock.computing` is held by one thread at a time, the device is never shared, and at most as many
+blocks as there are threads are in memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kdseg.errors import KdsegError
+from kdseg.geometry import Block
+from kdseg.results.manifests import peak_mb
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["passing", "lasting", "full"]
+"""Trouble that may be gone at the next attempt, that will not be, or that all blocks will have: the disk is full."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_ROOM = "OutOfMemoryError"
+"""What torch calls it when a GPU's memory is full."""
+_LOST = "AcceleratorError"
+"""What torch calls errors of a GPU's driver. All that its process asks of the GPU from then on may fail."""
+_computing = threading.Lock()
+
+
+@dataclass
+class Clock:
+    """Seconds that one block took, by what was done.
+
+    Attributes:
+        read: reading and decoding.
+        wait: for the block before to be computed.
+        compute: on the device, copies to and from it included.
+        write: encoding and writing.
+    """
+
+    read: float = 0.0
+    wait: float = 0.0
+    compute: float = 0.0
+    write: float = 0.0
+
+    @contextmanager
+    def __call__(self, what: Literal["read", "wait", "compute", "write"]) -> Iterator[None]:
+        """Add the time of the body to what is being done."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            setattr(self, what, getattr(self, what) + time.monotonic() - started)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Hold the device of this process while the body runs."""
+        with self("wait"):
+            _computing.acquire()
+        try:
+            with self("compute"):
+                yield
+        finally:
+            _computing.release()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one attempt at a block; small, sent back by the worker.
+
+    Attributes:
+        worker: host and process.
+        clock: seconds.
+        peak_mb: most memory that the process has had.
+        gpu_mb: likewise of its GPU; None on a CPU.
+        skipped: there was nothing to predict.
+        trouble: what kind of error; None if the block is done.
+        error: in words.
+    """
+
+    worker: str
+    clock: Clock = field(default_factory=Clock)
+    peak_mb: float = 0.0
+    gpu_mb: float | None = None
+    skipped: bool = False
+    trouble: Kind | None = None
+    error: str = ""
+
+
+Work = Callable[[Block, Clock], bool]
+"""Predicts one block and writes what comes of it, idempotent and pickled; returns whether there was anything to do."""
+
+
+def attempt(work: Work, block: Block) -> Outcome:
+    """Do one block on this worker; errors are sorted here, where their causes are still known."""
+    clock, trouble, said, done, no_room = Clock(), None, "", False, False
+    try:
+        done = work(block, clock)
+    except Exception as error:
+        log.debug("block %s", block.index, exc_info=True)
+        if _name(error) == _LOST:
+            log.error("block %s: %s: the worker ends, another one takes its place", block.roi, error)
+            logging.shutdown()
+            os._exit(1)  # the blocks that it holds are tried again, as those of any worker that died
+        trouble, said = kind_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
+        no_room = _name(error) == _NO_ROOM
+    if no_room:  # not above, where the error still holds the tensors of the tile
+        said = _make_room(said)
+    skipped = trouble is None and not done
+    return Outcome(f"{os.uname().nodename}:{os.getpid()}", clock, peak_mb(), _gpu_mb(), skipped, trouble, said)
+
+
+def kind_of(error: BaseException) -> Kind:
+    """Return what kind of trouble an error is, by its causes."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return "full"
+        seen = seen.__cause__ or seen.__context__
+    passing = isinstance(error, OSError | MemoryError) or _name(error) == _NO_ROOM
+    return "passing" if passing else "lasting"
+
+
+def _make_room(said: str) -> str:
+    """Give back what torch keeps of the GPU's memory for the next attempt; return what to do if that does not help."""
+    import torch
+
+    torch.cuda.empty_cache()
+    first = said.partition("\n")[0]
+    return f"{first}; choose a smaller predict.tile (kdseg tune lists what fits), or free the GPU of other programs"
+
+
+def _name(error: BaseException) -> str:
+    return type(error).__name__
+
+
+def _gpu_mb() -> float | None:
+    import torch
+
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
+        return None
+    # a process has one GPU, which need not be the first, the present device of its threads
+    most = max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    return round(most / 2**20, 1)

@@ -1,0 +1,305 @@
+"""Dask workers for prediction: here, on SLURM, or of a scheduler that runs. All that knows Dask's, with `slurm`.
+
+A worker is one process that computes one block at a time. It has a second thread, or on a GPU a third, that reads
+the next block and writes the last one meanwhile: see `kdseg.running.attempt`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import Any, NamedTuple, TypeVar
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster
+
+from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
+from kdseg.errors import ConfigError, StageError
+from kdseg.running.slurm import slurm_jobs
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+# Its import has set it to INFO: every coming and going of workers, here and in the workers, which import this, too.
+logging.getLogger("distributed").setLevel(logging.WARNING)
+
+AHEAD = 2
+"""Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
+BATCH_S = 0.5
+"""Seconds that a task should last, if its items are short."""
+_BATCH = 64
+"""Items of one task, at most."""
+_BARREN = 10
+"""Jobs that may be submitted for lost ones, beyond all that ran, without a task that was finished, before a cluster is
+given up."""
+_RESTART_S = 120.0
+"""Seconds within which a worker of this machine that died is there again."""
+_LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
+_LOOK_S = 5.0
+"""Seconds between two counts of the workers."""
+_SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
+"""More processes, not more threads: the same arithmetic everywhere. One heap for the threads of a process: what one
+frees, the next one uses."""
+
+
+class Workers(NamedTuple):
+    """A client, and what keeps its workers alive.
+
+    Attributes:
+        client: of the scheduler.
+        patience: seconds that may pass without any worker.
+        revive: submits jobs that are gone again, and returns how many were submitted in all; None where that is not
+            ours to do.
+        jobs: how many of them run at a time; these may all be lost at once, at the end of their walltime.
+    """
+
+    client: Client
+    patience: float
+    revive: Callable[[], int] | None = None
+    jobs: int = 0
+
+
+class Finished(NamedTuple):
+    """What became of an item.
+
+    Attributes:
+        item: of those that were to be done.
+        result: what the function returned, None if there is an error.
+        error: why there is no result, in words.
+        died: a worker ended while it had this item, and perhaps others.
+    """
+
+    item: Any
+    result: Any
+    error: str | None = None
+    died: bool = False
+
+
+@contextmanager
+def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[Workers]:
+    """Yield the workers that a configuration names; those that were started here end with the body.
+
+    Args:
+        cluster: which.
+        workers: processes, where they are ours to start on this machine; SLURM is told how many jobs.
+        threads: of each process; a scheduler that runs already has its own.
+
+    Raises:
+        ConfigError: if what the cluster needs is not installed, or its scheduler does not answer.
+        StageError: if no worker appears in time.
+    """
+    settings = {
+        # a task whose worker dies is handed back: who knows the tasks knows which of them to run alone
+        "distributed.scheduler.allowed-failures": 0,
+        "distributed.worker.daemon": False,
+        # compiled code may hold a worker for minutes; that of a dead one closes its connection
+        "distributed.scheduler.worker-ttl": None,
+        "distributed.comm.timeouts.connect": "60s",
+        "distributed.nanny.pre-spawn-environ": _SINGLE_THREADED,
+    }
+    with dask.config.set(settings):
+        if isinstance(cluster, LocalOptions):
+            started = _local(workers, threads)
+        elif isinstance(cluster, SlurmOptions):
+            started = _slurm(cluster, threads)
+        else:
+            started = _running(cluster)
+        with started as found:
+            yield found
+
+
+@contextmanager
+def _local(workers: int, threads: int) -> Iterator[Workers]:
+    """Start fresh processes (no fork) that listen on the loopback only."""
+    with (
+        # a busy machine takes longer to start a worker again than the 15 s after which its nanny would be ended
+        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{_RESTART_S:.0f}s"}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=threads,
+            processes=True,
+            dashboard_address="127.0.0.1:0",
+            host="127.0.0.1",
+            memory_limit=None,
+            silence_logs=logging.ERROR,
+        ) as started,
+        Client(started) as client,
+    ):
+        yield Workers(client, _RESTART_S)
+
+
+@contextmanager
+def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
+    with slurm_jobs(cluster, threads, _SINGLE_THREADED) as jobs, Client(jobs.cluster) as client:
+        log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
+        _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", jobs.check)
+        yield Workers(client, cluster.wait_minutes * 60, lambda: jobs.revive(_names(client)), cluster.jobs)
+
+
+def _names(client: Client) -> set[str]:
+    """Return the names of the workers that the scheduler knows."""
+    return {str(worker["name"]) for worker in client.scheduler_info(n_workers=-1)["workers"].values()}
+
+
+@contextmanager
+def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
+    try:
+        client = Client(cluster.address, timeout=min(30.0, cluster.wait_minutes * 60))
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ConfigError(f"no Dask scheduler answers at {cluster.address}: {error}") from error
+    with client:
+        _expect_worker(client, cluster.wait_minutes, "start one by: dask worker ADDRESS --nthreads 2")
+        yield Workers(client, cluster.wait_minutes * 60)
+
+
+def _expect_worker(client: Client, minutes: float, advice: str, check: Callable[[], None] = lambda: None) -> None:
+    until = time.monotonic() + minutes * 60
+    while (left := until - time.monotonic()) > 0:
+        check()
+        with suppress(TimeoutError):
+            client.wait_for_workers(1, timeout=min(left, _LOOK_S))
+            return
+    raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun")
+
+
+def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) -> Iterator[Finished]:
+    """Yield what became of each item, in the order in which they finish.
+
+    Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
+    memory does not grow with the number of items. A task holds several items where these are done in less than
+    `BATCH_S` together, since a task costs the scheduler some milliseconds; those that it does not come to in this time
+    are handed out again. ``items`` may yield again after it was exhausted, such as an item that failed.
+
+    Raises:
+        StageError: if all workers are gone and do not come back.
+    """
+    left = deque[T]()
+    waiting = iter(items)
+    client = workers.client
+    done: SimpleQueue[Future[Any]] = SimpleQueue()
+    running: dict[Future[Any], list[T]] = {}
+
+    size = 1
+
+    def submit(tasks: int) -> None:
+        for _ in range(tasks):
+            batch = [left.popleft() for _ in range(min(size, len(left)))]
+            batch += islice(waiting, size - len(batch))
+            if batch:
+                future = client.submit(_each, function, batch, pure=False)
+                running[future] = batch
+                future.add_done_callback(done.put)
+
+    watch = _Watch(workers)
+    submit(_window(client))
+    try:
+        while running:
+            if watch.due():  # also while others go on: workers may have come, or be gone
+                watch.look()
+                submit(max(_window(client) - len(running), 0))
+            try:
+                future = done.get(timeout=_LOOK_S)
+            except Empty:
+                continue
+            watch.news()
+            batch = running.pop(future)
+            finished, seconds = _finished(batch, future)
+            left.extend(batch[len(finished) :])
+            future.release()
+            if seconds is not None:
+                size = max(1, min(_BATCH, int(BATCH_S * len(finished) / max(seconds, 1e-9))))
+            yield from finished
+            submit(1)  # not before: items may be tried again
+    finally:
+        client.cancel(list(running))  # of a scheduler that goes on when we have stopped
+
+
+def _window(client: Client) -> int:
+    """Return how many tasks may be in flight."""
+    threads: int = sum(client.nthreads().values())
+    return AHEAD * max(threads, 1)
+
+
+def _each(function: Callable[[T], R], items: list[T]) -> tuple[list[Finished], float]:
+    """Do items on a worker, all or as many as `BATCH_S` suffices for; return what became of them, and the seconds."""
+    started, out = time.monotonic(), list[Finished]()
+    for item in items:
+        if out and time.monotonic() - started > BATCH_S:
+            break
+        try:
+            out.append(Finished(item, function(item)))
+        except Exception as error:  # noqa: BLE001 - what it is, is for the caller to say
+            out.append(Finished(item, None, f"{type(error).__name__}: {error}"))
+    return out, time.monotonic() - started
+
+
+def _finished(items: list[Any], future: Future[Any]) -> tuple[list[Finished], float | None]:
+    """Return what became of the items of a task, and the seconds that it took, None if it did not end."""
+    error: BaseException | None = None
+    try:
+        if future.status == "finished":
+            finished: tuple[list[Finished], float] = future.result()
+            return finished
+        error = future.exception() if future.status == "error" else None
+    except (KilledWorker, CancelledError) as gone:
+        error = gone
+    # a result may be lost with its worker before it is fetched: then the future is pending, or lost, again
+    died = error is None or isinstance(error, KilledWorker | CancelledError)
+    said = "its worker ended: it was killed, or ran out of memory" if died else f"{type(error).__name__}: {error}"
+    return [Finished(item, None, said, died) for item in items], None
+
+
+class _Watch:
+    """Brings lost jobs back, and gives up where that does not help."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.since = self.looked = time.monotonic()
+        self.submitted = 0
+        self.news()
+
+    def news(self) -> None:
+        """Note that a task was finished."""
+        self.since = time.monotonic()
+        self.fresh = True
+
+    def due(self) -> bool:
+        """Return whether it is time to look."""
+        return time.monotonic() - self.looked >= _LOOK_S
+
+    def look(self) -> None:
+        """See whether there are workers.
+
+        Raises:
+            StageError: if there have been none for too long, or jobs end as soon as they start.
+        """
+        self.looked = time.monotonic()
+        if self.workers.client.nthreads():
+            self.since = time.monotonic()
+        elif time.monotonic() - self.since > self.workers.patience:
+            raise StageError(f"there has been no worker for {self.workers.patience:.0f} s: {_LOGS}")
+        if self.workers.revive is None:
+            return
+        submitted = self.workers.revive()
+        if self.fresh:
+            self.submitted, self.fresh = submitted, False
+        elif submitted > self.submitted + self.workers.jobs + _BARREN:
+            raise StageError(f"{submitted - self.submitted} jobs in a row ended without a finished block: {_LOGS}")
+
+
+def worker_number() -> int | None:
+    """Return the number of this process among the workers of this machine, from 0; None elsewhere."""
+    from distributed import get_worker
+
+    try:
+        name = get_worker().name
+    except ValueError:  # no worker
+        return None
+    return name if isinstance(name, int) else None

@@ -1,0 +1,106 @@
+"""What the stages of a run have done, are doing, and failed at; reads only, and takes no lock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdseg.errors import MissingError
+from kdseg.results.locks import holder
+from kdseg.running.telemetry import status_path
+
+
+class Standing(NamedTuple):
+    """How far one result is.
+
+    Attributes:
+        name: path of its manifest below the run, without suffix.
+        stage: that makes it.
+        state: ``finished``, ``running``, or ``stopped``: killed or failed, and resumed by the next run.
+        facts: of the manifest (``stats``) or of the telemetry, see `kdseg.running.telemetry`; empty if there are none.
+    """
+
+    name: str
+    stage: str
+    state: str
+    facts: dict[str, Any]
+
+
+def run(folder: Path) -> list[Standing]:
+    """Return how far all results below a folder are, those that were claimed first first.
+
+    Args:
+        folder: of a run, e.g. `results/mine`, or of a part of it.
+
+    Raises:
+        MissingError: if there is no folder, or no stage of kdseg has begun in it.
+    """
+    if not folder.is_dir():
+        raise MissingError(f"no folder at {folder}: name one that a run writes to, the configuration's `results`")
+    claims = sorted(folder.rglob(".*/claim.json"), key=lambda path: path.stat().st_mtime)
+    if not claims:
+        raise MissingError(f"no stage of kdseg has begun in {folder}: name the configuration's `results`")
+    found = [_standing(folder, claim) for claim in claims]
+    return [one for one in found if one is not None]
+
+
+def _standing(folder: Path, claim: Path) -> Standing | None:
+    manifest = claim.parent.with_name(f"{claim.parent.name.removeprefix('.')}.json")
+    claimed, made = _json(claim), _json(manifest)
+    if claimed is None:  # being removed
+        return None
+    name = str(manifest.relative_to(folder).with_suffix(""))
+    if made is not None and made.get("fingerprint") == claimed["fingerprint"]:
+        return Standing(name, claimed["stage"], "finished", made.get("stats", {}))
+    state = "running" if holder(claim.parent) else "stopped"
+    return Standing(name, claimed["stage"], state, _json(status_path(manifest)) or {})
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """Return a file that others may be replacing or removing; None if it is not there."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def described(standing: Standing) -> str:
+    """Return one line about a result."""
+    facts, parts = standing.facts, [f"{standing.name:40} {standing.state:9}"]
+    if standing.state == "finished":
+        speed = facts.get("mvox_per_s")
+        parts += [f"{_span(facts.get('seconds'))}"] + ([f"{speed:g} Mvox/s"] if speed else [])
+        return "  ".join(parts)
+    if "blocks" in facts:
+        blocks = facts["blocks"]
+        done = blocks["before"] + blocks["done"]
+        parts.append(f"{done} of {blocks['total']} blocks ({100 * done / max(blocks['total'], 1):.1f} %)")
+        parts += [f"{blocks['failed']} failed"] if blocks["failed"] else []
+        if standing.state == "running":
+            speed, left = facts.get("mvox_per_s_now"), facts.get("eta_s")
+            parts += [f"{speed:g} Mvox/s"] if speed else []
+            parts += [f"{_span(left)} left"] if left is not None else []
+            parts.append(_shares(facts["workers"]))
+    return "  ".join(part for part in parts if part)
+
+
+def failures(standing: Standing, most: int) -> list[str]:
+    """Return a line about each of the first blocks that failed."""
+    listed = standing.facts.get("failures", [])[:most] if standing.state != "finished" else []
+    return [f"  block {one['region']}, {one['attempts']} attempts: {one['error']}" for one in listed]
+
+
+def _shares(workers: dict[str, dict[str, Any]]) -> str:
+    """Return how the workers' time is shared."""
+    sums = {what: sum(one["seconds"][what] for one in workers.values()) for what in ("read", "compute", "write")}
+    total = sum(sums.values())
+    return ", ".join(f"{what} {100 * seconds / total:.0f} %" for what, seconds in sums.items()) if total else ""
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -1,0 +1,163 @@
+"""What a stage over Dask workers is doing, as JSON beside its store, for `kdseg status` and whoever watches."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from kdseg.errors import UnreadableError
+from kdseg.geometry import Block
+from kdseg.results.manifests import write_json
+from kdseg.running.attempt import Clock, Outcome
+
+log = logging.getLogger(__name__)
+
+EVERY_S = 2.0
+"""Seconds between two writes."""
+_RECENT_S = 60.0
+"""Seconds that the present speed, and the time that is left, are taken over."""
+_BETWEEN_S = 0.5
+"""Seconds between two of the counts that it is taken from."""
+_LISTED = 1000
+"""Failed blocks that are listed."""
+
+
+def status_path(manifest: Path) -> Path:
+    """Return where the status of a stage lies."""
+    return manifest.with_name(f"{manifest.stem}.status.json")
+
+
+class Telemetry:
+    """Counts what finishes, and writes it down every other second while its context is open.
+
+    Attributes:
+        failures: blocks that were given up, with their errors.
+        peak_mb: most memory that one worker had.
+    """
+
+    def __init__(self, path: Path, stage: str, *, blocks: int, before: int, voxels: int, announced_mb: float) -> None:
+        """Begin a run of ``blocks`` blocks, ``before`` of which were finished; ``voxels`` are left to do."""
+        self.path, self.stage = path, stage
+        self.blocks, self.before, self.voxels = blocks, before, voxels
+        self.announced_mb = announced_mb
+        self.failures: list[dict[str, Any]] = []
+        self.peak_mb, self.gpu_mb = 0.0, None
+        self._workers: dict[str, dict[str, Any]] = {}
+        self._done = self._voxels = self._skipped = self._retries = 0
+        self._started = time.monotonic()
+        self._first: float | None = None
+        self._since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._counting, self._ended = threading.Lock(), threading.Event()
+        self._writer = threading.Thread(target=self._keep_writing, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to write."""
+        self._write("running")
+        self._writer.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Write how it ended."""
+        self._ended.set()
+        self._writer.join()
+        self._write("finished" if error is None else "failed")
+
+    def _keep_writing(self) -> None:
+        # not when a block finishes: that may take minutes, or workers wait for hours in a queue
+        while not self._ended.wait(EVERY_S):
+            self._write("running")
+
+    def add(self, block: Block, outcome: Outcome) -> None:
+        """Note one attempt at a block."""
+        with self._counting:
+            self._add(block, outcome)
+
+    def _add(self, block: Block, outcome: Outcome) -> None:
+        self.peak_mb = max(self.peak_mb, outcome.peak_mb)
+        worker = self._workers.setdefault(
+            outcome.worker, {"blocks": 0, "voxels": 0, "seconds": asdict(Clock()), "peak_mb": 0.0, "gpu_mb": None}
+        )
+        worker["peak_mb"], worker["gpu_mb"] = outcome.peak_mb, outcome.gpu_mb
+        for what, seconds in asdict(outcome.clock).items():
+            worker["seconds"][what] = round(worker["seconds"][what] + seconds, 3)
+        if outcome.trouble is None:
+            worker["blocks"] += 1
+            worker["voxels"] += block.roi.size
+            self._done += 1
+            self._skipped += outcome.skipped
+            self._voxels += block.roi.size
+        now = time.monotonic()
+        self._first = self._first or now
+        if now - self._recent[-1][0] > _BETWEEN_S:
+            self._recent.append((now, self._voxels))
+
+    def retry(self) -> None:
+        """Note that a block will be tried again."""
+        with self._counting:
+            self._retries += 1
+
+    def give_up(self, block: Block, error: str, attempts: int) -> None:
+        """Note a block that failed for good."""
+        failure = {"block": list(block.index), "region": str(block.roi), "attempts": attempts, "error": error}
+        with self._counting:
+            self.failures.append(failure)
+
+    @property
+    def done(self) -> int:
+        """Blocks that were finished in this run."""
+        return self._done
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of reading, computing and writing of the mean worker, as if one came after the other."""
+        parts = [worker["seconds"][what] for worker in self._workers.values() for what in ("read", "compute", "write")]
+        return float(sum(parts)) / max(len(self._workers), 1)
+
+    def _write(self, state: Literal["running", "finished", "failed"]) -> None:
+        """Write all that is known; a run does not end because its status cannot be written."""
+        try:
+            with self._counting:
+                values = self._values(state)
+            write_json(self.path, values)
+        except UnreadableError as error:
+            log.warning("the status is not up to date: %s", error)
+
+    def _values(self, state: str) -> dict[str, Any]:
+        now = time.monotonic()
+        while now - self._recent[0][0] > _RECENT_S and len(self._recent) > 2:
+            self._recent.popleft()
+        seconds = now - self._started
+        then, before = self._recent[0]
+        lasted = now - then
+        speed = (self._voxels - before) / lasted if lasted > 0 else None
+        left = self.voxels - self._voxels
+        return {
+            "stage": self.stage,
+            "state": state,
+            "started": self._since,
+            "updated": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(seconds, 1),
+            "first_block_s": None if self._first is None else round(self._first - self._started, 1),
+            "blocks": {
+                "total": self.blocks,
+                "before": self.before,
+                "done": self._done,
+                "skipped": self._skipped,
+                "retries": self._retries,
+                "failed": len(self.failures),
+            },
+            "voxels": {"done": self._voxels, "left": left},
+            "mvox_per_s": round(self._voxels / seconds / 1e6, 3) if seconds else None,
+            "mvox_per_s_now": None if speed is None else round(speed / 1e6, 3),
+            "eta_s": round(left / speed) if speed else None,
+            "memory_mb": {"announced": round(self.announced_mb, 1), "peak": round(self.peak_mb, 1)},
+            "workers": {name: {**worker, "seconds": {**worker["seconds"]}} for name, worker in self._workers.items()},
+            "failures": self.failures[:_LISTED],
+        }

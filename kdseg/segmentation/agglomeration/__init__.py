@@ -1,0 +1,1 @@
+"""From the region graph to merges: a tree of chunks, each contracted on its own."""

@@ -1,0 +1,215 @@
+"""Region graph → dendrogram, node by node of a tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.config import AgglomerateOptions
+from kdseg.errors import ConfigError, DataError
+from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
+from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, file_fingerprint, read, store_of
+from kdseg.results.tables import read_table, write_table
+from kdseg.running.blockwise import run_blocks
+from kdseg.segmentation.agglomeration.edge_table import from_columns, join, to_columns
+from kdseg.segmentation.agglomeration.edits import Links, check_known, fragments_at, read_edits, resolve
+from kdseg.segmentation.agglomeration.linkage import Dendrogram, rows_of, waterz_segments
+from kdseg.segmentation.agglomeration.store import table_path
+from kdseg.segmentation.agglomeration.tree import Layout, decide, inside, layout, node_of
+from kdseg.segmentation.graph.details import from_columns as details_of
+from kdseg.segmentation.graph.details import join as join_details
+from kdseg.segmentation.graph.rag import Edges
+from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
+
+WATERZ_LIMIT = 1024**3
+"""Voxels above which waterz's one-shot engine is refused: it holds everything in memory as floats."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all nodes need to know; small, sent with every node.
+
+    Attributes:
+        edges: folder of the tables of edges.
+        edge_block: their grid.
+        where: layout of the tree.
+        threshold: score up to which is merged.
+        percent: which quantile is the score; none: the mean.
+        out: folder of the merges.
+        private: folder of the user's links, and of what each node hands on.
+    """
+
+    edges: Path
+    edge_block: Triple
+    where: Layout
+    threshold: float
+    percent: int | None
+    out: Path
+    private: Path
+
+
+def run(
+    affinities: Path | None,
+    fragments: Path,
+    edges: Path,
+    manifest: Path,
+    options: AgglomerateOptions,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Merge fragments, best first, up to the largest threshold.
+
+    Beside the manifest lies a folder with one table of merges per node of the tree, see `store`. The merges do not
+    depend on the chunk, the number of workers or the order: they are those of one pass over the whole graph.
+
+    Args:
+        affinities: manifest of the affinities (read by the engine ``waterz`` only); None where they are not stored.
+        fragments: manifest of the fragments.
+        edges: manifest of the region graph.
+        manifest: to write.
+        options: engine, score, thresholds, chunk, edits.
+        workers: processes.
+        overwrite: clear what other options or inputs made.
+
+    Raises:
+        ConfigError: if edits contradict each other, or edits or missing affinities do not go with the engine.
+        DataError: if the engine ``waterz`` is asked for a volume too large for one block, or a table of edges is
+            missing or damaged, or edits contradict each other or name fragments that do not exist, or the manifests are
+            of several runs.
+        ShapeError: if the chunk is no multiple of the blocks.
+        ClaimError: if the store holds something else, or is being written.
+        StageError: if a node failed.
+    """
+    if affinities is None and options.engine == "waterz":
+        raise ConfigError(
+            "agglomerate.engine waterz needs the affinities of the whole volume: use `exact`, or store them"
+        )
+    inputs = {
+        **({} if affinities is None else {"affinities": read(affinities)["fingerprint"]}),
+        "fragments": read(fragments)["fingerprint"],
+        "edges": read(edges)["fingerprint"],
+    }
+    expect_stage(edges, "edges")
+    expect_made_of(edges, fragments=fragments, **({} if affinities is None else {"affinities": affinities}))
+    if options.edits is not None:
+        if options.engine == "waterz":
+            raise ConfigError("agglomerate.edits need the engine `exact`: waterz knows no links of a user")
+        inputs["edits"] = file_fingerprint(Path(options.edits))
+    made_of = options.model_dump(mode="json", exclude={"edits"})
+    source = open_volume(store_of(fragments))
+    chunk = source.shape if options.engine == "waterz" else options.chunk
+    where = layout(source.shape, chunk, _block(fragments), _block(edges))
+    links = _links(source, where, options)
+    with claim(manifest, "agglomerate", made_of, inputs, tables=True, overwrite=overwrite) as held:
+        held.tables.mkdir(exist_ok=True)
+        if options.engine == "waterz" and affinities is not None:
+            _one_shot(affinities, fragments, options, held)
+        else:
+            write_table(held.private / "links.npz", links._asdict())
+            _tree(edges, where, options, held, workers)
+        held.stats.update(
+            voxels=source.roi.size,
+            shape=where.shape,
+            block=where.block,
+            chunk=where.chunk,
+            thresholds=list(options.thresholds),
+        )
+
+
+def _block(manifest: Path) -> Triple:
+    z, y, x = read(manifest)["options"]["block"]
+    return (z, y, x)
+
+
+def _tree(edges: Path, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
+    work = Work(
+        store_of(edges), _block(edges), where, options.thresholds[-1], options.percent, held.tables, held.private
+    )
+    roi = Roi((0, 0, 0), where.shape)
+    for level in range(where.levels):
+        function = partial(node, work, level) if level else partial(leaf, work)
+        done = held.private / f"level{level}"
+        run_blocks(f"agglomerate, level {level}", roi, where.node(level), function, workers=workers, done=done)
+
+
+def leaf(work: Work, block: Block) -> None:
+    """Make the merges of one leaf from its tables of edges."""
+    where = work.where
+    tables = [read_table(work.edges / block_name(part.index)) for part in blocks(block.roi, work.edge_block)]
+    edges = Edges(*(np.concatenate([table[name] for table in tables]) for name in Edges._fields))
+    details = join_details([details_of(table) for table in tables])
+    fragment = np.unique(np.concatenate([table["fragment"] for table in tables]))
+    links = Links(**read_table(work.private / "links.npz"))
+    must, cannot = (_mine(pairs, where, block.index) for pairs in links)
+    merges, left = decide(
+        rows_of(edges, details, must=must, cannot=cannot), where, 0, block.index, work.threshold, work.percent
+    )
+    write_table(_rows_path(work.private, 0, block.index), to_columns(left))
+    write_table(table_path(work.out, 0, block.index), {**merges._asdict(), "fragment": fragment})
+
+
+def node(work: Work, level: int, block: Block) -> None:
+    """Make the merges of one node from what its children left."""
+    children = blocks(block.roi, work.where.node(level - 1))
+    rows = join(from_columns(read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
+    merges, left = decide(rows, work.where, level, block.index, work.threshold, work.percent)
+    write_table(_rows_path(work.private, level, block.index), to_columns(left))
+    write_table(table_path(work.out, level, block.index), merges._asdict())
+
+
+def _rows_path(private: Path, level: int, index: Triple) -> Path:
+    return private / f"rows_{level}_{block_name(index)}"
+
+
+def _links(fragments: Volume, where: Layout, options: AgglomerateOptions) -> Links:
+    """Return the edits of a user, of fragments that exist."""
+    if options.edits is None:
+        return Links(np.empty((0, 2), np.uint64), np.empty((0, 2), np.uint64))
+    links = resolve(read_edits(Path(options.edits)), partial(fragments_at, fragments))
+    named = np.concatenate([links.merge.ravel(), links.split.ravel()])
+    most = prod(grid_shape(where.shape, where.block)) * prod(where.block)
+    cells = node_of(named[(named > 0) & (named <= np.uint64(most))], where._replace(chunk=where.block), 0)
+    ids = [np.empty(0, np.uint64)]
+    for z, y, x in np.unique(cells, axis=0).tolist():
+        cell = Roi((z * where.block[0], y * where.block[1], x * where.block[2]), where.block)
+        ids.append(np.unique(fragments.read(cell.intersect(fragments.roi))))
+    check_known(links, np.concatenate(ids))
+    return links
+
+
+def _mine(links: NDArray[np.uint64], where: Layout, index: Triple) -> NDArray[np.uint64]:
+    """Return the links with an end in the leaf ``index``."""
+    return links[inside(links.ravel(), where, 0, index).reshape(-1, 2).any(axis=1)]
+
+
+def _one_shot(affinities: Path, fragments: Path, options: AgglomerateOptions, held: Claim) -> None:
+    """Run waterz, and write what it merges from each threshold to the next as merges of that score."""
+    source, labelled = open_volume(store_of(affinities)), open_volume(store_of(fragments))
+    if source.roi.size > WATERZ_LIMIT:
+        raise DataError(
+            f"agglomerate.engine waterz takes a volume in one block of at most {WATERZ_LIMIT} voxels, got "
+            f"{source.roi.size}: use the engine `exact`"
+        )
+    voxels = labelled.read(labelled.roi)
+    ids, first = np.unique(voxels.ravel(), return_index=True)
+    ids, first = ids[ids > 0], first[ids > 0]
+    found = waterz_segments(source.read(source.roi), voxels, affinity_offsets(source), options.thresholds)
+    names = [ids, *(one.ravel()[first] for one in found)]
+    parts = []
+    for threshold, (before, after) in zip(options.thresholds, pairwise(names), strict=True):
+        least = 255 * (1 - Fraction(threshold).limit_denominator(10**6))
+        merged, one = np.unique(before, return_index=True)
+        joined = after[one] != merged
+        a, b = after[one][joined], merged[joined]
+        fraction = (np.full(a.size, value, np.uint64) for value in (least.numerator, least.denominator))
+        parts.append(Dendrogram(a, b, *fraction))
+    merges = Dendrogram(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    write_table(table_path(held.tables, 0, (0, 0, 0)), {**merges._asdict(), "fragment": ids})

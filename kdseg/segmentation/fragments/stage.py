@@ -1,0 +1,96 @@
+"""Affinities → fragments, block by block of a canonical grid."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+
+from kdseg.config import FragmentsOptions, StorageOptions
+from kdseg.geometry import Block, Roi, Triple
+from kdseg.results.manifests import claim, read, store_of
+from kdseg.running.blockwise import run_blocks
+from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
+from kdseg.segmentation.fragments.checks import doubts, thin_halo
+from kdseg.segmentation.links import nearest_channels
+from kdseg.volumes.masks import create_fragments, mask_input
+from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
+
+_SAMPLE = 64
+"""Voxels along each axis of the sample that is looked at before work begins."""
+
+log = logging.getLogger(__name__)
+
+
+def run(
+    affinities: Path,
+    manifest: Path,
+    options: FragmentsOptions,
+    storage: StorageOptions,
+    *,
+    mask: Path | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Cut a volume into fragments with globally unique uint64 ids; 0 is background.
+
+    The id of a fragment is ``block number * voxels per block + number within the block``, both in C order,
+    so that ids need no communication and follow from (affinities, mask, grid, options) alone. Warns of
+    affinities that look wrong and of a halo that is too thin.
+
+    Args:
+        affinities: manifest of uint8 affinities.
+        manifest: to write; the fragments lie beside it.
+        options: method, canonical grid, halo.
+        storage: layout on disk.
+        mask: manifest of a volume (z, y, x) of the affinities' shape, of integers or bools; where it is 0 is
+            no tissue: background.
+        workers: processes; the result does not depend on them.
+        overwrite: clear what other options or inputs made.
+
+    Raises:
+        ShapeError: if the affinities do not fit the offsets they name, or the mask does not fit them.
+        DataError: if ids would overflow.
+        ClaimError: if the store holds something else, or is being written.
+        StageError: if a block failed.
+    """
+    source = open_volume(store_of(affinities))
+    offsets = affinity_offsets(source)
+    nearest_channels(offsets)
+    grid = checked_grid(source.shape, options.block)
+    inputs = {"affinities": read(affinities)["fingerprint"], **mask_input(mask, source)}
+    for doubt in _doubts(source, options):
+        log.warning("fragments: %s: %s", affinities, doubt)
+    made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
+    with claim(manifest, "fragments", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+        create_fragments(held.store, source, storage)
+        paths = store_of(affinities), None if mask is None else store_of(mask), held.store
+        function = partial(fragment_block, *paths, options, grid)
+        run_blocks("fragments", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
+        held.stats["voxels"] = source.roi.size
+
+
+def _doubts(source: Volume, options: FragmentsOptions) -> list[str]:
+    offsets = affinity_offsets(source)
+    halo = thin_halo(options, offsets, source.voxel_size or (1.0, 1.0, 1.0), source.shape)
+    low = [max((n - _SAMPLE) // 2, 0) for n in source.shape]
+    extent = [min(n, _SAMPLE) for n in source.shape]
+    middle = Roi((low[0], low[1], low[2]), (extent[0], extent[1], extent[2]))
+    channels = nearest_channels(offsets)
+    found = doubts(source.read(middle, channels), tuple(offsets[c] for c in channels))
+    return [*found, *([halo] if halo else [])]
+
+
+def fragment_block(
+    affinities: Path, mask: Path | None, out: Path, options: FragmentsOptions, grid: Triple, block: Block
+) -> None:
+    """Compute and write the fragments of one block."""
+    source = open_volume(affinities)
+    read_roi = halo_roi(options, block.roi, source.roi)
+    offsets = affinity_offsets(source)
+    channels = channels_used(options, offsets)
+    near = source.read(read_roi, channels)
+    tissue = None if mask is None else open_volume(mask).read(read_roi) != 0
+    size, core = source.voxel_size or (1.0, 1.0, 1.0), block.roi.slices(read_roi)
+    found = cell_fragments(near, tuple(offsets[c] for c in channels), options, core, tissue, size)
+    open_volume(out).write(block.roi, unique_ids(found, block.index, grid, options.block))

@@ -1,0 +1,217 @@
+"""Fragments: an oversegmentation of affinities, whose parts are merged later but never cut again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cc3d
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
+from kdseg.errors import ConfigError, ShapeError
+from kdseg.geometry import Offsets, Slices, pair_slices
+from kdseg.segmentation.agglomeration.linkage import waterz_fragments
+from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
+from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
+from kdseg.segmentation.fragments.seeds import basins
+from kdseg.segmentation.links import nearest_links
+
+_SMALLEST = 10  # voxels of a separate component that gets a seed of its own; fewer are noise on a boundary
+
+
+def fragments(
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    options: WatershedOptions | MutexOptions | WaterzOptions,
+    mask: NDArray[np.bool_] | None = None,
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> NDArray[np.uint64]:
+    """Return the fragments of one block with its halo; a pure function of its arguments.
+
+    - ``watershed``: each voxel inside (`flood.strength` above ``options.boundary``) climbs to a peak of the
+      smoothed distance to the next boundary voxel, or of the smoothed mean affinity (`seeds.basins`); so does
+      every component of links above the boundary that has no inside (`flood.seed_rest`). From there the graph
+      of nearest affinities is flooded, strongest first (`flood.flood`), where a link counts less if its ends
+      are weak (`flood.levels`). All of the mask is filled, boundaries too; without any seed all is
+      background, as where all affinities are 0. About 25 bytes per voxel. With ``options.per_section`` the
+      affinities along z are not used.
+    - ``mutex``: mutex watershed (Wolf et al. 2018, arXiv 1904.12654). Nearest affinities attract with
+      ``a + bias``, others repel with ``1 - a``. About 400 bytes per voxel.
+    - ``waterz``: waterz' own watershed.
+
+    Args:
+        affinities: uint8 (c, z, y, x); ``affinities[c, p]`` is the affinity between ``p`` and
+            ``p + offsets[c]`` in 1/255; 255 means "same neuron".
+        offsets: one ``(z, y, x)`` step in voxels per channel; one-voxel steps along z, y, x among them.
+        options: the method and its settings.
+        mask: bool (z, y, x), False where there is no tissue: background, and no fragment reaches across it.
+        voxel_size: nm; of the watershed's distances only its ratios matter.
+
+    Returns:
+        uint64 (z, y, x), 0 for background, else 1..n by first occurrence in C order. A fragment may be in
+        several pieces; `clean` tells them apart.
+
+    Raises:
+        ShapeError: if affinities, offsets and mask do not fit each other.
+        DataError: if the affinities are not uint8.
+        ConfigError: if a nearest offset is missing, or the method's library is not installed.
+    """
+    links = nearest_links(affinities, offsets)
+    mask = np.ones(links.shape[1:], np.bool_) if mask is None else np.ascontiguousarray(mask)
+    if mask.shape != links.shape[1:] or mask.dtype != np.bool_:
+        raise ShapeError(f"expected a mask bool {links.shape[1:]}, got {mask.dtype} {mask.shape}")
+    if options.method == "mutex":
+        return _renumber(_mutex(affinities, offsets, options, mask), 0)
+    if options.method == "waterz":
+        return _renumber(_masked_waterz(links, options, mask), 0)
+    return _renumber(_seeded(links, options, mask, voxel_size), 0)
+
+
+def clean(fragments: NDArray[np.uint64], core: Slices, dust: int) -> NDArray[np.uint64]:
+    """Return the fragments of a block's core, each in one piece.
+
+    Pieces that hang together (over faces of voxels) through the halo only become fragments of their own: the
+    next block has its own fragments there, and the region graph joins them.
+
+    Args:
+        fragments: uint64 (z, y, x), with halo; 0 is background.
+        core: the block without its halo.
+        dust: pieces of fewer voxels become background.
+
+    Returns:
+        uint64 in the shape of the core, 0 for background, else 1..n by first occurrence in C order.
+
+    Raises:
+        ShapeError: if the core does not lie inside the array.
+    """
+    if any(not 0 <= s.start <= s.stop <= n for s, n in zip(core, fragments.shape, strict=True)):
+        raise ShapeError(f"core {core} does not lie inside the fragments' shape {fragments.shape}")
+    inner = np.ascontiguousarray(fragments[core])
+    if inner.size == 0:
+        return inner
+    # every label of the core fits: ids are at most the number of voxels of a block
+    pieces = cc3d.connected_components(inner.astype(np.uint32), connectivity=6, out_dtype=np.uint32)
+    return _renumber(pieces, dust)
+
+
+def drop_weak(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    core: Slices,
+    least: float,
+    mask: NDArray[np.bool_] | None = None,
+    *,
+    per_section: bool = False,
+) -> NDArray[np.uint64]:
+    """Return the fragments of a core without those whose voxels are not inside anything on the mean.
+
+    Args:
+        fragments: uint64 (z, y, x), of the core, 1..n, 0 for background.
+        affinities: uint8 (c, z, y, x), with halo.
+        offsets: one ``(z, y, x)`` step in voxels per channel.
+        core: the block without its halo.
+        least: a fragment goes if the mean of its voxels' `flood.strength` is lower, in 0..1.
+        mask: bool (z, y, x), with halo.
+        per_section: whether affinities along z count for nothing.
+
+    Returns:
+        uint64 in the shape of the core, 1..n by first occurrence in C order.
+
+    Raises:
+        ShapeError: if the fragments do not fill the core.
+    """
+    links = nearest_links(affinities, offsets)
+    mask = np.ones(links.shape[1:], np.bool_) if mask is None else mask
+    strengths = strength(links, mask, int(per_section))[core]
+    if strengths.shape != fragments.shape:
+        raise ShapeError(f"fragments {fragments.shape} do not fill the core {strengths.shape}")
+    # sums of integers below 2**53 are exact in float64
+    total = np.bincount(fragments.ravel(), strengths.ravel())
+    weak = total < least * 255 * np.bincount(fragments.ravel())
+    return _renumber(np.where(weak[fragments], np.uint64(0), fragments), 0)
+
+
+def _seeded(
+    links: NDArray[np.uint8],
+    options: WatershedOptions,
+    mask: NDArray[np.bool_],
+    voxel_size: tuple[float, float, float],
+) -> NDArray[np.int32]:
+    first = int(options.per_section)
+    finest = min(voxel_size[first:])
+    spacing = (voxel_size[0] / finest, voxel_size[1] / finest, voxel_size[2] / finest)
+    strengths = strength(links, mask, first)
+    inside = strengths > options.boundary * 255
+    if options.seeds == "distance":
+        height = smooth(distance(inside, spacing, first), spacing, first)
+    else:
+        height = smooth(mean_affinity(links, mask, first), spacing, first)
+    z, y, x = (int(options.seed_distance / s) for s in spacing)
+    height[~inside] = -1
+    records = levels(links, strengths, mask)
+    labels = basins(height, records, level_of(options.boundary), (0 if first else z, y, x), first)
+    del height, inside
+    seed_rest(labels, links, mask, options.boundary, _SMALLEST, first)
+    flood(labels, records, first)
+    return labels[1:-1, 1:-1, 1:-1]
+
+
+def _mutex(
+    affinities: NDArray[np.uint8], offsets: Offsets, options: MutexOptions, mask: NDArray[np.bool_]
+) -> NDArray[np.uint64]:
+    try:
+        import mwatershed
+    except ImportError:
+        raise ConfigError(
+            "the method `mutex` needs mwatershed: run `pip install mwatershed`, or choose `watershed`"
+        ) from None
+    weights = affinities / 255.0
+    z, y, x = mask.shape
+    strides = []
+    for weight, offset in zip(weights, offsets, strict=True):
+        nearest = sum(abs(o) for o in offset) == 1
+        weight[:] = np.maximum(weight + options.bias, 0) if nearest else weight - 1
+        strides.append([1, 1, 1] if nearest else list(options.strides))
+        here, there = pair_slices((z, y, x), offset)
+        weight[here][~(mask[here] & mask[there])] = 0  # neither attracts nor repels
+    found: NDArray[np.uint64] = mwatershed.agglom(weights, [list(offset) for offset in offsets], strides=strides)
+    return np.where(mask, found, 0)
+
+
+def _masked_waterz(links: NDArray[np.uint8], options: WaterzOptions, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    links = links.copy()
+    z, y, x = mask.shape
+    for axis in range(3):
+        here, there = pair_slices((z, y, x), (-int(axis == 0), -int(axis == 1), -int(axis == 2)))
+        links[axis][here][~(mask[here] & mask[there])] = 0
+    return np.where(mask, waterz_fragments(links, options.low, options.high), 0)
+
+
+@njit(cache=True)
+def _renumber(ids: NDArray[np.integer[Any]], dust: int) -> NDArray[np.uint64]:
+    """Return ids 1..n by first occurrence in C order; 0 stays 0, ids of fewer than ``dust`` voxels become it."""
+    nz, ny, nx = ids.shape
+    most = np.int64(ids.max()) + 1 if ids.size else 1
+    size = np.zeros(most, np.int64)
+    if dust > 1:
+        for z in range(nz):
+            for y in range(ny):
+                for x in range(nx):
+                    size[ids[z, y, x]] += 1
+    new = np.zeros(most, np.uint64)
+    out = np.zeros(ids.shape, np.uint64)
+    following, last, last_new = np.uint64(0), ids.dtype.type(0), np.uint64(0)
+    for z in range(nz):
+        for y in range(ny):
+            for x in range(nx):
+                old = ids[z, y, x]
+                if old != last:  # most neighbours along x are of one fragment
+                    if old != 0 and new[old] == 0 and (dust <= 1 or size[old] >= dust):
+                        following += np.uint64(1)
+                        new[old] = following
+                    last, last_new = old, new[old]
+                out[z, y, x] = last_new
+    return out

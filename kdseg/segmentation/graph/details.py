@@ -1,0 +1,165 @@
+"""What quantile scores and long offsets need to know of edges, beside their sums."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from kdseg.geometry import Offsets, Roi, Slices, pair_slices
+from kdseg.segmentation.graph import histograms
+from kdseg.segmentation.graph.histograms import Histograms, starts
+from kdseg.segmentation.graph.rag import Edges
+
+
+class Details(NamedTuple):
+    """Of each row of `rag.Edges`.
+
+    Attributes:
+        touch: bool (e,), whether nearest neighbours are among the pairs of voxels, here or in another block.
+        histograms: of the affinities, or none.
+    """
+
+    touch: NDArray[np.bool_]
+    histograms: Histograms | None
+
+
+def block_details(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    owned: Slices,
+    edges: Edges,
+    nearest: Edges,
+    *,
+    with_histograms: bool,
+) -> Details:
+    """Return the details of the edges of one block; the first arguments are those of `rag.block_edges`.
+
+    Args:
+        fragments: uint64 (z, y, x).
+        affinities: uint8 (c, z, y, x), in 1/255.
+        offsets: one ``(z, y, x)`` step in voxels per channel.
+        owned: the write_roi.
+        edges: what `rag.block_edges` found with them.
+        nearest: what it found with the nearest offsets alone.
+        with_histograms: whether to count the affinities by value; takes a byte per pair of voxels.
+    """
+    touch = _among(edges.u, edges.v, nearest.u, nearest.v)
+    if not with_histograms:
+        return Details(touch, None)
+    z, y, x = fragments.shape
+    inner = Roi((owned[0].start, owned[1].start, owned[2].start), tuple(s.stop - s.start for s in owned))
+    values, place = np.empty(int(edges.contact.sum()), np.uint8), starts(edges.contact.astype(np.int64))
+    filled = place[:-1].copy()
+    for channel, offset in zip(affinities, offsets, strict=True):
+        here = pair_slices((z, y, x), offset)[0]
+        corner = (here[0].start, here[1].start, here[2].start)
+        box = Roi(corner, tuple(s.stop - s.start for s in here)).intersect(inner)
+        start, stop, step = np.array(box.offset), np.array(box.end), np.array(offset)
+        _collect(fragments, channel, start, stop, step, edges.u, edges.v, filled, values)
+    return Details(touch, Histograms(*_tally(values, place)))
+
+
+def join(tables: Sequence[Details | None]) -> Details | None:
+    """Return the details of all tables, one after the other; none if one of the tables has none."""
+    found = [table for table in tables if table is not None]
+    if not found or len(found) < len(tables):
+        return None
+    touch = np.concatenate([table.touch for table in found])
+    return Details(touch, histograms.join([table.histograms for table in found]))
+
+
+def to_columns(details: Details | None) -> dict[str, NDArray[Any]]:
+    """Return details as columns of a table on disk."""
+    return {} if details is None else {"touch": details.touch, **histograms.to_columns(details.histograms)}
+
+
+def from_columns(table: Mapping[str, NDArray[Any]]) -> Details | None:
+    """Return the details of a table on disk, or none if it has none."""
+    return Details(table["touch"], histograms.from_columns(table)) if "touch" in table else None
+
+
+def any_of_pair(edges: Edges, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return bool (e,), whether any row of the same pair of fragments is wanted; rows in any order."""
+    if wanted.all():
+        return wanted
+    order = np.lexsort((edges.v[wanted], edges.u[wanted]))
+    return _among(edges.u, edges.v, edges.u[wanted][order], edges.v[wanted][order])
+
+
+@njit(cache=True)
+def _row(u: np.uint64, v: np.uint64, us: NDArray[np.uint64], vs: NDArray[np.uint64]) -> int:
+    """Return the first row not before the pair ``(u, v)``; rows ascend."""
+    low, high = 0, us.size
+    while low < high:
+        middle = (low + high) // 2
+        if us[middle] < u or (us[middle] == u and vs[middle] < v):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(cache=True)
+def _among(
+    u: NDArray[np.uint64], v: NDArray[np.uint64], us: NDArray[np.uint64], vs: NDArray[np.uint64]
+) -> NDArray[np.bool_]:
+    """Return which pairs are among the ascending ones."""
+    out = np.empty(u.size, np.bool_)
+    for k in range(u.size):
+        row = _row(u[k], v[k], us, vs)
+        out[k] = row < us.size and us[row] == u[k] and vs[row] == v[k]
+    return out
+
+
+@njit(cache=True)
+def _collect(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    step: NDArray[np.int64],
+    us: NDArray[np.uint64],
+    vs: NDArray[np.uint64],
+    filled: NDArray[np.int64],
+    values: NDArray[np.uint8],
+) -> None:
+    """Write the affinities of a box to the lists of their edges."""
+    row, one, other = 0, np.uint64(0), np.uint64(0)
+    for z in range(start[0], stop[0]):
+        for y in range(start[1], stop[1]):
+            here, there, links = fragments[z, y], fragments[z + step[0], y + step[1]], affinities[z, y]
+            for x in range(start[2], stop[2]):
+                a, b = here[x], there[x + step[2]]
+                if a == b or a == np.uint64(0) or b == np.uint64(0):
+                    continue
+                u, v = min(a, b), max(a, b)
+                if u != one or v != other:  # neighbouring voxels mostly touch the same pair of fragments
+                    row, one, other = _row(u, v, us, vs), u, v
+                values[filled[row]] = links[x]
+                filled[row] += 1
+
+
+@njit(cache=True)
+def _tally(
+    values: NDArray[np.uint8], place: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
+    """Return the columns of the histograms of lists of values."""
+    start = np.zeros(place.size, np.int64)
+    found, pairs = np.empty(values.size, np.uint8), np.empty(values.size, np.uint64)
+    counts = np.zeros(256, np.uint64)
+    size = 0
+    for k in range(place.size - 1):
+        counts[:] = np.uint64(0)
+        for value in values[place[k] : place[k + 1]]:
+            counts[value] += np.uint64(1)
+        for value in range(256):
+            if counts[value] > 0:
+                found[size], pairs[size] = value, counts[value]
+                size += 1
+        start[k + 1] = size
+    return start, found[:size].copy(), pairs[:size].copy()

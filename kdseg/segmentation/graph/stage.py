@@ -1,0 +1,150 @@
+"""Affinities and fragments → the region graph: one table of edges and fragments per block."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.config import EdgesOptions
+from kdseg.errors import ConfigError, MissingError, ShapeError
+from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_covers, offsets_reach
+from kdseg.results.manifests import claim, expect_made_of, read, store_of
+from kdseg.results.tables import read_table, write_table
+from kdseg.running.blockwise import run_blocks
+from kdseg.segmentation.graph.details import Details, block_details, to_columns
+from kdseg.segmentation.graph.faces import NEAREST, Part, joined_edges
+from kdseg.segmentation.graph.rag import Edges, block_edges
+from kdseg.segmentation.graph.statistics import block_statistics
+from kdseg.segmentation.links import nearest_channels
+from kdseg.volumes.volume import affinity_offsets, open_volume
+
+
+class Kept(NamedTuple):
+    """Where fragments keep what the region graph needs of their affinities.
+
+    Attributes:
+        folder: of one table per cell.
+        unit: extent of a cell in voxels.
+        offsets: of the nearest affinities.
+    """
+
+    folder: Path
+    unit: Triple
+    offsets: Offsets
+
+    def part(self, index: Triple) -> Part:
+        """Return the part of one cell."""
+        return Part.of(read_table(self.folder / block_name(index)))
+
+
+def run(
+    affinities: Path | None,
+    fragments: Path,
+    manifest: Path,
+    options: EdgesOptions,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Sum the affinities between touching fragments, exactly, as integers.
+
+    Each table beside the manifest holds the edges ``u < v``, ``affinity_sum`` (1/255) and ``contact`` (number of
+    voxel pairs), sorted, with the options what `kdseg.segmentation.graph.details` adds, and the block's fragments with
+    their size, box and centre (`kdseg.segmentation.graph.statistics`). A pair of voxels is counted by the block that
+    holds its reference voxel; the block of the other voxel has a row of contact 0.
+
+    Args:
+        affinities: manifest of uint8 affinities; None for fragments of `kdseg fuse`, which keep what is needed.
+        fragments: manifest of the fragments made of them.
+        manifest: to write; the tables lie in the folder beside it.
+        options: block.
+        workers: processes; the result does not depend on them.
+        overwrite: clear what other options or inputs made.
+
+    Raises:
+        ShapeError: if fragments and affinities do not cover the same voxels, or the block is not made of the cells
+            that the fragments keep.
+        ConfigError: if there are no affinities for the options.
+        DataError: if the fragments were made of other affinities.
+        MissingError: if there are no affinities, and the fragments keep nothing of theirs.
+        ClaimError: if the store holds something else, or is being written.
+        StageError: if a block failed.
+    """
+    labelled = open_volume(store_of(fragments))
+    inputs = {"fragments": read(fragments)["fingerprint"]}
+    if affinities is None:
+        if options.long_range or options.histograms:
+            raise ConfigError(
+                "edges.long_range and edges.histograms need affinities (--affinities): `kdseg fuse` keeps sums of the "
+                "nearest ones only"
+            )
+        function = partial(joined_block, store_of(fragments), _kept(fragments, options, labelled.shape))
+    else:
+        source = open_volume(store_of(affinities))
+        if source.shape != labelled.shape:
+            raise ShapeError(
+                f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs"
+            )
+        expect_made_of(fragments, affinities=affinities)
+        inputs["affinities"] = read(affinities)["fingerprint"]
+        function = partial(edges_block, store_of(affinities), store_of(fragments), options)
+    with claim(manifest, "edges", options.model_dump(mode="json"), inputs, tables=True, overwrite=overwrite) as held:
+        held.tables.mkdir(exist_ok=True)
+        write, done = partial(function, held.tables), held.progress(options.block)
+        run_blocks("edges", labelled.roi, options.block, write, workers=workers, done=done)
+        held.stats.update(voxels=labelled.roi.size)
+
+
+def edges_block(affinities: Path, fragments: Path, options: EdgesOptions, tables: Path, block: Block) -> None:
+    """Compute and write the table of one block."""
+    source, labelled = open_volume(affinities), open_volume(fragments)
+    every = affinity_offsets(source)
+    nearest = nearest_channels(every)
+    channels = [*nearest, *(c for c in range(len(every)) if c not in nearest and options.long_range)]
+    offsets = tuple(every[c] for c in channels)
+    below, above = offsets_reach(offsets)
+    reach = (max(below[0], above[0]), max(below[1], above[1]), max(below[2], above[2]))
+    read_roi = block.roi.grow(reach).intersect(source.roi)
+    owned = block.roi.slices(read_roi)
+    ids, links = labelled.read(read_roi), source.read(read_roi, channels=channels)
+    edges, details = block_edges(ids, links, offsets, owned), None
+    if options.long_range or options.histograms:
+        near = block_edges(ids, links[:NEAREST], offsets[:NEAREST], owned) if options.long_range else edges
+        details = block_details(ids, links, offsets, owned, edges, near, with_histograms=options.histograms)
+    _write(tables, block, edges, details, ids, read_roi)
+
+
+def joined_block(fragments: Path, kept: Kept, tables: Path, block: Block) -> None:
+    """Write the table of one block of what `kdseg fuse` kept of its cells."""
+    labelled = open_volume(fragments)
+    read_roi = block.roi.grow((1, 1, 1)).intersect(labelled.roi)
+    ids = labelled.read(read_roi)
+    edges = joined_edges(ids, read_roi, block.roi, kept.unit, kept.offsets, kept.part)
+    _write(tables, block, edges, None, ids, read_roi)
+
+
+def _write(
+    tables: Path, block: Block, edges: Edges, details: Details | None, ids: NDArray[np.uint64], read_roi: Roi
+) -> None:
+    statistics = block_statistics(ids, block.roi.slices(read_roi), read_roi.offset)
+    write_table(tables / block_name(block.index), {**edges._asdict(), **to_columns(details), **statistics._asdict()})
+
+
+def _kept(fragments: Path, options: EdgesOptions, shape: Triple) -> Kept:
+    facts, folder = read(fragments)["stats"].get("kept"), fragments.with_suffix(".tables")
+    if facts is None or not folder.exists():
+        raise MissingError(
+            f"{fragments} keeps nothing of its affinities: name them (--affinities), or make the fragments by "
+            "`kdseg fuse`"
+        )
+    (z, y, x), offsets = facts["unit"], tuple((int(a), int(b), int(c)) for a, b, c in facts["offsets"])
+    if not fits_or_covers(options.block, (z, y, x), shape):
+        raise ShapeError(
+            f"edges.block {options.block} must be a multiple of the shard {(z, y, x)} that {fragments} was made with, "
+            f"or cover the volume of {shape}"
+        )
+    return Kept(folder, (z, y, x), offsets)

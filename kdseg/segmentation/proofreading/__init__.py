@@ -1,0 +1,1 @@
+"""Segmentations for people and programs that correct them."""

@@ -1,0 +1,1 @@
+"""From merges to the segmentation."""

@@ -1,0 +1,169 @@
+"""Fragments and a look-up table → the segmentation at one threshold."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.config import SegmentOptions, StorageOptions
+from kdseg.errors import ConfigError, DataError, ShapeError
+from kdseg.geometry import Block, Roi, Triple, block_name, blocks
+from kdseg.results.manifests import claim, expect_made_of, expect_stage, read, store_of
+from kdseg.results.parquet import Column, write_parquet
+from kdseg.results.tables import read_table, write_table
+from kdseg.running.blockwise import run_blocks
+from kdseg.segmentation.agglomeration.store import Tree, table_path
+from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
+from kdseg.segmentation.lut import apply
+from kdseg.volumes.pyramid import build_levels
+from kdseg.volumes.volume import Volume, create_volume, open_volume
+
+SEGMENTS = (
+    Column("segment", np.uint64, "id: its smallest fragment"),
+    Column("size", np.uint64, "number of voxels", "voxel"),
+    Column("begin", np.int64, "first voxel of the bounding box", "voxel", triple=True),
+    Column("end", np.int64, "first voxel behind the bounding box", "voxel", triple=True),
+    Column("centroid", np.float64, "mean position, in the world", "nm", triple=True),
+)
+
+
+def run(
+    fragments: Path,
+    edges: Path,
+    agglomeration: Path,
+    sweep: Path | None,
+    manifest: Path,
+    options: SegmentOptions,
+    storage: StorageOptions,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Write the segmentation as uint64 OME-Zarr with a pyramid of modes, and a table of the segments as Parquet.
+
+    Args:
+        fragments: manifest of the fragments.
+        edges: manifest of the region graph, for the segments' sizes and places.
+        agglomeration: manifest of the dendrogram.
+        sweep: manifest of the scores over thresholds that the threshold is chosen from; needed unless
+            ``options.threshold`` is set.
+        manifest: to write; the segmentation lies beside it.
+        options: block, threshold.
+        storage: layout on disk.
+        workers: processes; the result does not depend on them.
+        overwrite: clear what other options or inputs made.
+
+    Raises:
+        ConfigError: if the agglomeration does not reach the threshold.
+        DataError: if the manifests are of several runs.
+        ClaimError: if the store holds something else, or is being written.
+        StageError: if a block failed.
+    """
+    threshold = _threshold(options, sweep)
+    expect_stage(edges, "edges")
+    expect_stage(agglomeration, "agglomerate")
+    expect_made_of(agglomeration, fragments=fragments, edges=edges)
+    tree = Tree(agglomeration)
+    if threshold > tree.largest:
+        raise ConfigError(
+            f"the volume was agglomerated up to a score of {tree.largest}, it cannot be cut at {threshold}: add the "
+            "threshold to agglomerate.thresholds"
+        )
+    made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
+    inputs = {"fragments": read(fragments)["fingerprint"], "agglomeration": read(agglomeration)["fingerprint"]}
+    with claim(manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+        source = open_volume(store_of(fragments))
+        if source.voxel_size is None:
+            raise ShapeError(f"{fragments} has no voxel size")
+        create_volume(
+            held.store,
+            shape=source.shape,
+            dtype=np.uint64,
+            chunk=storage.chunk,
+            shard=storage.shard,
+            voxel_size=source.voxel_size,
+            offset=source.offset,
+            levels=storage.levels,
+        )
+        # one slice of the look-up table per leaf of the agglomeration
+        luts = held.private / "luts"
+        luts.mkdir(exist_ok=True)
+        chunk = tree.layout.chunk
+        for level in reversed(range(tree.layout.levels)):
+            slices, marks = partial(lut_block, agglomeration, threshold, luts, level), held.private / f"luts-{level}"
+            run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, workers=workers, done=marks)
+        function = partial(segment_block, fragments, edges, luts, chunk, held.store)
+        run_blocks("segment", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
+        build_levels(held.store, storage.levels, "mode", workers=workers, done=held.private)
+        segments = _write_segments(held.parquet, edges, luts, chunk, source)
+        held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
+
+
+def lut_block(agglomeration: Path, threshold: float, luts: Path, level: int, block: Block) -> None:
+    """Write what the regions of one node of the agglomeration belong to; for a leaf, its look-up table."""
+    tree = Tree(agglomeration)
+    z, y, x = block.index
+    empty = np.empty(0, np.uint64)
+    above = {"fragment": empty, "segment": empty}
+    if level + 1 < tree.layout.levels:
+        above = read_table(table_path(luts, level + 1, (z // 2, y // 2, x // 2)))
+    write_table(table_path(luts, level, block.index), tree.names(level, block.index, threshold, above))
+
+
+def segment_block(fragments: Path, edges: Path, luts: Path, chunk: Triple, out: Path, block: Block) -> None:
+    """Relabel one block with the slices of the look-up table that it needs."""
+    tables = [read_table(table_path(luts, 0, leaf.index)) for leaf in blocks(block.roi, chunk)]
+    fragment, segment = (np.concatenate([table[name] for table in tables]) for name in ("fragment", "segment"))
+    order = np.argsort(fragment)
+    source = open_volume(store_of(fragments))
+    ids = source.read(block.roi)
+    _expect_all(fragments, edges, source.roi, block, ids)
+    open_volume(out).write(block.roi, apply(ids, fragment[order], segment[order]))
+
+
+def _expect_all(fragments: Path, edges: Path, volume: Roi, block: Block, ids: NDArray[np.uint64]) -> None:
+    """Refuse fragments of which a file was lost: what is missing reads as background."""
+    z, y, x = read(edges)["options"]["block"]
+    parts = list(blocks(block.roi, (z, y, x)))
+    cells = (Roi((i * z, j * y, k * x), (z, y, x)).intersect(volume) for i, j, k in (part.index for part in parts))
+    if any(cell != part.roi for cell, part in zip(cells, parts, strict=True)):
+        return  # the tables' blocks are not whole in this one
+    counted = sum(int(read_table(store_of(edges) / block_name(part.index))["size"].sum()) for part in parts)
+    found = int(np.count_nonzero(ids))
+    if found != counted:
+        raise DataError(
+            f"{fragments} has {found} voxels of fragments in {block.roi}, its region graph was made of {counted}: a "
+            f"file of it was lost or changed; remove it and make it again: kdseg clear {fragments}"
+        )
+
+
+def _write_segments(path: Path, edges: Path, luts: Path, chunk: Triple, source: Volume) -> int:
+    """Write size, bounding box and centroid of each segment; return their number. Memory: 100 bytes per segment."""
+    z, y, x = read(edges)["options"]["block"]
+    # as in a binary counter: tables of about one size are merged, so that no row is sorted more than log times
+    found: list[Statistics] = []
+    for leaf in blocks(source.roi, chunk):
+        parts = (read_table(store_of(edges) / block_name(part.index)) for part in blocks(leaf.roi, (z, y, x)))
+        lut = read_table(table_path(luts, 0, leaf.index))
+        fragments = merge(Statistics(*(part[name] for name in Statistics._fields)) for part in parts)
+        found.append(by_segment(fragments, lut["fragment"], lut["segment"]))
+        while len(found) > 1 and found[-2].fragment.size <= found[-1].fragment.size:
+            found[-2:] = [merge(found[-2:])]
+    every = merge(found)
+    world = np.array(source.offset) + centroid(every) * np.array(source.voxel_size)
+    columns = {name: column for name, column in every._asdict().items() if name not in ("fragment", "total")}
+    notes = {"voxel_size_nm": source.voxel_size, "offset_nm": source.offset}
+    with write_parquet(path, SEGMENTS, notes) as file:
+        file.append({"segment": every.fragment, **columns, "centroid": world})
+    return len(every.fragment)
+
+
+def _threshold(options: SegmentOptions, sweep: Path | None) -> float:
+    if options.threshold is not None:
+        return options.threshold
+    if sweep is None:
+        raise ConfigError("no threshold: set segment.threshold, or name a sweep to choose it from")
+    return float(read(sweep)["stats"]["best"])

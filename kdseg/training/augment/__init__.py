@@ -1,0 +1,84 @@
+"""Augmentation of crops: pure functions of a crop and a random generator, before targets are computed.
+
+Since affinities are computed from the labels after they moved, they are right by construction; for affinities
+that are stored there are `flip_affinities`, `rotate_affinities` and `transform_affinities`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kdseg.config.networks import AugmentOptions
+from kdseg.geometry import Triple
+from kdseg.networks.symmetry import (
+    Crop,
+    Symmetry,
+    channel_plan,
+    flip_affinities,
+    rotate_affinities,
+    shift_sections,
+    symmetries,
+    transform_affinities,
+)
+from kdseg.training.augment.elastic import deform
+from kdseg.training.augment.intensity import add_noise, blank_sections, blur, change_intensity
+
+__all__ = [
+    "Crop",
+    "Symmetry",
+    "augment",
+    "channel_plan",
+    "draw_symmetry",
+    "flip_affinities",
+    "misalign",
+    "rotate_affinities",
+    "symmetries",
+    "transform_affinities",
+]
+
+
+def draw_symmetry(shape: Triple, rng: np.random.Generator, options: AugmentOptions) -> Symmetry:
+    """Return one of the allowed symmetries of a crop of ``shape`` voxels, all alike probable."""
+    allowed = symmetries(shape, options.flip, options.rotate)
+    return allowed[int(rng.integers(len(allowed)))]
+
+
+def augment(
+    crop: Crop, symmetry: Symmetry, rng: np.random.Generator, options: AugmentOptions, *, isotropic: bool
+) -> Crop:
+    """Return a crop as it might have been imaged elsewhere.
+
+    Args:
+        crop: not changed.
+        symmetry: by which it is flipped and turned, from `draw_symmetry`.
+        rng: decides everything else; the same state gives the same crop.
+        options: how often.
+        isotropic: whether z is as fine as y and x; else deformation and blur stay in the section plane.
+
+    Returns:
+        A crop of the same shape, in arrays of its own.
+    """
+    crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in crop))
+    if rng.random() < options.elastic:
+        crop = deform(crop, rng, in_plane=not isotropic)
+    if rng.random() < options.misaligned_section:
+        crop = misalign(crop, rng)
+    raw = crop.raw
+    if rng.random() < options.intensity:
+        raw = change_intensity(raw, rng)
+    if rng.random() < options.blur:
+        raw = blur(raw, rng, in_plane=not isotropic)
+    if rng.random() < options.noise:
+        raw = add_noise(raw, rng)
+    if rng.random() < options.missing_section:
+        raw = blank_sections(raw, rng)
+    return crop._replace(raw=raw)
+
+
+def misalign(crop: Crop, rng: np.random.Generator) -> Crop:
+    """Return a crop with one section, or all from one on, moved in the plane by up to a tenth of the crop."""
+    depth, *plane = crop.raw.shape
+    first = int(rng.integers(0, depth))
+    sections = slice(first, first + 1) if rng.random() < 0.5 else slice(first, depth)
+    y, x = (int(rng.integers(-max(n // 10, 1), max(n // 10, 1) + 1)) for n in plane)
+    return shift_sections(crop, sections, (y, x))

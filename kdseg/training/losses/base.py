@@ -1,0 +1,149 @@
+"""What a term of the loss is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from kdseg.geometry import Offsets
+from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast
+
+
+class Context(NamedTuple):
+    """What terms need to know of the run.
+
+    Attributes:
+        offsets: one affinity channel each.
+        voxel_size: nm, (z, y, x).
+        lsd_sigma: nm, width of the window of the local shape descriptors.
+        student: channels of the student's outputs.
+        teacher: channels of the teacher's; no features if it is stored. None without a teacher.
+    """
+
+    offsets: Offsets
+    voxel_size: tuple[float, float, float]
+    lsd_sigma: float = 80.0
+    student: Widths | None = None
+    teacher: Widths | None = None
+
+    @property
+    def isotropic(self) -> bool:
+        """Whether z is about as fine as y and x."""
+        return self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
+
+
+class Term(nn.Module):
+    """One summand of the loss, of one or several parts; subclasses define `value`, or `values` and `weights`.
+
+    A term may own parameters, e.g. a projector: all that take a gradient are trained with the student. What a
+    term learns in another way it keeps in buffers or its extra state, so that a continued run has it.
+    """
+
+    weights: Mapping[str, float] = MappingProxyType({"": 1.0})
+    """Weight of each part by its name; a term of one part calls it ``""``."""
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the weighted sum of the parts, a float32 scalar; see `parts`."""
+        found = self.parts(student, teacher, batch)
+        return torch.stack([self.weights[name] * part for name, part in found.items()]).sum()
+
+    def parts(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Return the unweighted parts, float32 scalars, computed in float32 whatever the network computed in.
+
+        Args:
+            student: with gradient.
+            teacher: without gradient; None where no teacher was given.
+            batch: what both saw.
+        """
+        with torch.autocast(batch.raw.device.type, enabled=False):
+            return self.values(student, teacher, batch)
+
+    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts by name, the keys of `weights`; autocast is off."""
+        return {"": self.value(student, teacher, batch)}
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the only part of a term; autocast is off."""
+        raise NotImplementedError
+
+
+class Objective(nn.Module):
+    """The student and its terms: one module, so that distributed training sees every parameter."""
+
+    def __init__(self, network: Network, terms: nn.ModuleDict, dtype: torch.dtype) -> None:
+        """Join a student and its terms.
+
+        Args:
+            network: the student.
+            terms: by name.
+            dtype: what the student's convolutions compute in.
+        """
+        super().__init__()
+        self.network, self.terms, self.dtype = network, terms, dtype
+
+    def forward(self, batch: Batch, teacher: Outputs | None) -> dict[str, Tensor]:
+        """Return each part of each term, unweighted, by the names of `part_weights`."""
+        with autocast(self.dtype, batch.raw.device):
+            student = self.network(batch.raw)
+        return {
+            part_name(name, part): value
+            for name, term in self._named_terms()
+            for part, value in term.parts(student, teacher, batch).items()
+        }
+
+    def part_weights(self) -> dict[str, tuple[str, float]]:
+        """Return, by the name of each part, its term and its weight within the term."""
+        return {
+            part_name(name, part): (name, weight)
+            for name, term in self._named_terms()
+            for part, weight in term.weights.items()
+        }
+
+    def _named_terms(self) -> Iterator[tuple[str, Term]]:
+        yield from cast("Iterable[tuple[str, Term]]", self.terms.items())
+
+
+def part_name(term: str, part: str) -> str:
+    """Return what a part is called in the curve: ``term`` or ``term.part``."""
+    return f"{term}.{part}" if part else term
+
+
+def balance(target: Tensor, known: Tensor) -> Tensor:
+    """Return weights that let positive and negative pairs of each channel and crop count alike.
+
+    With ``f`` the positive share among the known pairs, cut to [0.05, 0.99], the rarer class is weighted by
+    the ratio of the two, the other by 1 (the balance of Liu et al., arXiv 2401.06370).
+
+    Args:
+        target: bool (n, c, z, y, x).
+        known: bool (n, c, z, y, x).
+
+    Returns:
+        float32 (n, c, z, y, x), 0 where not known.
+    """
+    space = (-3, -2, -1)
+    count = known.sum(space, keepdim=True).clamp_min(1)
+    share = ((target & known).sum(space, keepdim=True) / count).clamp(0.05, 0.99)
+    positive = torch.where(share > 0.5, 1.0, (1 - share) / share)
+    negative = torch.where(share > 0.5, share / (1 - share), 1.0)
+    return torch.where(target, positive, negative) * known
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return the mean over channels and crops of each one's weighted mean, of those that have any weight.
+
+    Args:
+        values: float32 (n, c, z, y, x).
+        weights: float32 (n, c, z, y, x), not negative.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, where all weights are 0.
+    """
+    space = (-3, -2, -1)
+    total = weights.sum(space)
+    mean = (values * weights).sum(space) / total.clamp_min(1e-6)
+    return mean.sum() / (total > 0).sum().clamp_min(1)

@@ -1,0 +1,98 @@
+"""Terms that compare the student with ground truth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+
+from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions
+from kdseg.geometry import Offsets, pair_slices
+from kdseg.networks.models import Batch, Outputs
+from kdseg.training.losses.base import Context, Term, balance, weighted_mean
+from kdseg.training.targets import affinities, boundary_voxels, local_shape_descriptors
+
+
+class AffinityTerm(Term):
+    """Class-balanced binary cross entropy on affinities."""
+
+    def __init__(self, options: AffinityOptions, context: Context) -> None:
+        super().__init__()
+        self.offsets = context.offsets
+        self.boundary = _window(options.boundary, context)
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        logits = student.logits["affinities"].float()
+        target, known = _pairs(batch, self.offsets, self.boundary)
+        loss = binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+        return weighted_mean(loss, balance(target, known))
+
+
+class LsdTerm(Term):
+    """Mean squared error on local shape descriptors, in all voxels of known neurons."""
+
+    def __init__(self, options: LsdOptions, context: Context) -> None:
+        super().__init__()
+        self.voxel_size, self.sigma = context.voxel_size, context.lsd_sigma
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        predicted = torch.sigmoid(student.logits["lsd"].float())
+        labels = torch.where(batch.mask, batch.labels, 0)
+        made = [local_shape_descriptors(crop, self.voxel_size, self.sigma) for crop in labels]
+        target = torch.stack([descriptors for descriptors, _ in made])
+        known = torch.stack([known for _, known in made])[:, None].expand_as(target)
+        return weighted_mean((predicted - target) ** 2, known.float())
+
+
+class EmbeddingTerm(Term):
+    """Class-balanced squared error between the cosines of voxel embeddings and affinities.
+
+    The cosine of two voxels of one neuron is to be 1, of two neurons 0 (Liu et al., arXiv 2401.06370). As
+    published, errors are summed over offsets and divided by the voxels of the crops, known or not.
+    """
+
+    def __init__(self, options: EmbeddingOptions, context: Context) -> None:
+        super().__init__()
+        self.offsets = context.offsets
+        self.boundary = _window(options.boundary, context)
+        self.published = options.reduction == "published"
+
+    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        cosine = embedding_affinities(student.logits["embedding"].float(), self.offsets)
+        target, known = _pairs(batch, self.offsets, self.boundary)
+        error, weights = (cosine - target.float()) ** 2, balance(target, known)
+        if self.published:
+            return (error * weights).sum() / batch.labels.numel()
+        return weighted_mean(error, weights)
+
+
+def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:
+    """Return the cosines of all pairs, float32 (n, c, z, y, x) in [-1, 1]; 0 where a pair leaves the array.
+
+    Args:
+        embedding: float32 (n, d, z, y, x).
+        offsets: one (z, y, x) step in voxels per channel.
+    """
+    unit = normalize(embedding, dim=1, eps=1e-6)
+    n, _, z, y, x = unit.shape
+    channels = []
+    for offset in offsets:
+        here, there = pair_slices((z, y, x), offset)
+        channel = unit.new_zeros((n, z, y, x))
+        channel[(slice(None), *here)] = (unit[(..., *here)] * unit[(..., *there)]).sum(1)
+        channels.append(channel)
+    return torch.stack(channels, dim=1)
+
+
+def _window(boundary: str, context: Context) -> str | None:
+    if boundary == "auto":
+        return "zyx" if context.isotropic else "yx"
+    return None if boundary == "none" else boundary
+
+
+def _pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:
+    edge = None if boundary is None else boundary_voxels(batch.labels, boundary)
+    return affinities(batch.labels, offsets, mask=batch.mask, boundary=edge)

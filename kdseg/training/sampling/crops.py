@@ -1,0 +1,233 @@
+"""Crops of volumes. Crop number ``i`` of a run follows from (seed, i) alone, whoever prepares it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from kdseg.config.networks import TrainOptions
+from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
+from kdseg.geometry import Offsets, Roi, Triple, is_cubic
+from kdseg.networks.models import Batch, Taught
+from kdseg.training.augment import (
+    Crop,
+    Symmetry,
+    augment,
+    channel_plan,
+    draw_symmetry,
+    symmetries,
+    transform_affinities,
+)
+from kdseg.training.sampling.source import Addresses, Guide, Source, check_offsets
+
+LABELLED_SHARE = 0.1
+"""Least share of labelled voxels in a supervised crop, if it can be found in a few tries."""
+TRIES = 8
+
+
+class Crops(Dataset[Batch]):
+    """Random augmented crops; item ``i`` is a pure function of the seed and ``i``."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        volumes: Addresses,
+        guides: Mapping[str, Guide] | None = None,
+        offsets: Offsets = (),
+    ) -> None:
+        """Open the volumes.
+
+        Args:
+            options: names the volumes to use, the crop, the augmentation and the seed.
+            volumes: addresses by name; others than those named are not opened.
+            guides: by the same names, what stored teachers made of the volumes.
+            offsets: one affinity channel each; needed with stored affinities.
+
+        Raises:
+            ConfigError: if all axes are to be rotated, but the voxels are not cubes; if stored affinities have
+                other offsets.
+            DataError: if stored affinities cannot follow the flips and turns, since an offset has no counterpart.
+            MissingError: if a named volume has no address or no labels, or nothing stored where it is asked for.
+            ShapeError: if a volume is smaller than a crop.
+            VoxelSizeError: if the volumes have different voxel sizes.
+        """
+        self.options, self.offsets = options, offsets
+        self.stored = bool(options.teachers) and options.teaching.outputs == "stored"
+        self.pieces = any(term.instances_used for term in options.active_terms)
+        guides = guides or {}
+        self.supervised = [self._open(name, volumes, guides, labelled=True) for name in options.volumes]
+        self.unlabelled = [self._open(name, volumes, guides, labelled=False) for name in options.active_unlabelled]
+        sources = [*self.supervised, *self.unlabelled]
+        self.voxel_size = sources[0].voxel_size
+        for source in sources:
+            if not np.allclose(source.voxel_size, self.voxel_size, rtol=1e-3):
+                raise VoxelSizeError(
+                    f"{source.name!r} has voxels of {source.voxel_size} nm, {sources[0].name!r} of {self.voxel_size}: "
+                    "a network is trained for one voxel size"
+                )
+            if any(n < c for n, c in zip(source.raw.roi.shape, options.crop, strict=True)):
+                raise ShapeError(f"{source.name!r} has {source.raw.roi.shape} voxels, less than a crop {options.crop}")
+        if self.stored:  # refused now rather than at the first crop that is turned so
+            for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
+                channel_plan(offsets, symmetry)
+        self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
+        if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
+            raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
+
+    def __len__(self) -> int:
+        return self.options.steps * self.options.batch * self.options.accumulate
+
+    def __getitem__(self, index: int) -> Batch:
+        """Return crop ``index``, a batch of one."""
+        rng = np.random.default_rng([self.options.seed, index])
+        source, roi, drawn = self.draw(rng)
+        symmetry = draw_symmetry(self.options.crop, rng, self.options.augment)
+        crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic)
+        raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in crop)
+        instances = connected_pieces(labels[0])[None] if self.pieces else None
+        taught = stored_outputs(source, roi, self.offsets, symmetry) if self.stored else None
+        return Batch(raw[None], labels, mask, instances, taught)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Source, Roi, Crop]:
+        """Return a random crop as it was imaged, and where it comes from."""
+        unlabelled = bool(self.unlabelled) and rng.random() < self.options.unlabelled_fraction
+        sources = self.unlabelled if unlabelled else self.supervised
+        sizes = np.array([(s.raw.roi if unlabelled else s.labelled_roi).size for s in sources], float)
+        source = sources[int(rng.choice(len(sources), p=sizes / sizes.sum()))]
+        within = source.raw.roi if unlabelled else source.labelled_roi
+        for attempt in range(TRIES):
+            roi = Roi(_place(rng, within, self.options.crop, source.raw.roi), self.options.crop)
+            crop = source.crop(roi, supervised=not unlabelled)
+            if unlabelled or crop.mask.mean() >= LABELLED_SHARE or attempt == TRIES - 1:
+                break
+        return source, roi, crop
+
+    def _open(self, name: str, volumes: Addresses, guides: Mapping[str, Guide], *, labelled: bool) -> Source:
+        if name not in volumes:
+            raise MissingError(f"no data were given for the volume {name!r}, only for {sorted(volumes)}")
+        raw, labels = volumes[name]
+        if labelled and labels is None:
+            raise MissingError(f"the volume {name!r} has no labels, but is trained on")
+        guide = guides.get(name, Guide())
+        if self.stored and len(guide.affinities) != len(self.options.teachers):
+            raise MissingError(
+                f"teachers are stored, but of {name!r} there are affinities of {len(guide.affinities)} of the "
+                f"{len(self.options.teachers)} teachers {self.options.teachers}: predict it with each"
+            )
+        check_offsets(name, guide, self.offsets)
+        return Source(name, raw, labels if labelled else None, guide)
+
+
+def loader(crops: Crops, start: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Any]:
+    """Return the batches from optimiser step ``start`` on, one per pass through the network.
+
+    Each process takes every ``ranks``-th crop, so that all of them together see the crops that one would.
+
+    Raises:
+        ConfigError: if the batch cannot be shared out evenly.
+    """
+    options = crops.options
+    if options.batch % ranks:
+        raise ConfigError(f"a batch of {options.batch} cannot be shared out to {ranks} processes: use a multiple")
+    per_step = options.batch * options.accumulate
+    return DataLoader(
+        crops,
+        batch_size=options.batch // ranks,
+        sampler=range(start * per_step + rank, options.steps * per_step, ranks),
+        num_workers=options.loader_workers,
+        collate_fn=collate,
+    )
+
+
+def collate(items: Sequence[Batch]) -> Batch:
+    """Return one batch of several; instances are numbered through."""
+    raw, labels, mask, instances, taught = zip(*items, strict=True)
+    return Batch(
+        torch.cat(raw),
+        torch.cat(labels),
+        torch.cat(mask),
+        None if instances[0] is None else torch.cat(numbered_through(instances)),
+        None if taught[0] is None else Taught(*(torch.cat(parts) for parts in zip(*taught, strict=True))),
+    )
+
+
+def numbered_through(instances: Sequence[Tensor]) -> list[Tensor]:
+    """Return numbers from 1 to k in each item as numbers from 1 to the sum of all k; 0 stays 0."""
+    first, out = 0, []
+    for item in instances:
+        out.append(torch.where(item > 0, item + first, 0))
+        first += int(item.max())
+    return out
+
+
+def connected_pieces(labels: Tensor) -> Tensor:
+    """Return the pieces of neurons that hang together within a crop, numbered from 1; 0 stays 0.
+
+    A neuron that leaves the crop and comes back is two pieces: what lies between is not there to be seen.
+
+    Args:
+        labels: int64 (z, y, x), neuron ids.
+
+    Returns:
+        int64 (z, y, x); pieces are connected by faces.
+    """
+    import cc3d  # training without terms on instances does not need it
+
+    pieces = cc3d.connected_components(labels.numpy(), connectivity=6, out_dtype=np.uint32)
+    return torch.from_numpy(pieces.astype(np.int64))
+
+
+def stored_outputs(source: Source, roi: Roi, offsets: Offsets, symmetry: Symmetry) -> Taught:
+    """Return what stored teachers say about a crop that was flipped and turned, a batch of one.
+
+    Stored affinities are read with a margin, since a flip moves pairs to their other end.
+
+    Args:
+        source: a volume with stored outputs.
+        roi: of the crop, as it was imaged.
+        offsets: of the stored affinities.
+        symmetry: that was applied to the crop.
+    """
+    margin = max((abs(step) for offset in offsets for step in offset), default=0)
+    grown = roi.grow((margin, margin, margin))
+    z, y, x = (slice(margin, margin + roi.shape[axis]) for axis in symmetry.axes)
+    teachers = [transform_affinities(array.read(grown), offsets, symmetry)[:, z, y, x] for array in source.affinities]
+    vectors = [symmetry.apply(array.read(roi)) for array in source.embeddings]
+    if len(vectors) > 1:  # as unit vectors each counts alike: the cosine of two voxels is the mean of the cosines
+        vectors = [_unit(each) for each in vectors]
+    shape = tuple(roi.shape[axis] for axis in symmetry.axes)
+    embedding = np.concatenate(vectors) if vectors else np.zeros((0, *shape), np.float16)
+    known = np.stack([symmetry.apply(_inside(roi, source.raw.roi, symmetry.before(step))) for step in offsets])
+    return Taught(*(torch.from_numpy(np.ascontiguousarray(a))[None] for a in (np.stack(teachers), known, embedding)))
+
+
+def _unit(vectors: NDArray[np.float16]) -> NDArray[np.float16]:
+    """Return vectors (d, z, y, x) divided by their length."""
+    exact = vectors.astype(np.float32)
+    length: NDArray[np.float32] = np.sqrt((exact**2).sum(0))
+    unit: NDArray[np.float16] = (exact / np.maximum(length, 1e-6)).astype(np.float16)
+    return unit
+
+
+def _inside(roi: Roi, volume: Roi, step: Triple) -> NDArray[np.bool_]:
+    """Return, for each voxel of ``roi``, whether the voxel a step further lies in the volume."""
+    axes = []
+    for o, n, s, first, extent in zip(roi.offset, roi.shape, step, volume.offset, volume.shape, strict=True):
+        there = np.arange(o + s, o + s + n)
+        axes.append((there >= first) & (there < first + extent))
+    return axes[0][:, None, None] & axes[1][:, None] & axes[2]
+
+
+def _place(rng: np.random.Generator, within: Roi, crop: Triple, limits: Roi) -> Triple:
+    """Return the first voxel of a crop in ``within``, or around it where it is smaller, and always in ``limits``."""
+    first = []
+    for o, n, c, limit in zip(within.offset, within.shape, crop, limits.shape, strict=True):
+        low, high = (o, o + n - c) if n >= c else (o + n - c, o)
+        first.append(int(rng.integers(max(low, 0), min(high, limit - c) + 1)))
+    return (first[0], first[1], first[2])

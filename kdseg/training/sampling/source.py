@@ -1,0 +1,183 @@
+"""Volumes to draw crops from: raw data, ground truth, and what stored teachers made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
+from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.training.augment import Crop
+from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
+
+Addresses = Mapping[str, tuple[str | Path, str | Path | None]]
+"""(raw, labels) of each volume by its name; no labels where there is no ground truth."""
+VoxelSize = tuple[float, float, float]
+
+IN_MEMORY = 2 * 1024**3
+"""Bytes up to which an array is read once and kept."""
+
+
+class Guide(NamedTuple):
+    """Addresses of what teachers made of one volume.
+
+    Attributes:
+        affinities: one store per teacher.
+        embeddings: one store per teacher, or none.
+        instances: a teacher's segmentation, for volumes without ground truth.
+    """
+
+    affinities: tuple[Path, ...] = ()
+    embeddings: tuple[Path, ...] = ()
+    instances: Path | None = None
+
+
+class Array:
+    """An array of one volume, in memory where it is small, with reading beyond its ends."""
+
+    def __init__(self, volume: Volume, signed: bool) -> None:
+        """Open an array.
+
+        Args:
+            volume: where it lies.
+            signed: store ids as int64 (labels) rather than as they are (raw).
+        """
+        self.roi = volume.roi
+        self._volume = volume
+        self._signed = signed
+        self._kept = None
+        self._lead = () if volume.channels is None else (volume.channels,)
+        if volume.roi.size * sum(self._lead or (1,)) * (8 if signed else volume.dtype.itemsize) <= IN_MEMORY:
+            self._kept = self._convert(volume.read(volume.roi))
+
+    def read(self, roi: Roi) -> NDArray[Any]:
+        """Return the voxels of ``roi``, channels first if there are any; 0 beyond the array."""
+        inside = roi.intersect(self.roi)
+        out = np.zeros((*self._lead, *roi.shape), np.int64 if self._signed else self._volume.dtype)
+        if inside.size:
+            kept = self._kept
+            values = self._convert(self._volume.read(inside)) if kept is None else kept[(..., *inside.slices())]
+            out[(..., *inside.slices(roi))] = values
+        return out
+
+    def _convert(self, values: NDArray[Any]) -> NDArray[Any]:
+        if not self._signed:
+            return values
+        ids = values.astype(np.int64)
+        if ids.size and ids.min() < 0:
+            raise DataError("labels must lie between 0 and 2**63 - 1: renumber them when converting the volume")
+        return ids
+
+
+class Source:
+    """One volume to draw crops from.
+
+    Attributes:
+        raw: uint8.
+        labels: None where there is no ground truth.
+        affinities: uint8 (c, z, y, x), of each stored teacher.
+        embeddings: float16 (d, z, y, x), of each stored teacher that has one.
+        instances: a teacher's segmentation.
+        labels_at: first voxel of the labels, counted from that of the raw data.
+        voxel_size: nm, (z, y, x).
+        offset: nm, position of the first voxel of the raw data.
+    """
+
+    def __init__(self, name: str, raw: str | Path, labels: str | Path | None, guide: Guide | None = None) -> None:
+        """Open a volume.
+
+        Args:
+            name: for messages.
+            raw: address of the raw data.
+            labels: address of the ground truth, if there is any.
+            guide: what teachers made of the volume.
+
+        Raises:
+            DataError: if raw is not uint8 (z, y, x).
+            VoxelSizeError: if voxel sizes are missing, differ, or the labels lie between the voxels of raw.
+            ShapeError: if the labels do not meet the raw data, or what teachers made does not cover them.
+        """
+        volume = open_volume(raw)
+        if volume.dtype != np.uint8 or volume.channels is not None:
+            raise DataError(f"raw of {name!r} must be uint8 (z, y, x), got {volume.dtype} {volume.array.shape}")
+        if volume.voxel_size is None:
+            raise VoxelSizeError(f"raw of {name!r} at {raw} has no voxel size: convert it first")
+        self.name, self.voxel_size, self.offset = name, volume.voxel_size, volume.offset
+        self.raw = Array(volume, signed=False)
+        self.labels: Array | None = None
+        self.labels_at = (0, 0, 0)
+        if labels is not None:
+            truth = open_volume(labels)
+            self.labels = Array(truth, signed=True)
+            self.labels_at = _aligned(name, volume, truth)
+            if not self.labelled_roi.size:
+                raise ShapeError(f"the labels of {name!r} at {self.labels_at} do not meet its raw data {volume.roi}")
+        guide = guide or Guide()
+        self.affinities = [_stored(name, volume, path) for path in guide.affinities]
+        self.embeddings = [_stored(name, volume, path) for path in guide.embeddings]
+        self.instances = None if guide.instances is None else _stored(name, volume, guide.instances, signed=True)
+
+    @property
+    def labelled_roi(self) -> Roi:
+        """The voxels of raw that have labels."""
+        if self.labels is None:
+            return Roi((0, 0, 0), (0, 0, 0))
+        return Roi(self.labels_at, self.labels.roi.shape).intersect(self.raw.roi)
+
+    def crop(self, roi: Roi, *, supervised: bool) -> Crop:
+        """Return the voxels of ``roi``.
+
+        Without ground truth, or unless ``supervised``, no label counts: the labels are then the teacher's
+        segmentation, or 0.
+        """
+        raw = self.raw.read(roi).astype(np.float32) / np.float32(127.5) - np.float32(1)
+        if self.labels is None or not supervised:
+            ids = np.zeros(roi.shape, np.int64) if self.instances is None else self.instances.read(roi)
+            return Crop(raw, ids, np.zeros(roi.shape, bool))
+        z, y, x = self.labels_at
+        labels = self.labels.read(roi.shift((-z, -y, -x)))
+        return Crop(raw, labels, labels > 0)
+
+
+def check_offsets(name: str, guide: Guide, offsets: Offsets) -> None:
+    """Refuse stored affinities whose channels are not those of the student.
+
+    Raises:
+        ConfigError: if their offsets differ.
+    """
+    for path in guide.affinities:
+        found = affinity_offsets(open_volume(path))
+        if found != offsets:
+            raise ConfigError(
+                f"the teacher's affinities of {name!r} at {path} have the offsets {found}, the student predicts "
+                f"{offsets}: predict with a teacher of the same offsets"
+            )
+
+
+def _stored(name: str, raw: Volume, path: Path, *, signed: bool = False) -> Array:
+    volume = open_volume(path)
+    if raw.voxel_size is None or not np.allclose(volume.voxel_size or 0, raw.voxel_size, rtol=1e-3):
+        raise VoxelSizeError(f"{path} has voxels of {volume.voxel_size} nm, raw of {name!r} of {raw.voxel_size} nm")
+    if volume.shape != raw.shape or not np.allclose(volume.offset, raw.offset, atol=1e-2):
+        raise ShapeError(
+            f"{path} covers {volume.shape} voxels from {volume.offset} nm, raw of {name!r} {raw.shape} from "
+            f"{raw.offset} nm: a stored teacher must have seen the same volume"
+        )
+    return Array(volume, signed)
+
+
+def _aligned(name: str, raw: Volume, labels: Volume) -> Triple:
+    if labels.channels is not None or labels.dtype.kind not in "ui":
+        raise DataError(f"labels of {name!r} must be integers (z, y, x), got {labels.dtype} {labels.array.shape}")
+    size = raw.voxel_size
+    if size is None or labels.voxel_size is None or not np.allclose(labels.voxel_size, size, rtol=1e-3):
+        raise VoxelSizeError(f"{name!r}: labels have voxels of {labels.voxel_size} nm, raw of {size} nm")
+    steps = [(a - b) / v for a, b, v in zip(labels.offset, raw.offset, size, strict=True)]
+    z, y, x = (round(step) for step in steps)
+    if not np.allclose(steps, (z, y, x), atol=1e-2):
+        raise VoxelSizeError(f"{name!r}: labels lie {steps} voxels from raw; this must be whole voxels")
+    return (z, y, x)

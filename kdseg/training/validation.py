@@ -1,0 +1,144 @@
+"""Score a network while it trains: segment a crop of a labelled volume and compare it with ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from kdseg.config.segmentation import Watershed
+from kdseg.errors import DataError
+from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.networks.models import Network
+from kdseg.prediction.tiles import predict_roi, predictor
+from kdseg.training.sampling import Source
+
+TILE = 128
+"""Largest extent of a tile in voxels, without its halo."""
+THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
+"""Agglomeration thresholds of which the best is reported."""
+
+
+class Scored(NamedTuple):
+    """Scores of a segmentation against ground truth; all but the threshold are better if lower.
+
+    Attributes:
+        voi: variation of information, bits.
+        voi_split: its part from false splits.
+        voi_merge: its part from false merges.
+        arand: adapted Rand error.
+        threshold: of the agglomeration.
+    """
+
+    voi: float
+    voi_split: float
+    voi_merge: float
+    arand: float
+    threshold: float
+
+
+NO_SCORE = Scored(*[float("inf")] * 5)
+"""Before the first validation."""
+
+
+class Validation(NamedTuple):
+    """A crop to segment.
+
+    Attributes:
+        source: the volume.
+        roi: the crop, in voxels of the volume's raw data.
+        labels: int64 (z, y, x), ground truth of the crop.
+    """
+
+    source: Source
+    roi: Roi
+    labels: NDArray[np.int64]
+
+
+def validation_crop(source: Source, shape: Triple) -> Validation:
+    """Return the central crop of the labelled part of a volume.
+
+    Args:
+        source: a labelled volume.
+        shape: extent in voxels; cut to what is labelled.
+
+    Raises:
+        DataError: if nothing in the crop is labelled.
+    """
+    within = source.labelled_roi
+    z, y, x = (min(n, wanted) for n, wanted in zip(within.shape, shape, strict=True))
+    low = [o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, (z, y, x), strict=True)]
+    roi = Roi((low[0], low[1], low[2]), (z, y, x))
+    labels = source.crop(roi, supervised=True).labels
+    if not labels.any():
+        raise DataError(f"the central crop {roi} of {source.name!r} has no labels: validate on another volume or shape")
+    return Validation(source, roi, labels)
+
+
+def validate(
+    network: Network,
+    crop: Validation,
+    offsets: Offsets,
+    dtype: torch.dtype,
+    device: torch.device,
+    watershed: Watershed,
+) -> Scored:
+    """Return the scores of the segmentation at the threshold that suits it best, of `sweep`'s."""
+    return least(sweep(network, crop, offsets, dtype, device, watershed))
+
+
+def least(found: Sequence[Scored]) -> Scored:
+    """Return the scores of least VOI, the first of equals; ``NO_SCORE`` where none is finite."""
+    return min((NO_SCORE, *found), key=lambda scored: scored.voi)
+
+
+def sweep(
+    network: Network,
+    crop: Validation,
+    offsets: Offsets,
+    dtype: torch.dtype,
+    device: torch.device,
+    watershed: Watershed,
+    *,
+    dust: int = 0,
+) -> list[Scored]:
+    """Return the scores of the segmentation at each of ``THRESHOLDS``.
+
+    The crop is segmented in one piece as a volume is in blocks: the run's own fragments, cleaned, and
+    mean-affinity agglomeration.
+
+    Args:
+        network: on ``device``.
+        crop: what to segment.
+        offsets: of the network's affinities, nearest first.
+        dtype: what convolutions compute in.
+        device: where.
+        watershed: how fragments are made.
+        dust: ground-truth objects of fewer voxels of the crop are left out.
+
+    Raises:
+        DataError: if nothing is left to score.
+    """
+    # they compile, or need scipy: only validation has to wait for that
+    from kdseg.evaluation.metrics.contingency import block_contingency, drop_small_labels
+    from kdseg.evaluation.metrics.scores import scores
+    from kdseg.evaluation.thresholds import tables_at
+    from kdseg.segmentation.agglomeration.linkage import agglomerate
+    from kdseg.segmentation.fragments.watershed import clean, fragments
+    from kdseg.segmentation.graph.rag import block_edges
+
+    raw, roi = crop.source.raw, crop.roi
+    z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
+    affinities = predict_roi(predictor(network, (z, y, x), device, dtype), raw.read, raw.roi, roi)
+    owned = Roi((0, 0, 0), roi.shape).slices()
+    pieces = clean(fragments(affinities, offsets, watershed, voxel_size=crop.source.voxel_size), owned, 0)
+    table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
+    dendrogram = agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
+    found = []
+    for threshold, there in zip(THRESHOLDS, tables_at(table, dendrogram, THRESHOLDS), strict=True):
+        at = scores(there)
+        found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold))
+    return found

@@ -1,0 +1,1 @@
+"""Volumes: what formats are read, how they are stored, and a phantom."""

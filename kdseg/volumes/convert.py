@@ -1,0 +1,159 @@
+"""A source, or a phantom → raw data, labels, a baseline or a mask as a sharded volume with its pyramid."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
+from kdseg.errors import ConfigError
+from kdseg.geometry import Block, Roi, Triple
+from kdseg.results.manifests import Claim, claim, source_fingerprint, write_json
+from kdseg.running.blockwise import run_blocks
+from kdseg.volumes.phantom import phantom_block
+from kdseg.volumes.phantom.unstored import description
+from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
+from kdseg.volumes.pyramid import build_levels
+from kdseg.volumes.sources import open_source, source_path
+from kdseg.volumes.volume import VoxelSize, create_volume, open_volume
+
+Kind = Literal["raw", "labels", "baseline", "mask"]
+
+
+def run(
+    kind: Kind,
+    manifest: Path,
+    options: VolumeOptions,
+    storage: StorageOptions,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+) -> None:
+    """Write one dataset of a volume as sharded OME-Zarr 0.5: raw data as uint8, labels as uint64, a mask as 0 and 1.
+
+    Of a phantom that is not to be stored, only what it is to be computed from is written.
+
+    Args:
+        kind: ``raw``, ``labels``, ``baseline`` (somebody else's segmentation, stored like labels) or ``mask``.
+        manifest: to write; the volume lies beside it.
+        options: where the volume comes from, and which part of it to take.
+        storage: layout on disk.
+        workers: processes; the result does not depend on them.
+        overwrite: clear what other options or inputs made.
+
+    Raises:
+        ConfigError: if the volume has no dataset of this kind.
+        MissingError: if the source is not there.
+        UnreadableError: if the source is damaged, or the disk is full.
+        ShapeError: if axes, region or offsets do not fit.
+        VoxelSizeError: if the voxel size is not known, or contradicts the file's.
+        DataError: if the type of the voxels is no intensity or label.
+        ClaimError: if the store holds something else, or is being written.
+        StageError: if a block failed, e.g. at a NaN or a damaged chunk.
+    """
+    if options.phantom is not None:
+        _run_phantom(kind, manifest, options.phantom, storage, workers, overwrite)
+    else:
+        _run_source(kind, manifest, options, storage, workers, overwrite)
+
+
+def write_phantom_block(options: PhantomOptions, kind: Kind, out: Path, block: Block) -> None:
+    """Compute and write one block of a phantom."""
+    raw, labels = phantom_block(options, block.roi)
+    open_volume(out).write(block.roi, raw if kind == "raw" else labels)
+
+
+def _run_phantom(
+    kind: Kind, manifest: Path, options: PhantomOptions, storage: StorageOptions, workers: int, overwrite: bool
+) -> None:
+    if kind == "baseline":
+        raise ConfigError("a phantom has no baseline: remove it from what is scored")
+    if kind == "mask":
+        raise ConfigError("a phantom has no mask: it is tissue throughout")
+    if not options.stored:
+        described = description(options, kind)
+        with claim(manifest, "convert", described | {"stored": False}, {}, volume=True, overwrite=overwrite) as held:
+            write_json(held.store, described)
+            held.stats |= {"voxels": Roi((0, 0, 0), options.shape).size, "mvox_per_s": None}
+        return
+    phantom = options.model_dump(mode="json", exclude={"stored"})
+    made_of = {"kind": kind, "phantom": phantom, "storage": storage.model_dump(mode="json")}
+    with claim(manifest, "convert", made_of, {}, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+        offset = _product(options.offset, options.voxel_size)
+        _create(held, kind, options.shape, options.voxel_size, offset, storage)
+        function = partial(write_phantom_block, options, kind, held.store)
+        _fill(held, kind, options.shape, storage.shard, storage, function, workers)
+
+
+def _run_source(
+    kind: Kind, manifest: Path, options: VolumeOptions, storage: StorageOptions, workers: int, overwrite: bool
+) -> None:
+    address = getattr(options, kind)
+    if address is None or options.raw is None:
+        raise ConfigError(f"the volume has no {kind}: set `{kind}` to the address of a dataset")
+    source = raw = open_source(options.raw)
+    inputs = {"raw": source_fingerprint(source_path(options.raw))}
+    if kind == "raw":
+        plan = plan_raw(raw, options)
+    else:
+        source = open_source(address)
+        inputs[kind] = source_fingerprint(source_path(address))
+        plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
+    made_of = _made_of(kind, address, options, plan, storage)
+    with claim(manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+        _create(held, kind, plan.roi.shape, plan.voxel_size, plan.offset, storage)
+        block = block_shape(storage.shard, source.unit, plan.roi.shape)
+        function = partial(convert_block, source, plan, held.store)
+        _fill(held, kind, plan.roi.shape, block, storage, function, workers)
+
+
+def _made_of(kind: Kind, address: str, options: VolumeOptions, plan: Plan, storage: StorageOptions) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "address": address,
+        "raw": options.raw,
+        "roi": {"offset": list(plan.roi.offset), "shape": list(plan.roi.shape)},
+        "voxel_size": list(plan.voxel_size),
+        "offset": list(plan.offset),
+        "intensity": None if plan.intensity is None else list(plan.intensity),
+        "storage": storage.model_dump(mode="json"),
+    }
+
+
+def _create(
+    held: Claim, kind: Kind, shape: Triple, voxel_size: VoxelSize, offset: VoxelSize, storage: StorageOptions
+) -> None:
+    create_volume(
+        held.store,
+        shape=shape,
+        dtype=np.uint8 if kind in ("raw", "mask") else np.uint64,
+        chunk=storage.chunk,
+        shard=storage.shard,
+        voxel_size=voxel_size,
+        offset=offset,
+        levels=storage.levels,
+    )
+
+
+def _fill(
+    held: Claim,
+    kind: Kind,
+    shape: Triple,
+    block: Triple,
+    storage: StorageOptions,
+    function: partial[None],
+    workers: int,
+) -> None:
+    total = Roi((0, 0, 0), shape)
+    run_blocks(f"convert-{kind}", total, block, function, workers=workers, done=held.progress(block))
+    method: Literal["mean", "mode"] = "mean" if kind == "raw" else "mode"
+    build_levels(held.store, storage.levels, method, workers=workers, done=held.private)
+    held.stats["voxels"] = total.size
+
+
+def _product(steps: Triple, voxel_size: VoxelSize) -> VoxelSize:
+    z, y, x = (n * v for n, v in zip(steps, voxel_size, strict=True))
+    return (z, y, x)

@@ -1,0 +1,298 @@
+"""Which part of a source becomes a volume, and what its voxels become: raw data, labels or a mask."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.config.data import VolumeOptions
+from kdseg.errors import DataError, ShapeError, VoxelSizeError
+from kdseg.geometry import Block, Roi, Triple
+from kdseg.volumes.sources import Source
+from kdseg.volumes.volume import VoxelSize, open_volume
+
+Kind = Literal["raw", "labels", "mask"]
+
+LARGEST_LABEL = 2**63 - 1
+"""Networks are trained with int64 labels."""
+RESERVED = 2**64 - 3
+"""This and the two ids above it mark voxels without label (outside, invalid, transparent) in CREMI-style files."""
+_TOLERANCE = 1e-3
+_BLOCK = 2**23
+"""Voxels of the largest block, unless one shard is larger: 64 MB of labels."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a source is written, and where it lies.
+
+    Attributes:
+        kind: ``raw``, ``labels`` or ``mask``.
+        roi: voxels, counted from the first one of the source.
+        voxel_size: nm, (z, y, x).
+        offset: nm, (z, y, x), position of the first voxel of ``roi``.
+        intensity: raw values that become 0 and 255; None for others.
+    """
+
+    kind: Kind
+    roi: Roi
+    voxel_size: VoxelSize
+    offset: VoxelSize
+    intensity: tuple[float, float] | None = None
+
+
+def plan_raw(source: Source, options: VolumeOptions) -> Plan:
+    """Return what to convert of raw data.
+
+    Args:
+        source: integers or floats.
+        options: its voxel size, region of interest and intensities.
+
+    Raises:
+        DataError: if the type of the voxels is no intensity, or floats come without ``intensity``.
+        ShapeError: if the region of interest is not inside of the source.
+        VoxelSizeError: if the voxel size is not known, or the file says another one.
+    """
+    dtype = source.data.dtype
+    if dtype.kind not in "iuf":
+        raise DataError(f"{source.address} holds {dtype}, expected integers or floats as raw data: convert it")
+    if options.intensity is None and dtype.kind == "f":
+        raise DataError(
+            f"{source.address} holds {dtype}, whose range says nothing: set `intensity: [low, high]` to the values "
+            "that become 0 and 255"
+        )
+    intensity = options.intensity or (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
+    voxel_size, roi = _voxel_size(source, options), _region(source, options)
+    return Plan("raw", roi, voxel_size, _position(source.offset or (0.0, 0.0, 0.0), roi, voxel_size), intensity)
+
+
+def plan_labels(source: Source, options: VolumeOptions, raw: Source) -> Plan:
+    """Return what to convert of labels: where they meet the region of interest of the raw data.
+
+    Labels may cover a part of the raw data; their ``offset`` says where. Files without a place for an
+    offset (TIFF) must cover all of the raw data.
+
+    Args:
+        source: integers, or floats that are whole numbers.
+        options: voxel size and region of interest, in voxels of ``raw``.
+        raw: the raw data that the labels belong to.
+
+    Raises:
+        DataError: if the type of the voxels is no label.
+        ShapeError: if labels and region do not meet, or lie between the voxels of the raw data.
+        VoxelSizeError: if the voxel sizes differ.
+    """
+    dtype = source.data.dtype
+    if dtype.kind not in "iuf":
+        raise DataError(f"{source.address} holds {dtype}, expected one integer id per neuron: label its components")
+    return _plan_beside("labels", source, options, raw)
+
+
+def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
+    """Return what to convert of a mask: the region of interest of the raw data, all of it.
+
+    Args:
+        source: integers or bools.
+        options: voxel size and region of interest, in voxels of ``raw``.
+        raw: the raw data that the mask belongs to.
+
+    Raises:
+        DataError: if the voxels are neither integers nor bools.
+        ShapeError: if the mask does not cover the region, or lies between the voxels of the raw data.
+        VoxelSizeError: if the voxel sizes differ.
+    """
+    dtype = source.data.dtype
+    if dtype.kind not in "iub":
+        raise DataError(
+            f"{source.address} holds {dtype}, expected a mask of integers or bools, 0 where there is no tissue: "
+            "convert it"
+        )
+    plan, region = _plan_beside("mask", source, options, raw), _region(raw, options)
+    if plan.roi.shape != region.shape:
+        raise ShapeError(
+            f"the mask {source.address} covers {plan.roi.shape} of the {region.shape} voxels of {raw.address} that are "
+            "used, expected all: correct its shape or `offset`, or set `roi` to what it covers"
+        )
+    return plan
+
+
+def _plan_beside(kind: Kind, source: Source, options: VolumeOptions, raw: Source) -> Plan:
+    voxel_size = _voxel_size(raw, options)
+    if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):
+        raise VoxelSizeError(
+            f"{source.address} has voxels of {source.voxel_size} nm, but {raw.address} has {voxel_size} nm: resample "
+            "one of them"
+        )
+    origin = raw.offset or (0.0, 0.0, 0.0)
+    shift = _shift(source, raw, origin, voxel_size)
+    box = source.roi.shift(shift).intersect(_region(raw, options))
+    if not box.size:
+        raise ShapeError(
+            f"{source.address} covers {source.roi.shift(shift)} of the raw data's voxels, which does not meet the "
+            f"region {_region(raw, options)}: correct its `offset` attribute or `roi`"
+        )
+    inside = box.shift((-shift[0], -shift[1], -shift[2]))
+    return Plan(kind, inside, voxel_size, _position(origin, box, voxel_size))
+
+
+def block_shape(shard: Triple, unit: Triple, shape: Triple) -> Triple:
+    """Return the block to convert at a time.
+
+    Wide strips of a source are decoded once instead of once per shard: the block grows from one shard
+    towards one ``unit`` of the source, the last axis first, as far as memory allows.
+
+    Args:
+        shard: voxels per file of the result, (z, y, x).
+        unit: voxels per chunk or strip of the source.
+        shape: voxels of the result.
+
+    Returns:
+        A multiple of ``shard``.
+    """
+    block = list(shard)
+    for axis in (2, 1, 0):
+        rest = math.prod(block) // block[axis]
+        wanted = -(-min(unit[axis], shape[axis]) // shard[axis])
+        block[axis] = shard[axis] * max(1, min(wanted, _BLOCK // (rest * shard[axis])))
+    return (block[0], block[1], block[2])
+
+
+def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
+    """Convert one block.
+
+    Args:
+        source: to read from.
+        plan: what of it.
+        out: volume of ``plan.roi.shape`` voxels, uint8 or (labels) uint64.
+        block: whole shards of ``out``.
+
+    Raises:
+        DataError: if there is a voxel that is no intensity or no label.
+        UnreadableError: if the source is damaged or the disk is full.
+    """
+    roi = block.roi.shift(plan.roi.offset)
+    data = source.read(roi)
+    try:
+        if plan.kind == "mask":
+            voxels: NDArray[Any] = (data != 0).astype(np.uint8)
+        else:
+            voxels = to_labels(data) if plan.intensity is None else to_uint8(data, *plan.intensity)
+    except DataError as error:
+        raise DataError(f"{source.address} {roi}: {error}") from None
+    open_volume(out).write(block.roi, voxels)
+
+
+def to_uint8(raw: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Map ``low``..``high`` linearly to 0..255, rounded half up, and clip what lies outside.
+
+    Args:
+        raw: integers or finite floats, (z, y, x).
+        low: value that becomes 0.
+        high: value that becomes 255, larger than ``low``.
+
+    Raises:
+        DataError: if a voxel is NaN or infinite.
+    """
+    if raw.dtype == np.uint8 and (low, high) == (0.0, 255.0):
+        return raw
+    out = np.empty(raw.shape, np.uint8)
+    # Section by section: the float64 copy is eight times as large as the result.
+    for z, section in enumerate(raw):
+        values = section.astype(np.float64)
+        _require_finite(values, z)
+        scaled = (np.clip(values, low, high) - low) * (255 / (high - low))
+        out[z] = np.floor(scaled + 0.5)
+    return out
+
+
+def to_labels(labels: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return labels as uint64, with 0 for unlabelled voxels.
+
+    The three largest uint64 mark voxels without label in CREMI-style files, and become 0.
+
+    Args:
+        labels: integers, or floats that are whole numbers, (z, y, x).
+
+    Raises:
+        DataError: if a label is negative, not whole, or larger than an int64.
+    """
+    if labels.dtype.kind == "f":
+        for z, section in enumerate(labels):
+            _require_finite(section, z)
+            if (section != np.floor(section)).any() or (np.abs(section) > 2**53).any():
+                raise DataError(f"labels are {labels.dtype} and not whole numbers in section {z}: store integers")
+    if labels.dtype.kind != "u" and labels.min() < 0:
+        raise DataError(f"there is the negative label {labels.min()}, expected 0 for unlabelled voxels: set them to 0")
+    ids = labels.astype(np.uint64)
+    if labels.dtype == np.uint64:
+        ids[ids >= RESERVED] = 0
+        if ids.max() > LARGEST_LABEL:
+            raise DataError(f"there is the label {ids.max()}, the largest that can be used is 2**63 - 1: renumber them")
+    return ids
+
+
+def _require_finite(section: NDArray[Any], z: int) -> None:
+    bad = ~np.isfinite(section)
+    if bad.any():
+        y, x = np.argwhere(bad)[0]
+        raise DataError(
+            f"{bad.sum()} voxels of one section are NaN or infinite, the first at {(z, int(y), int(x))} of this "
+            "region: replace them"
+        )
+
+
+def _voxel_size(source: Source, options: VolumeOptions) -> VoxelSize:
+    found, wanted = source.voxel_size, options.voxel_size
+    if found is None and wanted is None:
+        raise VoxelSizeError(f"{source.address} does not say its voxel size: set `voxel_size: [z, y, x]` in nm")
+    if found is not None and wanted is not None and not _close(found, wanted):
+        raise VoxelSizeError(
+            f"{source.address} says its voxels have {found} nm (z, y, x), the configuration says {wanted}: correct "
+            "the file, or remove `voxel_size`"
+        )
+    size = found if found is not None else wanted
+    if size is None:
+        raise VoxelSizeError(f"{source.address} has no voxel size")
+    return size
+
+
+def _region(raw: Source, options: VolumeOptions) -> Roi:
+    if options.roi is None:
+        return raw.roi
+    roi = Roi(options.roi.offset, options.roi.shape)
+    if not raw.roi.contains(roi):
+        raise ShapeError(f"`roi` {roi} does not lie inside of {raw.address}, which is {raw.roi}: make it smaller")
+    return roi
+
+
+def _shift(source: Source, raw: Source, origin: VoxelSize, voxel_size: VoxelSize) -> Triple:
+    """Return the first voxel of ``source`` in voxels of ``raw``."""
+    if source.offset is None:
+        if source.data.shape != raw.data.shape:
+            raise ShapeError(
+                f"{source.address} is {source.data.shape} and says no offset, but {raw.address} is {raw.data.shape}: "
+                "data of a part need a format with an offset (zarr, HDF5)"
+            )
+        return (0, 0, 0)
+    steps = [(a - b) / v for a, b, v in zip(source.offset, origin, voxel_size, strict=True)]
+    z, y, x = (round(step) for step in steps)
+    if any(abs(step - whole) > _TOLERANCE for step, whole in zip(steps, (z, y, x), strict=True)):
+        raise ShapeError(
+            f"{source.address} starts {steps} voxels from the first one of {raw.address}, expected whole voxels: "
+            "correct its offset"
+        )
+    return (z, y, x)
+
+
+def _position(origin: VoxelSize, roi: Roi, voxel_size: VoxelSize) -> VoxelSize:
+    z, y, x = (o + n * v for o, n, v in zip(origin, roi.offset, voxel_size, strict=True))
+    return (z, y, x)
+
+
+def _close(a: VoxelSize, b: VoxelSize) -> bool:
+    return all(math.isclose(m, n, rel_tol=_TOLERANCE) for m, n in zip(a, b, strict=True))

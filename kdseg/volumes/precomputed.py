@@ -1,0 +1,146 @@
+"""Volumes in Neuroglancer's precomputed format: raw, compressed_segmentation, jpeg and so on, sharded or not.
+
+Source: neuroglancer, `src/datasource/precomputed/volume.md`. Chunks are decoded by tensorstore, which is optional. It
+starts threads when it reads, and a process with these must not fork: so `info` is read here, and tensorstore is not
+imported before voxels are read, in the worker. A process that has read voxels itself can no longer start workers
+by forking: tensorstore ends these, and the stage says that its workers were killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import MissingError, ShapeError, UnreadableError
+from kdseg.geometry import Slices, Triple
+from kdseg.volumes.volume import VoxelSize
+
+_PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
+"""Endings of packed files; names of chunks and shards end otherwise."""
+
+
+@dataclass(frozen=True)
+class PrecomputedArray:
+    """One scale of a precomputed volume, (z, y, x), not read yet.
+
+    Attributes:
+        path: folder of `info`.
+        key: of the scale.
+        shape: (z, y, x).
+        dtype: of the values.
+        voxel_size: nm, (z, y, x).
+        offset: nm, (z, y, x), corner of the first voxel.
+        placed: whether `info` says where the volume lies.
+        unit: voxels, (z, y, x), of one chunk.
+    """
+
+    path: Path
+    key: str
+    shape: Triple
+    dtype: np.dtype[Any]
+    voxel_size: VoxelSize
+    offset: VoxelSize
+    placed: bool
+    unit: Triple
+    ndim: int = 3
+
+    def __getitem__(self, key: Slices) -> NDArray[Any]:
+        """Return the voxels of a box, (z, y, x); a chunk that is not there is 0, as the format has it.
+
+        Raises:
+            UnreadableError: if a chunk is damaged.
+        """
+        tensorstore: Any = import_module("tensorstore")
+        spec = {
+            "driver": "neuroglancer_precomputed",
+            "kvstore": {"driver": "file", "path": f"{self.path.resolve()}/"},
+            "scale_metadata": {"key": self.key},
+        }
+        try:
+            volume = tensorstore.open(spec, open=True, read=True).result()
+            part = volume[..., 0].translate_to[0, 0, 0][tuple(reversed(key))]  # (x, y, z) in the file
+            return np.ascontiguousarray(part.read().result().T)
+        except (ValueError, OSError) as error:
+            said = str(error).split(" [")[0]
+            raise UnreadableError(f"cannot read {self.path}:{self.key}: {said}; the volume is damaged") from error
+
+
+def is_precomputed(path: Path) -> bool:
+    """Return whether a folder holds an `info`."""
+    return (path / "info").is_file()
+
+
+def split_scale(address: str) -> tuple[Path, str]:
+    """Return the folder of ``folder`` or ``folder:key``, and the key of the scale or nothing."""
+    folder, colon, key = address.rpartition(":")
+    if colon and not is_precomputed(Path(address)) and is_precomputed(Path(folder)):
+        return Path(folder), key
+    return Path(address), ""
+
+
+def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
+    """Open one scale of a precomputed volume.
+
+    Args:
+        path: folder of `info`.
+        key: of the scale, as in `info`; default: the first, which is the finest.
+
+    Raises:
+        MissingError: if tensorstore is not installed, or there is no such scale or no folder of its chunks.
+        ShapeError: if it has several channels.
+        UnreadableError: if `info` is damaged, or not that of a volume, or chunks are files that were packed.
+    """
+    try:
+        info = json.loads((path / "info").read_text())
+        scales = {str(scale["key"]): scale for scale in info["scales"]}
+        scale = scales[key] if key in scales else next(iter(scales.values()))
+        channels, dtype = int(info["num_channels"]), np.dtype(info["data_type"])
+        z, y, x = (int(n) for n in reversed(scale["size"]))
+        sizes = [float(v) for v in reversed(scale["resolution"])]
+        first = [int(v) for v in reversed(scale.get("voxel_offset", (0, 0, 0)))]
+        unit = [int(n) for n in reversed(scale["chunk_sizes"][0])]
+        voxel_size, offset = _three(sizes), _three([v * s for v, s in zip(first, sizes, strict=True)])
+        chunk = (unit[0], unit[1], unit[2])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        raise UnreadableError(
+            f"{path}/info is damaged or not that of a precomputed volume ({type(error).__name__}: {error}); expected "
+            "scales with key, size, resolution and chunk_sizes"
+        ) from error
+    if key and key not in scales:
+        raise MissingError(f"{path} has no scale {key!r}, expected {path}: and one of {list(scales)}")
+    if channels != 1:
+        raise ShapeError(f"{path} has {channels} channels, expected (z, y, x) of one channel: extract it")
+    _check_chunks(path / str(scale["key"]))
+    if find_spec("tensorstore") is None:
+        raise MissingError(
+            f"{path} is in Neuroglancer's precomputed format, which tensorstore reads, and that is not installed: "
+            "pip install 'kdseg[precomputed]', or pip install tensorstore"
+        )
+    key = str(scale["key"])
+    return PrecomputedArray(path, key, (z, y, x), dtype, voxel_size, offset, "voxel_offset" in scale, chunk)
+
+
+def _check_chunks(folder: Path) -> None:
+    """Refuse what would be read as zeros: chunks that are not there, and those under other names, are 0."""
+    if not folder.is_dir():
+        raise MissingError(f"no folder {folder} with the chunks of this scale: copy it, too")
+    with os.scandir(folder) as entries:
+        first = next((Path(entry.name) for entry in entries if entry.is_file()), None)
+    if first is not None and first.suffix in _PACKED:
+        raise UnreadableError(
+            f"the chunks in {folder} are packed one by one, e.g. {first}, as CloudVolume does: unpack them, e.g. with "
+            "gunzip -r, or write them with compress=False"
+        )
+
+
+def _three(values: list[float]) -> VoxelSize:
+    z, y, x = values
+    return (z, y, x)

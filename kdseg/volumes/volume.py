@@ -1,0 +1,481 @@
+"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position. The only module that knows zarr.
+
+kdseg writes OME-Zarr 0.5 (zarr v3, sharded): a group whose array ``0`` is the full resolution and whose
+arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr v2) and plain arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+from zarr.codecs import BloscCodec
+from zarr.errors import ContainsArrayError, ContainsGroupError
+from zarr.storage import FsspecStore, LocalStore
+
+from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.results import remote
+from kdseg.volumes.phantom.unstored import Computed, open_computed
+
+_BATCH = 16
+"""Chunks that a thread is given at a time; all of them are in memory at once."""
+VoxelSize = tuple[float, float, float]
+AXES = ("z", "y", "x")
+_TO_NM = {"nanometer": 1.0, "nm": 1.0, "micrometer": 1e3, "um": 1e3, "µm": 1e3, "angstrom": 0.1, "meter": 1e9}
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An open array with its place in the world.
+
+    Attributes:
+        array: zarr array, (z, y, x) or (c, z, y, x); or a phantom that is computed when it is read.
+        voxel_size: nm, (z, y, x); None if the store does not say.
+        offset: nm, (z, y, x), position of the first voxel.
+        attributes: what kdseg notes beside the OME metadata, e.g. the offsets of affinities.
+        placed: whether the store says where it lies; if not, ``offset`` is 0.
+    """
+
+    array: zarr.Array[Any] | Computed
+    voxel_size: VoxelSize | None
+    offset: VoxelSize
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    placed: bool = True
+
+    @property
+    def where(self) -> str:
+        """Path or URL of the array, for messages."""
+        if isinstance(self.array, Computed):
+            return str(self.array.path)
+        store = self.array.store
+        if not isinstance(store, FsspecStore):
+            return str(self.array.store_path)
+        return "/".join(part for part in (str(store.fs.unstrip_protocol(store.path)), self.array.path) if part)
+
+    @property
+    def shape(self) -> Triple:
+        """Extent in voxels, without channels."""
+        z, y, x = self.array.shape[-3:]
+        return (z, y, x)
+
+    @property
+    def channels(self) -> int | None:
+        """Length of the channel axis, None without one."""
+        return self.array.shape[0] if self.array.ndim == 4 else None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Data type of the voxels."""
+        return np.dtype(self.array.dtype)
+
+    @property
+    def roi(self) -> Roi:
+        """All voxels, counted from this array's first one."""
+        return Roi((0, 0, 0), self.shape)
+
+    @property
+    def write_unit(self) -> Triple:
+        """Extent in voxels of one file: two writers must never meet in one (zarr 3 loses data silently)."""
+        z, y, x = (self.array.shards or self.array.chunks)[-3:]
+        return (z, y, x)
+
+    def read(self, roi: Roi, channels: Sequence[int] | None = None) -> NDArray[Any]:
+        """Return the voxels of ``roi``, channels first if there are any.
+
+        Args:
+            roi: inside of the volume.
+            channels: which ones, in this order; default: all.
+
+        Raises:
+            ShapeError: if ``roi`` is not inside of the volume, or a channel is not there.
+            UnreadableError: if a chunk is damaged, or its bucket does not answer.
+        """
+        if channels is not None and not all(0 <= c < (self.channels or 0) for c in channels):
+            raise ShapeError(f"{self.where} has {self.channels} channels, {list(channels)} were asked for")
+        selection = roi.slices(self.roi)
+        if isinstance(self.array, Computed):
+            return self.array.read(roi)
+        self._refuse_empty_files(roi)
+        try:
+            with self._reaching():
+                if channels is None:
+                    return np.asarray(self.array[(..., *selection)])
+                # not by zarr's `oindex`, which picks voxels one by one: 10 times the time of a slice
+                low, high = min(channels, default=0), max(channels, default=-1) + 1
+                picked = np.asarray(self.array[(slice(low, high), *selection)])
+            in_order = list(channels) == list(range(low, high))
+            return picked if in_order else picked[np.array(channels, np.int64) - low]
+        except KdsegError:
+            raise
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UnreadableError(f"cannot read {roi} of {self.where}: {error}; the chunk is damaged") from error
+
+    def working_bytes(self, roi: Roi) -> int:
+        """Return the memory in bytes that reading ``roi`` takes beside its voxels; 0 where that is next to nothing."""
+        return self.array.working_bytes(roi) if isinstance(self.array, Computed) else 0
+
+    def _reaching(self) -> AbstractContextManager[None]:
+        in_bucket = isinstance(self.array, zarr.Array) and isinstance(self.array.store, FsspecStore)
+        return remote.reaching(self.where) if in_bucket else nullcontext()
+
+    def _refuse_empty_files(self, roi: Roi) -> None:
+        """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
+        for file in self._files(roi):
+            if not file.stat().st_size:
+                raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
+
+    def settle(self, roi: Roi) -> None:
+        """Return when the disk has what was written to ``roi``: a machine that fails after that loses none of it.
+
+        Raises:
+            UnreadableError: if the disk does not take it.
+        """
+        files = list(self._files(roi))
+        try:
+            for path in [*files, *dict.fromkeys(file.parent for file in files)]:
+                handle = os.open(path, os.O_RDONLY)
+                try:
+                    os.fsync(handle)
+                finally:
+                    os.close(handle)
+        except OSError as error:
+            raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
+
+    def _files(self, roi: Roi) -> Iterator[Path]:
+        """Yield the files that are there with voxels of ``roi``; none in a bucket."""
+        if isinstance(self.array, Computed) or not isinstance(self.array.store, LocalStore):
+            return
+        folder = Path(str(self.array.store_path).removeprefix("file://"))
+        spans = (range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True))
+        lead = () if self.channels is None else (0,)
+        for index in product(*spans):
+            file = folder / self.array.metadata.encode_chunk_key((*lead, *index))
+            if file.is_file():
+                yield file
+
+    def write(self, roi: Roi, data: NDArray[Any]) -> None:
+        """Write the voxels of ``roi``.
+
+        Args:
+            roi: must start and end on the borders of ``write_unit`` or of the volume.
+            data: array of the region's shape, channels first if the volume has any.
+
+        Raises:
+            ShapeError: if the region does not lie on those borders, or the data do not fit it.
+            UnreadableError: if the disk or the bucket does not take them, or the volume is computed when it is read.
+        """
+        if isinstance(self.array, Computed):
+            raise _read_only(self.array.path)
+        expected = (*(() if self.channels is None else (self.channels,)), *roi.shape)
+        if data.shape != expected:
+            raise ShapeError(f"cannot write data of shape {data.shape} to {roi}: expected {expected}")
+        for o, e, n, unit in zip(roi.offset, roi.end, self.shape, self.write_unit, strict=True):
+            if o % unit or (e % unit and e != n):
+                raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
+        array = self.array
+        if not array.compressors:
+            # looking for chunks of zeros only would take longer than to write them
+            array = array.with_config({"write_empty_chunks": True})
+        try:
+            with self._reaching():
+                array[(..., *roi.slices(self.roi))] = data
+        except KdsegError:
+            raise
+        except OSError as error:
+            raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
+
+
+def decode_in_one_thread() -> None:
+    """Have one thread of this process encode and decode chunks, not one per core and more.
+
+    They would take turns with a thread that computes, and with each other: a read takes a third of the CPU time then
+    (benchmarks/README.md). It is to be called before any chunk is read.
+    """
+    zarr.config.set({"threading.max_workers": 1, "codec_pipeline.batch_size": _BATCH})
+
+
+def open_volume(address: str | Path, *, level: int = 0) -> Volume:
+    """Open a dataset for reading and for writing of its blocks.
+
+    Args:
+        address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group``: an array, or an OME-Zarr image
+            group; or a file that links to one (`kdseg.results.remote`) or stands for a phantom
+            (`kdseg.volumes.phantom.unstored`).
+        level: resolution level, where the group is a pyramid.
+
+    Raises:
+        MissingError: if nothing is there.
+        UnreadableError: if what is there is no zarr, or damaged, or a bucket does not answer.
+        ConfigError: if a package is missing that reaches the bucket.
+        ShapeError: if the array is neither (z, y, x) nor (c, z, y, x).
+        VoxelSizeError: if the axes carry a unit that is not a length.
+    """
+    path = remote.resolve(address)
+    if isinstance(path, Path) and not path.exists():
+        raise MissingError(f"no dataset at {path}; expected path.zarr or path.zarr/group")
+    if isinstance(path, Path) and path.is_file():
+        return _open_phantom(path, level)
+    try:
+        with _reaching(path):
+            node = zarr.open(_store(path), mode="r+")
+    except KdsegError:
+        raise
+    except (FileNotFoundError, KeyError) as error:
+        raise MissingError(f"{path} holds no zarr array or OME-Zarr image: {error}") from error
+    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
+        raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
+    if isinstance(node, zarr.Group):
+        return _open_image(node, path, level)
+    attributes = dict(node.attrs)
+    return _checked(Volume(node, *_plain_metadata(attributes), placed="offset" in attributes), path)
+
+
+def create_volume(
+    path: Path,
+    *,
+    shape: Triple,
+    dtype: DTypeLike,
+    chunk: Triple,
+    shard: Triple,
+    voxel_size: VoxelSize,
+    offset: VoxelSize = (0.0, 0.0, 0.0),
+    channels: int | None = None,
+    levels: int = 1,
+    compress: bool = True,
+    attributes: Mapping[str, Any] | None = None,
+) -> Volume:
+    """Create an OME-Zarr 0.5 image, or open the one that an earlier attempt created.
+
+    Args:
+        path: folder to create, or a link to where to create it; what it already holds stays.
+        shape: extent in voxels of level 0, (z, y, x).
+        dtype: data type of the voxels; unwritten voxels read 0.
+        chunk: voxels per unit of reading.
+        shard: voxels per file, a multiple of ``chunk``.
+        voxel_size: nm, (z, y, x).
+        offset: nm, position of the first voxel.
+        channels: length of a leading channel axis; None leaves it out.
+        levels: resolution levels; level k has ``ceil(shape / 2**k)`` voxels.
+        compress: blosc-zstd at its lightest; affinities are stored raw, they hardly shrink.
+        attributes: JSON values to note beside the OME metadata.
+
+    Returns:
+        The full resolution.
+
+    Raises:
+        ShapeError: if the folder already holds an array of other shape or type.
+        UnreadableError: if the disk or the bucket does not take it, or a phantom that is not stored lies there.
+        MissingError: if there is no such bucket.
+        ConfigError: if a package is missing that reaches it.
+    """
+    lead = () if channels is None else (channels,)
+    where = remote.resolve(path)
+    if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
+        raise _read_only(where)
+    try:
+        with _reaching(where):
+            group = zarr.open_group(_store(where), mode="a", zarr_format=3)
+            arrays = [
+                _array(group, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
+                for level in range(levels)
+            ]
+            notes = dict(attributes or {})
+            ome = _ome(path.stem, voxel_size, offset, levels, channels is not None)
+            group.attrs.update({"kdseg": notes, "ome": ome})
+    except KdsegError:
+        raise
+    except OSError as error:
+        raise UnreadableError(f"cannot create {path}: {error}") from error
+    return Volume(arrays[0], voxel_size, offset, notes)
+
+
+def _read_only(path: Path) -> UnreadableError:
+    return UnreadableError(f"{path} is a phantom that is not stored, so nothing can be written to it")
+
+
+def _open_phantom(path: Path, level: int) -> Volume:
+    if level:
+        raise MissingError(f"{path} is a phantom that is not stored: it has no resolution level {level}")
+    array = open_computed(path)
+    size = array.options.voxel_size
+    z, y, x = (n * v for n, v in zip(array.options.offset, size, strict=True))
+    return Volume(array, size, (z, y, x))
+
+
+def _reaching(where: str | Path) -> AbstractContextManager[None]:
+    return remote.reaching(where) if isinstance(where, str) else nullcontext()
+
+
+def _store(where: str | Path) -> FsspecStore | str:
+    if isinstance(where, Path):
+        return str(where)
+    return FsspecStore.from_url(where, storage_options=remote.OPTIONS)
+
+
+def level_shape(shape: Triple, level: int) -> Triple:
+    """Return the extent of one level of the pyramid over a volume of ``shape``."""
+    return _halved(shape, level)
+
+
+def _array(
+    group: zarr.Group,
+    level: int,
+    lead: tuple[int, ...],
+    shape: Triple,
+    dtype: np.dtype[Any],
+    chunk: Triple,
+    shard: Triple,
+    compress: bool,
+) -> zarr.Array[Any]:
+    try:
+        return group.create_array(
+            str(level),
+            shape=(*lead, *shape),
+            chunks=(*lead, *chunk),
+            shards=(*lead, *shard),
+            dtype=dtype,
+            fill_value=0,
+            compressors=[BloscCodec(cname="zstd", clevel=1)] if compress else None,
+            dimension_names=[*("c" for _ in lead), *AXES],
+        )
+    except (ContainsArrayError, ContainsGroupError):
+        array = cast("zarr.Array[Any]", group[str(level)])
+        if array.shape != (*lead, *shape) or array.dtype != dtype:
+            raise ShapeError(
+                f"{group.store_path}/{level} holds {array.dtype} {array.shape}, expected {dtype} {(*lead, *shape)}"
+            ) from None
+        return array
+
+
+def _halved(shape: Triple, level: int) -> Triple:
+    z, y, x = (-(-n // 2**level) for n in shape)
+    return (z, y, x)
+
+
+def _ome(name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, channels: bool) -> dict[str, Any]:
+    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channels else []
+    axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in AXES]
+    one, zero = ([1.0], [0.0]) if channels else ([], [])
+    datasets = []
+    for level in range(levels):
+        scale = [v * 2**level for v in voxel_size]
+        # A halved voxel's centre lies between those of the voxels it stands for.
+        shift = [o + (s - v) / 2 for o, s, v in zip(offset, scale, voxel_size, strict=True)]
+        transforms = [
+            {"type": "scale", "scale": one + scale},
+            {"type": "translation", "translation": zero + shift},
+        ]
+        datasets.append({"path": str(level), "coordinateTransformations": transforms})
+    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+
+
+def _open_image(group: zarr.Group, path: str | Path, level: int) -> Volume:
+    attributes = dict(group.attrs)
+    ome = attributes.get("ome", attributes)
+    images = ome.get("multiscales") if isinstance(ome, dict) else None
+    if not images:
+        raise MissingError(f"{path} is a zarr group without an image; its members are {sorted(group.keys())}: name one")
+    try:
+        image = images[0]
+        datasets = image["datasets"]
+        if level >= len(datasets):
+            raise MissingError(f"{path} has {len(datasets)} resolution levels, level {level} was asked for")
+        array = _member(group, datasets[level]["path"], path)
+        scale, translation = _transforms(image, datasets[level], array.ndim)
+        units = [axis.get("unit") for axis in image["axes"][-3:]]
+        names = [axis["name"] for axis in image["axes"]]
+    except (MissingError, UnreadableError):
+        raise
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
+        raise VoxelSizeError(f"the OME metadata of {path} are not understood: {error!r}") from error
+    if names[-3:] != list(AXES):
+        raise ShapeError(f"{path} has the axes {names}, expected (c,) z, y, x")
+    place = _in_nm(scale[-3:], translation[-3:], units, path)
+    notes = cast("dict[str, Any]", attributes.get("kdseg", {}))
+    # without units, the 0 of a translation that is not there is as little known as the scale
+    return _checked(Volume(array, *place, notes, placed=place[0] is not None), path)
+
+
+def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
+    try:
+        node = group[name]
+    except KeyError:
+        raise MissingError(f"{path} names a resolution level {name!r} that is not there: copy it again") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UnreadableError(f"cannot open {path}/{name} as zarr: {error}") from error
+    if isinstance(node, zarr.Group):
+        raise MissingError(f"{path}/{name} is a group, expected the array of a resolution level")
+    return node
+
+
+def _in_nm(
+    scale: list[float], translation: list[float], units: list[str | None], path: str | Path
+) -> tuple[VoxelSize | None, VoxelSize]:
+    if None in units and not any(translation):
+        # A scale without a unit is a number of nobody knows what: as good as no voxel size.
+        return None, (0.0, 0.0, 0.0)
+    unknown = [unit for unit in units if unit not in _TO_NM]
+    if unknown:
+        raise VoxelSizeError(f"{path} has axes in {unknown}, expected units of length such as 'nanometer'")
+    factors = [_TO_NM[str(unit)] for unit in units]
+    voxel_size = _three(s * f for s, f in zip(scale, factors, strict=True))
+    return voxel_size, _three(t * f for t, f in zip(translation, factors, strict=True))
+
+
+def _transforms(image: dict[str, Any], dataset: dict[str, Any], ndim: int) -> tuple[list[float], list[float]]:
+    scale, translation = [1.0] * ndim, [0.0] * ndim
+    # The image's own transforms are applied after those of its resolution level.
+    for step in [*dataset["coordinateTransformations"], *image.get("coordinateTransformations", [])]:
+        if step["type"] == "scale":
+            scale = [a * b for a, b in zip(scale, step["scale"], strict=True)]
+            translation = [a * b for a, b in zip(translation, step["scale"], strict=True)]
+        elif step["type"] == "translation":
+            translation = [a + b for a, b in zip(translation, step["translation"], strict=True)]
+    return scale, translation
+
+
+def _plain_metadata(attributes: dict[str, Any]) -> tuple[VoxelSize | None, VoxelSize]:
+    size = attributes.get("voxel_size", attributes.get("resolution"))
+    offset = attributes.get("offset", (0.0, 0.0, 0.0))
+    return (None if size is None else _three(size)), _three(offset)
+
+
+def _three(values: Any) -> VoxelSize:
+    try:
+        z, y, x = (float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise VoxelSizeError(f"expected three numbers (z, y, x) in nm, got {values!r}") from error
+    return (z, y, x)
+
+
+def _checked(volume: Volume, path: str | Path) -> Volume:
+    if volume.array.ndim not in (3, 4):
+        raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
+    if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):
+        raise VoxelSizeError(f"{path} has the voxel size {volume.voxel_size} nm, expected three positive numbers")
+    return volume
+
+
+def affinity_offsets(affinities: Volume) -> Offsets:
+    """Return the offsets of a volume of affinities, one ``(z, y, x)`` step in voxels per channel.
+
+    Raises:
+        ShapeError: if the volume names none, or not one per channel, or is not uint8.
+    """
+    steps = affinities.attributes.get("offsets")
+    if not steps or len(steps) != affinities.channels or affinities.dtype != np.uint8:
+        raise ShapeError(
+            f"{affinities.where} is {affinities.dtype} {affinities.array.shape} with the offsets {steps}; "
+            "expected uint8 affinities (c, z, y, x) with one offset per channel, as `kdseg predict` writes them"
+        )
+    return tuple((int(z), int(y), int(x)) for z, y, x in steps)

@@ -1,0 +1,209 @@
+"""One YAML per dataset: valid examples, a schema in step with the code, one clear line per mistake."""
+
+import json
+import re
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from workflow import ROOT
+
+from kdseg.config import PredictOptions, load, parse_options, schema, validate
+from kdseg.errors import ConfigError, MissingError, ShapeError
+from kdseg.geometry import fits_or_covers
+from kdseg.segmentation.agglomeration.tree import layout
+
+EXAMPLES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_shipped_configuration_is_valid(name):
+    assert load(ROOT / "config" / name).models
+
+
+def test_the_schema_for_editors_is_current():
+    assert (ROOT / "config" / "schema.json").read_text() == schema(), "run: kdseg schema > config/schema.json"
+
+
+@pytest.fixture
+def values():
+    return yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+
+
+def change(path, value):
+    def apply(values):
+        *parents, last = path.split(".")
+        for key in parents:
+            values = values[int(key) if key.isdigit() else key]
+        values[last] = value
+
+    return apply
+
+
+MISTAKES = {
+    "a section that is a list": (change("predict", ["block"]), r"predict: expected options, `key: value` each"),
+    "one number for three": (change("predict.tile", 32), r"predict\.tile: expected a list, .* \(got 32\)"),
+    "typo": (change("predicct", {}), r"predicct: unknown key"),
+    "typo in a section": (change("predict.tiles", [1, 1, 1]), r"predict\.tiles: unknown key.*got \[1, 1, 1\]"),
+    "wrong type": (change("models.teacher.train.steps", "many"), r"models\.teacher\.train\.steps.*'many'"),
+    "zero steps": (change("models.teacher.train.steps", 0), r"greater than or equal to 1"),
+    "no source": (change("volumes.train", {}), r"volumes\.train: .*either `raw` .* or `phantom`"),
+    "two sources": (change("volumes.train.raw", "a.h5"), r"not both"),
+    "voxel size of a phantom": (change("volumes.train.voxel_size", [1, 1, 1]), r"brings its own"),
+    "voxel size": (
+        change("volumes.train", {"raw": "a.tif", "voxel_size": [10, 0, 10]}),
+        r"volumes\.train\.voxel_size\.1.*greater than 0",
+    ),
+    "intensity": (change("volumes.train", {"raw": "a", "intensity": [5, 5]}), r"low < high"),
+    "unknown volume": (change("evaluate.tune_on", "trane"), r"volume 'trane', but there are only \['train', 'tune'\]"),
+    "unlabelled volume": (change("volumes.tune", {"raw": "a.tif"}), r"needs ground truth of the volume 'tune'"),
+    "unknown teacher": (change("models.student.train.teacher", "master"), r"model 'master', but there are only"),
+    "own teacher": (change("models.student.train.teacher", "student"), r"its own teacher"),
+    "teacher without a term": (change("models.student.train.terms", [{"name": "affinity"}]), r"no term uses it"),
+    "term without a teacher": (
+        change("models.teacher.train.terms", [{"name": "soft_affinity"}]),
+        r"\['soft_affinity'\] need a `teacher`",
+    ),
+    "unknown term": (change("models.teacher.train.terms", [{"name": "magic"}]), r"magic"),
+    "block and shard": (change("predict.block", [32, 32, 48]), r"multiple of predict\.tile|multiple of storage\.shard"),
+    "edges block and shard": (change("edges.block", [32, 32, 48]), r"edges\.block .*multiple of storage\.shard"),
+    "chunk and shard": (change("storage.chunk", [15, 16, 16]), r"shard .* must be a multiple of chunk"),
+    "thresholds": (change("agglomerate.thresholds", [0.5, 0.2]), r"must ascend"),
+    "offsets": (change("offsets", [[0, 0, -1], [0, -1, 0], [-1, 0, 0]]), r"first three offsets"),
+    "repeated offset": (change("offsets", [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, -1]]), r"must be distinct"),
+    "name": (change("models.bad/name", {}), r"bad/name"),
+    "reserved name": (change("models.volumes", {}), r"volumes"),
+    "levels": (change("models.teacher.network.downsample", [[2, 2, 2]] * 4), r"2 widths need 1 downsample"),
+    "even kernel": (change("models.teacher.network.kernels", [[3, 3, 3], [2, 3, 3]]), r"must be odd"),
+    "results with a blank": (change("results", "my results"), r"results"),
+    "fused without affinities for waterz": (
+        lambda values: values.update(predict={"fused": True}, agglomerate={"engine": "waterz"}),
+        r"waterz needs the affinities of the whole volume, which predict\.fused does not store: use the engine `exact`",
+    ),
+    "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
+    "device": (change("device", "tpu"), r"device"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_clear_line(values, mistake):
+    apply, message = MISTAKES[mistake]
+    validate(values)
+    apply(values)
+    with pytest.raises(ConfigError, match=message) as caught:
+        validate(values)
+    # Models share sections through YAML anchors: one line for each place that is wrong.
+    assert all(re.match(r"\S+: \S", line) for line in str(caught.value).splitlines())
+
+
+CHUNK = r"agglomerate\.chunk \(32, 32, 64\) must be a multiple of %s\.block .*'tune' of \(32, 64, 64\)"
+
+
+def test_a_chunk_of_parts_of_blocks_is_refused_where_the_extent_is_known(values):
+    values["agglomerate"]["chunk"] = [32, 32, 64]  # half of a block of fragments along y
+    with pytest.raises(ConfigError, match=CHUNK % "fragments"):
+        validate(values)
+    values["fragments"]["block"], values["edges"]["block"] = [32, 32, 32], [32, 64, 32]
+    with pytest.raises(ConfigError, match=CHUNK % "edges"):
+        validate(values)
+    values["agglomerate"]["engine"] = "waterz"  # takes the volume in one chunk
+    validate(values)
+
+
+@pytest.mark.parametrize("teaching", [{}, {"instances": "segmentation"}])
+def test_a_chunk_is_refused_only_for_what_is_segmented(values, teaching):
+    values["agglomerate"]["chunk"] = [40, 64, 64]  # covers `tune`, but cuts blocks of `train`, of 48 voxels
+    values["fragments"]["block"] = values["edges"]["block"] = [32, 64, 64]
+    values["models"]["student"]["train"]["teaching"] = teaching
+    if not teaching:
+        validate(values)
+        return
+    with pytest.raises(ConfigError, match=r"chunk \(40, 64, 64\) .* volume 'train' of \(48, 64, 64\)"):
+        validate(values)
+
+
+def test_a_chunk_is_not_refused_where_only_the_file_knows_the_extent(values):
+    values["agglomerate"]["chunk"] = [40, 64, 64]
+    source = {"raw": "a.zarr", "labels": "b.zarr"}
+    values["volumes"]["tune"] = source
+    validate(values)
+    values["volumes"]["tune"] = source | {"roi": {"shape": [41, 64, 64]}}
+    with pytest.raises(ConfigError, match=r"cover the volume 'tune' of \(41, 64, 64\)"):
+        validate(values)
+    values["volumes"]["tune"] = source | {"roi": {"shape": [40, 64, 64]}}
+    validate(values)
+
+
+@given(*[st.tuples(*[st.integers(1, 12)] * 3)] * 4)
+def test_the_configuration_accepts_what_the_tree_accepts(chunk, fragment, edge, shape):
+    try:
+        layout(shape, chunk, fragment, edge)
+        fits = True
+    except ShapeError:
+        fits = False
+    assert fits == all(fits_or_covers(chunk, block, shape) for block in (fragment, edge))
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(MissingError, match="see config/ for examples"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text("- a\n")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        load(tmp_path / "a.yaml")
+
+
+def test_sections_travel_as_json():
+    options = PredictOptions(block=(64, 64, 64), tile=(32, 32, 32))
+    assert parse_options(PredictOptions, options.model_dump_json()) == options
+    with pytest.raises(ConfigError, match="tile"):
+        parse_options(PredictOptions, json.dumps({"tile": [0, 1, 1]}))
+
+
+def distilled(**changes: Any) -> dict[str, Any]:
+    """config/test.yaml with another training of its student."""
+    values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+    values["models"]["student"]["train"] = values["models"]["student"]["train"] | changes
+    return values
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"terms": [{"name": "affinity"}, {"name": "fitnets", "level": 7}]}, r"looks at the levels \[7\].*0 to 1"),
+        ({"terms": [{"name": "affinity"}, {"name": "at", "levels": [0, -3]}]}, r"levels \[-3\]"),
+        ({"terms": [{"name": "affinity"}, {"name": "graph_flow", "fit": 12}]}, "would never act"),
+        ({"terms": [{"name": "affinity"}, {"name": "soft_affinity", "start": 12}]}, "would never act"),
+        (
+            {
+                "terms": [
+                    {"name": "affinity"},
+                    {"name": "graph_relation", "taps": ["affinities"], "edge": 0, "affinity": 0},
+                ]
+            },
+            "no part",
+        ),
+        ({"crop": [32, 32, 31]}, r"multiple of the pooling \[2, 2, 2\]"),
+    ],
+)
+def test_what_terms_cannot_do_is_refused_before_the_teacher_is_trained(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(distilled(**changes))
+
+
+def test_trials_without_a_term_on_the_embedding_have_no_such_head() -> None:
+    terms = [{"name": "affinity"}, {"name": "graph_relation"}]
+    values = distilled(terms=terms)
+    values["models"]["student"]["heads"] = {"embedding": 8}
+    values["models"]["teacher"]["heads"] = {"embedding": 8}
+    values["models"]["teacher"]["train"] = values["models"]["teacher"]["train"] | {
+        "terms": [{"name": "affinity"}, {"name": "embedding"}]
+    }
+    values["compare"]["methods"] = {"grd": {"terms": [{"name": "graph_relation"}]}}
+    found = validate(values).trials
+    assert found["alone.seed0"].heads.embedding == 0
+    assert found["grd.seed0"].heads.embedding == 8

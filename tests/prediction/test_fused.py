@@ -1,0 +1,226 @@
+"""From the network to fragments and edges without stored affinities: the same bytes as through them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pipeline import STORAGE, FragmentsOptions, store, voxels
+from toy_models import OFFSETS, TILE, save
+
+from kdseg.cli import main
+from kdseg.config import AgglomerateOptions, EdgesOptions, PredictOptions, SegmentOptions
+from kdseg.config.segmentation import WatershedOptions
+from kdseg.errors import ClaimError, ConfigError, MissingError, ShapeError
+from kdseg.geometry import Block, Roi, Triple, blocks
+from kdseg.prediction import fuse
+from kdseg.prediction import stage as predict
+from kdseg.results.manifests import clear, read, store_of
+from kdseg.results.tables import read_table
+from kdseg.running.attempt import Clock
+from kdseg.segmentation.agglomeration import stage as agglomerate
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.segmentation.graph.faces import cell_part, joined_edges, nearest_offsets
+from kdseg.segmentation.graph.rag import block_edges
+from kdseg.segmentation.segments import stage as segment
+from kdseg.volumes.volume import Volume, open_volume
+
+SHAPE = (40, 70, 50)
+OPTIONS = FragmentsOptions(
+    block=(32, 64, 32), halo=(5, 8, 8), watershed=WatershedOptions(seed_distance=2), dust=2, premerge=0.2
+)
+PREDICT = PredictOptions(block=(32, 32, 32), tile=TILE)
+EDGES: Triple = (64, 32, 32)
+"""Neither a multiple nor a part of the blocks of fragments."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw data, a mask and a network; and what comes of them through stored affinities."""
+    path = tmp_path_factory.mktemp("fused")
+    rng = np.random.default_rng(0)
+    store(path / "raw.json", rng.integers(0, 256, SHAPE, dtype=np.uint8))
+    mask = np.ones(SHAPE, np.uint8)
+    mask[10:20, 30:50] = 0
+    store(path / "mask.json", mask)
+    save(path / "model.json")
+    out = path / "stored"
+    predict.run(path / "raw.json", path / "model.json", out / "affinities.json", PREDICT, STORAGE, device="cpu")
+    fragments.run(out / "affinities.json", out / "fragments.json", OPTIONS, STORAGE, mask=path / "mask.json")
+    edges.run(out / "affinities.json", out / "fragments.json", out / "edges.json", EdgesOptions(block=EDGES))
+    return path
+
+
+def fused(folder: Path, name: str, workers: int = 1, **changes: Any) -> Path:
+    inputs = [folder / "raw.json", folder / changes.pop("model", "model.json")]
+    manifest = folder / name / "fragments.json"
+    options = {"mask": folder / "mask.json", "device": "cpu", "workers": workers, **changes}
+    fuse.run(*inputs, manifest, PREDICT, OPTIONS, STORAGE, **options)
+    return manifest
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in sorted(path.rglob("*")) if p.is_file()}
+
+
+def expect_the_same_bytes(folder: Path, name: str, workers: int = 1) -> None:
+    found, stored = folder / name, folder / "stored"
+    edges.run(None, found / "fragments.json", found / "edges.json", EdgesOptions(block=EDGES), workers=workers)
+    assert len(np.unique(voxels(found / "fragments.json"))) > 100
+    for result in ("fragments.zarr", "edges.tables"):
+        ours, theirs = files(found / result), files(stored / result)
+        assert ours.keys() == theirs.keys()
+        assert all(ours[key] == theirs[key] for key in theirs), result
+    assert not (found / "affinities.zarr").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, workers: int) -> None:
+    name = f"workers{workers}"
+    stats = read(fused(folder, name, workers))["stats"]
+    expect_the_same_bytes(folder, name, workers)
+    assert stats["times_predicted"] > 1
+    assert stats["mvox_per_s"] > 0
+    rows = sum(len(read_table(path)["u"]) for path in (folder / name / "edges.tables").iterdir())
+    assert rows > 500
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None:
+    program = "import sys; from pathlib import Path; import test_fused as t; t.fused(Path(sys.argv[1]), 'killed')"
+    path = os.pathsep.join(sys.path)
+    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env={**os.environ, "PYTHONPATH": path})
+    marks = folder / "killed" / ".fragments" / "blocks-32x64x32.txt"
+    while not (marks.exists() and "\n" in marks.read_text()):
+        assert child.poll() is None, "the run ended before it was killed"
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (folder / "killed" / "fragments.json").exists()
+    deadline = time.monotonic() + 60
+    while not (folder / "killed" / "fragments.json").exists():
+        try:
+            fused(folder, "killed", workers=2)
+        except ClaimError:  # the workers of the killed run end by themselves
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    expect_the_same_bytes(folder, "killed")
+
+
+def test_the_neurons_follow_without_affinities(folder: Path) -> None:
+    found = []
+    for name, affinities in (("neurons", None), ("stored", folder / "stored" / "affinities.json")):
+        out = folder / name
+        if affinities is None:
+            fused(folder, name)
+            edges.run(None, out / "fragments.json", out / "edges.json", EdgesOptions(block=EDGES))
+        names = [out / f"{n}.json" for n in ("fragments", "edges", "agglomeration")]
+        agglomerate.run(affinities, *names, AgglomerateOptions(chunk=(64, 64, 32)))
+        how = SegmentOptions(block=(32, 32, 32), threshold=0.5)
+        segment.run(*names, None, out / "segmentation.json", how, STORAGE)
+        found.append(voxels(out / "segmentation.json"))
+    assert np.array_equal(*found)
+    one = AgglomerateOptions(engine="waterz")
+    with pytest.raises(ConfigError, match="waterz needs the affinities of the whole volume"):
+        agglomerate.run(None, *names[:2], folder / "x.json", one)
+
+
+def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) -> list[int]:
+    """Do a block in a fresh process; return how many threads decode whenever a volume is opened there."""
+    found = []
+
+    def noted(path: Path) -> Volume:
+        found.append(zarr.config.get("threading.max_workers"))
+        return open_volume(path)
+
+    fuse.open_volume = noted  # type: ignore[attr-defined]
+    function(block, Clock())
+    return found
+
+
+def test_the_mask_is_decoded_in_one_thread_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    works: list[Callable[[Block, Clock], bool]] = []
+    monkeypatch.setattr(fuse, "run_predicted", lambda *arguments: works.append(arguments[3]))
+    fused(folder, "threads")
+    with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
+        block = next(blocks(Roi((0, 0, 0), SHAPE), OPTIONS.block))
+        threads = fresh.submit(_threads_of_reading, works[0], block).result()
+    assert len(threads) == 3
+    assert set(threads) == {1}
+
+
+def test_refusals(folder: Path) -> None:
+    made = folder / "stored" / "fragments.json"
+    with pytest.raises(MissingError, match="keeps nothing of its affinities: name them"):
+        edges.run(None, made, folder / "x.json", EdgesOptions(block=EDGES))
+    one = fused(folder, "refused")
+    for option in ("long_range", "histograms"):
+        with pytest.raises(ConfigError, match="need affinities"):
+            edges.run(None, one, folder / "x.json", EdgesOptions(block=EDGES, **{option: True}))  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"edges\.block \(32, 32, 16\) must be a multiple of the shard \(32, 32, 32\)"):
+        edges.run(None, one, folder / "x.json", EdgesOptions(block=(32, 32, 16)))
+    with pytest.raises(ClaimError, match=r"inputs\.mask was"):
+        fused(folder, "refused", mask=None)
+    store(folder / "small.json", np.ones((40, 70, 49), np.uint8))
+    with pytest.raises(ShapeError, match="on its grid"):
+        fused(folder, "small", mask=folder / "small.json")
+    with pytest.raises(ConfigError, match="first three offsets must be one-voxel steps"):
+        nearest_offsets(OFFSETS[1:])
+    assert any(path.name == "fragments.tables" for path in clear(one))
+    assert not (folder / "refused" / "fragments.tables").exists()
+
+
+def test_the_command(folder: Path) -> None:
+    out = folder / "command"
+    manifests = {"raw": folder / "raw.json", "model": folder / "model.json", "mask": folder / "mask.json"}
+    sections = {"options": PREDICT, "fragments": OPTIONS, "storage": STORAGE}
+    arguments = ["fuse", "--manifest", str(out / "fragments.json"), "--device", "cpu"]
+    arguments += [part for name, path in manifests.items() for part in (f"--{name}", str(path))]
+    arguments += [part for name, one in sections.items() for part in (f"--{name}", one.model_dump_json())]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    section = EdgesOptions(block=EDGES).model_dump_json()
+    places = ["--fragments", str(out / "fragments.json"), "--manifest", str(out / "edges.json")]
+    done = CliRunner().invoke(main, ["edges", *places, "--options", section])
+    assert done.exit_code == 0, done.output
+    assert files(store_of(out / "edges.json")) == files(folder / "stored" / "edges.tables")
+
+
+Extent = st.tuples(*[st.integers(1, 9)] * 3)
+Times = st.tuples(*[st.integers(1, 3)] * 3)
+
+
+@settings(deadline=None, max_examples=100)
+@given(Extent, st.tuples(*[st.integers(1, 4)] * 3), Times, st.tuples(*[st.sampled_from([-1, 1])] * 3), st.integers(0))
+def test_cells_add_up_to_blocks(shape: Triple, unit: Triple, times: Triple, signs: Triple, seed: int) -> None:
+    """For any shape, cell and block, and for steps of either sign, rows of contact 0 included."""
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 4, shape).astype(np.uint64)
+    affinities = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
+    offsets: Any = tuple(tuple(sign * (a == b) for b in range(3)) for a, sign in enumerate(signs))
+    volume = Roi((0, 0, 0), shape)
+    parts = {
+        cell.index: cell_part(ids[cell.roi.slices()], affinities[(slice(3), *cell.roi.slices())], offsets)
+        for cell in blocks(volume, unit)
+    }
+    for block in blocks(volume, tuple(u * t for u, t in zip(unit, times, strict=True))):  # type: ignore[arg-type]
+        read_roi = block.roi.grow((1, 1, 1)).intersect(volume)
+        near, links = ids[read_roi.slices()], affinities[(slice(3), *read_roi.slices())]
+        expected = block_edges(near, links, offsets, block.roi.slices(read_roi))
+        found = joined_edges(near, read_roi, block.roi, unit, offsets, parts.__getitem__)
+        for name in expected._fields:
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

@@ -1,0 +1,381 @@
+"""Which method is worth it: derived trials, scores, means and spreads over seeds, the page, the workflow."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import yaml
+from report_page import Page as _Page
+from workflow import ROOT, snakemake
+
+from kdseg.config import FragmentsOptions, TrialOptions, validate
+from kdseg.config.compare import ALONE, trial_name
+from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.errors import ConfigError, MissingError
+from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.models import build
+from kdseg.report import compare_stage as compare
+from kdseg.report.comparison import Spread, collect, gain, spread
+from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
+from kdseg.report.strip import Row, strip
+from kdseg.results.curve import Curve, seconds_per_step
+from kdseg.results.manifests import claim
+from kdseg.training import trial
+from kdseg.training.validation import THRESHOLDS, Scored
+
+KD = {"terms": [{"name": "soft_affinity", "balanced": False}]}
+SCORES = {
+    "teacher": {0: (0.5, 0.10)},
+    "alone": {0: (1.0, 0.30), 1: (1.2, 0.32), 2: (1.1, 0.34)},
+    "kd": {0: (0.9, 0.29), 1: (0.8, 0.32), 2: (1.15, 0.30)},
+    "good": {0: (0.7, 0.2), 1: (0.8, 0.2), 2: (0.6, 0.2)},
+}
+"""VOI and ARAND by model and seed. Gap in VOI: 1.1 − 0.5."""
+
+
+@pytest.fixture
+def values():
+    found = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+    found["compare"] = {"student": "student", "seeds": [0, 1, 2], "methods": {"kd": KD, "good": KD}}
+    return found
+
+
+def put(folder, name, voi, arand, **training):
+    facts = {"seconds_per_step": 0.1, "peak_mb": 900.0, "device": "cpu", **training}
+    with claim(Path(folder) / name / "trial.json", "trial", {"name": name}, {}) as held:
+        scores = {"voi": voi, "voi_split": voi / 4, "voi_merge": 3 * voi / 4, "arand": arand, "threshold": 0.5}
+        held.stats.update(scores={"tune": scores}, training=facts)
+
+
+def comparison(folder, values, scores=SCORES, **training):
+    for method, found in scores.items():
+        for seed, (voi, arand) in found.items():
+            name = method if method == "teacher" else trial_name(method, seed)
+            put(folder, name, voi, arand, **training.get(method, {}))
+    return collect(validate({**values, "results": str(folder)}))
+
+
+class Page(_Page):
+    """The cells of the table by method."""
+
+    def handle_starttag(self, tag, attrs):
+        super().handle_starttag(tag, attrs)
+        if "data-method" in (found := dict(attrs)):
+            self.rows.append((found["data-method"],))
+
+
+def test_trials_differ_in_terms_heads_and_seed_only(values):
+    values["models"]["student"]["train"]["batch"] = 3
+    heads = {"heads": {"embedding": 4}, "terms": [{"name": "embedding"}, {"name": "graph_relation", "taps": [0]}]}
+    values["compare"]["methods"] = {"kd": KD, "grd": heads}
+    config = validate(values)
+    base = config.models["student"]
+    assert list(config.trials) == [f"{m}.seed{s}" for m in (ALONE, "kd", "grd") for s in (0, 1, 2)]
+    for name, made in config.trials.items():
+        method, _, seed = name.partition(".seed")
+        free = {"train": {"seed", "terms", "teacher", "unlabelled"}, "heads": True}
+        assert made.model_dump(exclude=free) == base.model_dump(exclude=free)
+        assert made.train.seed == int(seed)
+        assert next(t.name for t in made.train.terms if not t.from_teacher) == "affinity"
+        assert (made.train.teachers, made.train.unlabelled) == (
+            ((), ()) if method == ALONE else (("teacher",), ("train",))
+        )
+    assert [t.name for t in config.trials["alone.seed1"].train.terms] == ["affinity"]
+    # the student's own distillation term gives way to the method's
+    assert [t.name for t in config.trials["kd.seed1"].train.terms] == ["affinity", "soft_affinity"]
+    assert config.trials["kd.seed1"].train.terms[1].balanced is False
+    assert config.trials["grd.seed2"].heads.embedding == 4
+    assert list(config.all_models) == [*config.models, *config.trials]
+    assert config.trial.volumes == ("tune",)
+
+
+def methods(**found):
+    return lambda values: values["compare"].update(methods=found)
+
+
+MISTAKES = {
+    "unknown student": (lambda v: v["compare"].update(student="x"), r"compare\.student names the model 'x'"),
+    "no teacher": (lambda v: v["compare"].update(student="teacher"), r"'teacher', which learns from no teacher"),
+    "alone": (methods(alone=KD), r"'alone' is made by itself"),
+    "dot": (methods(**{"a.b": KD}), r"compare\.methods\.a\.b"),
+    "no method": (methods(), r"at least 1 item"),
+    "controls only": (methods(a={"terms": [{"name": "lsd"}], "heads": {"lsd": True}}), r"no method of \['a'\]"),
+    "no head": (methods(kd=KD, a={"terms": [{"name": "graph_relation"}]}), r"compare\.methods\.a: .*heads\.embedding"),
+    "teacher without the head": (
+        methods(a={"heads": {"embedding": 4}, "terms": [{"name": "embedding"}, {"name": "graph_relation"}]}),
+        r"a\.seed0: .*teachers \['teacher'\] have none",
+    ),
+    "term of the base": (methods(a={"terms": [{"name": "affinity"}, *KD["terms"]]}), r"methods\.a: .*given once"),
+    "seeds": (lambda v: v["compare"].update(seeds=[1, 1]), r"each seed may be given once"),
+    "volume": (lambda v: v["compare"].update(volumes=["nowhere"]), r"compare\.volumes names the volume 'nowhere'"),
+    "nothing to train alone": (
+        lambda v: v["models"]["student"]["train"].update(terms=KD["terms"]),
+        r"no term on ground truth",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told(values, mistake):
+    change, message = MISTAKES[mistake]
+    validate(values)
+    change(values)
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
+def test_spread_is_the_sample_standard_deviation():
+    assert spread([]) is None
+    assert spread([2.0]).sd is None
+    found = spread([1.0, 2.0, 4.0])
+    assert found.mean == pytest.approx(7 / 3)
+    assert found.sd == pytest.approx(np.std([1, 2, 4], ddof=1))
+
+
+def test_a_zero_has_no_minus():
+    assert plus_minus(Spread(-0.001, 0.25, 3), 0, 100) == "0 ± 25"
+    assert plus_minus(Spread(-0.02, None, 1), 0, 100) == "−2"
+
+
+def test_a_gain_is_paired_by_seed_over_the_gap_of_the_means():
+    found = gain({0: 0.9, 1: 0.8, 2: 1.1}, {0: 1.0, 1: 1.2, 2: 1.1, 7: 1.5}, 0.5)
+    gap = np.mean([1.0, 1.2, 1.1, 1.5]) - 0.5
+    closures = np.array([0.1, 0.4, 0.0]) / gap
+    assert found.closure.mean == pytest.approx(closures.mean())
+    assert found.closure.sd == pytest.approx(closures.std(ddof=1))
+    assert found.difference.mean == pytest.approx(-0.5 / 3)
+    # Student's t for two degrees of freedom, 97.5 %: 4.3027
+    assert found.interval == pytest.approx(4.302653 * np.std([0.1, 0.4, 0.0], ddof=1) / 3**0.5, rel=1e-6)
+    assert (found.wins, found.ties, found.difference.count) == (2, 1, 3)
+
+
+def test_without_a_better_teacher_there_is_no_gap():
+    ours, alone = {0: 0.9, 1: 0.8}, {0: 1.0, 1: 1.2}
+    for teacher in (1.1, 1.3):
+        assert gain(ours, alone, teacher).closure is None
+        assert gain(ours, alone, teacher).teacher_known
+    assert gain(ours, alone, None).closure is None
+    assert not gain(ours, alone, None).teacher_known
+    assert gain({0: 0.9}, {1: 1.0}, 0.5) is None
+    one = gain({0: 0.9}, alone, 0.6)
+    assert (one.closure.mean, one.closure.sd, one.interval) == (pytest.approx(0.2), None, None)
+
+
+def test_the_table(tmp_path, values):
+    found = comparison(tmp_path, values, kd={"seconds_per_step": 0.15, "peak_mb": 1000.0})
+    assert [entry.name for entry in found.entries] == ["teacher", "alone", "good", "kd"]
+    kd = cells(found.entries[3])
+    assert kd["voi"] == "0.950 ± 0.180"
+    assert kd["arand"] == "0.303 ± 0.015"
+    # (0.1 + 0.4 − 0.05) / 3 / 0.6
+    assert kd["voi_closure"] == "25 ± 38"
+    assert kd["voi_wins"] == "2 of 3"
+    assert kd["arand_wins"] == "2 of 3, 1 equal"
+    assert kd["voi_difference"].startswith("−0.150 ± ")
+    assert (kd["time"], kd["memory"], kd["seeds"]) == ("150.0 (1.50×)", "1,000", "3 of 3")
+    assert cells(found.entries[1])["time"] == "100.0"
+    assert cells(found.entries[0])["voi"] == "0.500"
+    text = sentence(found, "tune")
+    assert "“good” has the least mean VOI of 2 methods: 0.700 ± 0.100 bits, the student alone 1.100 ± 0.100" in text
+    assert "better in 3 of 3 seeds and closes 67 ± 17 % of the gap to the teacher “teacher” (0.500 bits)" in text
+    assert "In VOI, 1 of 2 methods beat the student alone with every seed." in text
+    lines = table_text(found, "tune").splitlines()
+    assert len(lines) == 5
+    assert lines[4].startswith("kd ")
+
+
+def test_no_gap_is_said(tmp_path, values):
+    found = comparison(tmp_path, values, SCORES | {"teacher": {0: (1.3, 0.10)}})
+    good = cells(found.entries[2])
+    assert good["voi_closure"] == "no gap"
+    assert good["arand_closure"] == "55 ± 9"
+    assert "is itself NOT better than the student alone: there is no gap" in sentence(found, "tune")
+
+
+def test_harm_is_said(tmp_path, values):
+    worse = {seed: (voi + 0.3, arand + 0.1) for seed, (voi, arand) in SCORES["alone"].items()}
+    found = comparison(tmp_path, values, SCORES | {"kd": worse, "good": worse})
+    assert "NO method is better than the student alone" in sentence(found, "tune")
+    assert cells(found.entries[2])["voi_closure"] == "−50 ± 0"
+    # equal means keep the order of the configuration
+    assert [entry.name for entry in found.entries[2:]] == ["kd", "good"]
+
+
+def test_what_is_missing_is_not_measured(tmp_path, values):
+    scores = {k: dict(v) for k, v in SCORES.items()}
+    del scores["good"][1], scores["teacher"]
+    scores["kd"] = {}
+    found = comparison(tmp_path, values, scores)
+    _, alone, good, kd = (cells(entry) for entry in found.entries)
+    assert good["seeds"] == "2 of 3"
+    assert good["voi_wins"] == "2 of 2"
+    assert good["voi_closure"] == "not measured"
+    assert kd["voi"] == kd["voi_wins"] == kd["time"] == kd["memory"] == kd["voi_difference"] == "not measured"
+    assert alone["voi"] == "1.100 ± 0.100"
+    assert any("Not measured: teacher, kd.seed0, kd.seed1, kd.seed2, good.seed1." in note for note in notes(found))
+    assert "0 of 1 method beat" in sentence(found, "tune")
+    assert "1 method not measured" in sentence(found, "tune")
+    assert "not measured" in table_text(found, "tune")
+    with pytest.raises(MissingError, match="snakemake compare"):
+        collect(validate({**values, "results": str(tmp_path / "nowhere")}))
+
+
+def test_a_doubtful_comparison_is_marked(tmp_path, values):
+    values["compare"]["seeds"] = [0, 1]
+    values["compare"]["methods"]["heads"] = {"heads": {"lsd": True}, "terms": [{"name": "lsd"}, *KD["terms"]]}
+    near = SCORES | {"teacher": {0: (1.05, 0.10)}}
+    text = "\n".join(notes(comparison(tmp_path, values, near, kd={"device": "cuda"})))
+    for part in ("Fewer than 3 seeds", "owes a part of its lead to chance", "chosen on tune itself", "50 % of their"):
+        assert part in text
+    assert "heads: other heads" in text
+    assert "different devices" in text
+    assert "the gap in VOI, 0.050 bits, is small" in text
+
+
+def test_the_files_hold_the_same(tmp_path, values):
+    comparison(tmp_path, values)
+    values = {**values, "results": str(tmp_path), "title": "Mouse <cube> & more"}
+    compare.run(validate(values), tmp_path / "compare.html")
+    html = (tmp_path / "compare.html").read_text()
+    page = Page(html)
+    assert not page.links
+    assert "<script" not in html
+    assert "Mouse &lt;cube&gt; &amp; more" in html
+    assert page.cells["kd", "voi_closure"] == "25 ± 38"
+    assert page.cells["teacher", "voi"] == "0.500"
+    assert "for 12 steps of 2 crops of 32 × 32 × 32 voxels (65,536 voxels per step)" in page.texts["budget"]
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO((tmp_path / "compare.csv").read_text()))}
+    assert float(rows["kd"]["voi_closure_mean"]) == pytest.approx(0.25)
+    assert rows["teacher"]["voi_closure_mean"] == ""
+    trials = list(csv.DictReader(io.StringIO((tmp_path / "compare_trials.csv").read_text())))
+    assert len(trials) == 10
+    assert {(t["method"], t["seed"], t["voi"]) for t in trials} >= {("kd", "1", "0.8"), ("teacher", "0", "0.5")}
+    found = json.loads((tmp_path / "compare.json").read_text())
+    assert {row["name"] for row in found["rows"]} == set(rows)
+    assert "“good” has the least mean VOI" in (tmp_path / "compare.txt").read_text()
+    drawing = ElementTree.fromstring((tmp_path / "compare.svg").read_text())
+    assert len(drawing.findall("{*}svg")) == 2
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+
+
+def test_a_strip_places_dots_rules_and_what_is_missing():
+    rows = [Row("a<", "ours", {0: 1.0, 1: 3.0}, 2.0, "1.5×"), Row("b", "control", {}, None)]
+    svg = strip(rows, [("teacher", "teacher", 0.5), ("alone", "alone", 2.0)], x="VOI", alt="all")
+    root = ElementTree.fromstring(svg)
+    dots = [float(c.get("cx")) for c in root.iter("circle")]
+    mean, *rules = (
+        float(re.match(r"M([\d.]+)", p.get("d")).group(1)) for p in root.iter("path") if p.get("class") != "grid"
+    )
+    rules, mean = sorted([mean, *rules])[:1], sorted([mean, *rules])[1:]
+    assert rules[0] < dots[0] < mean[0] == mean[1] < dots[1]
+    assert mean[0] == pytest.approx(sum(dots) / 2, abs=0.2)
+    texts = ["".join(t.itertext()) for t in root.iter("text")]
+    assert "a<" in texts
+    assert "1.5×" in texts
+    assert "not measured" in texts
+
+
+def test_time_per_step_leaves_out_warming_up_and_validation(tmp_path):
+    path = tmp_path / "curve.csv"
+    seconds = 20000.0
+    with Curve(path, ["step", "total", "voi", "seconds"], keep=0) as curve:
+        for step in range(1, 31):
+            validating = step % 2 == 0
+            seconds += 5.0 if step <= 10 else 9.0 if validating else 0.021 if step % 4 == 1 else 0.023
+            curve.append({"step": step, "total": 0.5, "seconds": seconds} | ({"voi": 1.0} if validating else {}))
+    assert seconds_per_step(path) == pytest.approx(0.022, abs=0.0015)
+    assert seconds_per_step(path, skip=30) is None
+    assert seconds_per_step(tmp_path / "none.csv") is None
+
+
+def scored(*voi):
+    return [Scored(v, v / 2, v / 2, v / 10, t) for v, t in zip(voi, THRESHOLDS, strict=False)]
+
+
+def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path, monkeypatch):
+    sweeps = {"tune": scored(3.0, 1.0, 2.0), "test": scored(0.5, 0.9, 0.1)}
+    loaded = SimpleNamespace(network=None, offsets=(), voxel_size=(10.0, 10.0, 10.0))
+    monkeypatch.setattr(trial, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(trial, "_source", lambda name, *_: name)
+    monkeypatch.setattr(trial, "validation_crop", lambda source, shape: source)
+    monkeypatch.setattr(trial, "sweep", lambda network, crop, *_, **__: sweeps[crop])
+    model = tmp_path / "kd.seed0" / "model.json"
+    with claim(model, "train", {}, {}) as held:
+        held.model.write_text("weights")
+        held.stats["parameters"] = 7
+    options = TrialOptions(tune_on="tune", volumes=("test",), shape=(8, 8, 8))
+    trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+    stats = json.loads(model.with_name("trial.json").read_text())["stats"]
+    assert (stats["model"], stats["threshold"], stats["tuned"]["voi"]) == ("kd.seed0", THRESHOLDS[1], 1.0)
+    assert stats["scores"]["test"]["voi"] == 0.9
+    assert stats["training"]["parameters"] == 7
+    assert stats["training"]["seconds_per_step"] is None
+
+
+def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
+    model = tmp_path / "kd.seed0" / "model.json"
+    with claim(model, "train", {}, {}) as held:
+        network = UNetOptions(widths=(2, 2))
+        offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+        built = build(network, HeadOptions(), offsets)
+        save_model(held.model, LoadedModel(built, network, HeadOptions(), offsets, (10.0, 10.0, 10.0)))
+    options = TrialOptions(tune_on="tune", volumes=("tune",), shape=(8, 8, 8))
+    with pytest.raises(ConfigError, match=r"\['labels', 'raw'\] of the volume 'tune'"):
+        trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+
+
+@pytest.fixture
+def compared(finished, tmp_path, values):
+    """A real comparison of one method, one seed, with the teacher of a finished run."""
+    folder, config = tmp_path / "copy", tmp_path / "config.yaml"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    compare = {"student": "student", "seeds": [3], "shape": [16, 48, 48], "methods": {"kd": KD}}
+    config.write_text(yaml.safe_dump({**values, "compare": compare}))
+    return folder, config, snakemake(folder, config, "compare")
+
+
+@pytest.mark.slow
+def test_one_command_compares(compared):
+    folder, config, printed = compared
+    results = folder / "results" / "test"
+    stats = {
+        name: json.loads((results / name / "trial.json").read_text())["stats"]
+        for name in ("teacher", "alone.seed3", "kd.seed3")
+    }
+    for name, found in stats.items():
+        model = json.loads((results / name / "model.json").read_text())
+        assert model["stats"]["peak_mb"] == found["training"]["peak_mb"]
+        # tuned and scored on one volume: the least VOI of all thresholds
+        assert found["scores"]["tune"] == found["tuned"]
+        assert 0 < found["tuned"]["voi"] < 20
+        assert found["training"]["seconds_per_step"] > 0
+    teacher, alone, kd = (found["scores"]["tune"]["voi"] for found in stats.values())
+    assert stats["alone.seed3"]["training"]["parameters"] == stats["kd.seed3"]["training"]["parameters"]
+    rows = {r["method"]: r for r in csv.DictReader(io.StringIO((results / "compare.csv").read_text()))}
+    assert [float(rows[name]["voi_mean"]) for name in ("teacher", "alone", "kd")] == [teacher, alone, kd]
+    assert rows["kd"]["voi_sd"] == ""
+    if alone > teacher:
+        assert float(rows["kd"]["voi_closure_mean"]) == pytest.approx((alone - kd) / (alone - teacher))
+    else:
+        assert rows["kd"]["voi_closure_mean"] == ""
+    assert (results / "compare.txt").read_text().splitlines()[0] in printed
+    # what is there is not made again, and the report needs none of it
+    assert "Nothing to be done" in snakemake(folder, config, "compare")
+    assert "seed0" not in snakemake(folder, config, "--dry-run")
+
+
+def test_without_the_section_it_says_what_to_add(tmp_path, values):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({key: section for key, section in values.items() if key != "compare"}))
+    text = snakemake(tmp_path, config, "compare", check=False)
+    assert "no section `compare`: add one" in text
+    assert "methods:" in text

@@ -1,0 +1,217 @@
+"""Claims: nothing is deleted unasked, a changed option is noticed, two writers are refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from kdseg.errors import ClaimError, MissingError, UnreadableError
+from kdseg.results.manifests import (
+    claim,
+    clear,
+    file_fingerprint,
+    fingerprint,
+    read,
+    source_fingerprint,
+    store_of,
+    write_json,
+)
+
+
+def make(manifest, options, **kwargs):
+    with claim(manifest, "predict", options, {"raw": "abc"}, **kwargs) as held:
+        held.store.mkdir(exist_ok=True)
+        (held.store / "data").write_text(str(options))
+        held.stats["voxels"] = 5
+    return read(manifest)
+
+
+def test_a_finished_stage_leaves_a_manifest(tmp_path):
+    values = make(tmp_path / "a.json", {"tile": 3})
+    assert values["stats"]["voxels"] == 5
+    assert values["stats"]["peak_mb"] > 1
+    assert values["options"] == {"tile": 3}
+    assert values["inputs"] == {"raw": "abc"}
+    assert store_of(tmp_path / "a.json") == tmp_path / "a.zarr"
+
+
+def test_two_runs_leave_different_manifests(tmp_path):
+    first, second = (make(tmp_path / "a.json", {"tile": 3}) for _ in range(2))
+    assert first["run"] != second["run"]
+
+
+def test_a_stage_that_fails_leaves_no_manifest_and_keeps_its_blocks(tmp_path):
+    def fail():
+        with claim(tmp_path / "a.json", "predict", {}, {}) as held:
+            held.store.mkdir()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not (tmp_path / "a.json").exists()
+    assert (tmp_path / "a.zarr").exists()
+    with claim(tmp_path / "a.json", "predict", {}, {}) as held:
+        assert held.store.exists()
+
+
+def test_changed_options_are_refused_and_named(tmp_path):
+    make(tmp_path / "a.json", {"tile": 3, "net": {"width": 4}})
+    with pytest.raises(ClaimError, match=r"options\.net\.width was 4, is 8.*kdseg clear .*a\.json"):
+        make(tmp_path / "a.json", {"tile": 3, "net": {"width": 8}})
+    assert (tmp_path / "a.zarr" / "data").read_text() == "{'tile': 3, 'net': {'width': 4}}"
+
+
+def test_overwrite_starts_over(tmp_path):
+    make(tmp_path / "a.json", {"tile": 3})
+    (tmp_path / ".a" / "8x8x8").mkdir()
+    (tmp_path / "a.zarr" / "old").touch()
+    make(tmp_path / "a.json", {"tile": 4}, overwrite=True)
+    assert not (tmp_path / "a.zarr" / "old").exists()
+    assert not (tmp_path / ".a" / "8x8x8").exists()
+    assert read(tmp_path / "a.json")["options"] == {"tile": 4}
+
+
+def test_an_unclaimed_store_is_left_alone(tmp_path):
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(ClaimError, match="no claim says"):
+        make(tmp_path / "a.json", {}, overwrite=True)
+    assert (tmp_path / "a.zarr").exists()
+
+
+HOLD = """
+import sys, time, pathlib
+from kdseg.results.manifests import claim
+with claim(pathlib.Path(sys.argv[1]), "predict", {}, {}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_runs_on_one_store_are_refused_and_a_killed_one_lets_go(tmp_path):
+    manifest = tmp_path / "a.json"
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(manifest)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ClaimError, match=f'being written by another run.*"pid": {other.pid}'):
+            make(manifest, {})
+        with pytest.raises(ClaimError, match="another run"):
+            clear(manifest)
+    finally:
+        os.kill(other.pid, signal.SIGKILL)
+        other.wait()
+        other.stdout.close()
+    with claim(manifest, "predict", {}, {}):
+        pass
+
+
+def test_a_lock_of_another_host_holds_while_it_beats(tmp_path):
+    make(tmp_path / "a.json", {})
+    lock = tmp_path / ".a" / "lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    beat = threading.Timer(0.5, os.utime, [lock])
+    beat.start()
+    with pytest.raises(ClaimError, match="elsewhere"):
+        make(tmp_path / "a.json", {})
+    beat.join()
+
+
+def test_a_lock_of_another_host_that_beats_no_more_is_waited_for_and_taken(tmp_path, monkeypatch):
+    make(tmp_path / "a.json", {})
+    (tmp_path / ".a" / "lock").write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    monkeypatch.setattr("kdseg.results.locks.STALE_S", 0.8)
+    started = time.monotonic()
+    make(tmp_path / "a.json", {})
+    assert time.monotonic() - started > 0.5
+
+
+def test_a_store_that_is_gone_takes_its_progress_with_it(tmp_path):
+    make(tmp_path / "a.json", {}, volume=True)
+    for child in (tmp_path / "a.zarr").iterdir():
+        child.unlink()
+    (tmp_path / "a.zarr").rmdir()
+    (tmp_path / ".a" / "8x8x8").mkdir()
+    with claim(tmp_path / "a.json", "predict", {}, {"raw": "abc"}, volume=True) as held:
+        assert not held.resumed
+        assert not (tmp_path / ".a" / "8x8x8").exists()
+    with claim(tmp_path / "b.json", "edges", {}, {}) as held:
+        held.progress((8, 8, 8)).joinpath("part").touch()
+    with claim(tmp_path / "b.json", "edges", {}, {}) as held:  # a table is written last: parts are kept
+        assert held.resumed
+        assert (held.progress((8, 8, 8)) / "part").exists()
+
+
+def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
+    make(tmp_path / "a.json", {})
+    (tmp_path / ".a" / "8x8x8").mkdir()
+    claimed = tmp_path / ".a" / "claim.json"
+    claimed.write_text(json.dumps({**json.loads(claimed.read_text()), "fingerprint": "clearing"}))
+    (tmp_path / "a.zarr" / "data").unlink()  # it got this far
+    with claim(tmp_path / "a.json", "predict", {}, {"raw": "abc"}) as held:
+        assert not held.store.exists()
+        assert not (tmp_path / ".a" / "8x8x8").exists()
+
+
+def test_clear_removes_what_the_stage_made_and_nothing_else(tmp_path):
+    make(tmp_path / "a.json", {})
+    make(tmp_path / "ab.json", {})
+    (tmp_path / "a.training").mkdir()
+    (tmp_path / "a.backup.zarr").touch()
+    removed = clear(tmp_path / "a.json")
+    assert {path.name for path in removed} == {"a.json", "a.zarr", "a.training"}
+    assert {path.name for path in tmp_path.iterdir()} == {"ab.json", "ab.zarr", ".ab", "a.backup.zarr"}
+    (tmp_path / "a.json").write_text("{}")  # a file of the user's
+    with pytest.raises(MissingError, match="nothing to clear"):
+        clear(tmp_path / "a.json")
+    assert (tmp_path / "a.json").exists()
+
+
+def test_bad_manifests(tmp_path):
+    with pytest.raises(MissingError, match="run the stage"):
+        read(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"fingerpr')
+    with pytest.raises(UnreadableError, match="not a manifest"):
+        read(tmp_path / "a.json")
+    make(tmp_path / "b.json", {})
+    (tmp_path / "b.zarr" / "data").unlink()
+    (tmp_path / "b.zarr").rmdir()
+    with pytest.raises(MissingError, match="is gone"):
+        store_of(tmp_path / "b.json")
+
+
+def test_write_json_is_whole_or_absent(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(UnreadableError, match="cannot write"):
+        write_json(tmp_path / "x.json" / "y.json", {})
+
+
+def test_a_changed_source_is_noticed_in_a_folder_too(tmp_path):
+    folder = tmp_path / "sections"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "a.tif").write_text("a")
+    before = source_fingerprint(folder)
+    assert source_fingerprint(folder) == before
+    (folder / "deep" / "a.tif").write_text("ab")
+    assert source_fingerprint(folder) != before
+    with pytest.raises(MissingError):
+        source_fingerprint(tmp_path / "none")
+
+
+def test_fingerprints(tmp_path):
+    base = fingerprint("predict", {"a": 1, "b": 2}, {"raw": "x"})
+    assert base == fingerprint("predict", {"b": 2, "a": 1}, {"raw": "x"})
+    others = [("edges", {"a": 1, "b": 2}, {"raw": "x"}), ("predict", {"a": 1, "b": 3}, {"raw": "x"})]
+    others.append(("predict", {"a": 1, "b": 2}, {"raw": "y"}))
+    assert base not in {fingerprint(*other) for other in others}
+    (tmp_path / "f").write_bytes(b"")
+    assert file_fingerprint(tmp_path / "f").startswith("e3b0c44298fc1c14")
+    with pytest.raises(MissingError):
+        file_fingerprint(tmp_path / "g")

@@ -1,0 +1,458 @@
+"""Volumes in a bucket: the same bytes as on disk, links to them, and what is said when the bucket refuses.
+
+The bucket is that of a real server, moto's, over HTTP; it checks signatures.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import boto3
+import numpy as np
+import pytest
+import s3fs
+import yaml
+from click.testing import CliRunner
+from pipeline import STORAGE, voxels
+from toy_models import TILE, save
+from toy_volumes import cells, write_volume
+from workflow import jobs
+
+from kdseg.cli import main
+from kdseg.config import (
+    AgglomerateOptions,
+    EdgesOptions,
+    FragmentsOptions,
+    PredictOptions,
+    SegmentOptions,
+    VolumeOptions,
+)
+from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, MissingError, StageError, UnreadableError
+from kdseg.evaluation import evaluate
+from kdseg.prediction import stage as predict
+from kdseg.results.manifests import claim, clear, read, source_fingerprint, store_of
+from kdseg.results.remote import read_link, resolve
+from kdseg.segmentation.agglomeration import stage as agglomerate
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.segmentation.segments import stage as segment
+from kdseg.volumes import convert
+from kdseg.volumes.sources import open_source
+from kdseg.volumes.volume import create_volume, open_volume
+
+# fsspec closes no sessions when it forgets a file system
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*ClientSession:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*StorePath:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed client session:ResourceWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed connector:ResourceWarning"),
+]
+
+SHAPE = (40, 64, 33)
+BLOCK = (32, 32, 32)
+IN_BUCKET = STORAGE.model_copy(update={"remote": "s3://bucket/results"})
+FRAGMENTS = FragmentsOptions(block=(32, 64, 64), halo=(8, 8, 8))
+
+
+class Bucket:
+    """The bucket, seen by another client than kdseg's."""
+
+    def __init__(self, **how):
+        self.client = boto3.client("s3", region_name="us-east-1", **how)
+
+    def files(self, prefix=""):
+        """Return the bytes of all objects below a prefix or URL, by the rest of their names."""
+        prefix = prefix.removeprefix("s3://bucket/")
+        listed = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+        keys = [one["Key"] for page in listed for one in page.get("Contents", [])]
+        return {key.removeprefix(prefix): self.get(key) for key in keys}
+
+    def get(self, key):
+        return self.client.get_object(Bucket="bucket", Key=key)["Body"].read()
+
+    def put(self, key, body):
+        self.client.put_object(Bucket="bucket", Key=key.removeprefix("s3://bucket/"), Body=body)
+
+    def delete(self, key):
+        self.client.delete_object(Bucket="bucket", Key=key.removeprefix("s3://bucket/"))
+
+    def upload(self, folder, prefix):
+        for name, body in on_disk(folder).items():
+            self.put(prefix + name, body)
+
+
+def on_disk(folder):
+    return {f"/{p.relative_to(folder).as_posix()}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    port = free_port()
+    # the first four calls need no valid signature: they make who is allowed to do all that follows
+    server = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", str(port)],
+        env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "4"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            assert server.poll() is None
+            time.sleep(0.05)
+    how = {"endpoint_url": f"http://127.0.0.1:{port}", "aws_access_key_id": "x", "aws_secret_access_key": "y"}
+    iam = boto3.client("iam", region_name="us-east-1", **how)
+    iam.create_user(UserName="kdseg")
+    allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
+    iam.put_user_policy(UserName="kdseg", PolicyName="all", PolicyDocument=json.dumps(allowed))
+    key = iam.create_access_key(UserName="kdseg")["AccessKey"]
+    boto3.client("s3", region_name="us-east-1", **how).create_bucket(Bucket="bucket")
+    how |= {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in how.items():
+            patch.setenv(name.upper() if name.startswith("aws") else f"AWS_{name.upper()}", value)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        yield Bucket(**how)
+        forget()
+    server.kill()
+    server.wait()
+
+
+def forget():
+    s3fs.S3FileSystem.clear_instance_cache()
+    gc.collect()
+
+
+@pytest.fixture
+def anew():
+    """The file systems that are remembered keep the credentials that they began with."""
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory, bucket):
+    """A folder with a network; raw data and labels lie there and in the bucket."""
+    folder = tmp_path_factory.mktemp("inputs")
+    raw, labels = cells(SHAPE, 6)
+    bucket.upload(write_volume(folder / "raw.zarr", raw), "in/raw.zarr")
+    bucket.upload(write_volume(folder / "labels.zarr", labels), "in/labels.zarr")
+    save(folder / "model.json")
+    return folder
+
+
+def run_all(folder, inputs, raw, storage, workers):
+    """Run the stages from the raw data to the segmentation."""
+    paths = {
+        name: folder / f"{name}.json"
+        for name in ("raw", "affinities", "fragments", "edges", "agglomeration", "segmentation")
+    }
+    convert.run("raw", paths["raw"], VolumeOptions(raw=raw), storage, workers=workers)
+    predict_all(folder, inputs, storage)
+    fragments.run(paths["affinities"], paths["fragments"], FRAGMENTS, storage, workers=workers)
+    graph = [paths[name] for name in ("affinities", "fragments", "edges", "agglomeration")]
+    edges.run(*graph[:3], EdgesOptions(block=BLOCK), workers=workers)
+    how = AgglomerateOptions(thresholds=(0.1, 0.5), chunk=(64, 64, 64))
+    agglomerate.run(*graph, how, workers=workers)
+    segment.run(*graph[1:], None, paths["segmentation"], SegmentOptions(block=BLOCK, threshold=0.5), storage)
+    return paths
+
+
+def predict_all(folder, inputs, storage):
+    how = PredictOptions(block=BLOCK, tile=TILE)
+    predict.run(folder / "raw.json", inputs / "model.json", folder / "affinities.json", how, storage, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory, inputs):
+    folder = tmp_path_factory.mktemp("local")
+    return run_all(folder, inputs, str(inputs / "raw.zarr"), STORAGE, 1)
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory, inputs):
+    """The same from and to the bucket, by two processes that are forks of one that has reached it already."""
+    folder = tmp_path_factory.mktemp("remote")
+    return run_all(folder, inputs, "s3://bucket/in/raw.zarr", IN_BUCKET, 2)
+
+
+def test_all_volumes_have_the_bytes_of_a_run_on_disk(bucket, local, remote):
+    for name in ("raw", "affinities", "fragments", "segmentation"):
+        url = read_link(store_of(remote[name]))
+        assert re.fullmatch(rf"s3://bucket/results/{name}-[0-9a-f]{{12}}\.zarr", url)
+        files = on_disk(store_of(local[name]))
+        assert len(files) > 2
+        assert bucket.files(url) == files
+        assert [p for p in remote[name].parent.glob(f"{name}.*") if p.is_dir()] == []
+    assert np.ptp(voxels(local["affinities"])) > 50
+    assert len(np.unique(voxels(local["segmentation"]))) > 2
+
+
+def test_scores_read_from_the_bucket(local, remote, inputs):
+    def scores(segmentation, labels):
+        return evaluate.run(evaluate.Question(str(segmentation), str(labels), block=BLOCK))["scores"]
+
+    expected = scores(store_of(local["segmentation"]), inputs / "labels.zarr")
+    link = store_of(remote["segmentation"])
+    assert scores(link, "s3://bucket/in/labels.zarr") == expected
+    assert scores(read_link(link), "s3://bucket/in/labels.zarr/0") == expected
+    same = CliRunner().invoke(main, ["same", str(link), str(store_of(local["segmentation"]))])
+    assert same.exit_code == 0, same.output
+
+
+def test_a_level_below_a_link(local, remote):
+    link = store_of(remote["segmentation"])
+    assert resolve(link / "1") == f"{read_link(link)}/1"
+    expected = open_volume(store_of(local["segmentation"]), level=1)
+    found = open_volume(link / "1")
+    np.testing.assert_array_equal(found.read(found.roi), expected.read(expected.roi))
+
+
+def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, local):
+    convert.run("raw", tmp_path / "raw.json", VolumeOptions(raw="s3://bucket/in/raw.zarr"), IN_BUCKET)
+    program = (
+        "import sys; from pathlib import Path; import test_remote as t; "
+        "t.predict_all(Path(sys.argv[1]), Path(sys.argv[2]), t.IN_BUCKET)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(inputs)], env=environment)
+    marks = tmp_path / ".affinities" / "blocks-32x32x32.txt"
+    while not (marks.exists() and "\n" in marks.read_text()):
+        assert child.poll() is None, "the run ended before it was killed"
+        time.sleep(0.005)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    url = read_link(tmp_path / "affinities.zarr")
+    elsewhere = STORAGE.model_copy(update={"remote": "s3://bucket/elsewhere"})
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            predict_all(tmp_path, inputs, elsewhere)
+            break
+        except ClaimError:  # the worker of the killed run ends by itself
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    assert read_link(store_of(tmp_path / "affinities.json")) == url
+    assert bucket.files(url) == on_disk(store_of(local["affinities"]))
+    assert not bucket.files("elsewhere")
+
+
+def test_where_volumes_lie_is_not_what_they_are(local):
+    assert "remote" not in json.dumps([read(path)["options"] for path in local.values()])
+    assert "remote" not in IN_BUCKET.model_dump_json()
+
+
+def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
+    url = f"{read_link(store_of(remote['fragments']))}/0/c/0/0/0"
+    key = url.removeprefix("s3://bucket/")
+    whole = bucket.get(key)
+    ways = [remote[name] for name in ("fragments", "edges", "agglomeration")]
+    how = SegmentOptions(block=BLOCK, threshold=0.5)
+    try:
+        bucket.put(key, whole[: len(whole) // 2])
+        volume = open_volume(store_of(remote["fragments"]))
+        with pytest.raises(UnreadableError, match=r"cannot read .* of s3://bucket/\S+\.zarr/0: .*damaged"):
+            volume.read(volume.roi)
+        bucket.delete(key)
+        with pytest.raises((DataError, StageError), match="a file of it was lost or changed"):
+            segment.run(*ways, None, tmp_path / "segmentation.json", how, IN_BUCKET)
+    finally:
+        bucket.put(key, whole)
+
+
+def claimed(manifest, bucket_url, value=1):
+    """Make a volume of one value in a bucket."""
+    with claim(manifest, "test", {"value": value}, {}, volume=True, bucket=bucket_url) as held:
+        shape = (16, 16, 16)
+        volume = create_volume(held.store, shape=shape, dtype="u1", chunk=shape, shard=shape, voxel_size=(1, 1, 1))
+        if value:
+            volume.write(volume.roi, np.full(shape, value, np.uint8))
+    return held.store
+
+
+def test_clear_removes_what_was_made_in_the_bucket_and_nothing_else(tmp_path, bucket):
+    link = claimed(tmp_path / "a.json", "s3://bucket/clear/")
+    url = read_link(link)
+    bucket.put(f"{url}x", b"mine")
+    before = bucket.files("clear")
+    assert len(before) > 2
+    done = CliRunner().invoke(main, ["clear", str(tmp_path / "a.json")])
+    assert f"removed {url}\n" in done.output
+    assert list(bucket.files("clear").values()) == [b"mine"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_claim_gets_a_place_of_its_own(tmp_path, bucket):
+    first = read_link(claimed(tmp_path / "a.json", "s3://bucket/own", 1))
+    (tmp_path / "a.zarr").unlink()  # the user says that it is gone, its chunks are not
+    second = claimed(tmp_path / "a.json", "s3://bucket/own", 1)
+    assert read_link(second) != first
+    with pytest.raises(ClaimError, match=r"value was 1, is 0"):
+        claimed(tmp_path / "a.json", "s3://bucket/own", 0)
+    clear(tmp_path / "a.json")
+    third = claimed(tmp_path / "a.json", "s3://bucket/own", 0)
+    assert len({first, read_link(third)}) == 2
+    volume = open_volume(third)
+    assert not volume.read(volume.roi).any()
+
+
+def test_what_is_gone_from_the_bucket_is_made_again(tmp_path, bucket):
+    link = claimed(tmp_path / "a.json", "s3://bucket/gone")
+    url = read_link(link)
+    (tmp_path / ".a" / "16x16x16").mkdir()  # a marker
+    for name in bucket.files(url):
+        bucket.delete(url + name)
+    with pytest.raises(MissingError, match=f"no zarr at {url}"):
+        open_volume(link)
+    assert read_link(claimed(tmp_path / "a.json", "s3://bucket/gone")) != url
+    assert not (tmp_path / ".a" / "16x16x16").exists()
+
+
+def test_a_link_that_was_changed_by_hand_deletes_nothing(tmp_path, bucket):
+    bucket.put("theirs/raw.zarr/zarr.json", b"{}")
+    link = claimed(tmp_path / "a.json", "s3://bucket/changed")
+    for url in ("s3://bucket/theirs/raw.zarr", "s3://bucket/theirs", "s3://bucket"):
+        link.write_text(json.dumps({"url": url}))
+        with pytest.raises(UnreadableError, match="not deleted"):
+            clear(tmp_path / "a.json")
+    assert bucket.files("theirs")
+    for wrong in ("", "[]", '{"url": "/etc"}', '{"url": 1}'):
+        link.write_text(wrong)
+        with pytest.raises(UnreadableError, match=r"cannot open .*a\.zarr as zarr: it is"):
+            open_volume(link)
+
+
+def test_a_fingerprint_follows_the_metadata(bucket, inputs):
+    url = "s3://bucket/marked/raw.zarr"
+    bucket.upload(inputs / "raw.zarr", url)
+    prints = [source_fingerprint(url)]
+    assert source_fingerprint(url) == prints[0]
+    for name in ("zarr.json", "0/zarr.json"):
+        values = json.loads((inputs / "raw.zarr" / name).read_text())
+        values["attributes"] = {**values.get("attributes", {}), "new": 1}
+        bucket.put(f"{url}/{name}", json.dumps(values).encode())
+        prints.append(source_fingerprint(url))
+    bucket.upload(inputs / "raw.zarr", "s3://bucket/marked/other.zarr")
+    prints.append(source_fingerprint("s3://bucket/marked/other.zarr"))
+    assert len(set(prints)) == len(prints)
+    with pytest.raises(MissingError, match="no zarr at"):
+        source_fingerprint("s3://bucket/marked")
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/nothing.zarr", "s3://bucket/in", "s3://no-such-bucket/raw.zarr"])
+def test_nothing_there(bucket, inputs, address):
+    with pytest.raises(MissingError, match=f"no zarr at {address}, or no such bucket"):
+        open_source(address)
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/raw.h5:/volumes/raw", "s3://bucket/raw.tif"])
+def test_other_formats_in_a_bucket(address):
+    with pytest.raises(UnreadableError, match=f"{address}: only zarr is read"):
+        open_source(address)
+
+
+def test_a_bucket_that_is_not_there_takes_nothing(tmp_path, bucket):
+    with pytest.raises(MissingError, match=r"no zarr at s3://no-such-bucket/a-\w+\.zarr, or no such bucket"):
+        claimed(tmp_path / "a.json", "s3://no-such-bucket")
+
+
+WRONG = {
+    "secret": ({"AWS_SECRET_ACCESS_KEY": "wrong"}, r"s3://bucket/\S+ is refused: .*check the credentials"),
+    "key": ({"AWS_ACCESS_KEY_ID": "wrong"}, r"s3://bucket/\S+ is refused: .*check the credentials"),
+    "none": (
+        {"AWS_ACCESS_KEY_ID": None, "AWS_SECRET_ACCESS_KEY": None},
+        "to locate credentials; .*FSSPEC_S3_ANON",
+    ),
+    "server": ({"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "cannot reach s3://bucket/.*AWS_ENDPOINT_URL"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_a_bucket_refuses_is_said_in_one_line(tmp_path, bucket, inputs, anew, monkeypatch, what):
+    changes, message = WRONG[what]
+    for name, value in changes.items():
+        monkeypatch.delenv(name) if value is None else monkeypatch.setenv(name, value)
+    actions = [lambda: open_source("s3://bucket/in/raw.zarr")]
+    if what != "server":  # which is tried again for 5 s each time
+        actions.append(lambda: source_fingerprint("s3://bucket/in/raw.zarr"))
+        actions.append(lambda: claimed(tmp_path / "a.json", "s3://bucket/refused"))
+    for action in actions:
+        with pytest.raises(UnreadableError, match=message) as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_not_installed(bucket, anew, monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ConfigError, match=r"pip install 'kdseg\[s3\]'"):
+        open_source("s3://bucket/in/raw.zarr")
+    with pytest.raises(ConfigError, match="pip install gcsfs"):
+        open_source("gs://bucket/in/raw.zarr")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def send_head(self):
+        if self.path.startswith("/forbidden"):
+            self.send_error(403)
+            return None
+        return super().send_head()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_web_server(inputs):
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(inputs))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        source, expected = open_source(f"{address}/raw.zarr"), open_source(str(inputs / "raw.zarr"))
+        np.testing.assert_array_equal(source.read(source.roi), expected.read(expected.roi))
+        with pytest.raises(KdsegError, match=r"no zarr at .*/nothing\.zarr"):
+            open_source(f"{address}/nothing.zarr")
+        with pytest.raises(UnreadableError, match=r"cannot reach .*/forbidden\.zarr: 403"):
+            open_source(f"{address}/forbidden.zarr")
+        volume = open_volume(f"{address}/raw.zarr")
+        server.shutdown()
+    with pytest.raises(UnreadableError, match=f"cannot reach {address}/raw.zarr/0: "):  # which is no damage
+        volume.read(volume.roi)
+
+
+def test_the_workflow_waits_for_no_files_in_a_bucket(tmp_path, values):
+    changed = json.loads(json.dumps(values))  # others use them, too
+    changed["volumes"]["train"] = {"raw": "s3://bucket/in/raw.zarr", "labels": "s3://bucket/in/labels.zarr"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(changed))
+    assert "convert" in jobs(tmp_path, tmp_path / "config.yaml")
+
+
+def test_the_command_takes_the_bucket_from_the_workflow(tmp_path, bucket, inputs, monkeypatch):
+    monkeypatch.setenv("KDSEG_REMOTE", "s3://bucket/command")
+    section = VolumeOptions(raw="s3://bucket/in/raw.zarr").model_dump_json()
+    command = ["convert", "--kind", "raw", "--manifest", str(tmp_path / "raw.json"), "--options", section]
+    done = CliRunner().invoke(main, [*command, "--storage", STORAGE.model_dump_json()])
+    assert done.exit_code == 0, done.output
+    assert read_link(tmp_path / "raw.zarr").startswith("s3://bucket/command/raw-")

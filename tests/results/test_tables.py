@@ -1,0 +1,80 @@
+"""Tables on disk: complete or not there, and damage is seen."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdseg.errors import DataError, MissingError, UnreadableError
+from kdseg.results.tables import read_table, write_table
+from kdseg.segmentation.graph.rag import Edges
+
+EDGES = Edges(*(np.arange(k, k + 50, dtype=np.uint64) + np.uint64(2**63) for k in range(4)))
+
+
+def test_reads_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "edges.npz"
+    write_table(path, EDGES._asdict())
+    back = read_table(path)
+    assert list(back) == ["u", "v", "affinity_sum", "contact"]
+    assert all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(Edges(**back), EDGES, strict=True))
+    write_table(path, {"empty": np.empty((0, 3), np.float32), "file": np.array([True])})
+    assert read_table(path)["empty"].shape == (0, 3)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["edges.npz"]
+
+
+def test_equal_tables_are_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_table(tmp_path / "one.npz", EDGES._asdict())
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 1e6)
+    write_table(tmp_path / "two.npz", EDGES._asdict())
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+def test_every_cut_and_every_flipped_byte_of_the_data_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "edges.npz"
+    write_table(path, EDGES._asdict())
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(UnreadableError, match=r"edges\.npz"):
+            read_table(path)
+    start = whole.index(EDGES.u.tobytes())
+    for place in range(start, start + EDGES.u.nbytes, 13):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(UnreadableError):
+            read_table(path)
+
+
+def test_failed_writing_leaves_the_old_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "edges.npz"
+    write_table(path, {"a": np.ones(3)})
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UnreadableError, match="No space left"):
+        write_table(path, {"a": np.zeros(3)})
+    assert read_table(path)["a"].tolist() == [1, 1, 1]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["edges.npz"]
+
+
+def test_refuses_what_is_no_table(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="nowhere"):
+        read_table(tmp_path / "nowhere.npz")
+    with pytest.raises(MissingError, match="no folder"):
+        write_table(tmp_path / "nowhere" / "edges.npz", EDGES._asdict())
+    with pytest.raises(DataError, match="object"):
+        write_table(tmp_path / "objects.npz", {"a": np.array([None])})
+    np.save(tmp_path / "single.npy", np.ones(3))
+    with pytest.raises(UnreadableError, match="single"):
+        read_table(tmp_path / "single.npy")
+    np.savez(tmp_path / "pickled.npz", a=np.array([{}], object))
+    with pytest.raises(UnreadableError):
+        read_table(tmp_path / "pickled.npz")
+    with pytest.raises(UnreadableError):
+        read_table(tmp_path)

@@ -1,0 +1,198 @@
+"""Predictions elsewhere: on a real SLURM, and on a Dask scheduler that runs already; the bytes are the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from pipeline import STORAGE, store, voxels
+from toy_models import save
+
+from kdseg.config import PredictOptions, parse_cluster
+from kdseg.errors import ConfigError, StageError
+from kdseg.prediction import stage as predict
+from kdseg.running import slurm
+from kdseg.running.cluster import run_tasks, workers_of
+
+SHAPE = (64, 64, 160)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cluster")
+    store(path / "raw.json", np.random.default_rng(2).integers(0, 256, SHAPE, dtype=np.uint8))
+    save(path / "model.json")
+    return path
+
+
+def run(folder, name, cluster, device="cpu"):
+    manifest = folder / name / "affinities.json"
+    options = PredictOptions(block=(32, 32, 32), tile=(16, 16, 16), precision="float32")
+    model, raw = folder / "model.json", folder / "raw.json"
+    predict.run(raw, model, manifest, options, STORAGE, device=device, cluster=parse_cluster(cluster))
+    return voxels(manifest)
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    return run(folder, "here", '{"kind": "local"}')
+
+
+@pytest.fixture
+def scheduler(tmp_path):
+    """A scheduler and a worker of Dask, started as a user starts them."""
+    file = tmp_path / "scheduler.json"
+    commands = (
+        ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
+        [
+            "worker",
+            "--scheduler-file",
+            str(file),
+            "--nthreads",
+            "2",
+            "--no-dashboard",
+            "--local-directory",
+            str(tmp_path),
+        ],
+    )
+    running = []
+    try:
+        for command in commands:
+            program = [sys.executable, "-m", "distributed.cli.dask_" + command[0], *map(str, command[1:])]
+            running.append(subprocess.Popen(program))
+            while not file.exists():
+                time.sleep(0.1)
+        yield json.loads(file.read_text())["address"]
+    finally:
+        for process in reversed(running):
+            process.terminate()
+            process.wait(20)
+
+
+def test_a_scheduler_that_runs_already(folder, reference, scheduler):
+    found = run(folder, "there", f'{{"kind": "scheduler", "address": "{scheduler}"}}')
+    assert (found == reference).all()
+
+
+def test_a_scheduler_that_is_not_there(folder):
+    with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9", "wait_minutes": 0.02}')
+
+
+def test_what_workers_elsewhere_have_is_not_guessed(folder):
+    with pytest.raises(ConfigError, match="say `device: cuda` or `cpu`"):
+        run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9"}', device="auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"kind": "slurm", "walltime": "soon"}', "walltime"),
+        ('{"kind": "pbs"}', "kind"),
+        ('{"jobs": 3}', "cluster: 'kind' is missing"),
+        ('{"kind": "slurm", "memory": "16"}', "memory"),
+        ('{"kind": "slurm", "walltime": 43200}', "walltime: expected text: put it in quotes"),
+        ('{"kind": "slurm", "directives": "--gres=gpu:1"}', r"directives: expected a list, `\[a, b, c\]`"),
+    ],
+)
+def test_sections_that_are_not_understood(text, problem):
+    with pytest.raises(ConfigError, match=problem):
+        parse_cluster(text)
+
+
+needs_slurm = pytest.mark.skipif(
+    not shutil.which("sbatch") or subprocess.run(["sinfo"], capture_output=True, check=False).returncode != 0,
+    reason="no SLURM here: sbatch is missing or sinfo fails",
+)
+SLURM = '{"kind": "slurm", "jobs": 2, "queue": "cpu", "cores": 1, "memory": "1GB", "walltime": "00:10:00"}'
+
+
+@needs_slurm
+def test_slurm(folder, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (run(folder, "slurm", SLURM) == reference).all()
+    assert not _jobs()
+
+
+@needs_slurm
+def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = (
+        "import sys, time; from pathlib import Path; import test_cluster as t; "
+        "t.run(Path(sys.argv[1]), 'cancelled', t.SLURM.replace('\"jobs\": 2', '\"jobs\": 1'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
+    list_of_done = folder / "cancelled" / ".affinities" / "blocks-32x32x32.txt"
+    while not list_of_done.exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    (first,) = _jobs()
+    subprocess.run(["scancel", first], check=True)
+    assert child.wait(300) == 0
+    assert (voxels(folder / "cancelled" / "affinities.json") == reference).all()
+
+
+@needs_slurm
+def test_jobs_that_slurm_refuses_are_not_waited_for(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match=r"SLURM refuses the jobs: .*[Ii]nvalid partition"):
+        run(folder, "refused", SLURM.replace('"cpu"', '"nowhere"'))
+
+
+@needs_slurm
+def test_an_interface_that_is_not_there(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="'nowhere0' is not a valid network interface"):
+        run(folder, "interface", SLURM.replace('"cores"', '"interface": "nowhere0", "cores"'))
+
+
+@needs_slurm
+def test_jobs_that_end_at_once_are_not_submitted_for_ever(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cluster = SLURM.replace('"cores"', '"prologue": ["exit 3"], "wait_minutes": 0.5, "cores"')
+    with pytest.raises(StageError, match=r"no worker appeared within 0\.5 minutes"):
+        run(folder, "barren", cluster)
+
+
+def _jobs():
+    return subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True).stdout.split()
+
+
+@needs_slurm
+def test_jobs_that_all_end_before_a_worker_came(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "ASK_S", 4.0)
+    with pytest.raises(StageError, match=r"all 2 jobs ended before a worker of theirs came: see slurm-\d+\.out, slurm"):
+        run(folder, "ended", SLURM.replace('"cores"', '"prologue": ["exit 3"], "cores"'))
+
+
+@needs_slurm
+def test_jobs_that_all_end_and_others_that_are_refused(folder, tmp_path, monkeypatch):
+    """A limit lets SLURM take some of the jobs only; when these are gone, there is nothing to wait for."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "ASK_S", 4.0)
+    limited = tmp_path / "bin" / "sbatch"
+    limited.parent.mkdir()
+    limited.write_text(f'#!/bin/sh\nmkdir {tmp_path}/taken || exit 1\nexec {shutil.which("sbatch")} "$@"\n')
+    limited.chmod(0o755)
+    monkeypatch.setenv("PATH", str(limited.parent), prepend=":")
+    with pytest.raises(StageError, match=r"all 1 jobs ended before a worker of theirs came: see slurm-\d+\.out,"):
+        run(folder, "limited", SLURM.replace('"cores"', '"prologue": ["exit 3"], "wait_minutes": 1, "cores"'))
+
+
+@needs_slurm
+def test_a_job_that_ends_before_its_worker_came_is_submitted_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slurm, "ASK_S", 4.0)
+    options = parse_cluster(SLURM.replace('"cores"', '"prologue": ["mkdir tried && exit 3"], "cores"'))
+    with workers_of(options, 2, 1) as workers:
+        for _ in run_tasks(workers, time.sleep, [0.5] * 600):
+            if len(workers.client.nthreads()) == 2:
+                break
+        else:
+            pytest.fail("the second worker never came")

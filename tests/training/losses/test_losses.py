@@ -1,0 +1,262 @@
+"""Terms of the loss: their value against loops, and what must hold for all of them."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions, SoftAffinityOptions, TermOptions
+from kdseg.errors import ConfigError
+from kdseg.networks.models import Batch, Outputs
+from kdseg.training.losses import TERMS, Context, Objective, Term, build_terms, term_weight
+from kdseg.training.losses.base import balance
+from kdseg.training.losses.supervised import embedding_affinities
+from kdseg.training.targets import affinities, boundary_voxels, local_shape_descriptors
+
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
+CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), 30.0)
+SHAPE = (6, 7, 8)
+OPTIONS = [AffinityOptions(), LsdOptions(), EmbeddingOptions(), SoftAffinityOptions(temperature=2.0)]
+TERM_CLASSES = list(get_args(get_args(TermOptions)[0]))
+
+
+def make_batch(seed: int = 0, n: int = 2) -> Batch:
+    """Crops of boxes, so that labels have an inside, with unlabelled parts."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(1, 6, (n, 2, 2, 2), generator=generator)
+    for axis in (1, 2, 3):
+        labels = labels.repeat_interleave(4, dim=axis)
+    labels = labels[:, :6, :7, :8].clone()
+    labels[:, :, :2, 6:] = 0
+    raw = torch.rand(n, 1, *SHAPE, generator=generator) * 2 - 1
+    return Batch(raw, labels, labels > 0)
+
+
+def outputs(seed: int, n: int = 2, scale: float = 2.0) -> Outputs:
+    generator = torch.Generator().manual_seed(seed)
+    channels = {"affinities": len(OFFSETS), "lsd": 10, "embedding": 6}
+    logits = {k: (scale * torch.randn(n, c, *SHAPE, generator=generator)).requires_grad_() for k, c in channels.items()}
+    return Outputs(logits, ())
+
+
+def term(options: Any) -> Term:
+    made = build_terms([options], CONTEXT)[options.name]
+    assert isinstance(made, Term)
+    return made
+
+
+def test_every_options_class_has_its_term() -> None:
+    assert {option.model_fields["name"].default for option in TERM_CLASSES} == set(TERMS)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.name)
+def test_bfloat16_outputs_are_compared_in_float32(options: Any) -> None:
+    batch = make_batch()
+    student, teacher = outputs(1), outputs(2)
+    exact = term(options)(student, teacher, batch)
+    halved = Outputs({k: v.bfloat16() for k, v in student.logits.items()}, ())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = term(options)(halved, Outputs({k: v.bfloat16() for k, v in teacher.logits.items()}, ()), batch)
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=1e-2)
+    outside = term(options)(halved, Outputs({k: v.bfloat16() for k, v in teacher.logits.items()}, ()), batch)
+    assert torch.equal(rough, outside)
+
+
+@pytest.mark.parametrize("options", OPTIONS[:3], ids=lambda o: o.name)
+def test_crops_without_labels_do_not_dilute_the_others(options: Any) -> None:
+    batch, student = make_batch(), outputs(1)
+    labels, mask = batch.labels.clone(), batch.mask.clone()
+    labels[1], mask[1] = 0, False
+    value = term(options)(student, None, Batch(batch.raw, labels, mask))
+    first = Outputs({k: v[:1] for k, v in student.logits.items()}, ())
+    alone = term(options)(first, None, Batch(*(t[:1] for t in batch[:3])))
+    assert value.item() == pytest.approx(alone.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.name)
+def test_nothing_labelled_gives_a_finite_term_and_gradient(options: Any) -> None:
+    batch = make_batch()
+    empty = batch._replace(labels=torch.zeros_like(batch.labels), mask=torch.zeros_like(batch.mask))
+    student = outputs(1)
+    value = term(options)(student, outputs(2), empty)
+    value.backward()
+    gradients = [v.grad for v in student.logits.values() if v.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(g).all() for g in gradients)
+    if options.name == "soft_affinity":
+        assert value > 0
+    else:
+        assert value == 0
+        assert not any(g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.name)
+def test_ids_and_the_order_of_crops_do_not_matter(options: Any) -> None:
+    batch, student, teacher = make_batch(), outputs(1), outputs(2)
+    value = term(options)(student, teacher, batch)
+    renamed = batch._replace(labels=torch.tensor([0, 9, 2**40, 4, 1, 7])[batch.labels])
+    assert term(options)(student, teacher, renamed).item() == pytest.approx(value.item(), rel=1e-5)
+
+    def swapped(o: Outputs) -> Outputs:
+        return Outputs({k: v.flip(0) for k, v in o.logits.items()}, ())
+
+    other = term(options)(swapped(student), swapped(teacher), Batch(*(t.flip(0) for t in batch[:3])))
+    assert other.item() == pytest.approx(value.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("boundary", ["none", "yx", "zyx", "auto"])
+def test_affinity_term_is_that_of_the_loop(boundary: str) -> None:
+    batch, student = make_batch(), outputs(1)
+    edge = {"none": None, "auto": "zyx"}.get(boundary, boundary)
+    logits, losses = student.logits["affinities"].detach().double().numpy(), []
+    for b in range(2):
+        membrane = None if edge is None else boundary_voxels(batch.labels[b], edge)
+        target, known = affinities(batch.labels[b], OFFSETS, mask=batch.mask[b], boundary=membrane)
+        for c in range(len(OFFSETS)):
+            t, k = target[c].numpy(), known[c].numpy()
+            f = np.clip(t[k].mean(), 0.05, 0.99)
+            positive, negative = (1, f / (1 - f)) if f > 0.5 else ((1 - f) / f, 1)
+            w = np.where(t, positive, negative)[k]
+            p = 1 / (1 + np.exp(-logits[b, c][k]))
+            losses.append(np.sum(w * -np.where(t[k], np.log(p), np.log(1 - p))) / w.sum())
+    value = term(AffinityOptions(boundary=boundary))(student, None, batch)
+    assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_coarse_z_widens_boundaries_in_the_plane_only() -> None:
+    batch, student = make_batch(), outputs(1)
+    coarse = CONTEXT._replace(voxel_size=(40.0, 4.0, 4.0))
+    auto = build_terms([AffinityOptions()], coarse)["affinity"](student, None, batch)
+    assert auto.item() == pytest.approx(term(AffinityOptions(boundary="yx"))(student, None, batch).item())
+    assert auto.item() != pytest.approx(term(AffinityOptions(boundary="zyx"))(student, None, batch).item())
+
+
+def test_balance_lets_both_classes_weigh_the_same() -> None:
+    target = torch.zeros(1, 2, 1, 1, 10, dtype=torch.bool)
+    target[0, 0, ..., :8] = True
+    target[0, 1, ..., :3] = True
+    known = torch.ones_like(target)
+    known[..., 9] = False
+    weights = balance(target, known)
+    for channel in range(2):
+        positive = weights[0, channel][target[0, channel]].sum()
+        assert positive == pytest.approx(weights[0, channel][~target[0, channel]].sum().item())
+    assert not weights[~known].any()
+    assert weights[known].min() == 1
+    only = balance(torch.ones_like(target), known)
+    assert torch.equal(only, known.float())
+
+
+def test_lsd_term_compares_known_voxels() -> None:
+    batch = make_batch()
+    target = torch.stack([local_shape_descriptors(ids, CONTEXT.voxel_size, 30.0)[0] for ids in batch.labels])
+    perfect = torch.logit(target.clamp(1e-6, 1 - 1e-6))
+    assert term(LsdOptions())(Outputs({"lsd": perfect}, ()), None, batch) < 1e-9
+    wrong = torch.where(batch.mask[:, None], perfect, perfect + 3)
+    assert term(LsdOptions())(Outputs({"lsd": wrong}, ()), None, batch) < 1e-9
+    half = torch.zeros_like(perfect)
+    known = batch.mask[:, None].expand_as(target)
+    # the mean of the two crops' means
+    expected = np.mean([((0.5 - t[k]) ** 2).mean().item() for t, k in zip(target, known, strict=True)])
+    assert term(LsdOptions())(Outputs({"lsd": half}, ()), None, batch).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_embedding_affinities_are_cosines_of_pairs() -> None:
+    embedding = torch.randn(2, 5, *SHAPE)
+    found = embedding_affinities(embedding, OFFSETS)
+    p, q = embedding[1, :, 4, 5, 6], embedding[1, :, 4, 5, 3]
+    assert found[1, 3, 4, 5, 6].item() == pytest.approx((p @ q / p.norm() / q.norm()).item(), rel=1e-5)
+    assert not found[:, 3, :, :, :3].any()
+    assert not embedding_affinities(torch.zeros(1, 5, *SHAPE), OFFSETS).any()
+
+
+def test_embedding_term_ignores_the_basis_and_knows_the_solution() -> None:
+    batch, student = make_batch(), outputs(1)
+    basis, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0)))
+    turned = Outputs({"embedding": torch.einsum("dc,nczyx->ndzyx", basis, student.logits["embedding"])}, ())
+    made = term(EmbeddingOptions(boundary="none"))
+    assert made(turned, None, batch).item() == pytest.approx(made(student, None, batch).item(), rel=1e-4)
+    solution = torch.nn.functional.one_hot(batch.labels, 6).movedim(-1, 1).float()
+    assert made(Outputs({"embedding": solution}, ()), None, batch) < 1e-10
+
+
+def test_soft_affinity_of_equals_is_zero_and_has_no_gradient() -> None:
+    student = outputs(1)
+    teacher = Outputs({k: v.detach().clone() for k, v in student.logits.items()}, ())
+    value = term(SoftAffinityOptions(temperature=3.0))(student, teacher, make_batch())
+    value.backward()
+    assert abs(value.item()) < 1e-6
+    assert student.logits["affinities"].grad.abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_soft_affinity_is_the_divergence_of_bernoulli_variables(temperature: float, balanced: bool) -> None:
+    student, teacher = outputs(1), outputs(2)
+
+    def p(o: Outputs) -> Tensor:
+        return torch.sigmoid(o.logits["affinities"].detach().double() / temperature)
+
+    t, s = p(teacher), p(student)
+    divergence = t * (t / s).log() + (1 - t) * ((1 - t) / (1 - s)).log()
+    joined = (t > 0.5).double()
+    share = joined.mean((2, 3, 4), keepdim=True)
+    # the two classes of each channel weigh the same
+    weight = joined / share + (1 - joined) / (1 - share) if balanced else torch.ones_like(t)
+    expected = temperature**2 * ((divergence * weight).sum((2, 3, 4)) / weight.sum((2, 3, 4))).mean()
+    made = term(SoftAffinityOptions(temperature=temperature, balanced=balanced))
+    value = made(student, teacher, make_batch())
+    assert value.item() == pytest.approx(expected.item(), rel=1e-4)
+    value.backward()
+    assert teacher.logits["affinities"].grad is None
+
+
+@pytest.mark.parametrize("logit", [-200.0, 200.0])
+def test_soft_affinity_survives_certain_teachers(logit: float) -> None:
+    teacher = Outputs({"affinities": torch.full((2, len(OFFSETS), *SHAPE), logit)}, ())
+    student = Outputs({"affinities": torch.full_like(teacher.logits["affinities"], -logit).requires_grad_()}, ())
+    value = term(SoftAffinityOptions())(student, teacher, make_batch())
+    value.backward()
+    assert value.item() == pytest.approx(200, rel=1e-3)
+    assert torch.isfinite(student.logits["affinities"].grad).all()
+
+
+def test_distilling_from_nobody_is_refused() -> None:
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        term(SoftAffinityOptions())(outputs(1), None, make_batch())
+
+
+def test_weights_warm_up_linearly() -> None:
+    options = SoftAffinityOptions(weight=0.5, warmup=10)
+    assert [term_weight(options, step, 1000) for step in (0, 4, 10, 999)] == [0, 0.2, 0.5, 0.5]
+    assert term_weight(AffinityOptions(weight=2.0), 0, 1000) == 2
+
+
+@pytest.mark.parametrize(("decay", "middle"), [("none", 2.0), ("linear", 1.0), ("cosine", 1.0)])
+def test_weights_start_late_and_decay_to_nothing(decay: str, middle: float) -> None:
+    options = SoftAffinityOptions(weight=2.0, start=20, warmup=10, decay=decay)
+    found = [term_weight(options, step, 130) for step in (0, 19, 25, 30, 80, 130)]
+    assert found == pytest.approx([0, 0, 1, 2, middle, 2.0 if decay == "none" else 0.0])
+
+
+def test_objective_trains_the_parameters_of_terms_too() -> None:
+    class Scaled(Term):
+        def __init__(self) -> None:
+            super().__init__()
+            self.factor = torch.nn.Parameter(torch.ones(()))
+
+        def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+            return self.factor * student.logits["affinities"].mean()
+
+    class Constant(torch.nn.Module):
+        def forward(self, raw: Tensor) -> Outputs:
+            return outputs(3)
+
+    objective = Objective(Constant(), torch.nn.ModuleDict({"scaled": Scaled()}), torch.float32)
+    objective(make_batch(), None)["scaled"].backward()
+    assert [name for name, p in objective.named_parameters() if p.grad is not None] == ["terms.scaled.factor"]

@@ -1,0 +1,312 @@
+"""What must hold for every term, whatever it compares; a new term needs a row in `CASES` and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdseg.config.terms import (
+    AdversarialOptions,
+    AffinityOptions,
+    AttentionOptions,
+    CpkdOptions,
+    CwdOptions,
+    DistOptions,
+    EmbeddingOptions,
+    FactorOptions,
+    FitNetsOptions,
+    GraphFlowOptions,
+    GraphRelationOptions,
+    IfvdOptions,
+    LsdOptions,
+    MgdOptions,
+    ReviewKdOptions,
+    SkdOptions,
+    SoftAffinityOptions,
+    SpkdOptions,
+    VidOptions,
+)
+from kdseg.errors import ConfigError
+from kdseg.networks.models import Batch, Outputs, Widths
+from kdseg.training.losses import TERMS, Context, Term
+
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
+LOGITS = {"affinities": len(OFFSETS), "lsd": 10, "embedding": 6}
+OURS, THEIRS = Widths(LOGITS, (4, 6, 8), (4, 6)), Widths(LOGITS, (7, 6, 9), (7, 6))
+CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, OURS, THEIRS)
+SHAPE = (8, 8, 12)
+
+
+class Case(NamedTuple):
+    """A term, and what does not hold for it.
+
+    Attributes:
+        options: of the term, with what makes small crops count.
+        calls: that it sees before its value is more than 0.
+        not_in_order: why the order of crops matters.
+        not_halved: why a rounding of the outputs changes more than the last digits.
+    """
+
+    options: Any
+    calls: int = 0
+    not_in_order: str = ""
+    not_halved: str = ""
+
+
+ALL_CASES = [
+    Case(AffinityOptions()),
+    Case(LsdOptions()),
+    Case(EmbeddingOptions()),
+    Case(SoftAffinityOptions(temperature=2.0)),
+    Case(SoftAffinityOptions(criterion="mse", balanced=False)),
+    Case(GraphRelationOptions(taps=("embedding", 1), node=0.5, min_size=2, memory_start=1), calls=2),
+    Case(GraphRelationOptions(taps=("embedding",), graph="rag", inter="kl", min_size=2, memory_start=1), calls=2),
+    Case(GraphRelationOptions(taps=("affinities",), min_size=2)),
+    Case(GraphFlowOptions(levels=(0, 1), patch=3, fit=2), calls=2),
+    Case(
+        GraphFlowOptions(levels=(0,), patch=3, fit=2, paraphraser="autoencoder", at="own"),
+        calls=2,
+        not_halved="the largest of two nearly equal responses of the student may be another one",
+    ),
+    Case(
+        AdversarialOptions(widths=(4, 8), conditioned=True),
+        calls=1,
+        not_in_order="the mixtures of the gradient penalty are drawn for the place in the batch",
+    ),
+    Case(CpkdOptions(level=1)),
+    Case(CpkdOptions(level=-1)),
+    Case(CpkdOptions(reading="pearson")),
+    Case(DistOptions()),
+    Case(SpkdOptions()),
+    Case(SkdOptions(level=0, pool=(2, 2, 2))),
+    Case(IfvdOptions(level=0, min_size=2)),
+    Case(IfvdOptions(level=1, min_size=2)),
+    Case(FitNetsOptions(level=1)),
+    Case(FitNetsOptions()),
+    Case(AttentionOptions()),
+    Case(CwdOptions()),
+    Case(CwdOptions(tap=-1)),
+    Case(ReviewKdOptions()),
+    Case(VidOptions()),
+    Case(FactorOptions(fit=2), calls=2),
+    Case(MgdOptions(), not_in_order="the mask of a crop is drawn for its place in the batch"),
+]
+CASES = [case for case in ALL_CASES if case.options.name in TERMS]
+DISTILLING = [case for case in CASES if case.options.from_teacher]
+parametrised = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.options.name}-{CASES.index(c)}")
+distilling = pytest.mark.parametrize("case", DISTILLING, ids=lambda c: f"{c.options.name}-{CASES.index(c)}")
+
+
+def make_batch(seed: int = 0, n: int = 2) -> Batch:
+    """Crops of boxes with unlabelled parts; each label of each crop is one instance."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(1, 6, (n, 2, 2, 3), generator=generator)
+    for axis in (1, 2, 3):
+        labels = labels.repeat_interleave(4, dim=axis)
+    labels[:, :, :2, 10:] = 0
+    raw = torch.rand(n, 1, *SHAPE, generator=generator) * 2 - 1
+    return Batch(raw, labels, labels > 0, numbered(labels))
+
+
+def numbered(labels: Tensor) -> Tensor:
+    keys = labels + 6 * torch.arange(len(labels))[:, None, None, None]
+    found = torch.zeros_like(labels)
+    found[labels > 0] = 1 + keys[labels > 0].unique(return_inverse=True)[1]
+    return found
+
+
+def outputs(seed: int, widths: Widths, made: Callable[..., Tensor] | None = None, n: int = 2) -> Outputs:
+    """Outputs of three levels; ``made(shape)`` gives each, noise is the default."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def tensor(channels: int, level: int) -> Tensor:
+        shape = (n, channels, *(extent // 2**level for extent in SHAPE))
+        found = 2 * torch.randn(shape, generator=generator) if made is None else made(shape)
+        return found.requires_grad_()
+
+    return Outputs(
+        {name: tensor(c, 0) for name, c in widths.logits.items()},
+        tuple(tensor(c, level) for level, c in enumerate(widths.features)),
+        tuple(tensor(c, level) for level, c in enumerate(widths.skips)),
+    )
+
+
+def tensors(found: Outputs) -> list[Tensor]:
+    return [*found.logits.values(), *found.features, *found.skips]
+
+
+def mapped(found: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
+    return Outputs(
+        {k: change(v.detach()).requires_grad_() for k, v in found.logits.items()},
+        tuple(change(v.detach()).requires_grad_() for v in found.features),
+        tuple(change(v.detach()).requires_grad_() for v in found.skips),
+        None if found.known is None else change(found.known),
+    )
+
+
+def ready(case: Case) -> Term:
+    """A term that has seen as many calls as it needs."""
+    torch.manual_seed(0)
+    made = TERMS[case.options.name](case.options, CONTEXT)
+    assert isinstance(made, Term)
+    for seed in range(case.calls):
+        made(outputs(20 + seed, OURS), outputs(40 + seed, THEIRS), make_batch(seed + 1))
+    return made
+
+
+def value(case: Case, student: Outputs, teacher: Outputs | None, batch: Batch) -> float:
+    """The value of a term that is ready, a new one for each value, since calls may teach it something."""
+    return ready(case)(student, teacher, batch).item()
+
+
+def gradients(student: Outputs) -> list[Tensor]:
+    return [v.grad for v in tensors(student) if v.grad is not None]
+
+
+def test_every_term_has_a_row() -> None:
+    assert {case.options.name for case in CASES} >= set(TERMS)
+
+
+@parametrised
+def test_the_gradient_reaches_the_student_and_not_the_teacher(case: Case) -> None:
+    made, student, teacher = ready(case), outputs(1, OURS), outputs(2, THEIRS)
+    parts = made.parts(student, teacher, make_batch())
+    assert set(parts) == set(made.weights)
+    assert all(part.dtype == torch.float32 and part.shape == () for part in parts.values())
+    assert all(part != 0 for part in parts.values())
+    torch.stack([made.weights[name] * part for name, part in parts.items()]).sum().backward()
+    for tap in case.options.taps_used:
+        found = student.logits[tap] if isinstance(tap, str) else student.features[tap]
+        assert found.grad is not None
+        assert found.grad.any()
+    assert gradients(student)
+    assert all(torch.isfinite(g).all() for g in gradients(student))
+    assert not gradients(teacher)
+
+
+@parametrised
+def test_every_parameter_of_a_term_takes_a_gradient(case: Case) -> None:
+    made = ready(case)
+    made(outputs(1, OURS), outputs(2, THEIRS), make_batch()).backward()
+    learned = [p for p in made.parameters() if p.requires_grad]
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learned)
+
+
+@distilling
+def test_distilling_from_nobody_is_refused(case: Case) -> None:
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        TERMS[case.options.name](case.options, CONTEXT._replace(teacher=None))(outputs(1, OURS), None, make_batch())
+    with pytest.raises(ConfigError, match="needs a teacher"):
+        ready(case)(outputs(1, OURS), None, make_batch())
+
+
+def emptied(batch: Batch, _: Outputs) -> tuple[Batch, None]:
+    nothing = torch.zeros_like(batch.labels)
+    return Batch(batch.raw, nothing, nothing > 0, nothing), None
+
+
+def one_instance(batch: Batch, _: Outputs) -> tuple[Batch, None]:
+    whole = torch.zeros_like(batch.labels)
+    whole[0] = 1
+    return Batch(batch.raw, whole, whole > 0, whole), None
+
+
+def all_ignored(batch: Batch, teacher: Outputs) -> tuple[Batch, Tensor]:
+    known = torch.zeros(teacher.logits["affinities"].shape, dtype=torch.bool)
+    return batch._replace(mask=torch.zeros_like(batch.mask)), known
+
+
+@parametrised
+@pytest.mark.parametrize("crops", [emptied, one_instance, all_ignored])
+@pytest.mark.parametrize("content", [None, torch.zeros, lambda shape: 60000 * (2 * torch.rand(shape) - 1)])
+def test_hopeless_crops_and_networks_give_finite_values_and_gradients(
+    case: Case, crops: Any, content: Callable[..., Tensor] | None
+) -> None:
+    made, student, teacher = ready(case), outputs(1, OURS, content), outputs(2, THEIRS, content)
+    batch, known = crops(make_batch(), teacher)
+    teacher = teacher._replace(known=known)
+    found = made(student, teacher, batch)
+    found.backward()
+    assert torch.isfinite(found)
+    assert gradients(student)
+    assert all(torch.isfinite(g).all() for g in gradients(student))
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in made.parameters() if p.requires_grad)
+    # what a term learned of such a batch must not spoil the next one
+    after = made(outputs(1, OURS), outputs(2, THEIRS), make_batch())
+    assert torch.isfinite(after)
+
+
+@parametrised
+def test_the_largest_halves_are_survived(case: Case) -> None:
+    made = ready(case)
+    student, teacher = (
+        mapped(outputs(seed, widths), lambda v: 60000 * v.sign()) for seed, widths in ((1, OURS), (2, THEIRS))
+    )
+    found = made(student, teacher, make_batch())
+    found.backward()
+    assert torch.isfinite(found)
+    assert all(torch.isfinite(g).all() for g in gradients(student))
+
+
+@parametrised
+def test_the_order_of_crops_does_not_matter(case: Case) -> None:
+    student, teacher, batch = outputs(1, OURS), outputs(2, THEIRS), make_batch()
+    swapped = Batch(batch.raw.flip(0), batch.labels.flip(0), batch.mask.flip(0), numbered(batch.labels.flip(0)))
+
+    def swap(found: Outputs) -> Outputs:
+        return mapped(found, lambda v: v.flip(0))
+
+    before, after = value(case, student, teacher, batch), value(case, swap(student), swap(teacher), swapped)
+    if case.not_in_order:
+        assert after != pytest.approx(before, rel=1e-6), f"it holds, although {case.not_in_order}"
+    else:
+        assert after == pytest.approx(before, rel=1e-4)
+
+
+@parametrised
+def test_the_names_of_ids_do_not_matter(case: Case) -> None:
+    student, teacher, batch = outputs(1, OURS), outputs(2, THEIRS), make_batch()
+    assert batch.instances is not None
+    count = int(batch.instances.max())
+    names = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(count)])
+    renamed = batch._replace(
+        labels=torch.tensor([0, 9, 2**40, 4, 1, 7])[batch.labels], instances=names[batch.instances]
+    )
+    assert value(case, student, teacher, renamed) == pytest.approx(value(case, student, teacher, batch), rel=1e-4)
+
+
+@parametrised
+def test_bfloat16_outputs_are_compared_in_float32(case: Case) -> None:
+    student, teacher, batch = outputs(1, OURS), outputs(2, THEIRS), make_batch()
+    exact = value(case, student, teacher, batch)
+    rough = ready(case)
+    with torch.autocast("cpu", torch.bfloat16):
+        halves = [mapped(found, lambda v: v.bfloat16()) for found in (student, teacher)]
+        found = rough(*halves, batch)
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(exact, rel=0.2 if case.not_halved else 1e-2)
+
+
+@parametrised
+def test_a_term_goes_on_from_its_state_as_if_it_had_not_stopped(case: Case) -> None:
+    made = ready(case)
+    state = deepcopy(made.state_dict())
+    torch.manual_seed(1)
+    again = TERMS[case.options.name](case.options, CONTEXT)
+    again.load_state_dict(state)
+    for seed in range(3):
+        given = outputs(seed, OURS), outputs(10 + seed, THEIRS), make_batch(seed)
+        assert made(*given).item() == again(*given).item()
+
+
+@parametrised
+def test_no_term_draws_from_the_global_generator(case: Case) -> None:
+    made = ready(case)
+    state = torch.get_rng_state()
+    made(outputs(1, OURS), outputs(2, THEIRS), make_batch())
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,198 @@
+"""Crops: a function of seed and number, aligned with their labels, whoever prepares them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_models import NEVER
+from toy_volumes import write_volume
+
+from kdseg.config.networks import AugmentOptions, TrainOptions
+from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, ShapeError, VoxelSizeError
+from kdseg.geometry import Roi
+from kdseg.networks.models import Batch
+from kdseg.training.sampling import Crops, Source, loader, source
+from kdseg.training.sampling.crops import _place
+
+SHAPE = (16, 20, 24)
+
+
+def options(**changes: Any) -> TrainOptions:
+    values: dict[str, Any] = {"volumes": ("a",), "validate_on": "a", "crop": (6, 8, 8), "steps": 5, "augment": NEVER}
+    return TrainOptions.model_validate(values | changes)
+
+
+def distilling(**changes: Any) -> TrainOptions:
+    return options(teacher="t", terms=({"name": "affinity"}, {"name": "soft_affinity"}), **changes)
+
+
+def coded(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    """Labels that equal raw, so that any misalignment shows."""
+    raw = coded(SHAPE)
+    return write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", raw.astype(np.uint64))
+
+
+def item(crops: Crops, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    raw, labels, mask = (t[0] for t in crops[number][:3])
+    return raw, labels, mask
+
+
+def as_bytes(raw: Any) -> np.ndarray:
+    return np.round((np.asarray(raw) + 1) * 127.5).astype(int)
+
+
+def test_a_crop_is_a_function_of_seed_and_number(pair: tuple[Path, Path]) -> None:
+    crops, again = (Crops(options(augment=AugmentOptions()), {"a": pair}) for _ in range(2))
+    other = Crops(options(augment=AugmentOptions(), seed=1), {"a": pair})
+    order = [7, 0, 3, 9]
+    items = {i: item(again, i) for i in order}
+    for i in sorted(order):
+        assert all(torch.equal(a, b) for a, b in zip(item(crops, i), items[i], strict=True))
+        assert not torch.equal(crops[i].raw, other[i].raw)
+    assert not torch.equal(crops[0].raw, crops[3].raw)
+
+
+def test_types_and_ranges(pair: tuple[Path, Path]) -> None:
+    raw, labels, mask = item(Crops(options(), {"a": pair}), 0)
+    assert (raw.shape, labels.shape, mask.shape) == ((1, 6, 8, 8), (6, 8, 8), (6, 8, 8))
+    assert (raw.dtype, labels.dtype, mask.dtype) == (torch.float32, torch.int64, torch.bool)
+    np.testing.assert_array_equal(as_bytes(raw[0]), labels)
+    assert mask.all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_and_ranks_do_not_change_the_crops(pair: tuple[Path, Path], workers: int) -> None:
+    crops = Crops(options(batch=4, accumulate=2, augment=AugmentOptions(), loader_workers=workers), {"a": pair})
+    whole = list(loader(crops, 3))
+    assert len(whole) == 4
+    assert all(isinstance(batch, Batch) for batch in whole)
+    shares = [list(loader(crops, 3, rank=rank, ranks=2)) for rank in range(2)]
+    for number, batch in enumerate(whole):
+        for k in range(4):
+            expected = item(crops, 3 * 8 + number * 4 + k)
+            assert all(torch.equal(a[k], b) for a, b in zip(batch[:3], expected, strict=True))
+            shared = shares[k % 2][number]
+            assert all(torch.equal(a[k // 2], b) for a, b in zip(shared[:3], expected, strict=True))
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(ConfigError, match=r"batch of 3 .* 2 processes"):
+        loader(Crops(options(batch=3), {"a": pair}), 0, ranks=2)
+
+
+@pytest.mark.parametrize("first", [(4, 5, 6), (0, 0, 0), (-3, -2, 8)])
+def test_labels_of_a_part_are_placed_by_their_offset(tmp_path: Path, first: tuple[int, int, int]) -> None:
+    raw = coded(SHAPE)
+    padded = np.zeros((28, 32, 36), np.uint64)
+    padded[6:22, 6:26, 6:30] = raw
+    part = padded[tuple(slice(f + 6, f + 6 + 10) for f in first)]
+    voxel_size = (40.0, 9.7, 8.1)
+    raw_at = write_volume(tmp_path / "raw.zarr", raw, voxel_size, (80.0, 970.0, 8.1))
+    shift = tuple(o + f * v for o, f, v in zip((80.0, 970.0, 8.1), first, voxel_size, strict=True))
+    labels_at = write_volume(tmp_path / "labels.zarr", part, voxel_size, shift)
+    volume = Source("a", raw_at, labels_at)
+    assert volume.labelled_roi == Roi(first, (10, 10, 10)).intersect(Roi((0, 0, 0), SHAPE))
+    crops = Crops(options(crop=(8, 12, 8)), {"a": (raw_at, labels_at)})
+    partly = 0
+    for i in range(10):
+        image, labels, mask = (t.numpy() for t in item(crops, i))
+        np.testing.assert_array_equal(mask, labels > 0)
+        np.testing.assert_array_equal(as_bytes(image[0])[mask], labels[mask])
+        assert mask.mean() > 0.3
+        partly += not mask.all()
+    assert partly == 10  # labels span 10 voxels of y, crops 12
+
+
+def test_crops_with_few_labels_are_drawn_again(tmp_path: Path) -> None:
+    labels = np.zeros((16, 16, 128), np.uint64)
+    labels[..., :32] = 5
+    raw_at = write_volume(tmp_path / "raw.zarr", coded(labels.shape))
+    crops = Crops(options(crop=(16, 16, 16)), {"a": (raw_at, write_volume(tmp_path / "labels.zarr", labels))})
+    shares = [crops[i].mask.float().mean().item() for i in range(40)]
+    assert np.mean(np.array(shares) >= 0.1) > 0.85  # one draw in four would do, had it no second try
+    assert min(shares) < 0.99
+
+
+def test_volumes_are_drawn_by_size_and_unlabelled_ones_by_their_share(tmp_path: Path) -> None:
+    volumes = {}
+    for name, depth, value in (("a", 16, 10), ("b", 48, 20), ("c", 16, 30)):
+        raw = np.full((depth, 16, 16), value, np.uint8)
+        labels = write_volume(tmp_path / f"{name}-labels.zarr", raw.astype(np.uint32))
+        volumes[name] = (write_volume(tmp_path / f"{name}.zarr", raw), labels)
+    chosen = distilling(volumes=("a", "b"), unlabelled=("c",), unlabelled_fraction=0.25)
+    crops = Crops(chosen, volumes)
+    seen = {10: 0, 20: 0, 30: 0}
+    for i in range(400):
+        raw, labels, mask = item(crops, i)
+        value = int(as_bytes(raw[0, 0, 0, 0]))
+        seen[value] += 1
+        assert mask.any() == labels.any() == (value != 30)
+    assert seen[30] == pytest.approx(100, abs=30)
+    assert seen[20] / seen[10] == pytest.approx(3, rel=0.4)
+
+
+def test_large_volumes_are_read_crop_by_crop(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Crops(options(), {"a": pair})
+    monkeypatch.setattr(source, "IN_MEMORY", 100)
+    read = Crops(options(), {"a": pair})
+    assert read.supervised[0].raw._kept is None
+    for i in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(item(kept, i), item(read, i), strict=True))
+
+
+def test_crops_reach_every_voxel(pair: tuple[Path, Path]) -> None:
+    volume = Source("a", *pair)
+    rng = np.random.default_rng(0)
+    firsts = np.array([_place(rng, volume.labelled_roi, (6, 8, 8), volume.raw.roi) for _ in range(400)])
+    assert firsts.min(0).tolist() == [0, 0, 0]
+    assert firsts.max(0).tolist() == [10, 12, 16]
+
+
+@pytest.mark.parametrize(
+    ("case", "error", "message"),
+    [
+        ("absent", MissingError, "no data were given"),
+        ("unlabelled", MissingError, "has no labels"),
+        ("float raw", DataError, "must be uint8"),
+        ("float labels", DataError, "must be integers"),
+        ("small", ShapeError, "less than a crop"),
+        ("other voxels", VoxelSizeError, "one voxel size"),
+        ("label voxels", VoxelSizeError, "labels have voxels"),
+        ("between voxels", VoxelSizeError, "whole voxels"),
+        ("elsewhere", ShapeError, "do not meet"),
+        ("anisotropic", ConfigError, "cubic voxels"),
+        ("huge ids", DataError, "2\\*\\*63"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(tmp_path: Path, case: str, error: type[KdsegError], message: str) -> None:
+    ten, half, far = (10.0, 10.0, 10.0), (0.0, 5.0, 0.0), (0.0, 0.0, 1e4)
+    raw = coded(SHAPE) if case != "float raw" else np.zeros(SHAPE, np.float32)
+    labels = np.ones(SHAPE, np.float32 if case == "float labels" else np.uint64)
+    if case == "huge ids":
+        labels[0, 0, 0] = 2**63
+    size = (40.0, 10.0, 10.0) if case == "anisotropic" else ten
+    raw_at = write_volume(tmp_path / "raw.zarr", raw, size)
+    at = {"between voxels": half, "elsewhere": far}.get(case, (0.0, 0.0, 0.0))
+    labels_at = write_volume(tmp_path / "labels.zarr", labels, (8.0, 8.0, 8.0) if case == "label voxels" else size, at)
+    other = write_volume(tmp_path / "other.zarr", coded(SHAPE), (20.0, 10.0, 10.0))
+    volumes: dict[str, Any] = {"a": (raw_at, None if case == "unlabelled" else labels_at), "b": (other, None)}
+    chosen = options()
+    if case == "absent":
+        del volumes["a"]
+    if case == "small":
+        chosen = options(crop=(17, 8, 8))
+    if case == "other voxels":
+        chosen = distilling(unlabelled=("b",))
+    if case == "anisotropic":
+        chosen = options(augment={"rotate": "zyx"})
+    with pytest.raises(error, match=message):
+        Crops(chosen, volumes)

@@ -1,0 +1,504 @@
+"""The training loop: it learns, continues where it stopped, and shares its work without changing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from toy_volumes import cells, write_volume
+from workflow import ROOT
+
+from kdseg.config import ModelOptions, validate
+from kdseg.config.networks import HeadOptions
+from kdseg.config.segmentation import WatershedOptions
+from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageError, VoxelSizeError
+from kdseg.networks.checkpoint import load, load_model
+from kdseg.networks.models import Network, Outputs
+from kdseg.networks.models.base import Heads
+from kdseg.networks.models.device import Ranks
+from kdseg.results.curve import Curve, read_curve
+from kdseg.training import Result, learning_rate, loop, train, validation
+from kdseg.training.run import Data, prepare
+from kdseg.training.sampling import Source, loader
+from kdseg.training.validation import validate as score
+from kdseg.training.validation import validation_crop
+
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
+CPU = torch.device("cpu")
+NEVER = {
+    "flip": False, "rotate": "none", "elastic": 0, "intensity": 0,
+    "noise": 0, "blur": 0, "missing_section": 0, "misaligned_section": 0,
+}  # fmt: skip
+
+
+def options(network: dict[str, Any] | None = None, heads: dict[str, Any] | None = None, **changes: Any) -> ModelOptions:
+    values = {
+        "volumes": ["a"],
+        "validate_on": "a",
+        "steps": 6,
+        "crop": [8, 12, 12],
+        "validate_every": 3,
+        "validate_shape": [12, 16, 16],
+        "checkpoint_every": 2,
+        "warmup": 2,
+        "precision": "float32",
+    }
+    return ModelOptions.model_validate(
+        {"network": network or {"kind": "unet", "widths": [2, 3]}, "heads": heads or {}, "train": values | changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    folder = tmp_path_factory.mktemp("volumes")
+    raw, labels = cells((20, 24, 24), 8)
+    return {"a": (write_volume(folder / "raw.zarr", raw), write_volume(folder / "labels.zarr", labels))}
+
+
+def run(folder: Path, made: ModelOptions, volumes: Any, **more: Any) -> Result:
+    return train(
+        made, offsets=OFFSETS, volumes=volumes, out=folder / "model.pt", folder=folder / "run", device="cpu", **more
+    )
+
+
+def numbers(folder: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_curve(folder / "run" / "curve.csv")]
+
+
+def assert_same_state(one: Path, two: Path) -> None:
+    a, b = load(one / "run" / "state.pt"), load(two / "run" / "state.pt")
+    for part in ("objective", "average"):
+        assert a[part].keys() == b[part].keys()
+        assert all(torch.equal(a[part][name], b[part][name]) for name in a[part])
+    for name, moments in a["optimiser"]["state"].items():
+        assert all(torch.equal(v, b["optimiser"]["state"][name][k]) for k, v in moments.items())
+    assert (a["step"], a["best"], a["best_step"]) == (b["step"], b["best"], b["best_step"])
+
+
+def test_a_run_leaves_a_model_a_curve_and_its_best_score(tmp_path: Path, volumes: Any) -> None:
+    made = options(heads={"lsd": True}, terms=[{"name": "affinity"}, {"name": "lsd", "weight": 0.5}], validate_every=4)
+    result = run(tmp_path, made, volumes, name="teacher")
+    rows = numbers(tmp_path)
+    assert list(rows[0]) == [
+        "step", "learning_rate", "affinity", "lsd", "total", "voi", "voi_split", "voi_merge", "arand", "threshold",
+    ]  # fmt: skip
+    assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        assert float(row["total"]) == pytest.approx(float(row["affinity"]) + 0.5 * float(row["lsd"]), rel=1e-4)
+        assert float(row["learning_rate"]) == pytest.approx(learning_rate(int(row["step"]) - 1, made.train), rel=1e-4)
+    scored = {int(row["step"]): float(row["voi"]) for row in rows if row["voi"]}
+    assert set(scored) == {4, 6}
+    assert result.scores.voi == pytest.approx(min(scored.values()), rel=1e-5)
+    assert scored[result.step] == pytest.approx(result.scores.voi, rel=1e-5)
+    model = load_model(result.model)
+    assert (model.meta["name"], model.meta["step"]) == ("teacher", result.step)
+    assert model.meta["scores"]["voi"] == result.scores.voi
+    assert (model.offsets, model.voxel_size) == (OFFSETS, (10.0, 10.0, 10.0))
+    assert model.heads.lsd
+
+
+def test_it_learns_one_crop_by_heart(tmp_path: Path) -> None:
+    raw, labels = cells((16, 24, 24), 5, seed=3)
+    volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
+    made = options(
+        {"kind": "unet", "widths": [8, 16]}, crop=[16, 24, 24], batch=1, steps=100, validate_every=50,
+        checkpoint_every=100, validate_shape=[16, 24, 24], learning_rate=1e-2, warmup=5, ema=0.9, augment=NEVER,
+    )  # fmt: skip
+    result = run(tmp_path, made, volumes)
+    rows = read_curve(tmp_path / "run" / "curve.csv")
+    assert float(rows[0]["total"]) > 0.5
+    assert float(rows[-1]["total"]) < 0.15
+    assert result.scores.voi < 0.8
+    assert result.scores.arand < 0.15
+
+
+KILLED = """
+import os, signal, sys
+from kdseg.config import ModelOptions
+from kdseg.results.curve import Curve
+append = Curve.append
+def last_words(self, row):
+    append(self, row)
+    if row["step"] == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == "kill":
+    Curve.append = last_words
+import json, torch
+from pathlib import Path
+from kdseg.training import train
+torch.set_num_threads(1)
+job = json.loads(sys.argv[2])
+train(
+    ModelOptions.model_validate(job["options"]), offsets=tuple(map(tuple, job["offsets"])), volumes=job["volumes"],
+    out=Path(job["folder"]) / "model.pt", folder=Path(job["folder"]) / "run", device="cpu",
+)
+"""
+
+
+def job(folder: Path, made: ModelOptions, volumes: Any) -> str:
+    places = {name: [str(path) for path in paths] for name, paths in volumes.items()}
+    values = {"options": made.model_dump(mode="json"), "offsets": OFFSETS, "volumes": places, "folder": str(folder)}
+    return json.dumps(values)
+
+
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """The number of threads may change the last bit of a sum."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, volumes: Any) -> None:
+    made = options(accumulate=2, steps=8, ema=0.5)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-c", KILLED, "kill", job(killed, made, volumes)]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert load(killed / "run" / "state.pt")["step"] == 4
+    assert [row["step"] for row in numbers(killed)] == ["1", "2", "3", "4", "5"]
+    assert not (killed / "model.pt").exists()
+    run(killed, made, volumes)
+    run(whole, made, volumes)
+    assert_same_state(killed, whole)
+    assert numbers(killed) == numbers(whole)
+    ours, theirs = (load_model(folder / "model.pt").network.state_dict() for folder in (killed, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_a_run_in_bfloat16_continues_to_the_same_weights(
+    tmp_path: Path, volumes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = options(precision="bfloat16", steps=5, validate_every=4)
+    append = Curve.append
+
+    def interrupted(self: Curve, row: Any) -> None:
+        append(self, row)
+        if row["step"] == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curve, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", made, volumes)
+    run(tmp_path / "stopped", made, volumes)
+    run(tmp_path / "whole", made, volumes)
+    assert_same_state(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path, volumes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(tmp_path, options(), volumes)
+    before = (tmp_path / "run" / "curve.csv").read_text()
+    first.model.unlink()
+    monkeypatch.setattr(loop, "_step", None)
+    assert run(tmp_path, options(), volumes) == first
+    assert first.model.exists()
+    assert (tmp_path / "run" / "curve.csv").read_text() == before
+
+
+def test_the_state_of_other_options_is_refused(tmp_path: Path, volumes: Any) -> None:
+    run(tmp_path, options(), volumes)
+    run(tmp_path, options(checkpoint_every=5, loader_workers=1), volumes)
+    with pytest.raises(ClaimError, match="other options"):
+        run(tmp_path, options(learning_rate=1e-2), volumes)
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_work_of_one(tmp_path: Path, volumes: Any) -> None:
+    """Two processes with a crop each take the steps of one that adds up the gradients of two crops."""
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    script = tmp_path / "script.py"
+    script.write_text(KILLED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    done = subprocess.run(
+        [*command, "finish", job(shared, options(batch=2), volumes)],
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    run(alone, options(batch=1, accumulate=2), volumes)
+    assert len(numbers(shared)) == 6
+    for ours, theirs in zip(numbers(shared), numbers(alone), strict=True):
+        assert float(ours["total"]) == pytest.approx(float(theirs["total"]), rel=1e-4)
+    a, b = (load(folder / "run" / "state.pt")["objective"] for folder in (shared, alone))
+    for name in a:
+        if "running" not in name and "tracked" not in name:
+            torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
+
+
+def prepared(made: ModelOptions, volumes: Any, *teachers: Path) -> Any:
+    return prepare(made, OFFSETS, Data(volumes, {}, teachers), "x", Ranks(CPU), WatershedOptions())
+
+
+def test_the_average_follows_the_weights(volumes: Any) -> None:
+    state = prepared(options(ema=0.2), volumes)
+    batches = iter(loader(state.crops, 0))
+    expected = [p.detach().clone() for p in state.objective.network.parameters()]
+    for step in range(1, 5):
+        loop._step(state, batches)
+        decay = min(0.2, step / (9 + step))
+        now = [p.detach() for p in state.objective.network.parameters()]
+        expected = [decay * e + (1 - decay) * p for e, p in zip(expected, now, strict=True)]
+        for mean, e, p in zip(state.average.parameters(), expected, now, strict=True):
+            torch.testing.assert_close(mean, e, rtol=1e-5, atol=1e-6)
+            assert not torch.equal(mean, p) or not p.any()
+        for mean, b in zip(state.average.buffers(), state.objective.network.buffers(), strict=True):
+            assert torch.equal(mean, b)
+
+
+def test_no_average_ships_the_weights(volumes: Any) -> None:
+    state = prepared(options(ema=0), volumes)
+    loop._step(state, iter(loader(state.crops, 0)))
+    weights = zip(state.average.parameters(), state.objective.network.parameters(), strict=True)
+    assert all(torch.equal(mean, p) for mean, p in weights)
+
+
+def test_gradients_are_clipped_and_norms_do_not_decay(volumes: Any) -> None:
+    state = prepared(options(gradient_clip=1e-3), volumes)
+    loop._step(state, iter(loader(state.crops, 0)))
+    total = torch.stack([p.grad.norm() for p in state.objective.parameters()]).norm()
+    assert total.item() == pytest.approx(1e-3, rel=1e-2)
+    decaying, rest = state.optimiser.param_groups
+    assert (decaying["weight_decay"], rest["weight_decay"]) == (1e-2, 0)
+    assert all(p.ndim == 5 for p in decaying["params"])
+    assert all(p.ndim == 1 for p in rest["params"])
+    assert len(decaying["params"]) + len(rest["params"]) == len(list(state.objective.parameters()))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, volumes: Any) -> Path:
+    return run(tmp_path_factory.mktemp("teacher"), options({"kind": "unet", "widths": [2, 2, 2]}), volumes).model
+
+
+def distilling(**changes: Any) -> ModelOptions:
+    return options(teacher="t", terms=[{"name": "affinity"}, {"name": "soft_affinity", "warmup": 2}], **changes)
+
+
+def test_a_student_learns_from_its_teacher_where_there_are_no_labels(
+    tmp_path: Path, volumes: Any, teacher: Path
+) -> None:
+    before = teacher.read_bytes()
+    more = {**volumes, "b": (volumes["a"][0], None)}
+    made = distilling(unlabelled=["b"], unlabelled_fraction=1.0, steps=30, validate_every=30, learning_rate=1e-2)
+    run(tmp_path, made, more, teachers=[teacher])
+    rows = numbers(tmp_path)
+    assert all(float(row["affinity"]) == 0 for row in rows)
+    soft = [float(row["soft_affinity"]) for row in rows]
+    assert float(rows[0]["total"]) == 0  # the term's weight starts at 0
+    assert float(rows[1]["total"]) == pytest.approx(soft[1] / 2, rel=1e-4)
+    assert np.mean(soft[-5:]) < 0.5 * np.mean(soft[:5])
+    assert teacher.read_bytes() == before
+
+
+LEARNING = [
+    {"name": "affinity"},
+    {"name": "graph_relation", "taps": [0, "affinities"], "min_size": 2, "memory_start": 2, "node": 0.5},
+    {"name": "graph_flow", "fit": 3, "patch": 3},
+    {"name": "ft", "fit": 3},
+    {"name": "adversarial", "widths": [2, 3], "learning_rate": 1e-3},
+    {"name": "mgd"},
+    {"name": "vid", "start": 2, "warmup": 2, "decay": "cosine"},
+]
+"""Terms that learn or remember something: projectors, moments, paraphrasers, a discriminator."""
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.usefixtures("_one_thread")
+def test_what_terms_learn_and_remember_is_continued_too(
+    tmp_path: Path, volumes: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = options(teacher="t", terms=LEARNING, normalise=True, steps=8, validate_every=8)
+    append = Curve.append
+
+    def interrupted(self: Curve, row: Any) -> None:
+        append(self, row)
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curve, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "stopped", made, volumes, teachers=[teacher])
+    run(tmp_path / "stopped", made, volumes, teachers=[teacher])
+    run(tmp_path / "whole", made, volumes, teachers=[teacher])
+    one, two = (load(tmp_path / name / "run" / "state.pt") for name in ("stopped", "whole"))
+    for part in ("objective", "average", "optimiser", "scales", "step"):
+        assert same(one[part], two[part]), part
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+    last = numbers(tmp_path / "whole")[-1]
+    assert all(float(last[name]) != 0 for name in one["scales"])  # every part works by then
+    assert len(one["scales"]) == 12
+
+
+def test_normalised_terms_count_by_their_weight(volumes: Any, teacher: Path) -> None:
+    terms = [{"name": "affinity", "weight": 2.0}, {"name": "soft_affinity"}, {"name": "cwd", "weight": 0.5}]
+    state = prepared(options(teacher="t", terms=terms, normalise=True), volumes, teacher)
+    batches = iter(loader(state.crops, 0))
+    first = loop._step(state, batches)
+    assert first["total"] == pytest.approx(3.5, rel=1e-5)  # each part is divided by itself
+    scales = {name: first[name] for name in ("affinity", "soft_affinity", "cwd")}
+    assert state.scales == pytest.approx(scales)
+    second = loop._step(state, batches)
+    weights = {"affinity": 2.0, "soft_affinity": 1.0, "cwd": 0.5}
+    assert second["total"] == pytest.approx(sum(weights[name] * second[name] / scales[name] for name in scales))
+    assert state.scales == pytest.approx({name: 0.99 * scales[name] + 0.01 * second[name] for name in scales})
+
+
+def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Path) -> None:
+    terms = [{"name": "affinity"}, {"name": "fitnets", "level": -1}]
+    off = prepared(options(teacher="t", terms=terms, distil=False), volumes)
+    alone = prepared(options(), volumes)
+    assert off.teachers is None
+    assert list(off.objective.terms) == ["affinity"]
+    assert loop._step(off, iter(loader(off.crops, 0))) == loop._step(alone, iter(loader(alone.crops, 0)))
+    on = prepared(options(teacher="t", terms=terms), volumes, teacher)
+    projector = dict(on.objective.terms["fitnets"].named_parameters())
+    trained = {id(p) for group in on.optimiser.param_groups for p in group["params"]}
+    assert projector
+    assert all(id(p) in trained for p in projector.values())
+
+
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, teacher: Path) -> None:
+    other = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (10.0, 10.0, 9.0))
+    labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (10.0, 10.0, 9.0))
+    with pytest.raises(VoxelSizeError, match="the data have"):
+        run(tmp_path, distilling(), {"a": (other, labels)}, teachers=[teacher])
+    with pytest.raises(ConfigError, match="offsets"):
+        train(
+            distilling(),
+            offsets=OFFSETS[:3],
+            volumes=volumes,
+            out=tmp_path / "m.pt",
+            folder=tmp_path,
+            teachers=[teacher],
+        )
+    with pytest.raises(ConfigError, match="0 teacher checkpoints"):
+        run(tmp_path, distilling(), volumes)
+    with pytest.raises(ConfigError, match="teacher's pooling"):
+        run(tmp_path, distilling(crop=[8, 12, 6]), volumes, teachers=[teacher])
+    with pytest.raises(ConfigError, match="network's pooling"):
+        run(tmp_path, options(crop=[8, 12, 7]), volumes)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, volumes: Any) -> None:
+    with pytest.raises(StageError, match=r"at step 2 .*lower learning_rate"):
+        run(tmp_path, options(learning_rate=1e30, warmup=0), volumes)
+    assert len(numbers(tmp_path)) == 1
+
+
+def test_half_precision_scales_its_gradients(tmp_path: Path, volumes: Any) -> None:
+    result = run(tmp_path, options(precision="float16", steps=2), volumes)
+    assert load(tmp_path / "run" / "state.pt")["scaler"]["scale"] > 1
+    assert np.isfinite(result.scores.voi)
+
+
+def test_learning_rate_rises_linearly_and_falls_to_nothing() -> None:
+    made = options(steps=110, warmup=10, learning_rate=0.5).train
+    rates = [learning_rate(step, made) for step in range(111)]
+    assert rates[:3] == pytest.approx([0.05, 0.1, 0.15])
+    assert max(rates) == rates[10] == pytest.approx(0.5)
+    assert rates[60] == pytest.approx(0.25)
+    assert rates[110] == pytest.approx(0)
+    assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+def test_terms_and_heads_need_each_other() -> None:
+    for heads, terms in (({"lsd": True}, ["affinity"]), ({}, ["affinity", "embedding"]), ({}, ["lsd"])):
+        with pytest.raises(ValueError, match=r"need each other|need a term|need an embedding"):
+            options(heads=heads, terms=[{"name": name} for name in terms])
+    with pytest.raises(ValueError, match="given once"):
+        options(terms=[{"name": "affinity"}, {"name": "affinity"}])
+
+
+class Oracle(Network):
+    """Reads the labels off raw data that show them."""
+
+    halo, stride = (2, 4, 4), (1, 2, 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = Heads(3, HeadOptions(), OFFSETS[:3])  # hands the features on
+        with torch.no_grad():
+            for parameter in self.heads.parameters():
+                parameter.copy_(torch.eye(3)[:, :, None, None, None] if parameter.ndim == 5 else torch.zeros(3))
+
+    def forward(self, raw: Tensor) -> Outputs:
+        self._check(raw)
+        padded = torch.nn.functional.pad(raw, (1, 0, 1, 0, 1, 0), value=-1)
+        here = padded[:, :, 1:, 1:, 1:]
+        there = [padded[:, :, :-1, 1:, 1:], padded[:, :, 1:, :-1, 1:], padded[:, :, 1:, 1:, :-1]]
+        same = torch.cat([here == other for other in there], dim=1)
+        features = torch.where(same, 9.0, -9.0)
+        return Outputs(self.heads(features), (features,))
+
+
+def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, labels = cells((30, 50, 50), 12)
+    raw = write_volume(tmp_path / "raw.zarr", (labels * 20).astype(np.uint8))
+    source = Source("a", raw, write_volume(tmp_path / "labels.zarr", labels[3:, 5:, :], offset=(30.0, 50.0, 0.0)))
+    crop = validation_crop(source, (21, 99, 40))
+    assert (crop.roi.offset, crop.roi.shape) == ((6, 5, 5), (21, 45, 40))
+    np.testing.assert_array_equal(crop.labels, labels[6:27, 5:50, 5:45])
+    scored = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions())
+    assert scored.voi == pytest.approx(scored.voi_split + scored.voi_merge)
+    assert scored.voi < 0.4
+    assert scored.arand < 0.05
+    # Where the run's own watershed finds no inside, nothing is told apart: the option is used.
+    blind = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions(boundary=1.0))
+    assert blind.voi > scored.voi + 0.5
+    monkeypatch.setattr(validation, "THRESHOLDS", (0.5, 1.0))  # the last one merges everything
+    assert score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions()).threshold == 0.5
+
+
+def test_validation_where_nothing_is_labelled_is_refused(tmp_path: Path) -> None:
+    labels = np.zeros((20, 24, 24), np.uint64)
+    labels[:, :2] = 1
+    raw = write_volume(tmp_path / "raw.zarr", np.ones(labels.shape, np.uint8))
+    source = Source("a", raw, write_volume(tmp_path / "labels.zarr", labels))
+    with pytest.raises(DataError, match="has no labels"):
+        validation_crop(source, (4, 4, 4))
+
+
+def test_a_curve_drops_what_came_after_and_rows_that_were_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "curve.csv"
+    with Curve(path, ["step", "a", "b"], keep=0) as curve:
+        for step in (1, 2, 3):
+            curve.append({"step": step, "a": step / 3})
+    with path.open("a") as file:
+        file.write("4,0.1")
+    assert [row["step"] for row in read_curve(path)] == ["1", "2", "3"]
+    with Curve(path, ["step", "a", "b"], keep=2) as curve:
+        curve.append({"step": 3, "b": 7.0})
+    assert path.read_text().split() == ["step,a,b", "1,0.333333,", "2,0.666667,", "3,,7"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(KdsegError, match="cannot write"):
+        Curve(tmp_path / "file" / "curve.csv", ["step"], keep=0)
+
+
+def test_example_configurations_can_be_trained() -> None:
+    import yaml
+
+    for path in sorted((ROOT / "config").glob("*.yaml")):
+        assert validate(yaml.safe_load(path.read_text())).models, path
