@@ -45,10 +45,10 @@ from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.results.manifests import claim, read, store_of
 from kdseg.segmentation.agglomeration import stage as agglomerate
-from kdseg.segmentation.agglomeration.linkage import waterz_segments
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.segments import stage as segment
+from kdseg.segmentation.waterz import waterz_segments
 from kdseg.volumes.volume import affinity_offsets, create_volume, open_volume
 
 STORAGE = StorageOptions(chunk=(64, 64, 64), shard=(64, 64, 64), levels=1)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Nanometres, Section, Step
-from kdseg.results.remote import is_remote
+
+_REMOTE = re.compile(r"^(s3|gs|https?)://")
+
+
+def is_remote(address: str | Path) -> bool:
+    """Return whether an address names something in a bucket or on a web server: s3://, gs://, https:// or http://."""
+    return isinstance(address, str) and _REMOTE.match(address) is not None
 
 
 class PhantomOptions(Section):

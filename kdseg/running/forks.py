@@ -148,11 +148,12 @@ def die_with_parent(parent: int) -> None:
 
 
 def _wake() -> None:
-    """Call a compiled function, if this process uses any: the first call takes 0.8 s, which forks are spared."""
+    """Call a compiled function, if this process uses any: numba's first call takes 0.8 s, which forks are spared."""
     if "numba" in sys.modules:
-        import numpy as np
+        from numba import njit
 
-        from kdseg.segmentation.lut import apply
+        njit(cache=True)(_nothing)()
 
-        nothing = np.empty(0, np.uint64)
-        apply(nothing, nothing, nothing)
+
+def _nothing() -> None:
+    pass

@@ -6,26 +6,17 @@ fraction of integers, and equal ones by the largest original pair of fragments t
 (the edge whose largest pair is smaller comes first: a sum never comes before both of its parts then).
 A sum of two edges is never better than the better one of them (the linkage is *reducible*), hence scores of
 successive merges never fall, and stopping early is the same as a stricter threshold.
-
-waterz itself, for a volume in one block, is called from here too, and from nowhere else.
 """
 
 from __future__ import annotations
 
-import ctypes
-import io
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from fractions import Fraction
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.errors import ConfigError, DataError, ShapeError
-from kdseg.geometry import Offsets
+from kdseg.errors import ConfigError, DataError
 from kdseg.segmentation.agglomeration.contraction import (
     CANNOT,
     MUST,
@@ -42,9 +33,7 @@ from kdseg.segmentation.agglomeration.edge_table import join, take
 from kdseg.segmentation.graph.details import Details, any_of_pair
 from kdseg.segmentation.graph.histograms import Histograms, totals
 from kdseg.segmentation.graph.rag import Edges
-from kdseg.segmentation.links import nearest_links
-
-_DENOMINATOR = 10**6  # thresholds are decimals: 0.3 is 3/10, not the nearest binary number
+from kdseg.segmentation.threshold import least_mean
 
 
 class Dendrogram(NamedTuple):
@@ -167,7 +156,7 @@ def contract(
         DataError: if an edge has no contact though all rows of its pair are here, or the rows have no
             histograms to compute a quantile from.
     """
-    numerator, denominator = _least_mean(threshold)
+    numerator, denominator = least_mean(threshold)
     if rows.u.size >= 2**30:
         raise DataError(f"{rows.u.size} edges in one part: at most 2**30; use smaller agglomerate.chunk")
     bins, start = _bins(rows, percent)
@@ -233,108 +222,6 @@ def cut(dendrogram: Dendrogram, threshold: float) -> tuple[NDArray[np.uint64], N
     Raises:
         ConfigError: if the threshold is not in 0..1.
     """
-    numerator, denominator = _least_mean(threshold)
+    numerator, denominator = least_mean(threshold)
     merged = reaches(dendrogram.affinity_sum, dendrogram.contact, numerator, denominator)
     return dendrogram.a[merged], dendrogram.b[merged]
-
-
-def _least_mean(threshold: float) -> tuple[np.uint64, np.uint64]:
-    """Return the least ``affinity_sum / contact`` that is merged, as a fraction."""
-    if not 0 <= threshold <= 1:
-        raise ConfigError(f"an agglomeration threshold is a score in 0..1, got {threshold}")
-    least = 255 * (1 - Fraction(threshold).limit_denominator(_DENOMINATOR))
-    return np.uint64(least.numerator), np.uint64(least.denominator)
-
-
-def waterz_segments(
-    affinities: NDArray[np.uint8],
-    fragments: NDArray[np.uint64],
-    offsets: Offsets,
-    thresholds: Sequence[float],
-) -> list[NDArray[np.uint64]]:
-    """Return the segmentations of one block by waterz, ``OneMinus<MeanAffinity>``, one per threshold.
-
-    Holds the interpreter's lock and needs about 40 bytes per voxel and per threshold 8 more.
-
-    Args:
-        affinities: uint8 (c, z, y, x), in 1/255; only the nearest ones are used.
-        fragments: uint64 (z, y, x); 0 is background. Left as they are.
-        offsets: one ``(z, y, x)`` step in voxels per channel.
-        thresholds: scores in 0..1, in any order.
-
-    Returns:
-        uint64 (z, y, x) per threshold, in the order given; a segment's id is its smallest fragment id.
-
-    Raises:
-        ConfigError: if waterz is not installed, or a threshold is not in 0..1.
-        ShapeError: if affinities and fragments differ in shape.
-    """
-    for threshold in thresholds:
-        _least_mean(threshold)
-    if affinities.shape[1:] != fragments.shape:
-        raise ShapeError(f"affinities {affinities.shape} do not fit fragments {fragments.shape}")
-    # waterz' memory follows the largest id
-    names, local = np.unique(np.append(fragments.ravel(), np.uint64(0)), return_inverse=True)
-    local = local[:-1].reshape(fragments.shape).astype(np.uint64)
-    ascending = sorted(set(thresholds))
-    by_threshold = {}
-    results = _waterz(nearest_links(affinities, offsets), ascending, fragments=local.copy())
-    for threshold, segments in zip(ascending, results, strict=True):
-        # names ascend, so that the first voxel in the order of names has the smallest one
-        representatives = np.zeros(names.size, np.uint64)
-        representatives[local.ravel()] = segments.ravel()
-        _, smallest, group = np.unique(representatives, return_index=True, return_inverse=True)
-        by_threshold[threshold] = names[smallest[group]][local]
-    return [by_threshold[threshold] for threshold in thresholds]
-
-
-def waterz_fragments(links: NDArray[np.uint8], low: float, high: float) -> NDArray[np.uint64]:
-    """Return the fragments of waterz' own watershed (Zlateski & Seung 2015, arXiv 1505.00249).
-
-    Args:
-        links: uint8 (3, z, y, x), nearest affinities in 1/255, see `links.nearest_links`.
-        low: affinities below never join two voxels.
-        high: affinities above always do.
-
-    Returns:
-        uint64 (z, y, x), 0 where no link of a voxel reaches ``low``.
-
-    Raises:
-        ConfigError: if waterz is not installed, or ``low`` is not below ``high``.
-    """
-    if not low < high:
-        raise ConfigError(f"waterz needs low < high, got low = {low} and high = {high}")
-    # no score is below 0: the watershed alone
-    (fragments,) = _waterz(links, [-1.0], aff_threshold_low=low, aff_threshold_high=high)
-    return fragments
-
-
-def _waterz(links: NDArray[np.uint8], thresholds: list[float], **options: Any) -> list[NDArray[np.uint64]]:
-    """Run waterz; it yields one and the same array each time, hence the copies."""
-    try:
-        import waterz
-    except ImportError:
-        raise ConfigError(
-            "waterz is not installed: run `pip install waterz`, or choose the engine `exact` and the method `watershed`"
-        ) from None
-    with _silent():
-        affinities = links.astype(np.float32) / np.float32(255)
-        return [np.array(segments) for segments in waterz.agglomerate(affinities, thresholds, **options)]
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Send what Python and C code write to standard output nowhere."""
-    libc = ctypes.CDLL(None)
-    sys.stdout.flush()
-    libc.fflush(None)
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        with redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        libc.fflush(None)  # into nowhere, before the descriptor is back
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)

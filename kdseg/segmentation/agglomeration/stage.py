@@ -20,12 +20,13 @@ from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.agglomeration.edge_table import from_columns, join, to_columns
 from kdseg.segmentation.agglomeration.edits import Links, check_known, fragments_at, read_edits, resolve
-from kdseg.segmentation.agglomeration.linkage import Dendrogram, rows_of, waterz_segments
+from kdseg.segmentation.agglomeration.linkage import Dendrogram, rows_of
 from kdseg.segmentation.agglomeration.store import table_path
 from kdseg.segmentation.agglomeration.tree import Layout, decide, inside, layout, node_of
 from kdseg.segmentation.graph.details import from_columns as details_of
 from kdseg.segmentation.graph.details import join as join_details
 from kdseg.segmentation.graph.rag import Edges
+from kdseg.segmentation.waterz import waterz_segments
 from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
 
 WATERZ_LIMIT = 1024**3

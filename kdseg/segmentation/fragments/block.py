@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from kdseg.config.segmentation import FragmentsOptions
 from kdseg.errors import DataError
 from kdseg.geometry import Offsets, Roi, Slices, Triple, block_number, grid_shape
-from kdseg.segmentation.agglomeration.linkage import waterz_segments
 from kdseg.segmentation.fragments.watershed import clean, drop_weak, fragments
 from kdseg.segmentation.links import nearest_channels
+from kdseg.segmentation.waterz import waterz_segments
 
 LARGEST_ID = 2**63
 

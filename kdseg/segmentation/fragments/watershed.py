@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Offsets, Slices, pair_slices
-from kdseg.segmentation.agglomeration.linkage import waterz_fragments
 from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
 from kdseg.segmentation.fragments.seeds import basins
 from kdseg.segmentation.links import nearest_links
+from kdseg.segmentation.waterz import waterz_fragments
 
 _SMALLEST = 10  # voxels of a separate component that gets a seed of its own; fewer are noise on a boundary
 

@@ -16,10 +16,11 @@ from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Offsets
 from kdseg.segmentation.agglomeration.contraction import less
-from kdseg.segmentation.agglomeration.linkage import agglomerate, cut, waterz_fragments, waterz_segments
+from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.lut import apply, lut
+from kdseg.segmentation.waterz import waterz_fragments, waterz_segments
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 Row = tuple[int, int, int, int]

@@ -17,11 +17,12 @@ from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Roi, blocks
 from kdseg.segmentation.agglomeration.edge_table import join
-from kdseg.segmentation.agglomeration.linkage import Dendrogram, cut, rows_of, sort_merges, waterz_segments
+from kdseg.segmentation.agglomeration.linkage import Dendrogram, cut, rows_of, sort_merges
 from kdseg.segmentation.agglomeration.tree import decide, layout
 from kdseg.segmentation.fragments.watershed import clean, fragments
 from kdseg.segmentation.graph.rag import block_edges
 from kdseg.segmentation.lut import apply, lut
+from kdseg.segmentation.waterz import waterz_segments
 from kdseg.volumes.phantom import phantom_block
 
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
