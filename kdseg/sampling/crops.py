@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,6 @@ class Crops(Dataset[Batch]):
         if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
             raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
 
-    def __len__(self) -> int:
-        return self.options.steps * self.options.batch * self.options.accumulate
-
     def __getitem__(self, index: int) -> Batch:
         """Return crop ``index``, a batch of one."""
         rng = np.random.default_rng([self.options.seed, index])
@@ -131,7 +129,7 @@ def loader(crops: Crops, start: int, *, rank: int = 0, ranks: int = 1) -> DataLo
     return DataLoader(
         crops,
         batch_size=options.batch // ranks,
-        sampler=range(start * per_step + rank, options.steps * per_step, ranks),
+        sampler=range(start * per_step + rank, sys.maxsize, ranks),  # the loop knows when to stop
         num_workers=options.loader_workers,
         collate_fn=collate,
     )

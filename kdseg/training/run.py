@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +36,13 @@ class Data(NamedTuple):
 
 @dataclass
 class Run:
-    """All that changes during a run, and all that it is made from."""
+    """All that changes during a run, and all that it is made from.
+
+    Attributes:
+        steps: to do; infinite until `kdseg.training.budget` has found how many fit into ``train.seconds``.
+        step: steps done.
+        seconds: that the steps done took.
+    """
 
     options: ModelOptions
     offsets: Offsets
@@ -51,6 +58,7 @@ class Run:
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     scales: dict[str, float] = field(default_factory=dict)
+    steps: float = inf
     step: int = 0
     best: Scored = NO_SCORE
     best_step: int = 0
@@ -65,6 +73,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "scales": self.scales,
+            "steps": self.steps,
             "step": self.step,
             "best": list(self.best),
             "best_step": self.best_step,
@@ -129,6 +138,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         trained=trained,
         average=average,
         optimiser=_optimiser(objective, options.train),
+        steps=inf if options.train.steps is None else options.train.steps,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
     )
 
@@ -189,5 +199,6 @@ def resume(run: Run, path: Path) -> None:
     run.optimiser.load_state_dict(state["optimiser"])
     run.scaler.load_state_dict(state["scaler"])
     run.scales = dict(state["scales"])
-    run.step, run.best_step, run.seconds = state["step"], state["best_step"], state["seconds"]
+    run.steps, run.step = state["steps"], state["step"]
+    run.best_step, run.seconds = state["best_step"], state["seconds"]
     run.best = Scored(*state["best"])
