@@ -29,6 +29,7 @@ from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
 from kdseg.models import Network, Outputs, fold, only_heads
 from kdseg.models.base import channels_last, placed
 from kdseg.models.device import autocast, keep_memory
+from kdseg.models.guard import check_convolutions
 from kdseg.models.memory import LiveBytes
 from kdseg.models.unet import UNet
 from kdseg.models.unpadded import Unpadded
@@ -188,6 +189,8 @@ def predictor(
     torch.backends.cudnn.deterministic = True
     if device.type == "cpu":
         keep_memory()
+    elif device.type == "cuda":
+        check_convolutions(device, dtype)
     name = "embedding" if product == "embedding" else "affinities"
     folded = placed(fold(only_heads(network, [name])), device)
     if product in ("affinities", "embedding"):

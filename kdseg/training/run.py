@@ -21,6 +21,7 @@ from kdseg.losses import Context, Objective, build_terms
 from kdseg.models import Network, Widths, build, fold, resolve_precision, widths
 from kdseg.models.base import placed
 from kdseg.models.device import Ranks
+from kdseg.models.guard import check_convolutions
 from kdseg.sampling import Addresses, Crops, Guide, Source
 from kdseg.teaching import Teachers, teachers_of
 from kdseg.validation import NO_SCORE, Scored, Validation, validation_crop
@@ -97,6 +98,8 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     """
     device = ranks.device
     dtype = resolve_precision(options.train.precision, device)
+    if device.type == "cuda":
+        check_convolutions(device, dtype)
     crops = Crops(options.train, data.volumes, data.guides, offsets)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
