@@ -99,6 +99,8 @@ def train(
         columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *Scored._fields, "seconds"]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
         with curve or nullcontext(), _bar(run, name, progress if ranks.first else False) as bar:
+            if run.steps == inf and ranks.first:
+                _scores(run)  # validations compile at first, which says nothing about the later ones
             batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
             started, pace = time.monotonic() - run.seconds, Pace()
             while run.step < run.steps:
@@ -218,9 +220,13 @@ def _update_average(run: Run) -> None:
             kept.copy_(seen)
 
 
-def _validate(run: Run, best: Path) -> Scored:
+def _scores(run: Run) -> Scored:
     dtype, device = run.objective.dtype, run.ranks.device
-    scores = validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
+    return validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
+
+
+def _validate(run: Run, best: Path) -> Scored:
+    scores = _scores(run)
     if run.best_step == 0 or scores.voi < run.best.voi:
         run.best, run.best_step = scores, run.step
         meta = {"name": run.name, "step": run.step, "scores": scores._asdict()}
