@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
 
+import check_pack  # noqa: E402
 import needs  # noqa: E402
 import pack  # noqa: E402
 import wheels  # noqa: E402
@@ -234,3 +235,23 @@ def test_the_modules_of_a_wheel(tmp_path):
         file.writestr("_private.py", "")
         file.writestr("space/part/__init__.py", "")
     assert wheels.modules_of(path) == ["alone", "some"]
+
+
+def test_the_check_tells_what_is_missing_from_what_has_not_been_checked(tmp_path, monkeypatch, capfd):
+    (tmp_path / "wheels").mkdir()
+    wheel(tmp_path / "wheels", "packed", "1")
+    monkeypatch.setattr(check_pack, "CARRIED", tmp_path)
+    facts = {"python": f"{sys.version_info[0]}.{sys.version_info[1]}", "there": {}, "extras": []}
+    assert check_pack.check(sys.executable, facts, None) == 1
+    text = capfd.readouterr().out
+    assert "cannot be imported: zarr: ModuleNotFoundError: No module named 'zarr'" in text
+    unchecked = text.partition("for want of torch: ")[2].partition("\n")[0]
+    assert "modules: torch, kdseg" in unchecked
+    assert "zarr" not in unchecked
+    assert "cannot be imported: packed" not in text
+    assert "cannot be imported: kdseg.errors" not in text
+
+
+def test_the_check_takes_the_python_that_was_packed_for():
+    with pytest.raises(SystemExit, match=r"is Python 3.\d+, expected 3.2, which the pack is for"):
+        check_pack.check(sys.executable, {"python": "3.2"}, None)

@@ -49,14 +49,13 @@ def check(python: str, facts: dict[str, Any], torch: str | None) -> int:
         sys.exit(f"--check: {python} is Python {version}, expected {facts['python']}, which the pack is for")
     with tempfile.TemporaryDirectory() as scratch:
         there, site = Path(scratch) / "there", Path(scratch) / "site"
-        subprocess.run([python, "-m", "venv", str(there)], check=True)
+        subprocess.run([python, "-m", "venv", "--without-pip", str(there)], check=True)
         inside = str(there / "bin" / "python")
         exact = [f"{name}=={its}" for name, its in facts["there"].items() if name != "torch"]
-        _install(inside, "--only-binary=:all:", *exact, *([torch] if torch else []))
+        _install(inside, [*exact, *([torch] if torch else [])], "--only-binary=:all:")
         wheels = sorted((CARRIED / "wheels").glob("*.whl"))
-        if wheels:
-            options = ("--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(site))
-            _install(inside, *options, *map(str, wheels))
+        options = ("--no-index", "--no-deps", "--no-compile", "--no-cache-dir", "--upgrade", "--target", str(site))
+        _install(inside, list(map(str, wheels)), *options)
         names = _names(facts, wheels)
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(site)])}
         done = subprocess.run(
@@ -70,8 +69,10 @@ def check(python: str, facts: dict[str, Any], torch: str | None) -> int:
 _VERSION = "import sys; print(f'{sys.version_info[0]}.{sys.version_info[1]}')"
 
 
-def _install(python: str, *arguments: str) -> None:
-    done = pip("install", "--quiet", *arguments, python=python)
+def _install(python: str, needs: list[str], *options: str) -> None:
+    if not needs:
+        return
+    done = pip("--python", python, "install", "--quiet", *options, *needs)
     if done.returncode:
         sys.exit(f"--check: pip could not install: {done.stderr.strip()[-500:]}")
 

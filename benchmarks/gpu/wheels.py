@@ -153,9 +153,9 @@ def modules_of(wheel: Path) -> list[str]:
     return sorted(top for top in tops if not top.startswith("_"))
 
 
-def pip(*arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
-    """Run pip, of this Python unless told otherwise."""
-    command = [python, "-m", "pip", "--disable-pip-version-check", *arguments]
+def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run pip."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
