@@ -28,7 +28,7 @@ from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
 from kdseg.models import Network, Outputs, fold, only_heads
 from kdseg.models.base import channels_last, placed
-from kdseg.models.device import autocast, keep_memory
+from kdseg.models.device import autocast, exact, keep_memory
 from kdseg.models.memory import LiveBytes
 from kdseg.models.unet import UNet
 from kdseg.models.unpadded import Unpadded
@@ -184,8 +184,7 @@ def predictor(
     """
     if not is_multiple(tile, network.stride):
         raise ConfigError(f"predict.tile {tile} must be a multiple of the network's pooling {network.stride}")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    exact()
     if device.type == "cpu":
         keep_memory()
     name = "embedding" if product == "embedding" else "affinities"

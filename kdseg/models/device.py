@@ -70,6 +70,19 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def exact() -> None:
+    """Have GPUs compute float32 as float32, and the same bits each time, from now on in this process.
+
+    By default cuDNN rounds what float32 convolutions multiply to the 10 bits of TF32. cuBLAS reads its variable when it
+    is first used: without workspaces of a fixed size its sums may depend on what other streams do.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
+        part.fp32_precision = "ieee"  # all of cuDNN alike, or torch refuses to say what it is
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Return the context in which convolutions compute in ``dtype``; it does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
@@ -120,7 +133,11 @@ def joined(device: str) -> Iterator[Ranks]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Choose deterministic kernels where there are any; CUDA has none for the gradient of max-pooling."""
+    """Choose deterministic kernels where there are any.
+
+    CUDA has none for the gradient of max-pooling: its sums are of any order where windows overlap. Ours do not.
+    """
+    exact()
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():
