@@ -77,8 +77,9 @@ def exact() -> None:
     is first used: without workspaces of a fixed size its sums may depend on what other streams do.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    for part in (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn):
-        part.fp32_precision = "ieee"  # all of cuDNN alike, or torch refuses to say what it is
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # or torch finds that they differ
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
