@@ -96,11 +96,13 @@ class Ranks(NamedTuple):
         device: of this process.
         rank: its number.
         ranks: number of processes.
+        together: whether they exchange what they compute; a single one that torchrun started does so with itself.
     """
 
     device: torch.device
     rank: int = 0
     ranks: int = 1
+    together: bool = False
 
     @property
     def first(self) -> bool:
@@ -119,7 +121,7 @@ def joined(device: str) -> Iterator[Ranks]:
         DeviceError: if there is no such device here.
     """
     place = resolve_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not dist.is_torchelastic_launched():
         yield Ranks(place)
         return
     if place.type == "cuda":
@@ -127,7 +129,7 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Ranks(place, dist.get_rank(), dist.get_world_size())
+        yield Ranks(place, dist.get_rank(), dist.get_world_size(), together=True)
     finally:
         dist.destroy_process_group()
 
