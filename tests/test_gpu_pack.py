@@ -3,20 +3,15 @@
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
+import check_pack
 import h5py
+import needs
 import numpy as np
+import pack
 import pytest
+import wheels
 from packaging.requirements import Requirement
-
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
-
-import check_pack  # noqa: E402
-import needs  # noqa: E402
-import pack  # noqa: E402
-import wheels  # noqa: E402
 
 PYTHON = "3.12"
 

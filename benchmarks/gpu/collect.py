@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from job import RESULTS, read_rows
-from tables import rates_table, training_table
+from tables import rates_table, table, training_table
 from weights import names, read_weights
 
 from kdseg.checkpoint import save_model
@@ -113,14 +113,6 @@ def trainings_table(rows: Sequence[Row]) -> str:
     ]
     columns = ["network", "parameters", "kMAC/voxel", "steps", "time", "best step", "VOI [bits]", "ARAND"]
     return table(columns, cells) + ("\n\nVOI and ARAND of the validation crop, at its best threshold." if cells else "")
-
-
-def table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table, or that nothing was measured."""
-    if not cells:
-        return "Not measured."
-    lines = [columns, ["---"] * len(columns), *cells]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def between_marks(text: str, inside: str, path: Path) -> str:

@@ -24,13 +24,13 @@ def rates_table(rows: Sequence[Row]) -> str:
     tiles = [row for row in ours if row["key"].startswith("tile/")]
     stages = [row for row in ours if row["key"].startswith(("predict/", "fuse/"))]
     parts = [
-        _table(("limit", "measured"), [line for row in limits for line in _limits(row)]),
-        _table(("target of the student", "asked for", "measured"), _targets(tiles, stages)),
-        _table(
+        table(("limit", "measured"), [line for row in limits for line in _limits(row)]),
+        table(("target of the student", "asked for", "measured"), _targets(tiles, stages)),
+        table(
             ("tile", "Mvox/s", "ms", "ms of features", "least ms", "of it", "over PCIe, ms", "GFLOP, done", "peak MB"),
             [_line(row, _tile) for row in tiles],
         ),
-        _table(
+        table(
             ("stage", "Mvox/s", "of bare", "first block, s", "read, wait, compute, write, s", "CPU s", "MB over PCIe"),
             [_line(row, _stage) for row in stages],
         ),
@@ -55,8 +55,8 @@ def training_table(rows: Sequence[Row]) -> str:
         return [_said(row["ms"]), of_alone, *(_said(row[name]) for name in ("mvox_per_s", "peak_mb"))]
 
     return "\n\n".join([
-        _table(("step", "ms", "of the student alone", "Mvox/s", "peak MB"), [_line(row, step) for row in steps]),
-        _table(
+        table(("step", "ms", "of the student alone", "Mvox/s", "peak MB"), [_line(row, step) for row in steps]),
+        table(
             ("loader", "crops/s", "Mvox/s per core", "step, ms", "both, ms", "share that the card waits"),
             [_line(row, _wait) for row in waits],
         ),
@@ -123,7 +123,7 @@ def _said(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table; a line that is too short is filled up, and one without lines says that nothing was measured."""
     filled = [[*line, *[""] * (len(head) - len(line))] for line in lines or [[NOT_MEASURED]]]
     rows = [head, ["---"] * len(head), *filled]

@@ -204,7 +204,7 @@ def _update_scales(run: Run, values: dict[str, float]) -> None:
 
 def _shared(run: Run, values: Tensor) -> Tensor:
     """Return the mean over all processes."""
-    if run.ranks.ranks > 1:
+    if run.ranks.together:
         dist.all_reduce(values)
         values = values / run.ranks.ranks
     return values

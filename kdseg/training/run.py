@@ -121,11 +121,11 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         None if teachers is None else teachers.widths,
     )
     terms = build_terms(options.train.active_terms, context).to(device)
-    if ranks.ranks > 1 and device.type == "cuda":
+    if ranks.together and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     objective = Objective(network, terms, dtype)
     trained: nn.Module = objective
-    if ranks.ranks > 1:
+    if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
     source = Source(options.train.validate_on, *data.volumes[options.train.validate_on])
     return Run(
