@@ -91,8 +91,6 @@ def test_missing_and_damaged_weights_are_told(tmp_path: Path, monkeypatch: pytes
 JOB = """
 import sys, time
 from job import begin
-
-ROOT = Path(__file__).parents[1]
 job = begin("guard", None)
 job.rows.add("first", value=1)
 {rest}
@@ -107,7 +105,7 @@ def programme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rest: str, *argum
     monkeypatch.setattr(run, "PROGRAMME", (run.Part("guard", limit, limit),))
     monkeypatch.setattr(run, "GRACE_S", 0.5)
     monkeypatch.setattr(run, "LEAST_S", 0.0)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmarks" / "gpu"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(job.__file__).parent))
     monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "out"), *arguments])
     return run.main()
 
