@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/step_time.py [--device cpu] [--crop 64] [--batch 2] [--repeats 5] [TERM ...]
 
 Teacher and student are those of config/fib25.yaml, each with an embedding of 16 channels where a term taps it; crops
-are of the phantom. A step is the teacher's prediction, the student's forward and backward pass, all terms and AdamW, as
-the training loop does them; reading crops is not part of it. Printed is the median; on a CPU in seconds of the CPU.
+are noise, their neurons the cells of random points. A step is the teacher's prediction, the student's forward and
+backward pass, all terms and AdamW, as the training loop does them; reading crops is not part of it. Printed is the
+median; on a CPU in seconds of the CPU.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from torch import Tensor
 
-from kdseg.config.data import PhantomOptions
 from kdseg.config.networks import HeadOptions, TrainOptions, UNetOptions
-from kdseg.geometry import Roi
 from kdseg.networks.models import (
     Batch,
     Taught,
@@ -38,7 +40,6 @@ from kdseg.networks.models.device import keep_memory
 from kdseg.training.losses import TERMS, Context, Objective, build_terms
 from kdseg.training.sampling.crops import connected_pieces, numbered_through
 from kdseg.training.teaching import teachers_of
-from kdseg.volumes.phantom import phantom_block
 
 OFFSETS = tuple(tuple(-step if axis == a else 0 for a in range(3)) for step in (1, 3, 9) for axis in range(3))
 VOXEL_SIZE = (10.0, 10.0, 10.0)
@@ -49,33 +50,72 @@ EMBEDDED = {"name": "graph_relation"}
 """As published: on embeddings, beside the supervised loss on them."""
 
 
+class Case(NamedTuple):
+    """One row.
+
+    Attributes:
+        name: of it.
+        terms: of the loss.
+        how: the teacher is ``alone`` (none), ``online`` or ``stored``.
+        network: that is trained.
+    """
+
+    name: str
+    terms: list[dict[str, Any]]
+    how: str
+    network: UNetOptions = STUDENT
+
+
+def cases() -> list[Case]:
+    """Return the student alone, each method, and the teacher's own training."""
+    supervised, embedding = {"name": "affinity"}, {"name": "embedding"}
+    distilling = [name for name in TERMS if name not in ("affinity", "lsd", "embedding", "graph_relation")]
+    return [
+        Case("student alone", [supervised], "alone"),
+        *(Case(name, [supervised, {"name": name}], "online") for name in distilling),
+        Case("soft_affinity, stored", [supervised, {"name": "soft_affinity"}], "stored"),
+        Case("graph_relation on level 0 and affinities", [supervised, GRAPH], "online"),
+        Case("student alone, with embedding", [supervised, embedding], "alone"),
+        Case("graph_relation on the embedding", [supervised, embedding, EMBEDDED], "online"),
+        Case("graph_relation on the embedding, stored", [supervised, embedding, EMBEDDED], "stored"),
+        Case("teacher", [supervised], "alone", TEACHER),
+    ]
+
+
 @cache
 def batch_of(crop: int, number: int, device: torch.device) -> Batch:
-    """Crops of the phantom; what a stored teacher says is drawn at random, which costs as much."""
-    shape = (crop, crop, crop)
-    made = [phantom_block(PhantomOptions(shape=shape, seed=k), Roi((0, 0, 0), shape)) for k in range(number)]
-    labels = torch.stack([torch.from_numpy(ids.astype(np.int64)) for _, ids in made])
+    """Return crops of noise with neurons; what a stored teacher says is drawn at random, which costs as much."""
+    shape, rng = (crop, crop, crop), np.random.default_rng(0)
+    labels = torch.from_numpy(np.stack([_cells(crop, rng) for _ in range(number)]))
     pieces = torch.stack(numbered_through([connected_pieces(ids) for ids in labels]))
-    raw = channels_last(torch.stack([torch.from_numpy(image).float() / 127.5 - 1 for image, _ in made])[:, None])
-    told = torch.randint(0, 256, (number, 1, len(OFFSETS), crop, crop, crop), dtype=torch.uint8)
-    vectors = torch.randn(number, 16, crop, crop, crop).half()
+    raw = channels_last(torch.rand(number, 1, *shape) * 2 - 1)
+    told = torch.randint(0, 256, (number, 1, len(OFFSETS), *shape), dtype=torch.uint8)
+    vectors = torch.randn(number, 16, *shape).half()
     taught = Taught(told, torch.ones_like(told[:, 0], dtype=torch.bool), vectors)
     return Batch(raw, labels, labels > 0, pieces, taught).to(device)
 
 
-def step_of(terms: Sequence[dict[str, Any]], how: str, arguments: argparse.Namespace) -> tuple[Callable[[], None], int]:
-    """Return one step as a function, and the parameters that it trains."""
-    device, dtype = arguments.device, resolve_precision("auto", arguments.device)
-    embedded = any(term["name"] == "embedding" or term == EMBEDDED for term in terms)
+def _cells(crop: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Return the number of the nearest of some random points, as many per volume as EM data have neurons."""
+    points = rng.uniform(0, crop, (max(2, round(crop**3 / 5000)), 3))
+    voxels = np.moveaxis(np.indices((crop, crop, crop)), 0, -1)
+    nearest: NDArray[np.int64] = cKDTree(points).query(voxels, workers=-1)[1].astype(np.int64) + 1
+    return nearest
+
+
+def step_of(case: Case, crop: int, batch: int, device: torch.device) -> tuple[Callable[[Batch], Tensor], int]:
+    """Return one step on a batch as a function that returns the loss, and the parameters that it trains."""
+    dtype = resolve_precision("auto", device)
+    embedded = any(term["name"] == "embedding" or term == EMBEDDED for term in case.terms)
     heads = HeadOptions(embedding=16 if embedded else 0)
     options = TrainOptions.model_validate({
-        "volumes": ("a",), "validate_on": "a", "crop": (arguments.crop,) * 3, "terms": begun(terms),
+        "volumes": ("a",), "validate_on": "a", "crop": (crop,) * 3, "batch": batch, "terms": begun(case.terms),
         "augment": {"elastic": 0, "misaligned_section": 0},
-        **({} if how == "alone" else {"teacher": "t", "teaching": {"outputs": how}}),
+        **({} if case.how == "alone" else {"teacher": "t", "teaching": {"outputs": case.how}}),
     })  # fmt: skip
     torch.manual_seed(0)
-    student = placed(build(STUDENT, heads, OFFSETS), device)
-    networks = [placed(fold(build(TEACHER, heads, OFFSETS)), device)] if how == "online" else []
+    student = placed(build(case.network, heads, OFFSETS), device)
+    networks = [placed(fold(build(TEACHER, heads, OFFSETS)), device)] if case.how == "online" else []
     stored = Widths({"affinities": len(OFFSETS), "embedding": 16}, (), ())
     teachers = teachers_of(networks, options, OFFSETS, dtype, cubic=True, stored=stored)
     context = Context(
@@ -83,18 +123,20 @@ def step_of(terms: Sequence[dict[str, Any]], how: str, arguments: argparse.Names
     )
     objective = Objective(student, build_terms(options.terms, context).to(device), dtype).train()
     optimiser = torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=1e-3)
-    batch, weights = batch_of(arguments.crop, arguments.batch, device), objective.part_weights()
+    weights = objective.part_weights()
 
-    def step() -> None:
+    def step(batch: Batch) -> Tensor:
         optimiser.zero_grad()
         parts = objective(batch, None if teachers is None else teachers(batch))
-        torch.stack([weights[name][1] * value for name, value in parts.items()]).sum().backward()
+        loss = torch.stack([weights[name][1] * value for name, value in parts.items()]).sum()
+        loss.backward()
         optimiser.step()
+        return loss.detach()
 
     return step, count_parameters(objective)
 
 
-def seconds(step: Callable[[], None], repeats: int, device: torch.device) -> float:
+def seconds(step: Callable[[], Any], repeats: int, device: torch.device) -> float:
     """Return the median of some runs after two that do not count; terms that are fitted first have begun by then."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     taken = []
@@ -126,28 +168,17 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device.type == "cpu":
         keep_memory()
-    supervised, embedding = {"name": "affinity"}, {"name": "embedding"}
-    distilling = [name for name in TERMS if name not in ("affinity", "lsd", "embedding", "graph_relation")]
-    rows: list[tuple[str, list[dict[str, Any]], str]] = [("student alone", [supervised], "alone")]
-    rows += [(name, [supervised, {"name": name}], "online") for name in distilling]
-    rows += [
-        ("soft_affinity, stored", [supervised, {"name": "soft_affinity"}], "stored"),
-        ("graph_relation on level 0 and affinities", [supervised, GRAPH], "online"),
-        ("student alone, with embedding", [supervised, embedding], "alone"),
-        ("graph_relation on the embedding", [supervised, embedding, EMBEDDED], "online"),
-        ("graph_relation on the embedding, stored", [supervised, embedding, EMBEDDED], "stored"),
-    ]
-    if arguments.names:
-        rows = [row for row in rows if any(name in row[0] for name in arguments.names)]
+    chosen = [case for case in cases() if not arguments.names or any(name in case.name for name in arguments.names)]
     dtype = resolve_precision("auto", arguments.device)
     print(f"{arguments.device}, {torch.get_num_threads()} threads, {dtype}, {arguments.batch} x {arguments.crop}³")
     print("| step | ms | of the student alone | trained parameters |\n| --- | --- | --- | --- |")
     alone = 0.0
-    for name, terms, how in rows:
-        step, parameters = step_of(terms, how, arguments)
-        took = seconds(step, arguments.repeats, arguments.device)
+    batch = batch_of(arguments.crop, arguments.batch, arguments.device)
+    for case in chosen:
+        step, parameters = step_of(case, arguments.crop, arguments.batch, arguments.device)
+        took = seconds(partial(step, batch), arguments.repeats, arguments.device)
         alone = alone or took
-        print(f"| {name} | {1e3 * took:.0f} | {took / alone:.2f} | {parameters:,} |", flush=True)
+        print(f"| {case.name} | {1e3 * took:.0f} | {took / alone:.2f} | {parameters:,} |", flush=True)
 
 
 if __name__ == "__main__":

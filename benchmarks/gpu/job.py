@@ -1,8 +1,8 @@
 """The contract of a job: where its rows go, on what it runs, and how long it may.
 
-A job is a program `jobs/NAME.py OUT [--rehearse] [--seconds S]`. It appends each row to `OUT/results.jsonl` as soon as it
-is measured, leaves out rows that are there already, and ends by itself when its seconds are over; `run.py` kills it soon
-after. With `--rehearse` it does the same on the CPU with tiny sizes.
+A job is a program `jobs/NAME.py OUT [--rehearse] [--seconds S]`. It appends each row to `OUT/results.jsonl` as soon as
+it is measured, leaves out rows that are there already, and ends by itself when its seconds are over; `run.py` kills it
+soon after. With `--rehearse` it does the same on the CPU with tiny sizes.
 """
 
 from __future__ import annotations

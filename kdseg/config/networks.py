@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Positive, Probability, Section, Weight
 from kdseg.config.terms import AffinityOptions, TermOptions
+
+DEFAULT_STEPS = 1000
+TIMED_STEPS = 20
+"""Steps that are timed to find how many fit into `train.seconds`."""
 
 
 class _Levels(Section):
@@ -121,7 +125,12 @@ class TrainOptions(Section):
     """Summands of the loss."""
     normalise: bool = False
     """Divide each term by the running mean of its value, so that weights are comparable."""
-    steps: Count = 1000
+    steps: Count | None = None
+    """Steps of the optimiser; default 1000, unless `seconds` says how long to train."""
+    seconds: Positive | None = None
+    """Time to train for, validations included, instead of `steps`: some steps and a validation are timed, then the
+    number of steps is fixed, and the learning rate falls from then on. It is kept with the state: a run that was
+    killed goes on with the same schedule."""
     batch: Count = 2
     crop: Extent = (64, 64, 64)
     """Voxels of one crop; a multiple of the network's total pooling."""
@@ -150,6 +159,16 @@ class TrainOptions(Section):
     loader_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare crops; the crops do not depend on it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_or_seconds(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        steps, seconds = values.get("steps"), values.get("seconds")
+        if steps is not None and seconds is not None:
+            raise ValueError(f"give `steps` or `seconds`, not both: got {steps!r} and {seconds!r}")
+        return values if steps is not None or seconds is not None else {**values, "steps": DEFAULT_STEPS}
+
     @model_validator(mode="after")
     def _distillation_needs_a_teacher(self) -> Self:
         names = [term.name for term in self.terms]
@@ -165,10 +184,10 @@ class TrainOptions(Section):
         if isinstance(self.teacher, tuple) and len(set(self.teacher)) != len(self.teacher):
             raise ValueError(f"each teacher may be named once, got {self.teacher}")
         for term in self.terms:
-            if term.start >= self.steps or term.idle_batches >= self.steps * self.accumulate:
+            if self.steps is not None and self._begin(term) >= self.steps:
                 raise ValueError(
-                    f"the term {term.name!r} would never act: it begins after {max(term.start, term.idle_batches)} of "
-                    f"{self.steps} steps; lower its `start` or `fit`"
+                    f"the term {term.name!r} would never act: it begins after {self._begin(term)} of {self.steps} "
+                    "steps; lower its `start` or `fit`"
                 )
         if not self.active_terms:
             raise ValueError(f"with `distil: false` no term is left of {names}: add e.g. affinity")
@@ -194,6 +213,20 @@ class TrainOptions(Section):
                 "name one teacher, with `teaching.average: none`, or tap the affinities"
             )
         return self
+
+    def _begin(self, term: TermOptions) -> int:
+        """Return the number of steps after which a term acts."""
+        return max(term.start, term.idle_batches // self.accumulate)
+
+    @property
+    def full_rate_steps(self) -> int:
+        """Steps after which the learning rate falls: those of the warm-up, and with `seconds` those that are timed.
+
+        What is timed has to cost what the rest costs: it begins when all terms act.
+        """
+        if self.seconds is None:
+            return self.warmup
+        return max(self.warmup, *(self._begin(term) for term in self.active_terms)) + TIMED_STEPS
 
     @property
     def teachers(self) -> tuple[str, ...]:

@@ -12,9 +12,11 @@ depend on the block, the region, the worker or the order.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +28,8 @@ from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
 from kdseg.networks.models import Network, Outputs, fold, only_heads
 from kdseg.networks.models.base import channels_last, placed
-from kdseg.networks.models.device import autocast, keep_memory
+from kdseg.networks.models.device import autocast, exact, keep_memory
+from kdseg.networks.models.guard import check_convolutions
 from kdseg.networks.models.memory import LiveBytes
 from kdseg.networks.models.unet import UNet
 from kdseg.networks.models.unpadded import Unpadded
@@ -83,9 +86,9 @@ class Predictor:
 
     @contextmanager
     def stream(self) -> Iterator[None]:
-        """Give the body a stream of its own on a GPU, so that copies of one block pass while another is computed."""
+        """Give the body its thread's stream on a GPU, so that copies of one block pass while another is computed."""
         if self.device.type == "cuda":
-            with torch.cuda.stream(torch.cuda.Stream(self.device)):  # type: ignore[no-untyped-call]
+            with torch.cuda.stream(_stream(self.device, threading.get_ident())):
                 yield
         else:
             yield
@@ -184,10 +187,11 @@ def predictor(
     """
     if not is_multiple(tile, network.stride):
         raise ConfigError(f"predict.tile {tile} must be a multiple of the network's pooling {network.stride}")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    exact()
     if device.type == "cpu":
         keep_memory()
+    elif device.type == "cuda":
+        check_convolutions(device, dtype)
     name = "embedding" if product == "embedding" else "affinities"
     folded = placed(fold(only_heads(network, [name])), device)
     if product in ("affinities", "embedding"):
@@ -206,7 +210,15 @@ def predictor(
         features = Unpadded(folded, tile, dtype)
     else:
         features = _Padded(only_heads(folded, []), Roi(halo, tile), dtype)
+    if device.type == "cuda":  # weights were made ready in this stream, and other streams do not wait for it
+        torch.cuda.synchronize(device)
     return Predictor(features, head, folded, tile, device, dtype, offsets, halo, group)
+
+
+@cache
+def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
+    """Return the stream of a thread; a new one for each block would keep the freed memory of all the others."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def tile_memory(network: Network, tile: Triple, dtype: torch.dtype) -> int:

@@ -55,9 +55,10 @@ def budget(comparison: Comparison) -> str:
     seeds = ", ".join(str(seed) for seed in compare.seeds)
     widths = ", ".join(str(n) for n in model.network.widths)
     crops = train.batch * train.accumulate
+    duration = f"{train.seconds:g} s in steps" if train.steps is None else f"{train.steps:,} steps"
     return (
         f"Equal budget: each trial trains the network of “{compare.student}” ({model.network.kind}, widths "
-        f"{widths}) for {train.steps:,} steps of {crops} crops of {shape} voxels ({crops * prod(train.crop):,} voxels "
+        f"{widths}) for {duration} of {crops} crops of {shape} voxels ({crops * prod(train.crop):,} voxels "
         f"per step), with the seeds {seeds}. Equal seeds see equal crops, as far as they draw from equal volumes; the "
         "checkpoint of least VOI on the validation volume is scored."
     )

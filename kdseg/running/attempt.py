@@ -104,7 +104,7 @@ def attempt(work: Work, block: Block) -> Outcome:
         done = work(block, clock)
     except Exception as error:
         log.debug("block %s", block.index, exc_info=True)
-        if _name(error) == _LOST:
+        if _name(error) == _LOST or _gpu_lost():
             log.error("block %s: %s: the worker ends, another one takes its place", block.roi, error)
             logging.shutdown()
             os._exit(1)  # the blocks that it holds are tried again, as those of any worker that died
@@ -140,11 +140,30 @@ def _name(error: BaseException) -> str:
     return type(error).__name__
 
 
+def _gpu_lost() -> bool:
+    """Return whether the GPU of this process answers it no more; cuDNN and cuBLAS say so in words of their own."""
+    import torch
+
+    try:
+        for device in _gpus():
+            if torch.cuda.memory_reserved(device):
+                torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _gpu_mb() -> float | None:
     import torch
 
-    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):  # type: ignore[no-untyped-call]
-        return None
     # a process has one GPU, which need not be the first, the present device of its threads
-    most = max(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
-    return round(most / 2**20, 1)
+    most = max((torch.cuda.max_memory_allocated(device) for device in _gpus()), default=None)
+    return None if most is None else round(most / 2**20, 1)
+
+
+def _gpus() -> range:
+    """Return the numbers of the GPUs that this process sees, none if it uses none."""
+    import torch
+
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return range(torch.cuda.device_count() if used else 0)

@@ -143,8 +143,8 @@ class Telemetry:
             "state": state,
             "started": self._since,
             "updated": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": round(seconds, 1),
-            "first_block_s": None if self._first is None else round(self._first - self._started, 1),
+            "seconds": round(seconds, 3),
+            "first_block_s": None if self._first is None else round(self._first - self._started, 3),
             "blocks": {
                 "total": self.blocks,
                 "before": self.before,

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from math import cos, isfinite, pi
+from math import cos, inf, isfinite, pi
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from kdseg.networks.models import Batch
 from kdseg.networks.models.base import channels_last
 from kdseg.networks.models.device import deterministic, joined, keep_memory
 from kdseg.results.curve import Curve
+from kdseg.training.budget import Pace, fixed_steps
 from kdseg.training.losses import term_weight
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.training.sampling import Addresses, Guide, loader
@@ -42,11 +43,13 @@ class Result(NamedTuple):
         model: the checkpoint of the best validation.
         step: after how many steps that was.
         scores: of the validation crop.
+        steps: of the whole run.
     """
 
     model: Path
     step: int
     scores: Scored
+    steps: int
 
 
 def train(
@@ -83,11 +86,10 @@ def train(
         progress: show a progress bar; default: where standard error is a terminal.
 
     Raises:
-        ConfigError: if crop, teacher, terms or processes do not fit each other.
+        ConfigError: if crop, teacher, terms or processes do not fit each other, or ``train.seconds`` is too short.
         ClaimError: if ``folder`` holds the state of a run with other options.
         StageError: if the loss is not finite.
     """
-    steps = options.train.steps
     with joined(device) as ranks, deterministic():
         if ranks.device.type == "cpu":
             keep_memory()
@@ -96,37 +98,52 @@ def train(
         resume(run, folder / "state.pt")
         columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *Scored._fields, "seconds"]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
-        with curve or nullcontext(), _bar(steps, run.step, name, progress if ranks.first else False) as bar:
+        with curve or nullcontext(), _bar(run, name, progress if ranks.first else False) as bar:
+            if run.steps == inf and ranks.first:
+                _scores(run)  # validations compile at first, which says nothing about the later ones
             batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
-            started = time.monotonic() - run.seconds
-            while run.step < steps:
-                row = _step(run, batches)
+            started, pace = time.monotonic() - run.seconds, Pace()
+            while run.step < run.steps:
+                with pace.step():
+                    row = _step(run, batches)
+                fixing = run.steps == inf and run.step == options.train.full_rate_steps
                 if curve is not None:
-                    if run.step % options.train.validate_every == 0 or run.step == steps:
-                        row |= _validate(run, folder / "best.pt")._asdict()
+                    if fixing or run.step % options.train.validate_every == 0 or run.step == run.steps:
+                        with pace.validation():
+                            row |= _validate(run, folder / "best.pt")._asdict()
                     run.seconds = time.monotonic() - started
                     curve.append({**row, "seconds": run.seconds})
-                    if run.step % options.train.checkpoint_every == 0 or run.step == steps:
-                        save(folder / "state.pt", run.state())
+                if fixing:
+                    run.steps = bar.total = fixed_steps(run, pace)
+                # timed steps are not saved: those of a run that goes on would be too few to measure
+                due = run.step % options.train.checkpoint_every == 0 and run.steps < inf
+                if curve is not None and (fixing or due or run.step == run.steps):
+                    save(folder / "state.pt", run.state())
                 bar.set_postfix(loss=f"{row['total']:.4f}", voi=f"{run.best.voi:.3f}", refresh=False)
                 bar.update()
         if ranks.first:
             _publish(folder / "best.pt", out)
-        return Result(out, run.best_step, run.best)
+        return Result(out, run.best_step, run.best, run.step)
 
 
-def learning_rate(step: int, options: TrainOptions) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine that ends at 0."""
+def learning_rate(step: int, options: TrainOptions, steps: float) -> float:
+    """Return the learning rate of a step: linear warm-up, then half a cosine that ends at 0.
+
+    Args:
+        step: from 0.
+        options: with ``seconds``, the cosine begins when the number of steps is known.
+        steps: of the whole run; infinite as long as it is not known.
+    """
     if step < options.warmup:
         return options.learning_rate * (step + 1) / options.warmup
-    done = (step - options.warmup) / max(options.steps - options.warmup, 1)
-    return options.learning_rate * (1 + cos(pi * min(done, 1))) / 2
+    done = (step - options.full_rate_steps) / max(steps - options.full_rate_steps, 1)
+    return options.learning_rate * (1 + cos(pi * min(max(done, 0), 1))) / 2
 
 
 def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
     """Do one step of the optimiser; return its row of the curve."""
     train = run.options.train
-    rate = learning_rate(run.step, train)
+    rate = learning_rate(run.step, train, run.steps)
     for group in run.optimiser.param_groups:
         group["lr"] = rate
     run.optimiser.zero_grad()
@@ -170,7 +187,7 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
 def _weights(run: Run) -> dict[str, float]:
     """Return what each part of each term counts at this step."""
     train = run.options.train
-    scheduled: dict[str, float] = {term.name: term_weight(term, run.step, train.steps) for term in train.active_terms}
+    scheduled: dict[str, float] = {term.name: term_weight(term, run.step, run.steps) for term in train.active_terms}
     return {
         name: scheduled[term] * weight / max(run.scales.get(name, 1.0), SMALLEST_SCALE)
         for name, (term, weight) in run.objective.part_weights().items()
@@ -187,7 +204,7 @@ def _update_scales(run: Run, values: dict[str, float]) -> None:
 
 def _shared(run: Run, values: Tensor) -> Tensor:
     """Return the mean over all processes."""
-    if run.ranks.ranks > 1:
+    if run.ranks.together:
         dist.all_reduce(values)
         values = values / run.ranks.ranks
     return values
@@ -203,9 +220,13 @@ def _update_average(run: Run) -> None:
             kept.copy_(seen)
 
 
-def _validate(run: Run, best: Path) -> Scored:
+def _scores(run: Run) -> Scored:
     dtype, device = run.objective.dtype, run.ranks.device
-    scores = validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
+    return validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
+
+
+def _validate(run: Run, best: Path) -> Scored:
+    scores = _scores(run)
     if run.best_step == 0 or scores.voi < run.best.voi:
         run.best, run.best_step = scores, run.step
         meta = {"name": run.name, "step": run.step, "scores": scores._asdict()}
@@ -223,7 +244,8 @@ def _publish(best: Path, out: Path) -> None:
     part.replace(out)
 
 
-def _bar(steps: int, done: int, name: str, progress: bool | None) -> Any:
+def _bar(run: Run, name: str, progress: bool | None) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=steps, initial=done, desc=name or "train", disable=None if progress is None else not progress)
+    total = None if run.steps == inf else int(run.steps)
+    return tqdm(total=total, initial=run.step, desc=name or "train", disable=None if progress is None else not progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from kdseg.networks.checkpoint import load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
 from kdseg.networks.models.base import placed
 from kdseg.networks.models.device import Ranks
+from kdseg.networks.models.guard import check_convolutions
 from kdseg.training.losses import Context, Objective, build_terms
 from kdseg.training.sampling import Addresses, Crops, Guide, Source
 from kdseg.training.teaching import Teachers, teachers_of
@@ -35,7 +37,13 @@ class Data(NamedTuple):
 
 @dataclass
 class Run:
-    """All that changes during a run, and all that it is made from."""
+    """All that changes during a run, and all that it is made from.
+
+    Attributes:
+        steps: to do; infinite until `kdseg.training.budget` has found how many fit into ``train.seconds``.
+        step: steps done.
+        seconds: that the steps done took.
+    """
 
     options: ModelOptions
     offsets: Offsets
@@ -51,6 +59,7 @@ class Run:
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     scales: dict[str, float] = field(default_factory=dict)
+    steps: float = inf
     step: int = 0
     best: Scored = NO_SCORE
     best_step: int = 0
@@ -65,6 +74,7 @@ class Run:
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "scales": self.scales,
+            "steps": self.steps,
             "step": self.step,
             "best": list(self.best),
             "best_step": self.best_step,
@@ -88,6 +98,8 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     """
     device = ranks.device
     dtype = resolve_precision(options.train.precision, device)
+    if device.type == "cuda":
+        check_convolutions(device, dtype)
     crops = Crops(options.train, data.volumes, data.guides, offsets)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
@@ -109,11 +121,11 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         None if teachers is None else teachers.widths,
     )
     terms = build_terms(options.train.active_terms, context).to(device)
-    if ranks.ranks > 1 and device.type == "cuda":
+    if ranks.together and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
     objective = Objective(network, terms, dtype)
     trained: nn.Module = objective
-    if ranks.ranks > 1:
+    if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
     source = Source(options.train.validate_on, *data.volumes[options.train.validate_on])
     return Run(
@@ -129,6 +141,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         trained=trained,
         average=average,
         optimiser=_optimiser(objective, options.train),
+        steps=inf if options.train.steps is None else options.train.steps,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
     )
 
@@ -189,5 +202,6 @@ def resume(run: Run, path: Path) -> None:
     run.optimiser.load_state_dict(state["optimiser"])
     run.scaler.load_state_dict(state["scaler"])
     run.scales = dict(state["scales"])
-    run.step, run.best_step, run.seconds = state["step"], state["best_step"], state["seconds"]
+    run.steps, run.step = state["steps"], state["step"]
+    run.best_step, run.seconds = state["best_step"], state["seconds"]
     run.best = Scored(*state["best"])

@@ -102,7 +102,7 @@ def run(
             weights=file_fingerprint(held.model),
             parameters=count_parameters(network),
             kmac_per_voxel=kmac_per_voxel(network),
-            steps=options.train.steps,
+            steps=result.steps,
             best_step=result.step,
             best_voi=result.scores.voi,
             best_arand=result.scores.arand,

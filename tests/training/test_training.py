@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kdseg.networks.models.base import Heads
 from kdseg.networks.models.device import Ranks
 from kdseg.results.curve import Curve, read_curve
 from kdseg.training import Result, learning_rate, loop, train, validation
+from kdseg.training.budget import fitting
 from kdseg.training.run import Data, prepare
 from kdseg.training.sampling import Source, loader
 from kdseg.training.validation import validate as score
@@ -96,7 +98,9 @@ def test_a_run_leaves_a_model_a_curve_and_its_best_score(tmp_path: Path, volumes
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
         assert float(row["total"]) == pytest.approx(float(row["affinity"]) + 0.5 * float(row["lsd"]), rel=1e-4)
-        assert float(row["learning_rate"]) == pytest.approx(learning_rate(int(row["step"]) - 1, made.train), rel=1e-4)
+        assert float(row["learning_rate"]) == pytest.approx(
+            learning_rate(int(row["step"]) - 1, made.train, 6), rel=1e-4
+        )
     scored = {int(row["step"]): float(row["voi"]) for row in rows if row["voi"]}
     assert set(scored) == {4, 6}
     assert result.scores.voi == pytest.approx(min(scored.values()), rel=1e-5)
@@ -416,12 +420,77 @@ def test_half_precision_scales_its_gradients(tmp_path: Path, volumes: Any) -> No
 
 def test_learning_rate_rises_linearly_and_falls_to_nothing() -> None:
     made = options(steps=110, warmup=10, learning_rate=0.5).train
-    rates = [learning_rate(step, made) for step in range(111)]
+    rates = [learning_rate(step, made, 110) for step in range(111)]
     assert rates[:3] == pytest.approx([0.05, 0.1, 0.15])
     assert max(rates) == rates[10] == pytest.approx(0.5)
     assert rates[60] == pytest.approx(0.25)
     assert rates[110] == pytest.approx(0)
     assert all(a > b for a, b in pairwise(rates[10:]))
+
+
+def test_the_learning_rate_falls_when_the_number_of_steps_is_known() -> None:
+    made = options(steps=None, seconds=60, warmup=10, learning_rate=0.5).train
+    assert made.full_rate_steps == 30
+    assert [learning_rate(step, made, inf) for step in (0, 9, 10, 29, 1000)] == pytest.approx(
+        [0.05, 0.5, 0.5, 0.5, 0.5]
+    )
+    assert [learning_rate(step, made, 130) for step in (10, 29, 30, 80, 130)] == pytest.approx([0.5, 0.5, 0.5, 0.25, 0])
+
+
+def test_what_is_timed_begins_when_all_terms_act() -> None:
+    terms = [{"name": "affinity"}, {"name": "graph_flow", "fit": 60}, {"name": "vid", "start": 25}]
+    assert options(steps=None, seconds=60, teacher="t", terms=terms, accumulate=2).train.full_rate_steps == 50
+    assert options(steps=None, seconds=60, teacher="t", terms=terms, distil=False).train.full_rate_steps == 22
+
+
+def test_seconds_become_steps_once_and_a_killed_run_keeps_them(
+    tmp_path: Path, volumes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = options(steps=None, seconds=900, checkpoint_every=1, validate_every=1000)
+    known = made.train.full_rate_steps
+    append = Curve.append
+
+    def stop_after(step: int) -> dict[str, Any]:
+        def interrupted(self: Curve, row: Any) -> None:
+            append(self, row)
+            if row["step"] == step:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Curve, "append", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path, made, volumes)
+        state: dict[str, Any] = load(tmp_path / "run" / "state.pt")
+        return state
+
+    with pytest.raises(FileNotFoundError):  # steps that are timed are not saved: they are timed again
+        stop_after(known - 1)
+    first = stop_after(known + 3)
+    second = stop_after(known + 5)
+    assert (first["step"], second["step"]) == (known + 2, known + 4)
+    assert known < first["steps"] < inf
+    assert second["steps"] == first["steps"]
+    rows = numbers(tmp_path)
+    assert [int(row["step"]) for row in rows if row["voi"]] == [known]
+    for row in rows:
+        expected = learning_rate(int(row["step"]) - 1, made.train, first["steps"])
+        assert float(row["learning_rate"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_steps_that_fit() -> None:
+    assert fitting(100, 0.5, 10, 20) == 90  # 90 steps, four and a half validations and the last one
+    assert fitting(10.4, 1, 0, 100) == 10
+    with pytest.raises(ConfigError, match=r"at least 2\.0 s more"):
+        fitting(9, 1, 10, 100)
+
+
+def test_too_little_time_is_refused(tmp_path: Path, volumes: Any) -> None:
+    with pytest.raises(ConfigError, match="too short"):
+        run(tmp_path, options(steps=None, seconds=1e-3), volumes)
+    with pytest.raises(ValueError, match="not both"):
+        options(seconds=60)
+    assert ModelOptions.model_validate_json(options(steps=None, seconds=60).model_dump_json()).train.seconds == 60
+    assert options(steps=None).train.steps == 1000
 
 
 def test_terms_and_heads_need_each_other() -> None:

@@ -70,6 +70,20 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, -1)
 
 
+def exact() -> None:
+    """Have GPUs compute float32 as float32, and the same bits each time, from now on in this process.
+
+    By default cuDNN rounds what float32 convolutions multiply to the 10 bits of TF32. cuBLAS reads its variable when it
+    is first used: without workspaces of a fixed size its sums may depend on what other streams do.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # or torch finds that they differ
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
 def autocast(dtype: torch.dtype, device: torch.device) -> torch.autocast:
     """Return the context in which convolutions compute in ``dtype``; it does nothing for float32."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
@@ -82,11 +96,13 @@ class Ranks(NamedTuple):
         device: of this process.
         rank: its number.
         ranks: number of processes.
+        together: whether they exchange what they compute; a single one that torchrun started does so with itself.
     """
 
     device: torch.device
     rank: int = 0
     ranks: int = 1
+    together: bool = False
 
     @property
     def first(self) -> bool:
@@ -105,7 +121,7 @@ def joined(device: str) -> Iterator[Ranks]:
         DeviceError: if there is no such device here.
     """
     place = resolve_device(device)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not dist.is_torchelastic_launched():
         yield Ranks(place)
         return
     if place.type == "cuda":
@@ -113,14 +129,18 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     try:
-        yield Ranks(place, dist.get_rank(), dist.get_world_size())
+        yield Ranks(place, dist.get_rank(), dist.get_world_size(), together=True)
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Choose deterministic kernels where there are any; CUDA has none for the gradient of max-pooling."""
+    """Choose deterministic kernels where there are any.
+
+    CUDA has none for the gradient of max-pooling: its sums are of any order where windows overlap. Ours do not.
+    """
+    exact()
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     with warnings.catch_warnings():

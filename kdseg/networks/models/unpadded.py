@@ -98,7 +98,8 @@ class Piece:
         self.residual = block.shortcut is not None
         self.projection: Convolution | None = None
         if block.shortcut is not None and (grey or not isinstance(block.shortcut, nn.Identity)):
-            third = _weights(block.shortcut)
+            identity = isinstance(block.shortcut, nn.Identity)
+            third = _one_channel(second[0]) if identity else _weights(block.shortcut)
             self.projection = Convolution(*(_for_grey(*third) if grey else third), group, dtype)
         self.gives = self.second.gives(needed)
         self.reads = self.first.reads(self.second.reads(self.gives))
@@ -239,11 +240,14 @@ def _pooled(x: Tensor, step: Triple) -> Tensor:
 
 
 def _weights(module: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return weight and bias of a folded `ConvNorm`, or of the identity of one channel."""
-    if isinstance(module, nn.Identity):
-        return torch.ones(1, 1, 1, 1, 1), torch.zeros(1)
+    """Return weight and bias of a folded `ConvNorm`."""
     convolution = cast(nn.Conv3d, module.get_submodule("0"))
     return convolution.weight, cast(Tensor, convolution.bias)
+
+
+def _one_channel(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the identity of one channel, where ``like`` is."""
+    return like.new_ones(1, 1, 1, 1, 1), like.new_zeros(1)
 
 
 def _for_grey(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

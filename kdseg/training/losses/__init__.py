@@ -51,7 +51,7 @@ def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDi
     return nn.ModuleDict({option.name: TERMS[option.name](option, context) for option in options})
 
 
-def term_weight(options: TermOptions, step: int, steps: int) -> float:
+def term_weight(options: TermOptions, step: int, steps: float) -> float:
     """Return the weight of a term at a step.
 
     It is 0 up to ``start``, grows linearly over ``warmup`` and then, as ``decay`` says, stays or falls to 0.
@@ -59,7 +59,7 @@ def term_weight(options: TermOptions, step: int, steps: int) -> float:
     Args:
         options: of the term.
         step: from 0.
-        steps: of the whole run.
+        steps: of the whole run; infinite as long as it is not known.
     """
     since = step - options.start
     if since < 0:

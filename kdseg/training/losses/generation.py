@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -148,8 +148,6 @@ class MgdTerm(Term):
     afresh at each call, from the number of the call.
     """
 
-    calls: Tensor
-
     def __init__(self, options: MgdOptions, context: Context) -> None:
         super().__init__()
         self.level, self.masked = options.level, options.masked
@@ -158,7 +156,7 @@ class MgdTerm(Term):
         self.generator = nn.Sequential(
             nn.Conv3d(theirs, theirs, 3, padding=1), nn.ReLU(), nn.Conv3d(theirs, theirs, 3, padding=1)
         )
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.calls = 0
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the term; see `Term`.
@@ -167,9 +165,17 @@ class MgdTerm(Term):
             ConfigError: if there is no teacher.
         """
         ours, theirs = both(student, teacher, self.level, "mgd")
-        draw = torch.Generator(ours.device).manual_seed(int(self.calls))
+        draw = torch.Generator(ours.device).manual_seed(self.calls)
         self.calls += 1
         mapped = self.projector(ours)
         shape = (len(mapped), 1, *mapped.shape[2:])
         kept = torch.rand(shape, generator=draw, device=ours.device) >= self.masked
         return mse_loss(self.generator(mapped * kept), theirs)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return the number of calls; Python's number, since asking a GPU for it would wait for it."""
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take up what `get_extra_state` returned."""
+        self.calls = state["calls"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -80,9 +82,6 @@ class Crops(Dataset[Batch]):
         if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
             raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
 
-    def __len__(self) -> int:
-        return self.options.steps * self.options.batch * self.options.accumulate
-
     def __getitem__(self, index: int) -> Batch:
         """Return crop ``index``, a batch of one."""
         rng = np.random.default_rng([self.options.seed, index])
@@ -127,7 +126,8 @@ class Crops(Dataset[Batch]):
 def loader(crops: Crops, start: int, *, rank: int = 0, ranks: int = 1) -> DataLoader[Any]:
     """Return the batches from optimiser step ``start`` on, one per pass through the network.
 
-    Each process takes every ``ranks``-th crop, so that all of them together see the crops that one would.
+    Each process takes every ``ranks``-th crop, so that all of them together see the crops that one would. Once this
+    process has a GPU, batches come in pinned memory, from where they are copied while the GPU computes.
 
     Raises:
         ConfigError: if the batch cannot be shared out evenly.
@@ -136,12 +136,19 @@ def loader(crops: Crops, start: int, *, rank: int = 0, ranks: int = 1) -> DataLo
     if options.batch % ranks:
         raise ConfigError(f"a batch of {options.batch} cannot be shared out to {ranks} processes: use a multiple")
     per_step = options.batch * options.accumulate
+    context = None
+    if options.loader_workers:
+        # not forks of this process: it has threads by now, and CUDA, whose locks a fork would inherit for good
+        context = get_context("forkserver")
+        context.set_forkserver_preload([__name__])
     return DataLoader(
         crops,
         batch_size=options.batch // ranks,
-        sampler=range(start * per_step + rank, options.steps * per_step, ranks),
+        sampler=range(start * per_step + rank, sys.maxsize, ranks),  # the loop knows when to stop
         num_workers=options.loader_workers,
         collate_fn=collate,
+        multiprocessing_context=context,
+        pin_memory=torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
@@ -49,10 +51,11 @@ class Array:
         self.roi = volume.roi
         self._volume = volume
         self._signed = signed
-        self._kept = None
+        self._kept: Tensor | None = None
         self._lead = () if volume.channels is None else (volume.channels,)
         if volume.roi.size * sum(self._lead or (1,)) * (8 if signed else volume.dtype.itemsize) <= IN_MEMORY:
-            self._kept = self._convert(volume.read(volume.roi))
+            # not as an array: a tensor goes to the processes of a loader as memory that all of them share
+            self._kept = torch.from_numpy(self._convert(volume.read(volume.roi)))
 
     def read(self, roi: Roi) -> NDArray[Any]:
         """Return the voxels of ``roi``, channels first if there are any; 0 beyond the array."""
@@ -60,7 +63,7 @@ class Array:
         out = np.zeros((*self._lead, *roi.shape), np.int64 if self._signed else self._volume.dtype)
         if inside.size:
             kept = self._kept
-            values = self._convert(self._volume.read(inside)) if kept is None else kept[(..., *inside.slices())]
+            values = self._convert(self._volume.read(inside)) if kept is None else kept.numpy()[(..., *inside.slices())]
             out[(..., *inside.slices(roi))] = values
         return out
 

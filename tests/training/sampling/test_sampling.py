@@ -84,6 +84,22 @@ def test_workers_and_ranks_do_not_change_the_crops(pair: tuple[Path, Path], work
             assert all(torch.equal(a[k // 2], b) for a, b in zip(shared[:3], expected, strict=True))
 
 
+def test_processes_share_what_is_kept_and_are_no_forks_of_a_process_with_threads(pair: tuple[Path, Path]) -> None:
+    crops = Crops(options(loader_workers=2), {"a": pair})
+    made = loader(crops, 0)
+    assert len(list(made)) == 5
+    assert made.multiprocessing_context.get_start_method() == "forkserver"
+    source = crops.supervised[0]
+    assert source.labels is not None
+    assert all(array._kept is not None and array._kept.is_shared() for array in (source.raw, source.labels))
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_batches_for_a_gpu_are_pinned(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, on_gpu: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
+    assert loader(Crops(options(), {"a": pair}), 0).pin_memory == on_gpu
+
+
 def test_a_batch_that_cannot_be_shared_out_is_refused(pair: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match=r"batch of 3 .* 2 processes"):
         loader(Crops(options(batch=3), {"a": pair}), 0, ranks=2)

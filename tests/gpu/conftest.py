@@ -1,0 +1,47 @@
+"""Tests of what runs on a GPU: `pytest tests/gpu`. With `--gpu-device cpu` they are rehearsed, on tiny sizes.
+
+What they find out beside passing is recorded as properties of the test (`record_property`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu-device", default="cuda", choices=("cuda", "cpu"), help="where the tests in tests/gpu run")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    absent = _kind(config) == "cuda" and not torch.cuda.is_available()
+    for item in items:
+        if not item.path.is_relative_to(HERE):
+            continue
+        item.add_marker("gpu")
+        if absent:
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU; pytest tests/gpu --gpu-device cpu rehearses"))
+        elif _kind(config) == "cuda":
+            # new ones are to be read, not to end a test that took a GPU
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+def _kind(config: pytest.Config) -> str:
+    kind: str = config.getoption("--gpu-device", default="cuda")
+    return kind
+
+
+@pytest.fixture(scope="session")
+def gpu(request: pytest.FixtureRequest) -> bool:
+    """Whether this is no rehearsal: sizes follow from it."""
+    return _kind(request.config) == "cuda"
+
+
+@pytest.fixture(scope="session")
+def device(gpu: bool) -> torch.device:
+    """Where to run."""
+    return torch.device("cuda", 0) if gpu else torch.device("cpu")
