@@ -69,8 +69,8 @@ def variant(name: str, network: Network, edge: int, device: torch.device, *, reh
 
     Args:
         name: ``product`` as `kdseg.prediction.tiles.predictor` makes it, or words of: ``lanes N``, neighbours along x
-            grouped up to N channels; ``padded``, the padded network channels last; ``autotuned``, cuDNN tries its algorithms,
-            those that are not deterministic too; ``compiled``; ``graph``.
+            grouped up to N channels; ``padded``, the padded network channels last; ``autotuned``, cuDNN tries its
+            algorithms, those that are not deterministic too; ``compiled``; ``graph``.
         network: any of `NETWORKS`.
         edge: voxels of the tile along each axis.
         device: where it runs.

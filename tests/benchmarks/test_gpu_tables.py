@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
-
 from tables import rates_table, training_table
 
 TILE = {

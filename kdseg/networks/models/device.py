@@ -77,9 +77,11 @@ def exact() -> None:
     is first used: without workspaces of a fixed size its sums may depend on what other streams do.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]  # or torch finds that they differ
+    with warnings.catch_warnings():
+        # torch.export and others still ask by these names, and refuse what was set by the newer ones
+        warnings.filterwarnings("ignore", message=".*TF32.*")
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
