@@ -16,7 +16,7 @@ from kdseg.geometry import Offsets
 from kdseg.manifests import claim
 from kdseg.models import Network, build
 
-OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
+OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 KINDS = ("student", "teacher", "dynunet")
 HEADS = HeadOptions(embedding=4)
 

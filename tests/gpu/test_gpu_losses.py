@@ -43,7 +43,9 @@ def moved(found: Outputs, device: torch.device) -> Outputs:
         return values.detach().to(device).requires_grad_()
 
     return Outputs(
-        {name: leaf(v) for name, v in found.logits.items()}, tuple(map(leaf, found.features)), tuple(map(leaf, found.skips))
+        {name: leaf(v) for name, v in found.logits.items()},
+        tuple(map(leaf, found.features)),
+        tuple(map(leaf, found.skips)),
     )
 
 
