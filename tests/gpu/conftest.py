@@ -5,6 +5,7 @@ What they find out beside passing is recorded as properties of the test (`record
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ def _kind(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def gpu(request: pytest.FixtureRequest) -> bool:
     """Whether this is no rehearsal: sizes follow from it."""
-    return _kind(request.config) == "cuda"
+    real = _kind(request.config) == "cuda"
+    if real:  # what the CPU computes for comparison
+        torch.set_num_threads(os.cpu_count() or 1)
+    return real
 
 
 @pytest.fixture(scope="session")

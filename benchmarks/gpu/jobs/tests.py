@@ -20,8 +20,8 @@ import pytest
 from job import ROOT, Job, Rows, begin, read_rows
 
 NAME = "tests"
-LONGEST_S = 90
-"""Of one test; it is 10 times what the slowest one needs."""
+LONGEST_S = 120
+"""Of one test; the first one that validates has to wait for the compiler."""
 LAST_S = 15
 """Left of the job's time when the last test begins."""
 CLOSING_S = 5
@@ -31,14 +31,14 @@ CLOSING_S = 5
 class Recorder:
     """Plugin of pytest: leaves out what has passed, stops in time, and writes rows."""
 
-    def __init__(self, out: Path, ends: float, begun: Path) -> None:
-        self.rows, self.ends, self.begun = Rows(out, NAME), ends, begun
+    def __init__(self, out: Path, ends: float, begun: Path, before: int) -> None:
+        self.rows, self.ends, self.begun, self.before = Rows(out, NAME), ends, begun, before
         self.parts: list[pytest.TestReport] = []
         self.warned: dict[str, list[str]] = {}
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Leave out tests that have an outcome that another run would not change."""
-        done = settled(self.rows.path)
+        """Leave out tests that passed, cannot run here, or have been run by this job already."""
+        done = settled(self.rows.path, self.before)
         config.hook.pytest_deselected(items=[item for item in items if key_of(item.nodeid) in done])
         items[:] = [item for item in items if key_of(item.nodeid) not in done]
 
@@ -79,10 +79,12 @@ def key_of(nodeid: str) -> str:
     return nodeid.removeprefix("tests/gpu/")
 
 
-def settled(results: Path) -> set[str]:
-    """Return the tests whose last row says that they have passed, or that they cannot run here."""
-    last = {row["key"]: row.get("outcome") for row in read_rows(results) if row["job"] == NAME}
-    return {key for key, outcome in last.items() if outcome in ("passed", "skipped")}
+def settled(results: Path, before: int) -> set[str]:
+    """Return the tests that are not to be run: of the first ``before`` rows, those that failed before are."""
+    rows = read_rows(results)
+    last = {row["key"]: row["outcome"] for row in rows[:before] if row["job"] == NAME}
+    again = {key for key, outcome in last.items() if outcome not in ("passed", "skipped")}
+    return (last.keys() - again) | {row["key"] for row in rows[before:] if row["job"] == NAME}
 
 
 def message_of(report: pytest.TestReport) -> str:
@@ -99,25 +101,25 @@ def one_line(text: str) -> str:
     return " ".join(text.split())[:400]
 
 
-def run_pytest(out: Path, device: str, ends: float, begun: Path) -> None:
+def run_pytest(out: Path, device: str, ends: float, begun: Path, before: int) -> None:
     """Run what is left; the exit status is pytest's."""
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     arguments = ["tests/gpu", "--gpu-device", device, "-p", "no:cacheprovider", "--timeout", str(LONGEST_S)]
     # a thread of pytest-timeout ends the process: a test that waits for a GPU hears no signal
     arguments += ["--timeout-method", "thread", "--tb", "short", "--color", "no"]
-    sys.exit(pytest.main(arguments, plugins=[Recorder(out, ends, begun)]))
+    sys.exit(pytest.main(arguments, plugins=[Recorder(out, ends, begun, before)]))
 
 
 def main() -> None:
     """Run the tests until they are done or the time is over."""
     job: Job = begin(NAME, __doc__)
-    begun, tried = job.work / "test", set[str]()
-    out = job.rows.path.parent
+    begun, out = job.work / "test", job.rows.path.parent
+    before = len(read_rows(job.rows.path))
     context = multiprocessing.get_context("spawn")
     while not job.out_of_time(LAST_S + CLOSING_S):
         begun.unlink(missing_ok=True)
-        child = context.Process(target=run_pytest, args=(out, job.device, job.ends - CLOSING_S, begun))
+        child = context.Process(target=run_pytest, args=(out, job.device, job.ends - CLOSING_S, begun, before))
         child.start()
         child.join(max(job.left - CLOSING_S, 0))
         in_time = child.exitcode is not None
@@ -125,12 +127,8 @@ def main() -> None:
         child.join()
         if not begun.exists():
             break
-        key = begun.read_text()
         how = f"its process ended with {child.exitcode}" if in_time else "it was running when the time was over"
-        job.rows.add(key, outcome="crashed" if in_time else "cut off", message=how)
-        if key in tried:
-            break
-        tried.add(key)
+        job.rows.add(begun.read_text(), outcome="crashed" if in_time else "cut off", message=how)
     found = {row["key"]: row["outcome"] for row in read_rows(job.rows.path) if row["job"] == NAME}
     if bad := sorted(key for key, outcome in found.items() if outcome in ("failed", "crashed")):
         sys.exit(f"{NAME}: {len(bad)} of {len(found)} tests failed, the first: {bad[0]}")
