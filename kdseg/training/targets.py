@@ -157,9 +157,9 @@ def _describe(part: Tensor, kernels: list[Tensor], full: float) -> Tensor:
     square = torch.stack([moment[2, 0, 0], moment[0, 2, 0], moment[0, 0, 2]]) / mass
     mixed = torch.stack([moment[1, 1, 0], moment[1, 0, 1], moment[0, 1, 1]]) / mass
     variance = (square - mean**2).clamp_min(0)
-    first, second = [0, 0, 1], [1, 2, 2]
-    spread = (variance[first] * variance[second]).sqrt()
-    covariance = mixed - mean[first] * mean[second]
+    pairs = ((0, 1), (0, 2), (1, 2))  # not as a list of indices, for which a GPU would be waited for
+    spread = torch.stack([variance[a] * variance[b] for a, b in pairs]).sqrt()
+    covariance = mixed - torch.stack([mean[a] * mean[b] for a, b in pairs])
     # a section or a thread one voxel thick has no correlation across it
     correlation = torch.where(spread > 1e-4, covariance / spread.clamp_min(1e-4), 0.0)
     parts = [mean / 2 + 0.5, variance, correlation / 2 + 0.5, mass[None] / full]

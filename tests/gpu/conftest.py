@@ -5,6 +5,7 @@ What they find out beside passing is recorded as properties of the test (`record
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,16 +19,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    absent = _kind(config) == "cuda" and not torch.cuda.is_available()
     for item in items:
-        if not item.path.is_relative_to(HERE):
-            continue
-        item.add_marker("gpu")
-        if absent:
-            item.add_marker(pytest.mark.skip(reason="torch sees no GPU; pytest tests/gpu --gpu-device cpu rehearses"))
-        elif _kind(config) == "cuda":
-            # new ones are to be read, not to end a test that took a GPU
-            item.add_marker(pytest.mark.filterwarnings("default"))
+        if item.path.is_relative_to(HERE):
+            item.add_marker("gpu")
+            if _kind(config) == "cuda":  # warnings that are new are to be read, not to end a test that took a GPU
+                item.add_marker(pytest.mark.filterwarnings("default"))
 
 
 def _kind(config: pytest.Config) -> str:
@@ -38,7 +34,12 @@ def _kind(config: pytest.Config) -> str:
 @pytest.fixture(scope="session")
 def gpu(request: pytest.FixtureRequest) -> bool:
     """Whether this is no rehearsal: sizes follow from it."""
-    return _kind(request.config) == "cuda"
+    if _kind(request.config) == "cpu":
+        return False
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no GPU: pytest tests/gpu --gpu-device cpu rehearses the tests that need one")
+    torch.set_num_threads(os.cpu_count() or 1)  # for what is compared with the CPU
+    return True
 
 
 @pytest.fixture(scope="session")

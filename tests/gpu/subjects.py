@@ -16,7 +16,7 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import Network, build
 from kdseg.results.manifests import claim
 
-OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
+OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 KINDS = ("student", "teacher", "dynunet")
 HEADS = HeadOptions(embedding=4)
 
@@ -27,7 +27,7 @@ def options_of(kind: str, gpu: bool) -> NetworkOptions:
     if kind == "student":
         return UNetOptions(widths=(4, 8, 16) if gpu else (3, 4), **small)
     if kind == "teacher":
-        return UNetOptions(widths=(24, 48, 96) if gpu else (3, 4), residual=True, blocks=2 if gpu else 1, **small)
+        return UNetOptions(widths=(24, 48) if gpu else (3, 4), residual=True, blocks=2 if gpu else 1, **small)
     return DynUNetOptions(widths=(16, 32, 64)) if gpu else DynUNetOptions(widths=(2, 3, 4), kernels=((1, 1, 1),) * 3)
 
 

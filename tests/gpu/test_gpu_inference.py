@@ -29,7 +29,7 @@ def subject(kind: str, gpu: bool) -> Network:
 
 def sizes(gpu: bool) -> tuple[Triple, int]:
     """Extent of the volume and of a tile."""
-    return ((88, 100, 112), 32) if gpu else ((9, 10, 17), 8)
+    return ((40, 52, 72), 32) if gpu else ((9, 10, 17), 8)
 
 
 def predicted(
