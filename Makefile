@@ -4,13 +4,19 @@ VENV ?= .venv
 CORES ?= all
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test check
+.PHONY: demo test check rehearse
 
 demo: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 test: $(VENV)/ready-test
 	python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+# The GPU programme on the CPU, with tiny sizes; see benchmarks/gpu.
+rehearse: $(VENV)/ready-test
+	rm -rf build/rehearsal build/rehearsal-work
+	python benchmarks/gpu/run.py build/rehearsal --rehearse
+	python benchmarks/gpu/collect.py build/rehearsal --models build/rehearsal/models
 
 # What CI runs beside the tests.
 check: $(VENV)/ready-test

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 from elsewhere import ELSEWHERE, Elsewhere, make_known
-from test_terms_share import CASES, CONTEXT, OURS, THEIRS, Case, make_batch, outputs
+from term_cases import CASES, CONTEXT, OURS, THEIRS, Case, make_batch, outputs
 
 from kdseg.config.networks import DynUNetOptions, HeadOptions, UNetOptions
 from kdseg.geometry import Roi
-from kdseg.inference import Product, predictor
-from kdseg.losses import TERMS
-from kdseg.models import Network, Outputs, build
-from kdseg.models.device import deterministic, exact
+from kdseg.networks.models import Network, Outputs, build
+from kdseg.networks.models.device import deterministic, exact
+from kdseg.prediction.tiles import Product, predictor
+from kdseg.training.losses import TERMS
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 NETWORKS = [
@@ -95,19 +95,18 @@ def moved(found: Outputs, device: torch.device) -> Outputs:
 
 
 def test_float32_is_not_rounded_on_a_gpu() -> None:
-    network = built(NETWORKS[0])
-    convolution, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    rounding = (torch.backends.cudnn, torch.backends.cuda.matmul)
 
-    def rounded() -> list[str]:
-        return [part.fp32_precision for part in (convolution, matmul)]
+    def round_all() -> None:
+        for part in rounding:
+            part.allow_tf32 = True
 
     try:
-        for part in (convolution, torch.backends.cudnn.rnn, matmul):
-            part.fp32_precision = "tf32"
+        round_all()
         with deterministic():
-            assert rounded() == ["ieee", "ieee"]
-        convolution.fp32_precision = "tf32"
-        predictor(network, (8, 8, 8), torch.device("cpu"), torch.float32)
-        assert rounded() == ["ieee", "ieee"]
+            assert not any(part.allow_tf32 for part in rounding)
+        round_all()
+        predictor(built(NETWORKS[0]), (8, 8, 8), torch.device("cpu"), torch.float32)
+        assert not any(part.allow_tf32 for part in rounding)
     finally:
         exact()

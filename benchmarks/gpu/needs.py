@@ -1,4 +1,4 @@
-"""What the jobs import, read from the sources: kdseg whole, benchmarks/gpu, and the tests that need a GPU.
+"""What the jobs import, read from the sources: kdseg whole, benchmarks/gpu, and tests/gpu.
 
 Sources are parsed, not run: most of kdseg imports its libraries inside functions, where running it would miss them.
 `pack.py --check` runs the imports.
@@ -7,7 +7,6 @@ Sources are parsed, not run: most of kdseg imports its libraries inside function
 from __future__ import annotations
 
 import ast
-import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -21,12 +20,11 @@ DISTRIBUTIONS = {"cc3d": "connected-components-3d", "yaml": "pyyaml"}
 """Whose name is not that of the module."""
 PLUGINS = {"pytest_timeout": "pytest-timeout", "pytest_benchmark": "pytest-benchmark"}
 """Of pytest, imported by nothing: options in pyproject.toml are theirs, and pytest refuses those it does not know."""
-_GPU_TEST = re.compile(r"\bmark\.gpu\b")
 
 
 def imported(root: Path = ROOT) -> set[str]:
     """Return the top-level modules that the jobs import, without those of Python and of this repository."""
-    folders = (root, root / "tests", root / "benchmarks" / "gpu")
+    folders = (root, root / "tests", root / "tests" / "gpu", root / "benchmarks" / "gpu")
     queue = _sources(root)
     seen, names = set(queue), set[str]()
     while queue:
@@ -75,9 +73,9 @@ def required(extras: tuple[str, ...] = (), root: Path = ROOT) -> tuple[list[Requ
 
 
 def _sources(root: Path) -> list[Path]:
-    tests = [path for path in (root / "tests").glob("test_*.py") if _GPU_TEST.search(path.read_text())]
-    conftest = root / "tests" / "conftest.py"
-    return [*(root / "kdseg").rglob("*.py"), *(root / "benchmarks" / "gpu").rglob("*.py"), *tests, conftest]
+    folders = ("kdseg", "benchmarks/gpu", "tests/gpu")
+    found = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    return [*found, root / "tests" / "conftest.py"]
 
 
 def _own(folder: Path, name: str) -> Path | None:

@@ -180,7 +180,9 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            warnings.filterwarnings("ignore", "Converting a tensor to a Python boolean", module=r"kdseg\.networks\.models\.base")
+            warnings.filterwarnings(
+                "ignore", "Converting a tensor to a Python boolean", module=r"kdseg\.networks\.models\.base"
+            )
             yield
     finally:
         for name, level in before.items():

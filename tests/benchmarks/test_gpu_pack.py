@@ -136,9 +136,9 @@ def test_what_is_needed_is_what_the_sources_import(tmp_path):
         "kdseg/a.py": "import os, zarr.codecs\nfrom kdseg import b\ndef f():\n    import monai.networks, yaml",
         "benchmarks/gpu/jobs/rates.py": "from job import Rows\nimport extra_of_a_job",
         "benchmarks/gpu/job.py": "",
-        "tests/conftest.py": "import pytest, helper",
+        "tests/conftest.py": "import pytest",
         "tests/helper.py": "import hypothesis",
-        "tests/test_on_gpu.py": "import h5py\nimport pytest\n@pytest.mark." + "gpu\ndef test(): ...",
+        "tests/gpu/test_on_gpu.py": "import h5py, helper",
         "tests/test_else.py": "import skimage",
         "pyproject.toml": '[project]\ndependencies = ["zarr>=3", "snakemake", "pyyaml>=6", "h5py"]\n'
         '[project.optional-dependencies]\nmonai = ["monai>=1.4"]\ntest = ["pytest>=8", "hypothesis>=6"]',

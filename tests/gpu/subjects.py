@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kdseg.config.networks import DynUNetOptions, HeadOptions, NetworkOptions, UNetOptions
-from kdseg.geometry import Offsets
+from kdseg.geometry import Offsets, Roi, Triple, blocks
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import Network, build
+from kdseg.prediction.tiles import Predictor, predict_roi
 from kdseg.results.manifests import claim
 
 OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
@@ -64,3 +65,20 @@ def grey(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     z, y, x = shape
     found: NDArray[np.uint8] = (coarse[:z, :y, :x] + rng.integers(0, 64, shape)).astype(np.uint8)
     return found
+
+
+def predicted(
+    predict: Predictor, raw: NDArray[np.uint8], block: Triple | None = None, *, backwards: bool = False
+) -> NDArray[np.uint8]:
+    """What is predicted for a volume, in one piece or block by block."""
+    shape: Triple = (raw.shape[0], raw.shape[1], raw.shape[2])
+    whole = Roi((0, 0, 0), shape)
+    out: NDArray[np.uint8] | None = None
+    parts = list(blocks(whole, block or shape))
+    for part in reversed(parts) if backwards else parts:
+        with predict.stream():
+            values = predict_roi(predict, lambda roi: raw[roi.slices()], whole, part.roi)
+        out = np.zeros((len(values), *shape), values.dtype) if out is None else out
+        out[(..., *part.roi.slices())] = values
+    assert out is not None
+    return out

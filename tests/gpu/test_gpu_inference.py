@@ -8,12 +8,11 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from subjects import KINDS, OFFSETS, grey, network_of
+from subjects import KINDS, OFFSETS, grey, network_of, predicted
 
-from kdseg.geometry import Roi, Triple, blocks
+from kdseg.geometry import Triple
 from kdseg.networks.models import Network
-from kdseg.prediction.tiles import Predictor, Product, predict_roi, predictor
+from kdseg.prediction.tiles import Predictor, Product, predictor
 
 Record = Callable[[str, object], None]
 CPU = torch.device("cpu")
@@ -30,23 +29,6 @@ def subject(kind: str, gpu: bool) -> Network:
 def sizes(gpu: bool) -> tuple[Triple, int]:
     """Extent of the volume and of a tile."""
     return ((40, 52, 72), 32) if gpu else ((9, 10, 17), 8)
-
-
-def predicted(
-    predict: Predictor, raw: NDArray[np.uint8], block: Triple | None = None, *, backwards: bool = False
-) -> NDArray[np.uint8]:
-    """What is predicted for a volume, in one piece or block by block."""
-    shape: Triple = (raw.shape[0], raw.shape[1], raw.shape[2])
-    whole = Roi((0, 0, 0), shape)
-    out: NDArray[np.uint8] | None = None
-    parts = list(blocks(whole, block or shape))
-    for part in reversed(parts) if backwards else parts:
-        with predict.stream():
-            values = predict_roi(predict, lambda roi: raw[roi.slices()], whole, part.roi)
-        out = np.zeros((len(values), *shape), values.dtype) if out is None else out
-        out[(..., *part.roi.slices())] = values
-    assert out is not None
-    return out
 
 
 def ready(kind: str, gpu: bool, device: torch.device, dtype: torch.dtype, product: Product = "affinities") -> Predictor:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_terms_share import CASES, CONTEXT, OURS, THEIRS, Case, make_batch, outputs, tensors
+from term_cases import CASES, CONTEXT, OURS, THEIRS, Case, make_batch, outputs, tensors
 from torch import Tensor
 
 from kdseg.networks.models import Batch, Outputs

@@ -10,8 +10,7 @@ import pytest
 import torch
 from faults import faulty_block, little_memory
 from pipeline import STORAGE, store, voxels
-from subjects import OFFSETS, grey, network_of, save
-from test_gpu_inference import predicted
+from subjects import OFFSETS, grey, network_of, predicted, save
 
 from kdseg.config import PredictOptions
 from kdseg.errors import StageError

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+from small_trainings import KILLED, NEVER, OFFSETS, assert_same_state, numbers, options
 from subjects import save
-from test_training import KILLED, NEVER, OFFSETS, assert_same_state, numbers, options
 from toy_volumes import cells, write_volume
 
-from kdseg.checkpoint import load
 from kdseg.config import ModelOptions
-from kdseg.curve import Curve, read_curve
-from kdseg.manifests import store_of
-from kdseg.models import build
+from kdseg.networks.checkpoint import load
+from kdseg.networks.models import build
+from kdseg.results.curve import Curve, read_curve
+from kdseg.results.manifests import store_of
 from kdseg.training import Result, train
 
 TERMS = [
