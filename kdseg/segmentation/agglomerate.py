@@ -18,22 +18,32 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.base import exact
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Offsets
-from kdseg.segmentation.contraction import CANNOT, MUST, TOUCH, Bins, Rows, build, gather, merge_all, reaches, undecided
+from kdseg.segmentation.contraction import (
+    CANNOT,
+    MUST,
+    TOUCH,
+    Bins,
+    Rows,
+    build,
+    descending,
+    gather,
+    merge_all,
+    reaches,
+    undecided,
+)
 from kdseg.segmentation.details import Details, any_of_pair
 from kdseg.segmentation.histograms import Histograms, totals
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.rag import Edges
 from kdseg.segmentation.rows import join, take
-
-_DENOMINATOR = 10**6  # thresholds are decimals: 0.3 is 3/10, not the nearest binary number
 
 
 class Dendrogram(NamedTuple):
@@ -62,7 +72,7 @@ def agglomerate(
 
     The score of an edge is ``1 - affinity_sum / (255 * contact)``, or ``1 - q / 255`` with the smallest
     affinity ``q`` up to which more than ``percent`` of 100 of the voxel pairs lie. It is compared exactly,
-    with the threshold rounded to the simplest fraction (denominators up to a million). Memory is about 150
+    with the threshold as the fraction that it means (`config.base.exact`). Memory is about 150
     bytes per edge, and 30 per entry of a histogram. Equals waterz' one-shot ``OneMinus<MeanAffinity>`` or
     ``OneMinus<HistogramQuantileAffinity>`` (without its initial maximum) up to the order of equal scores.
 
@@ -156,7 +166,7 @@ def contract(
         DataError: if an edge has no contact though all rows of its pair are here, or the rows have no
             histograms to compute a quantile from.
     """
-    numerator, denominator = _least_mean(threshold)
+    numerator, denominator = least_mean(threshold)
     if rows.u.size >= 2**30:
         raise DataError(f"{rows.u.size} edges in one part: at most 2**30; use smaller agglomerate.chunk")
     bins, start = _bins(rows, percent)
@@ -204,9 +214,8 @@ def _bins(rows: Rows, percent: int | None) -> tuple[Bins | None, NDArray[np.int3
 def sort_merges(parts: Iterable[Dendrogram]) -> Dendrogram:
     """Return all merges as one dendrogram in its canonical order."""
     a, b, sums, contacts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    with np.errstate(divide="ignore"):
-        mean = sums / contacts
-    order = np.lexsort((b, a, -mean))
+    order = np.lexsort((b, a))
+    order = order[descending(sums[order], contacts[order])]
     return Dendrogram(a[order], b[order], sums[order], contacts[order])
 
 
@@ -222,16 +231,23 @@ def cut(dendrogram: Dendrogram, threshold: float) -> tuple[NDArray[np.uint64], N
     Raises:
         ConfigError: if the threshold is not in 0..1.
     """
-    numerator, denominator = _least_mean(threshold)
+    numerator, denominator = least_mean(threshold)
     merged = reaches(dendrogram.affinity_sum, dendrogram.contact, numerator, denominator)
     return dendrogram.a[merged], dendrogram.b[merged]
 
 
-def _least_mean(threshold: float) -> tuple[np.uint64, np.uint64]:
-    """Return the least ``affinity_sum / contact`` that is merged, as a fraction."""
+def least_mean(threshold: float) -> tuple[np.uint64, np.uint64]:
+    """Return the least ``affinity_sum / contact`` that is merged, as a fraction.
+
+    Args:
+        threshold: largest score that is merged, in 0..1.
+
+    Raises:
+        ConfigError: if the threshold is not in 0..1.
+    """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"an agglomeration threshold is a score in 0..1, got {threshold}")
-    least = 255 * (1 - Fraction(threshold).limit_denominator(_DENOMINATOR))
+    least = 255 * (1 - exact(threshold))
     return np.uint64(least.numerator), np.uint64(least.denominator)
 
 
@@ -259,7 +275,7 @@ def waterz_segments(
         ShapeError: if affinities and fragments differ in shape.
     """
     for threshold in thresholds:
-        _least_mean(threshold)
+        least_mean(threshold)
     if affinities.shape[1:] != fragments.shape:
         raise ShapeError(f"affinities {affinities.shape} do not fit fragments {fragments.shape}")
     # waterz' memory follows the largest id

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -19,7 +18,7 @@ from kdseg.edits import Links, check_known, fragments_at, read_edits, resolve
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
 from kdseg.manifests import Claim, claim, expect_made_of, expect_stage, file_fingerprint, read, store_of
-from kdseg.segmentation.agglomerate import Dendrogram, rows_of, waterz_segments
+from kdseg.segmentation.agglomerate import Dendrogram, least_mean, rows_of, waterz_segments
 from kdseg.segmentation.details import from_columns as details_of
 from kdseg.segmentation.details import join as join_details
 from kdseg.segmentation.rag import Edges
@@ -206,11 +205,10 @@ def _one_shot(affinities: Path, fragments: Path, options: AgglomerateOptions, he
     names = [ids, *(one.ravel()[first] for one in found)]
     parts = []
     for threshold, (before, after) in zip(options.thresholds, pairwise(names), strict=True):
-        least = 255 * (1 - Fraction(threshold).limit_denominator(10**6))
         merged, one = np.unique(before, return_index=True)
         joined = after[one] != merged
         a, b = after[one][joined], merged[joined]
-        fraction = (np.full(a.size, value, np.uint64) for value in (least.numerator, least.denominator))
+        fraction = (np.full(a.size, value, np.uint64) for value in least_mean(threshold))
         parts.append(Dendrogram(a, b, *fraction))
     merges = Dendrogram(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     write_table(table_path(held.tables, 0, (0, 0, 0)), {**merges._asdict(), "fragment": ids})
