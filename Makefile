@@ -2,15 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
+PYTEST = python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test check
+.PHONY: demo test test-all check
 
 demo: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 test: $(VENV)/ready-test
-	python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# The same tests with 20 times as many random examples, which takes hours.
+test-all: $(VENV)/ready-test
+	$(PYTEST) --hypothesis-profile thorough --timeout 7200
 
 # What CI runs beside the tests.
 check: $(VENV)/ready-test
