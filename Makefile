@@ -2,15 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
+PYTEST = python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test check rehearse
+.PHONY: demo test test-all check rehearse
 
 demo: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 test: $(VENV)/ready-test
-	python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+# The same tests with 20 times as many random examples, which takes hours.
+test-all: $(VENV)/ready-test
+	$(PYTEST) --hypothesis-profile thorough --timeout 7200
 
 # The GPU programme on the CPU, with tiny sizes; see benchmarks/gpu.
 rehearse: $(VENV)/ready-test

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 from workflow import ROOT, snakemake
 
 # One process of pytest per core: threads of torch would wait for each other, spinning unless told otherwise.
@@ -18,6 +19,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 DATA = ROOT.parent / "shared" / "data"
 
+# The same examples each time, so that a failure is of the code at hand; `make test-all` looks for new ones.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.register_profile("thorough", print_blob=True)
+settings.load_profile("repeatable")
+THOROUGH = 20
+"""Times as many examples as a test asks for, or as are the default, in the profile of that name."""
 
 SLOW = (
     "test_workflow.py",
@@ -30,8 +37,13 @@ SLOW = (
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the files that take longest: processes take whole files, and the last one keeps only one busy."""
+    if config.getoption("--hypothesis-profile") == "thorough":
+        for test in {item.function for item in items if isinstance(item, pytest.Function)}:
+            # hypothesis has no public name for the settings that a test was decorated with
+            if own := getattr(test, "_hypothesis_internal_use_settings", None):
+                test._hypothesis_internal_use_settings = settings(own, max_examples=THOROUGH * own.max_examples)
     items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
 
 

@@ -5,12 +5,14 @@ What is added here is in the stages' manifests, in `kdseg evaluate`, its JSON an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from kdseg.evaluation.metrics.contingency import Contingency, Located
 from kdseg.evaluation.metrics.instances import aggregated_jaccard, average_precision, best_dice, pairs, panoptic
 from kdseg.evaluation.metrics.scores import cremi_score, rand, scores, variation_of_information
+
+_ROUNDING = 1e-9  # bits, far above what sums of logarithms are rounded by, far below what anyone cares about
 
 
 class Measure(NamedTuple):
@@ -133,6 +135,16 @@ def measure(table: Contingency | Located) -> dict[str, float]:
         DataError: if the table is empty, or too large to be scored.
     """
     return {name: value for one in MEASURES.values() for name, value in one.of(table).items()}
+
+
+def least_voi(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return the row of least VOI; of those that rounding cannot tell apart, the first.
+
+    Args:
+        rows: from `measure`, at least one, by ascending threshold.
+    """
+    most = min(row["voi"] for row in rows) + _ROUNDING
+    return next(row for row in rows if row["voi"] <= most)
 
 
 def conventions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from kdseg.config import EvaluateOptions
 from kdseg.evaluation.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.evaluation.intervals import intervals
-from kdseg.evaluation.measures import measure
+from kdseg.evaluation.measures import least_voi, measure
 from kdseg.results.manifests import claim, read, store_of
 
 
@@ -65,7 +65,7 @@ def run(
             voxels=what.roi.size,
             threshold=read(segmentation)["stats"].get("threshold"),
             scores=measure(counts),
-            best_possible=min(rows, key=lambda row: float(row["voi"])) if rows else None,
+            best_possible=least_voi(rows) if rows else None,
             labels=len(np.unique(counts.label)),
             segments=len(np.unique(counts.segment)),
         )

@@ -12,7 +12,7 @@ import numpy as np
 from kdseg.config import EvaluateOptions
 from kdseg.errors import ShapeError
 from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read_rows, scored, subtract
-from kdseg.evaluation.measures import measure
+from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
 from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, read, store_of
@@ -67,7 +67,7 @@ def run(
         whole, tree = read_rows(held.parquet), Tree(agglomeration)
         tuned = whole if part is None else _count_part(what, part, held, workers)
         rows = _swept(tuned, tree, thresholds, options.dust)
-        best = min(rows, key=lambda row: (row["voi"], row["threshold"]))
+        best = least_voi(rows)
         held.stats.update(sweep=rows, best=best["threshold"], voxels=what.roi.size)
         if part is not None:
             (rest,) = _swept(subtract(whole, tuned), tree, (best["threshold"],), options.dust)

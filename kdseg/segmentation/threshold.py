@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
-
 import numpy as np
 
+from kdseg.config.base import exact
 from kdseg.errors import ConfigError
-
-_DENOMINATOR = 10**6  # thresholds are decimals: 0.3 is 3/10, not the nearest binary number
 
 
 def least_mean(threshold: float) -> tuple[np.uint64, np.uint64]:
@@ -25,5 +22,5 @@ def least_mean(threshold: float) -> tuple[np.uint64, np.uint64]:
     """
     if not 0 <= threshold <= 1:
         raise ConfigError(f"an agglomeration threshold is a score in 0..1, got {threshold}")
-    least = 255 * (1 - Fraction(threshold).limit_denominator(_DENOMINATOR))
+    least = 255 * (1 - exact(threshold))
     return np.uint64(least.numerator), np.uint64(least.denominator)

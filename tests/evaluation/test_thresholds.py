@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pipeline import NEAREST, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
@@ -19,7 +21,7 @@ from kdseg.config.data import RoiOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.evaluation import sweep
-from kdseg.evaluation.measures import measure
+from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, merge, relabel
 from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
@@ -47,6 +49,29 @@ def test_equals_relabelling_at_each_threshold(seed: int, merges: int, labels: in
     for threshold, at in zip(THRESHOLDS, found, strict=True):
         expected = relabel(table, IDS, lut(IDS, *cut(tree, threshold)))
         assert all((a == b).all() and a.shape == b.shape for a, b in zip(at, expected, strict=True)), threshold
+
+
+def two_to_the_information(table: Contingency) -> Fraction:
+    """``2 ** (voxels * VOI)``, a rational number: what VOIs of the same voxels are compared by, without logarithms."""
+    of_segment, of_label = ({int(i): int(table.count[c == i].sum()) for i in c} for c in (table.segment, table.label))
+    product = Fraction(1)
+    for segment, label, n in zip(*(column.tolist() for column in table), strict=True):
+        product *= Fraction(of_segment[segment] * of_label[label], n * n) ** n
+    return product
+
+
+@settings(deadline=None, max_examples=100)
+@given(seed=st.integers(0, 2**32 - 1), voxels=st.sampled_from([4, 8, 12, 60]), labels=st.sampled_from([1, 2, 4]))
+@example(seed=32, voxels=8, labels=4)  # two thresholds tie, the later one is a little better in float64
+def test_the_best_threshold_is_the_first_of_those_that_tie(seed: int, voxels: int, labels: int) -> None:
+    rng = np.random.default_rng(seed)
+    table = block_contingency(IDS[rng.integers(0, 7, voxels)], rng.integers(1, labels + 1, voxels))
+    ends = np.sort(IDS[[rng.permutation(7)[:2] for _ in range(6)]], axis=1)
+    sums, contact = rng.integers(0, 255, 6).astype(np.uint64), np.ones(6, np.uint64)
+    tables = list(tables_at(table, Dendrogram(ends[:, 0], ends[:, 1], sums, contact), THRESHOLDS))
+    rows = [{"threshold": threshold, **measure(at)} for threshold, at in zip(THRESHOLDS, tables, strict=True)]
+    exact = [two_to_the_information(at) for at in tables]
+    assert least_voi(rows)["threshold"] == THRESHOLDS[exact.index(min(exact))]
 
 
 def test_thresholds_must_ascend() -> None:
@@ -106,6 +131,13 @@ def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray
     best = stats["best"]
     assert stats["rest"] == {"threshold": best, **by_voxels(folder, labels, best, ~inside)}
     assert "rest" not in read(folder / "whole.json")["stats"]
+
+
+def test_a_threshold_is_reached_where_it_means_the_same_fraction(made: tuple[Path, NDArray[np.uint64]]) -> None:
+    tree = Tree(made[0] / "agglomeration.json")
+    tree.expect_reached(math.nextafter(0.9, 1))
+    with pytest.raises(ConfigError, match=r"it cannot be cut at 0\.90001"):
+        tree.expect_reached(0.90001)
 
 
 def test_what_cannot_be_swept_is_refused(made: tuple[Path, NDArray[np.uint64]]) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -121,6 +122,14 @@ def test_averages_are_those_that_students_learn_from(folder, reference):
     options = PredictOptions(block=(64, 64, 64), tile=TILE, average="flips")
     with pytest.raises(ClaimError, match="average"):
         predict.run(raw, model, reference, options, STORAGE, device="cpu")
+
+
+@pytest.mark.parametrize(("size", "fits"), [(9.4, False), (9.6, True), (10.6, False)])
+def test_voxels_may_differ_by_a_twentieth(folder, size, fits):
+    model = folder / f"of_{size}" / "model.json"
+    save(model, voxel_size=(10.0, size, 10.0))
+    with nullcontext() if fits else pytest.raises(VoxelSizeError, match="choose another resolution level or network"):
+        run(folder, f"of_{size}_out", model=model)
 
 
 def test_refusals(folder, monkeypatch):

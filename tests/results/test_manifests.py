@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,6 +144,29 @@ def test_a_store_that_is_gone_takes_its_progress_with_it(tmp_path):
     with claim(tmp_path / "b.json", "edges", {}, {}) as held:  # a table is written last: parts are kept
         assert held.resumed
         assert (held.progress((8, 8, 8)) / "part").exists()
+
+
+def with_tables(manifest, options, **kwargs):
+    with claim(manifest, "edges", options, {}, tables=True, **kwargs) as held:
+        held.tables.mkdir(exist_ok=True)
+        (held.tables / str(options["block"])).touch()
+    return held
+
+
+def test_a_folder_of_tables_is_removed_with_what_it_was_made_with(tmp_path):
+    tables = with_tables(tmp_path / "a.json", {"block": 8}).tables
+    assert store_of(tmp_path / "a.json") == tables
+    with_tables(tmp_path / "a.json", {"block": 9}, overwrite=True)
+    assert [path.name for path in tables.iterdir()] == ["9"]
+    assert tables in clear(tmp_path / "a.json")
+    assert not tables.exists()
+
+
+def test_a_folder_of_tables_that_is_gone_takes_its_progress_with_it(tmp_path):
+    shutil.rmtree(with_tables(tmp_path / "a.json", {"block": 8}).tables)
+    (tmp_path / ".a" / "8x8x8").mkdir()
+    assert not with_tables(tmp_path / "a.json", {"block": 8}).resumed
+    assert not (tmp_path / ".a" / "8x8x8").exists()
 
 
 def test_a_clearing_that_was_killed_is_finished_first(tmp_path):

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -37,6 +38,16 @@ def test_any_process_may_ask(tmp_path):
     cloudpickle = pytest.importorskip("cloudpickle")
     with forks(lambda text: (tmp_path / text).touch()) as ask:
         subprocess.run([sys.executable, "-c", asking], input=cloudpickle.dumps(ask), check=True)
+    assert (tmp_path / "asked").exists()
+
+
+def test_a_long_name_of_the_temporary_folder_does_no_harm(tmp_path, monkeypatch):
+    """The address of a socket has at most 108 bytes."""
+    long = tmp_path / ("a" * 100)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with forks(lambda text: (tmp_path / text).touch()) as ask:
+        ask("asked")
     assert (tmp_path / "asked").exists()
 
 

@@ -304,6 +304,16 @@ def test_normalised_terms_count_by_their_weight(volumes: Any, teacher: Path) -> 
     assert state.scales == pytest.approx({name: 0.99 * scales[name] + 0.01 * second[name] for name in scales})
 
 
+def test_a_part_that_says_nothing_leaves_its_scale(volumes: Any) -> None:
+    state = prepared(options(normalise=True), volumes)
+    loop._update_scales(state, {"affinity": 0.0})  # it has not begun: its first size would be 0 for ever
+    assert state.scales == {}
+    loop._update_scales(state, {"affinity": 2.0})
+    for silent in (0.0, float("nan"), float("inf")):
+        loop._update_scales(state, {"affinity": silent})
+    assert state.scales == {"affinity": 2.0}
+
+
 def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Path) -> None:
     terms = [{"name": "affinity"}, {"name": "fitnets", "level": -1}]
     off = prepared(options(teacher="t", terms=terms, distil=False), volumes)

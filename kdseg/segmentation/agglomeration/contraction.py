@@ -146,6 +146,33 @@ def reaches(
 
 
 @njit(cache=True)
+def descending(numerators: NDArray[np.uint64], denominators: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the order of fractions, largest first, equal ones as they come; 1 / 0 is above all."""
+    order = np.arange(numerators.size)
+    other = np.empty_like(order)
+    width = 1
+    while width < order.size:  # merge sort, bottom up: runs of `width` are in order
+        for start in range(0, order.size, 2 * width):
+            middle = min(start + width, order.size)
+            stop = min(middle + width, order.size)
+            i, j = start, middle
+            for k in range(start, stop):
+                second = i == middle
+                if not second and j < stop:
+                    one, two = order[i], order[j]
+                    second = less(numerators[one], denominators[two], numerators[two], denominators[one])
+                if second:
+                    other[k] = order[j]
+                    j += 1
+                else:
+                    other[k] = order[i]
+                    i += 1
+        order, other = other, order
+        width *= 2
+    return order
+
+
+@njit(cache=True)
 def _quantile(head: int, bins: Bins, percent: int) -> int:
     """Return the smallest affinity, in 1/255, up to which more than ``percent`` of 100 of the entries lie."""
     total = np.uint64(0)

@@ -24,6 +24,7 @@ from kdseg.segmentation.agglomeration.contraction import (
     Bins,
     Rows,
     build,
+    descending,
     gather,
     merge_all,
     reaches,
@@ -62,7 +63,7 @@ def agglomerate(
 
     The score of an edge is ``1 - affinity_sum / (255 * contact)``, or ``1 - q / 255`` with the smallest
     affinity ``q`` up to which more than ``percent`` of 100 of the voxel pairs lie. It is compared exactly,
-    with the threshold rounded to the simplest fraction (denominators up to a million). Memory is about 150
+    with the threshold as the fraction that it means (`config.base.exact`). Memory is about 150
     bytes per edge, and 30 per entry of a histogram. Equals waterz' one-shot ``OneMinus<MeanAffinity>`` or
     ``OneMinus<HistogramQuantileAffinity>`` (without its initial maximum) up to the order of equal scores.
 
@@ -204,9 +205,8 @@ def _bins(rows: Rows, percent: int | None) -> tuple[Bins | None, NDArray[np.int3
 def sort_merges(parts: Iterable[Dendrogram]) -> Dendrogram:
     """Return all merges as one dendrogram in its canonical order."""
     a, b, sums, contacts = (np.concatenate(column) for column in zip(*parts, strict=True))
-    with np.errstate(divide="ignore"):
-        mean = sums / contacts
-    order = np.lexsort((b, a, -mean))
+    order = np.lexsort((b, a))
+    order = order[descending(sums[order], contacts[order])]
     return Dendrogram(a[order], b[order], sums[order], contacts[order])
 
 

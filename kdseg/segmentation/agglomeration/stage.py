@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from math import prod
@@ -26,6 +25,7 @@ from kdseg.segmentation.agglomeration.tree import Layout, decide, inside, layout
 from kdseg.segmentation.graph.details import from_columns as details_of
 from kdseg.segmentation.graph.details import join as join_details
 from kdseg.segmentation.graph.rag import Edges
+from kdseg.segmentation.threshold import least_mean
 from kdseg.segmentation.waterz import waterz_segments
 from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
 
@@ -206,11 +206,10 @@ def _one_shot(affinities: Path, fragments: Path, options: AgglomerateOptions, he
     names = [ids, *(one.ravel()[first] for one in found)]
     parts = []
     for threshold, (before, after) in zip(options.thresholds, pairwise(names), strict=True):
-        least = 255 * (1 - Fraction(threshold).limit_denominator(10**6))
         merged, one = np.unique(before, return_index=True)
         joined = after[one] != merged
         a, b = after[one][joined], merged[joined]
-        fraction = (np.full(a.size, value, np.uint64) for value in (least.numerator, least.denominator))
+        fraction = (np.full(a.size, value, np.uint64) for value in least_mean(threshold))
         parts.append(Dendrogram(a, b, *fraction))
     merges = Dendrogram(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     write_table(table_path(held.tables, 0, (0, 0, 0)), {**merges._asdict(), "fragment": ids})

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.base import exact
 from kdseg.errors import ConfigError
 from kdseg.geometry import Roi, Triple, blocks
 from kdseg.results.manifests import read, store_of
@@ -72,7 +73,7 @@ class Tree:
         Raises:
             ConfigError: if the threshold is larger than the one agglomerated with.
         """
-        self._expect(threshold)
+        self.expect_reached(threshold)
         names, inverse = np.unique(ids, return_inverse=True)
         for level in range(self.layout.levels):
             nodes, which = np.unique(node_of(names, self.layout, level), axis=0, return_inverse=True)
@@ -130,7 +131,7 @@ class Tree:
         Raises:
             ConfigError: if the threshold is larger than the one agglomerated with.
         """
-        self._expect(threshold)
+        self.expect_reached(threshold)
         parts = []
         for level in range(self.layout.levels):
             for z, y, x in np.unique(node_of(ids, self.layout, level), axis=0).tolist():
@@ -139,8 +140,13 @@ class Tree:
         none = np.empty(0, np.uint64)
         return Dendrogram(*(np.concatenate([none, *column]) for column in zip(*parts, strict=True)))
 
-    def _expect(self, threshold: float) -> None:
-        if threshold > self.largest:
+    def expect_reached(self, threshold: float) -> None:
+        """Refuse to be cut where merges are missing.
+
+        Raises:
+            ConfigError: if the threshold is larger than the one agglomerated with.
+        """
+        if exact(threshold) > exact(self.largest):
             raise ConfigError(
                 f"the volume was agglomerated up to a score of {self.largest}, it cannot be cut at {threshold}: add "
                 "the threshold to agglomerate.thresholds"

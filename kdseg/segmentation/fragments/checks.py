@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import permutations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.base import exact
 from kdseg.config.segmentation import FragmentsOptions
 from kdseg.geometry import Offsets, Triple, offsets_reach
 from kdseg.segmentation.links import nearest_channels, nearest_links
@@ -100,12 +102,13 @@ def thin_halo(
     how = options.watershed
     flat = how.method == "watershed" and how.per_section
     axes = range(int(flat and options.premerge is None), 3)
-    finest = min(voxel_size[axis] for axis in axes)
+    finest = exact(min(voxel_size[axis] for axis in axes))
     if how.method == "mutex":
         below, above = offsets_reach(offsets)
-        needed = [float(max(b, a)) for b, a in zip(below, above, strict=True)]
+        needed = [Fraction(max(b, a)) for b, a in zip(below, above, strict=True)]
     else:
-        needed = [(_WATERZ_HALO if how.method == "waterz" else _SEEDED_HALO) * finest / size for size in voxel_size]
+        voxels = _WATERZ_HALO if how.method == "waterz" else _SEEDED_HALO
+        needed = [voxels * finest / exact(size) for size in voxel_size]
     thin = [
         f"{'zyx'[axis]}: {options.halo[axis]} of {math.ceil(needed[axis])}"
         for axis in axes

@@ -110,9 +110,9 @@ def levels(links: NDArray[np.uint8], strengths: NDArray[np.uint8], mask: NDArray
     return out
 
 
-def level_of(affinity: float) -> int:
-    """Return the level of a link of this affinity (0..1) between ends of the same strength."""
-    return 1 + (int(affinity * 255) >> COARSENESS)
+def level_of(affinity: int) -> int:
+    """Return the level of a link of this affinity, in 1/255, between ends of the same strength."""
+    return 1 + (affinity >> COARSENESS)
 
 
 @njit(cache=True)
@@ -227,7 +227,7 @@ def seed_rest(
     labels: NDArray[np.int32],
     links: NDArray[np.uint8],
     mask: NDArray[np.bool_],
-    boundary: float,
+    boundary: int,
     smallest: int,
     first: int,
 ) -> None:
@@ -240,14 +240,13 @@ def seed_rest(
         labels: int32 (z + 2, y + 2, x + 2), with a margin of 0; ids above 0, 0 for none; changed.
         links: nearest affinities.
         mask: bool (z, y, x), others get no seed.
-        boundary: in 0..1.
+        boundary: in 1/255.
         smallest: components of fewer voxels get no seed.
         first: axis that joins first, 0 or 1.
     """
     nz, ny, nx = mask.shape
     flat, allowed, link = labels.ravel(), mask.ravel(), links.ravel()
     plane, margin = ny * nx, (ny + 2) * (nx + 2)
-    least = boundary * 255
     following = flat.max() + 1
     members = np.empty(np.sum(labels[1:-1, 1:-1, 1:-1] == 0), np.int32)
     for start in range(allowed.size):
@@ -267,7 +266,7 @@ def seed_rest(
                     q = p + sign * step
                     if axis < first or not 0 <= place + sign < n or not allowed[q]:
                         continue
-                    if link[axis * nz * plane + max(p, q)] > least:
+                    if link[axis * nz * plane + max(p, q)] > boundary:
                         met = flat[at + sign * wide]
                         seeded = seeded or met > 0
                         if met == 0:

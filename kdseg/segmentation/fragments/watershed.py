@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from kdseg.config.base import exact
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Offsets, Slices, pair_slices
@@ -128,9 +129,10 @@ def drop_weak(
     strengths = strength(links, mask, int(per_section))[core]
     if strengths.shape != fragments.shape:
         raise ShapeError(f"fragments {fragments.shape} do not fill the core {strengths.shape}")
-    # sums of integers below 2**53 are exact in float64
-    total = np.bincount(fragments.ravel(), strengths.ravel())
-    weak = total < least * 255 * np.bincount(fragments.ravel())
+    # sums of integers below 2**53 are exact in float64; both products are below 2**60
+    total = np.bincount(fragments.ravel(), strengths.ravel()).astype(np.int64)
+    bound = 255 * exact(least)
+    weak = total * bound.denominator < bound.numerator * np.bincount(fragments.ravel())
     return _renumber(np.where(weak[fragments], np.uint64(0), fragments), 0)
 
 
@@ -144,17 +146,18 @@ def _seeded(
     finest = min(voxel_size[first:])
     spacing = (voxel_size[0] / finest, voxel_size[1] / finest, voxel_size[2] / finest)
     strengths = strength(links, mask, first)
-    inside = strengths > options.boundary * 255
+    boundary = int(255 * exact(options.boundary))  # integers above a fraction are those above its floor
+    inside = strengths > boundary
     if options.seeds == "distance":
         height = smooth(distance(inside, spacing, first), spacing, first)
     else:
         height = smooth(mean_affinity(links, mask, first), spacing, first)
-    z, y, x = (int(options.seed_distance / s) for s in spacing)
+    z, y, x = (int(options.seed_distance * exact(finest) / exact(size)) for size in voxel_size)
     height[~inside] = -1
     records = levels(links, strengths, mask)
-    labels = basins(height, records, level_of(options.boundary), (0 if first else z, y, x), first)
+    labels = basins(height, records, level_of(boundary), (0 if first else z, y, x), first)
     del height, inside
-    seed_rest(labels, links, mask, options.boundary, _SMALLEST, first)
+    seed_rest(labels, links, mask, boundary, _SMALLEST, first)
     flood(labels, records, first)
     return labels[1:-1, 1:-1, 1:-1]
 

@@ -20,7 +20,7 @@ from kdseg.segmentation.lut import apply
 _FIRST_CAPACITY = 1 << 10
 _HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
 _COLUMNS = 10  # of a row while counting: size, begin zyx, end zyx, total zyx
-_LARGEST_TOTAL = 2.0**64 * (1 - 1e-9)  # the sum is watched as float64, which rounds
+_HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 
 class Statistics(NamedTuple):
@@ -66,11 +66,14 @@ def block_statistics(ids: NDArray[np.uint64], owned: Slices, origin: Triple) -> 
     order = np.argsort(names)
     rows = rows[order]
     place = np.array(origin, np.int64)
+    far = place.astype(np.uint64)
     size = rows[:, 0].astype(np.uint64)
-    end = rows[:, 4:7] + place
-    _refuse_overflow(size.astype(np.float64) * end.max(axis=1, initial=0), names[order])
-    total = rows[:, 7:10].astype(np.uint64) + size[:, None] * place.astype(np.uint64)
-    return Statistics(names[order], size, rows[:, 1:4] + place, end, total)
+    shift = size[:, None] * far
+    total = rows[:, 7:10].astype(np.uint64) + shift
+    # what does not fit wraps around
+    over = (size[:, None] > np.uint64(2**64 - 1) // np.maximum(far, 1)) | (total < shift)
+    _refuse_overflow(np.any(over, axis=1), names[order])
+    return Statistics(names[order], size, rows[:, 1:4] + place, rows[:, 4:7] + place, total)
 
 
 def merge(tables: Iterable[Statistics]) -> Statistics:
@@ -94,14 +97,15 @@ def merge(tables: Iterable[Statistics]) -> Statistics:
     order = np.argsort(fragment)
     fragment = fragment[order]
     first = np.flatnonzero(np.concatenate(([True], fragment[1:] != fragment[:-1])))
-    exact = np.add.reduceat(total[order], first)
-    _refuse_overflow(np.add.reduceat(total[order].astype(np.float64), first).max(axis=1), fragment[first])
+    total = total[order]
+    high = np.add.reduceat(total >> _HALF, first) + (np.add.reduceat(total & _LOW, first) >> _HALF)
+    _refuse_overflow(np.any(high > _LOW, axis=1), fragment[first])
     return Statistics(
         fragment[first],
         np.add.reduceat(size[order], first),
         np.minimum.reduceat(begin[order], first),
         np.maximum.reduceat(end[order], first),
-        exact,
+        np.add.reduceat(total, first),
     )
 
 
@@ -134,11 +138,10 @@ def centroid(statistics: Statistics) -> NDArray[np.float64]:
     return statistics.total / statistics.size[:, None].astype(np.float64)
 
 
-def _refuse_overflow(largest: NDArray[np.float64], ids: NDArray[np.uint64]) -> None:
-    over = largest >= _LARGEST_TOTAL
+def _refuse_overflow(over: NDArray[np.bool_], ids: NDArray[np.uint64]) -> None:
     if over.any():
         raise DataError(
-            f"the coordinates of the voxels of {ids[over][0]} add up to {largest[over][0]:.2e}, more than 2**64: "
+            f"the coordinates of the voxels of {ids[over][0]} add up to 2**64 or more: "
             "it fills most of the volume, so it is background or a false merger; lower the threshold"
         )
 

@@ -67,11 +67,7 @@ def run(
     expect_stage(agglomeration, "agglomerate")
     expect_made_of(agglomeration, fragments=fragments, edges=edges)
     tree = Tree(agglomeration)
-    if threshold > tree.largest:
-        raise ConfigError(
-            f"the volume was agglomerated up to a score of {tree.largest}, it cannot be cut at {threshold}: add the "
-            "threshold to agglomerate.thresholds"
-        )
+    tree.expect_reached(threshold)
     made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
     inputs = {"fragments": read(fragments)["fingerprint"], "agglomeration": read(agglomeration)["fingerprint"]}
     with claim(manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:

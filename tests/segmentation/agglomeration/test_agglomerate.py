@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pipeline import as_rows
@@ -16,10 +16,11 @@ from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Offsets
 from kdseg.segmentation.agglomeration.contraction import less
-from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
+from kdseg.segmentation.agglomeration.linkage import Dendrogram, agglomerate, cut, sort_merges
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.lut import apply, lut
+from kdseg.segmentation.threshold import least_mean
 from kdseg.segmentation.waterz import waterz_fragments, waterz_segments
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
@@ -70,6 +71,8 @@ THRESHOLDS = st.integers(0, 20).map(lambda k: k / 20)
 
 @settings(deadline=None, max_examples=150)
 @given(edges=graphs(), threshold=THRESHOLDS)
+# means that are equal as float64
+@example(edges=make_edges([(2, 9, 280375465082879, 2**40), (3, 6, 280375465083134, 2**40 + 1)]), threshold=0.05)
 def test_equals_the_exhaustive_search(edges: Edges, threshold: float) -> None:
     exact = Fraction(round(threshold * 20), 20)
     assert as_rows(agglomerate(edges, threshold)) == oracle(edges, exact)
@@ -95,6 +98,60 @@ def test_products_are_compared_exactly(factors: tuple[int, int, int, int], chang
     assert less(*(np.uint64(value) for value in factors)) == (a * b < c * d)
     other = min(max(a + change, 0), 2**64 - 1)  # almost the same product
     assert less(np.uint64(b), np.uint64(a), np.uint64(other), np.uint64(b)) == (a * b < other * b)
+
+
+@st.composite
+def close_fractions(draw: st.DrawFn) -> list[Row]:
+    """Merges whose scores float64 cannot tell apart, equal ones and must-links among them."""
+    contact = draw(st.sampled_from([1, 3, 10**8, 2**40, 2**56 - 8]))
+    affinity = draw(st.integers(0, 255)) * contact // 255
+    near = st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(1, 9), st.integers(0, 3))
+    drawn = draw(st.lists(near, max_size=40))
+    return [
+        (k, k + b, 1, 0) if not kind else (k, k + b, min(affinity + s, 255 * (contact + n)), contact + n)
+        for k, (s, n, b, kind) in enumerate(drawn, 1)
+    ]
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows=close_fractions(), data=st.data())
+def test_merges_are_sorted_exactly(rows: list[Row], data: st.DataObject) -> None:
+    mixed = data.draw(st.permutations(rows))
+    middle = data.draw(st.integers(0, len(rows)))
+    parts = [Dendrogram(*np.array(part, np.uint64).reshape(-1, 4).T) for part in (mixed[:middle], mixed[middle:])]
+    expected = sorted(
+        rows, key=lambda row: (row[3] > 0, -Fraction(row[2], row[3]) if row[3] else Fraction(), row[0], row[1])
+    )
+    assert as_rows(sort_merges(parts)) == expected
+
+
+@settings(deadline=None, max_examples=6)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([2**20, 2**52]))
+@example(seed=0, scale=2**52)  # sums that float64 rounds
+def test_regions_with_many_neighbours_are_merged_exactly(seed: int, scale: int) -> None:
+    """What has more than 256 neighbours is merged by a heap of floats, which here cannot tell scores apart."""
+    rng = np.random.default_rng(seed)
+    pairs = [(1, leaf) for leaf in range(2, 260)]
+    pairs += sorted({(min(p), max(p)) for p in rng.integers(2, 260, (150, 2)).tolist() if p[0] != p[1]})
+    contact = scale + rng.integers(0, 3, len(pairs))
+    affinity = 204 * contact - rng.integers(0, 4, len(pairs))
+    rows = zip(pairs, affinity.tolist(), contact.tolist(), strict=True)
+    edges = make_edges([(*pair, total, n) for pair, total, n in rows])
+    assert as_rows(agglomerate(edges, 0.3)) == oracle(edges, Fraction(3, 10))
+
+
+@settings(deadline=None, max_examples=200)
+@given(rows=close_fractions(), threshold=st.fractions(0, 1, max_denominator=10**6), low=st.floats(0, 1))
+def test_thresholds_are_fractions(rows: list[Row], threshold: Fraction, low: float) -> None:
+    at_it = least_mean(float(threshold))
+    assert Fraction(int(at_it[0]), int(at_it[1])) == 255 * (1 - threshold)
+    one, other = (least_mean(value) for value in sorted((low, float(threshold))))
+    assert int(one[0]) * int(other[1]) >= int(other[0]) * int(one[1])  # rise as thresholds do
+    numerator, denominator = (int(part) for part in at_it)
+    rows.append((1, 2, numerator, denominator))  # exactly at the threshold
+    table = Dendrogram(*np.array(rows, np.uint64).reshape(-1, 4).T)
+    expected = [a for a, _, s, n in rows if n == 0 or 1 - Fraction(s, 255 * n) <= threshold]
+    assert cut(table, float(threshold))[0].tolist() == expected
 
 
 def synthetic(seed: int, shape: tuple[int, int, int]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:

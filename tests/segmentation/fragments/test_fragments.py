@@ -183,6 +183,9 @@ def test_a_halo_thinner_than_the_method_needs_is_named():
     assert warning((2, 16, 16), seeded, voxel_size=(40.0, 5.0, 5.0)) == ""
     assert "z: 1 of 2" in warning((1, 16, 16), seeded, voxel_size=(40.0, 5.0, 5.0))
     assert warning((8, 8, 8), WaterzOptions()) == ""
+    # 8 * 2.1 / 2.4 is a little above 7 in float64
+    assert warning((7, 8, 8), WaterzOptions(), voxel_size=(2.4, 2.1, 2.1)) == ""
+    assert "z: 6 of 7" in warning((6, 8, 8), WaterzOptions(), voxel_size=(2.4, 2.1, 2.1))
     assert "x: 7 of 8" in warning((8, 8, 7), WaterzOptions())
     far = (*NEAREST, (0, -9, 0))
     assert "y: 8 of 9" in warning((1, 8, 1), MutexOptions(), offsets=far)

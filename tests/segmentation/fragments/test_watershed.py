@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, gaussian_filter
@@ -201,7 +203,7 @@ def test_every_large_component_gets_a_seed(seed: int, shape: Triple, smallest: i
     mask = rng.random(shape) < 0.9
     before = np.where((rng.random(shape) < 0.1) & mask, rng.integers(1, 4, shape), 0).astype(np.int32)
     padded = np.pad(before, 1)
-    seed_rest(padded, links, mask, 0.5, smallest, first)
+    seed_rest(padded, links, mask, 127, smallest, first)
     after = padded[1:-1, 1:-1, 1:-1]
     binary = np.where(links > 127, 255, 0).astype(np.uint8)
     binary[:first] = 0
@@ -391,6 +393,45 @@ def test_maxima_of_the_affinity_are_seeds_too(options: WatershedOptions) -> None
         fragments(smooth_affinities, NEAREST, WatershedOptions(seeds="maxima", seed_distance=d)).max() for d in (8, 2)
     )
     assert (near, far > 1) == (1, True)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    least=st.integers(0, 200).map(lambda k: Fraction(k, 200)), voxels=st.sampled_from([20, 40, 80, 120]), data=st.data()
+)
+def test_weak_fragments_are_told_exactly(least: Fraction, voxels: int, data: st.DataObject) -> None:
+    """A row of voxels with the mean strength at the bound, where 255 allows it, or next to it."""
+    total = min(max(math.ceil(255 * least * voxels) + data.draw(st.integers(-1, 1)), 0), 255 * voxels)
+    strengths = np.full(voxels, total // voxels)
+    strengths[: total % voxels] += 1
+    affinities = np.zeros((3, 1, 2, voxels), np.uint8)
+    affinities[1, 0, 1], affinities[2] = strengths, 255  # along y each voxel has one link, and along x strong ones
+    found = np.ones((1, 2, voxels), np.uint64)
+    kept = drop_weak(found, affinities, NEAREST, np.s_[0:1, 0:2, 0:voxels], float(least))
+    assert kept.any() == (Fraction(total, voxels) >= 255 * least)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    boundary=st.fractions(0, 1, max_denominator=10**6) | st.integers(0, 255).map(lambda n: Fraction(n, 255)),
+    change=st.integers(-1, 1),
+)
+def test_the_boundary_is_told_exactly(boundary: Fraction, change: int) -> None:
+    """Two slabs joined by one link: they are one component, hence one fragment, if it is above the boundary."""
+    link = min(max(math.floor(255 * boundary) + change, 0), 255)
+    affinities = np.full((3, 1, 1, 24), link, np.uint8)
+    found = fragments(affinities, NEAREST, WatershedOptions(boundary=float(boundary)))
+    assert found.any() == (link > 255 * boundary)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**32 - 1), ratio=st.integers(1, 4), times=st.integers(1, 2), tenths=st.integers(1, 99))
+@example(seed=0, ratio=3, times=1, tenths=7)  # 2.1 / 0.7 is a little above 3 in float64
+def test_only_the_ratios_of_a_voxels_sides_matter(seed: int, ratio: int, times: int, tenths: int) -> None:
+    affinities = blurred(seed, (6, 16, 16))
+    options = WatershedOptions(seeds="maxima", seed_distance=ratio * times)
+    scaled = fragments(affinities, NEAREST, options, voxel_size=(ratio * tenths / 10, tenths / 10, tenths / 10))
+    assert np.array_equal(scaled, fragments(affinities, NEAREST, options, voxel_size=(ratio, 1, 1)))
 
 
 def test_weak_fragments_are_dropped() -> None:

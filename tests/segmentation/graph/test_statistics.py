@@ -117,6 +117,29 @@ def row(size: int, total: int) -> Statistics:
     return Statistics(np.array([3], np.uint64), np.array([size], np.uint64), box, box + 1, sums)
 
 
+@settings(deadline=None, max_examples=100)
+@given(parts=st.lists(st.integers(0, 2**64 - 1) | st.integers(2**63 - 2, 2**63 + 2), min_size=1, max_size=3))
+def test_sums_are_refused_exactly_where_they_do_not_fit(parts: list[int]) -> None:
+    tables = [row(1, part) for part in parts]
+    if sum(parts) >= 2**64:
+        with pytest.raises(DataError, match=r"of 3 add up to 2\*\*64"):
+            merge(tables)
+    else:
+        assert merge(tables).total.tolist() == [[0, 0, sum(parts)]]
+
+
+@settings(deadline=None, max_examples=100)
+@given(voxels=st.integers(3, 9), below=st.integers(-2, 6))
+def test_coordinates_of_a_block_likewise(voxels: int, below: int) -> None:
+    start = 2**64 // voxels - below
+    ids, total = np.ones((1, 1, voxels), np.uint64), sum(start + k for k in range(voxels))
+    if total >= 2**64:
+        with pytest.raises(DataError, match=r"of 1 add up to 2\*\*64"):
+            block_statistics(ids, whole(ids.shape), (0, 0, start))
+    else:
+        assert block_statistics(ids, whole(ids.shape), (0, 0, start)).total.tolist() == [[0, 0, total]]
+
+
 def test_sums_are_exact_up_to_the_largest_integer_and_refused_above() -> None:
     found = merge([row(1, 2**63 - 1), row(2**40, 2**62 + 1)])
     assert as_rows(found)[0][1] == 2**40 + 1
