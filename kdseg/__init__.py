@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from importlib.metadata import PackageNotFoundError, version
+
+try:
+    __version__ = version("kdseg")
+except PackageNotFoundError:  # a source tree that is not installed: benchmarks/gpu runs from one
+    __version__ = "unknown"
