@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import version
 
 import pytest
 
@@ -65,6 +66,14 @@ def test_changed_options_are_refused_and_named(tmp_path):
     with pytest.raises(ClaimError, match=r"options\.net\.width was 4, is 8.*kdseg clear .*a\.json"):
         make(tmp_path / "a.json", {"tile": 3, "net": {"width": 8}})
     assert (tmp_path / "a.zarr" / "data").read_text() == "{'tile': 3, 'net': {'width': 4}}"
+
+
+def test_another_version_goes_on_with_a_result(tmp_path, monkeypatch):
+    before = make(tmp_path / "a.json", {})
+    monkeypatch.setattr("kdseg.results.manifests.__version__", "9.9")
+    after = make(tmp_path / "a.json", {})
+    assert (after["kdseg"], after["fingerprint"]) == ("9.9", before["fingerprint"])
+    assert before["kdseg"] == version("kdseg")
 
 
 def test_overwrite_starts_over(tmp_path):
