@@ -121,11 +121,7 @@ class Config(Section):
 
     @property
     def trial(self) -> TrialOptions:
-        """How `compare` scores a model.
-
-        Raises:
-            ConfigError: if there is no section `compare`.
-        """
+        """How `compare` scores a model."""
         compare = self.expect_compare()
         return TrialOptions(
             tune_on=self.evaluate.tune_on,

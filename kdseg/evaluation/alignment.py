@@ -58,10 +58,6 @@ class Placed:
 
         Args:
             roi: in voxels of the grid, inside of `Placed.roi`.
-
-        Raises:
-            ShapeError: if ``roi`` is not inside.
-            UnreadableError: if the file is damaged there.
         """
         inner = [o - s for o, s in zip(roi.offset, self.start, strict=True)]
         low = [i // r for i, r in zip(inner, self.ratio, strict=True)]

@@ -43,11 +43,6 @@ def count_boundaries(
         folder: for the tables of blocks; one per set of the arguments above. What is there from an earlier attempt is
             used.
         workers: processes; the result does not depend on them.
-
-    Raises:
-        DataError: if the tolerance is negative.
-        VoxelSizeError: if the voxel size is not positive.
-        StageError: if a block failed; what is finished stays.
     """
     halo(tolerance, what.voxel_size)  # refuses what is wrong before the first block
     function = partial(_count_block, what, tolerance, dust, components, folder)

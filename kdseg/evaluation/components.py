@@ -69,9 +69,6 @@ def join_components(
         folder: for markers and tables; one per labels and region. What is there from an earlier attempt is used.
         workers: processes; the result does not depend on them.
         per_section: components end at the faces between sections.
-
-    Raises:
-        StageError: if a block failed.
     """
     planes, pairs = folder / "planes", folder / "pairs"
     function = partial(_planes_block, labels, total, planes, per_section)

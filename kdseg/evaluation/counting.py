@@ -86,12 +86,7 @@ class Count:
 
 
 def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
-    """Return the count of two volumes of kdseg where both are; voxels of label 0 are left out.
-
-    Raises:
-        ShapeError: if they do not overlap.
-        VoxelSizeError: if their voxels do not lie on one grid.
-    """
+    """Return the count of two volumes of kdseg where both are; voxels of label 0 are left out."""
     aligned = align(open_source(str(labels)), open_source(str(segmentation)))
     truth, segments = aligned.placed
     return Count(segments, truth, aligned.common, block)
@@ -108,10 +103,6 @@ def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> Pat
 
     Returns:
         The file of `join_components` if labels are split; `scored_voxels` takes it.
-
-    Raises:
-        StageError: if a block failed; what is finished stays.
-        UnreadableError: if the disk does not take a table.
     """
     file = None
     if what.components:
@@ -160,10 +151,6 @@ def scored_voxels(
     Returns:
         Segments and labels, or components of these, uint64 (z, y, x); and bool (z, y, x), whether a voxel is scored, as
         long as its label is no dust.
-
-    Raises:
-        DataError: if an id is negative.
-        UnreadableError: if a file is damaged there.
     """
     segments = as_ids(what.segmentation.read(roi), "the segments")
     labels = as_ids(what.labels.read(roi), "the labels")
@@ -189,9 +176,6 @@ def read_count(table: Path, dust: int = 0) -> Located:
     Args:
         table: Parquet file of `count_blocks`.
         dust: labels (or components; in sections, their parts) of fewer voxels are left out.
-
-    Raises:
-        DataError: if nothing is left.
     """
     return scored(read_rows(table), dust)
 

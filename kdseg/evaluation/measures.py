@@ -130,9 +130,6 @@ def measure(table: Contingency | Located) -> dict[str, float]:
 
     Args:
         table: of the whole region, without the voxels that are left out.
-
-    Raises:
-        DataError: if the table is empty, or too large to be scored.
     """
     return {name: value for one in MEASURES.values() for name, value in one.of(table).items()}
 

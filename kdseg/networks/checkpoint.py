@@ -77,9 +77,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a model file and build its network.
 
     Raises:
-        MissingError: if there is no such file.
         UnreadableError: if it is no model file, is cut off, or comes from a newer version.
-        ConfigError: if its architecture needs a library that is not installed.
     """
     content = load(path)
     if content.get("format") != FORMAT:
@@ -107,11 +105,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to ``path`` so that a reader sees the old file or the new one, never half.
-
-    Raises:
-        UnreadableError: if the disk refuses.
-    """
+    """Write tensors and plain values to ``path`` so that a reader sees the old file or the new one, never half."""
     with replacing(path) as file:
         torch.save(content, file)
 

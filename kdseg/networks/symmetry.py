@@ -119,9 +119,6 @@ def transform_affinities(
 
     Returns:
         (c, z', y', x'), in the order of ``offsets``.
-
-    Raises:
-        DataError: if the transformed offsets are not the old ones up to sign.
     """
     return np.stack(
         [

@@ -76,9 +76,6 @@ class Predictor:
 
         Args:
             raw: uint8 (z, y, x), the tile and its halo.
-
-        Raises:
-            DataError: if the network yields NaN or infinity.
         """
         result = self.empty(self.tile)
         self.into(result, self.placed(raw))

@@ -176,9 +176,6 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
     memory does not grow with the number of items. A task holds several items where these are done in less than
     `BATCH_S` together, since a task costs the scheduler some milliseconds; those that it does not come to in this time
     are handed out again. ``items`` may yield again after it was exhausted, such as an item that failed.
-
-    Raises:
-        StageError: if all workers are gone and do not come back.
     """
     left = deque[T]()
     waiting = iter(items)

@@ -27,7 +27,6 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
     Raises:
         ShapeError: if there is not one channel per offset.
         DataError: if the affinities are not uint8.
-        ConfigError: if a one-voxel step along an axis is missing among the offsets.
     """
     if affinities.ndim != 4 or affinities.shape[0] != len(offsets):
         raise ShapeError(f"expected affinities (c, z, y, x) for {len(offsets)} offsets, got {affinities.shape}")

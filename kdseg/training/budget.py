@@ -44,9 +44,6 @@ def fixed_steps(run: Run, pace: Pace) -> int:
     Args:
         run: after its timed steps and a validation.
         pace: of these.
-
-    Raises:
-        ConfigError: if the time is over already.
     """
     found = torch.zeros(1, dtype=torch.int64, device=run.ranks.device)
     if run.ranks.first:

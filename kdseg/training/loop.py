@@ -86,8 +86,6 @@ def train(
         progress: show a progress bar; default: where standard error is a terminal.
 
     Raises:
-        ConfigError: if crop, teacher, terms or processes do not fit each other, or ``train.seconds`` is too short.
-        ClaimError: if ``folder`` holds the state of a run with other options.
         StageError: if the loss is not finite.
     """
     with joined(device) as ranks, deterministic():

@@ -118,9 +118,6 @@ def sweep(
         device: where.
         watershed: how fragments are made.
         dust: ground-truth objects of fewer voxels of the crop are left out.
-
-    Raises:
-        DataError: if nothing is left to score.
     """
     # they compile, or need scipy: only validation has to wait for that
     from kdseg.evaluation.metrics.contingency import block_contingency, drop_small_labels

@@ -173,7 +173,6 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
 
     Raises:
         DataError: if there is a voxel that is no intensity or no label.
-        UnreadableError: if the source is damaged or the disk is full.
     """
     roi = block.roi.shift(plan.roi.offset)
     data = source.read(roi)

@@ -32,10 +32,6 @@ def build_levels(path: Path, levels: int, method: Method, *, workers: int, done:
         method: ``mean`` of intensities or ``mode`` of labels.
         workers: processes; the result does not depend on them.
         done: folder for the markers of finished blocks, one folder per level in it.
-
-    Raises:
-        MissingError: if the volume has fewer levels.
-        StageError: if a block failed.
     """
     for level in range(1, levels):
         volume = open_volume(path, level=level)
@@ -52,9 +48,6 @@ def downsample_block(path: Path, level: int, method: Method, block: Block) -> No
         level: level to write, at least 1.
         method: ``mean`` or ``mode``.
         block: whole shards of ``level``.
-
-    Raises:
-        UnreadableError: if the finer level is damaged or the disk is full.
     """
     fine, coarse = open_volume(path, level=level - 1), open_volume(path, level=level)
     downsample = downsample_mean if method == "mean" else downsample_mode

@@ -77,12 +77,7 @@ class Source:
         return Roi((0, 0, 0), (z, y, x))
 
     def read(self, roi: Roi) -> NDArray[Any]:
-        """Return the voxels of ``roi``, read now.
-
-        Raises:
-            ShapeError: if ``roi`` is not inside of the source.
-            UnreadableError: if the file is damaged there.
-        """
+        """Return the voxels of ``roi``, read now."""
         return np.asarray(self.data[roi.slices(self.roi)])
 
 
@@ -98,7 +93,6 @@ def open_source(address: str) -> Source:
     Raises:
         MissingError: if the file or the dataset in it is not there.
         UnreadableError: if it is there but damaged, or of no known format, or a bucket does not answer.
-        ConfigError: if a package is missing that reaches the bucket.
         ShapeError: if it is not (z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """

@@ -216,7 +216,6 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
     Raises:
         MissingError: if nothing is there.
         UnreadableError: if what is there is no zarr, or damaged, or a bucket does not answer.
-        ConfigError: if a package is missing that reaches the bucket.
         ShapeError: if the array is neither (z, y, x) nor (c, z, y, x).
         VoxelSizeError: if the axes carry a unit that is not a length.
     """
@@ -275,8 +274,6 @@ def create_volume(
     Raises:
         ShapeError: if the folder already holds an array of other shape or type.
         UnreadableError: if the disk or the bucket does not take it, or a phantom that is not stored lies there.
-        MissingError: if there is no such bucket.
-        ConfigError: if a package is missing that reaches it.
     """
     lead = () if channels is None else (channels,)
     where = remote.resolve(path)

@@ -95,9 +95,6 @@ def scores(contingency: Contingency | Located) -> Scores:
 
     Args:
         contingency: table of the whole volume.
-
-    Raises:
-        DataError: if the table is empty: no voxel has both a segment and a label.
     """
     information, pairs = variation_of_information(contingency), rand(contingency)
     return Scores(*information, pairs.error, pairs.precision, pairs.recall)
@@ -191,9 +188,6 @@ def cremi_score(
         background: see `rand`; 0 as the challenge's script; None as python-elf's `cremi_score`.
         of: table for the variation of information, where ids of background are one more segment per section; default:
             the same.
-
-    Raises:
-        DataError: if the table is empty or an object has 2**48 voxels or more.
     """
     information = variation_of_information(contingency if of is None else of)
     arand = rand(contingency, pairs="all", background=background).error

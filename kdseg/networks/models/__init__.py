@@ -36,9 +36,6 @@ def build(network: NetworkOptions, heads: HeadOptions, offsets: Offsets) -> Netw
         network: the architecture.
         heads: what it predicts beside affinities.
         offsets: one affinity channel each.
-
-    Raises:
-        ConfigError: if the architecture needs a library that is not installed.
     """
     if isinstance(network, UNetOptions):
         return UNet(network, heads, offsets)

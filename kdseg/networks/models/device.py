@@ -118,9 +118,6 @@ def joined(device: str) -> Iterator[Ranks]:
 
     Args:
         device: as for `resolve_device`.
-
-    Raises:
-        DeviceError: if there is no such device here.
     """
     place = resolve_device(device)
     if not dist.is_torchelastic_launched():

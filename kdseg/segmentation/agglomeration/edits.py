@@ -156,7 +156,6 @@ def fragments_at(volume: Volume, points: NDArray[np.float64]) -> NDArray[np.uint
 
     Raises:
         VoxelSizeError: if the volume has no voxel size.
-        UnreadableError: if a chunk is damaged.
     """
     if volume.voxel_size is None:
         raise VoxelSizeError(f"{volume.where} has no voxel size: points in nm mean nothing in it")

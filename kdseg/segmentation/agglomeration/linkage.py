@@ -75,10 +75,6 @@ def agglomerate(
 
     Returns:
         The merges. The same for every order of the rows.
-
-    Raises:
-        ConfigError: if the threshold is not in 0..1.
-        DataError: if an edge joins a fragment to itself, or has more affinity than its contact allows.
     """
     merges, _ = contract(rows_of(edges, details), np.empty(0, np.uint64), threshold, percent)
     return sort_merges([merges])
@@ -218,9 +214,6 @@ def cut(dendrogram: Dendrogram, threshold: float) -> tuple[NDArray[np.uint64], N
     Args:
         dendrogram: merges in order.
         threshold: largest score that is merged, in 0..1.
-
-    Raises:
-        ConfigError: if the threshold is not in 0..1.
     """
     numerator, denominator = least_mean(threshold)
     merged = reaches(dendrogram.affinity_sum, dendrogram.contact, numerator, denominator)

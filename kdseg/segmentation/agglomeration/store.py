@@ -39,11 +39,7 @@ class Tree:
     """
 
     def __init__(self, manifest: Path) -> None:
-        """Open an agglomeration.
-
-        Raises:
-            MissingError: if it is not finished, or gone.
-        """
+        """Open an agglomeration."""
         self.folder = store_of(manifest)
         facts = read(manifest)["stats"]
         shape, block, chunk = ((z, y, x) for z, y, x in (facts["shape"], facts["block"], facts["chunk"]))
@@ -69,9 +65,6 @@ class Tree:
 
         Returns:
             uint64 (n,); a segment's id is its smallest fragment.
-
-        Raises:
-            ConfigError: if the threshold is larger than the one agglomerated with.
         """
         self.expect_reached(threshold)
         names, inverse = np.unique(ids, return_inverse=True)
@@ -127,9 +120,6 @@ class Tree:
 
         Returns:
             All merges in the leaves of these fragments and in the nodes above, node by node.
-
-        Raises:
-            ConfigError: if the threshold is larger than the one agglomerated with.
         """
         self.expect_reached(threshold)
         parts = []

@@ -23,11 +23,7 @@ def halo_roi(options: FragmentsOptions, cell: Roi, volume: Roi) -> Roi:
 
 
 def channels_used(options: FragmentsOptions, offsets: Offsets) -> list[int]:
-    """Return the channels that the method looks at.
-
-    Raises:
-        ConfigError: if a one-voxel step along an axis is missing among the offsets.
-    """
+    """Return the channels that the method looks at."""
     nearest = nearest_channels(offsets)
     return list(range(len(offsets))) if options.watershed.method == "mutex" else nearest
 
@@ -52,10 +48,6 @@ def cell_fragments(
 
     Returns:
         uint64 in the shape of the core, 0 for background, else 1..n by first occurrence in C order.
-
-    Raises:
-        ShapeError: if affinities, offsets and tissue do not fit each other.
-        ConfigError: if the method's library is not installed.
     """
     found = fragments(affinities, offsets, options.watershed, tissue, voxel_size)
     if options.premerge is not None and found.any():

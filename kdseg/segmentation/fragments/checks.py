@@ -32,11 +32,6 @@ def doubts(affinities: NDArray[np.uint8], offsets: Offsets) -> list[str]:
     Args:
         affinities: uint8 (c, z, y, x), in 1/255; 64 voxels along each axis are enough.
         offsets: one ``(z, y, x)`` step in voxels per channel.
-
-    Raises:
-        ShapeError: if there is not one channel per offset.
-        DataError: if the affinities are not uint8.
-        ConfigError: if a one-voxel step along an axis is missing among the offsets.
     """
     links = nearest_links(affinities, offsets)
     found = []

@@ -56,7 +56,6 @@ def fragments(
 
     Raises:
         ShapeError: if affinities, offsets and mask do not fit each other.
-        DataError: if the affinities are not uint8.
         ConfigError: if a nearest offset is missing, or the method's library is not installed.
     """
     links = nearest_links(affinities, offsets)

@@ -72,9 +72,6 @@ def cell_part(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offs
         fragments: uint64 (z, y, x), ids of the cell's voxels; 0 is background.
         affinities: uint8 (3, z, y, x) of the same voxels, in 1/255.
         offsets: one-voxel steps along z, y, x, see `nearest_offsets`.
-
-    Raises:
-        ShapeError: if they do not fit each other.
     """
     z, y, x = fragments.shape
     cell = Roi((0, 0, 0), (z, y, x))

@@ -119,10 +119,6 @@ def by_segment(statistics: Statistics, lut_from: NDArray[np.uint64], lut_to: NDA
 
     Returns:
         A table whose column ``fragment`` holds segment ids.
-
-    Raises:
-        ShapeError: if the columns of the look-up table differ in length.
-        DataError: if a fragment is not in the look-up table, or a sum of coordinates exceeds 2**64.
     """
     segment = apply(statistics.fragment, lut_from, lut_to)
     kept = segment > 0

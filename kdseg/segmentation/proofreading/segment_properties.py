@@ -47,12 +47,6 @@ def write_segment_properties(folder: Path, ids: NDArray[np.uint64], properties: 
         folder: to write `info` to; it is made.
         ids: uint64 (s,), segments, without repeats.
         properties: of these segments.
-
-    Raises:
-        ShapeError: if a property has not one value per segment.
-        DataError: if an id repeats, a number's type is not one of the format's or a value not finite, names
-            repeat, or there are two labels or two descriptions.
-        UnreadableError: if the disk does not take it.
     """
     text = json.dumps(segment_properties(ids, properties), separators=(",", ":"), allow_nan=False)
     write_text(folder / "info", text + "\n")

@@ -54,7 +54,6 @@ class Crops(Dataset[Batch]):
         Raises:
             ConfigError: if all axes are to be rotated, but the voxels are not cubes; if stored affinities have
                 other offsets.
-            DataError: if stored affinities cannot follow the flips and turns, since an offset has no counterpart.
             MissingError: if a named volume has no address or no labels, or nothing stored where it is asked for.
             ShapeError: if a volume is smaller than a crop.
             VoxelSizeError: if the volumes have different voxel sizes.
