@@ -62,14 +62,14 @@ class Config(Section):
     overwrite: bool = False
     """Start a store over when its options or inputs changed, instead of refusing."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
-    """Where networks run. `auto`: CUDA where there is one, else CPU."""
+    """Device of the networks. `auto`: CUDA where there is one, else CPU."""
     gpus: Count = 1
     """GPUs per training and prediction job, where there is CUDA."""
     workers: Count = 8
     """CPU processes per job, at most the cores that Snakemake is given; small volumes go faster with 1, since
     jobs then run side by side. Changes no result."""
     cluster: ClusterOptions = LocalOptions()
-    """Where the processes of predictions run: this machine, jobs on SLURM, a Dask scheduler. Changes no result."""
+    """Processes of predictions: on this machine, in jobs on SLURM, or of a Dask scheduler. Changes no result."""
     offsets: Annotated[tuple[Step, ...], Field(min_length=3)] = (
         (-1, 0, 0),
         (0, -1, 0),
@@ -121,7 +121,7 @@ class Config(Section):
 
     @property
     def trial(self) -> TrialOptions:
-        """How `compare` scores a model."""
+        """Options by which `compare` scores a model."""
         compare = self.expect_compare()
         return TrialOptions(
             tune_on=self.evaluate.tune_on,
@@ -342,7 +342,7 @@ _PLAIN = {
     "dict_type": _OPTIONS,
     "string_type": "expected text: put it in quotes, without which YAML reads 12:00:00 as a number, too",
 }
-"""What is wrong, by pydantic's name for it, where its own words are those of Python."""
+"""Messages by pydantic's name of the error, where its own speak of Python."""
 
 
 def _explain(error: ValidationError, whole: str = "configuration") -> str:

@@ -1,4 +1,4 @@
-"""What all configuration sections share."""
+"""Base of all configuration sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the processes that predict run."""
+"""Clusters on which predictions run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SlurmOptions(Section):
     interface: str | None = None
     """Network interface that jobs reach this machine by, e.g. `ib0`; default: SLURM's own."""
     wait_minutes: Positive = 24 * 60
-    """How long to wait for the first job to start."""
+    """Time to wait for the first job to start."""
 
 
 class SchedulerOptions(Section):
@@ -48,7 +48,7 @@ class SchedulerOptions(Section):
     address: Annotated[str, Field(pattern=r"^[a-z]+://\S+$")]
     """Of its scheduler, e.g. `tcp://login1:8786`."""
     wait_minutes: Positive = 5
-    """How long to wait for its first worker."""
+    """Time to wait for its first worker."""
 
 
 ClusterOptions = Annotated[LocalOptions | SlurmOptions | SchedulerOptions, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Which distillation methods to compare, at equal budget, and how."""
+"""Distillation methods to compare at equal budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ compare:
   methods:
     kd: { terms: [{ name: soft_affinity }] }
 config/compare.yaml is an example"""
-"""What a user reads who asks for a comparison without having configured one."""
+"""Message to a user who asks for a comparison without having configured one."""
 
 
 class MethodOptions(Section):
@@ -64,7 +64,7 @@ class CompareOptions(Section):
 
 
 class TrialOptions(Section):
-    """How a trained network is scored for the comparison."""
+    """Scoring of a trained network for the comparison."""
 
     tune_on: str
     """Name of the volume on which the threshold is chosen."""

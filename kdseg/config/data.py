@@ -1,4 +1,4 @@
-"""Where volumes come from and how they are stored."""
+"""Sources of volumes, and their storage."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class VolumeOptions(Section):
 
 
 class StorageOptions(Section):
-    """How volumes are laid out (OME-Zarr 0.5, sharded), and where they lie."""
+    """Layout of volumes (OME-Zarr 0.5, sharded), and where they lie."""
 
     chunk: Extent = (64, 64, 64)
     """Unit of reading."""

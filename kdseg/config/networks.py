@@ -64,7 +64,7 @@ NetworkOptions = Annotated[UNetOptions | DynUNetOptions, Field(discriminator="ki
 
 
 class HeadOptions(Section):
-    """What a network predicts beside affinities."""
+    """Outputs of a network beside affinities."""
 
     lsd: bool = False
     """Local shape descriptors, 10 channels (Sheridan et al. 2022), an auxiliary target."""
@@ -93,7 +93,7 @@ class AugmentOptions(Section):
 
 
 class TeachingOptions(Section):
-    """How teachers teach."""
+    """Targets from teachers: online or stored, averaged, combined."""
 
     outputs: Literal["online", "stored"] = "online"
     """`online`: teachers predict each crop as it is augmented. `stored`: they predict the volumes once, and crops
@@ -108,7 +108,7 @@ class TeachingOptions(Section):
 
 
 class TrainOptions(Section):
-    """How one network is trained. Teacher and student go through the same stage."""
+    """Training of one network. Teacher and student go through the same stage."""
 
     volumes: Annotated[tuple[str, ...], Field(min_length=1)]
     """Names of the labelled volumes to draw crops from."""
@@ -242,7 +242,7 @@ class TrainOptions(Section):
 
     @property
     def stored_products(self) -> tuple[str, ...]:
-        """What is stored of each teacher and volume, as `kdseg predict --product` calls it; at most once each."""
+        """Products stored of each teacher and volume, as `kdseg predict --product` calls it; at most once each."""
         if not self.teachers or self.teaching.outputs != "stored":
             return ()
         average = self.teaching.average

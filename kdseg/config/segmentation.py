@@ -127,7 +127,7 @@ class AgglomerateOptions(Section):
 
     @property
     def percent(self) -> int | None:
-        """Which quantile is the score; none: the mean."""
+        """Quantile that is the score; none: the mean."""
         return int(self.score.removeprefix("quantile")) if self.score != "mean" else None
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ CONVENTIONS: Mapping[str, str] = {
     "boundary_precision": "share of the segmentation's boundary voxels within the tolerance of one of the labels",
     "boundary_recall": "share of the labels' boundary voxels within the tolerance of one of the segmentation",
 }
-"""What `metrics.boundaries.BoundaryScores` are, by the names that people read."""
+"""Meaning of each `metrics.boundaries.BoundaryScores`, by the names that people read."""
 
 
 def count_boundaries(

@@ -49,7 +49,7 @@ Rows = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Count:
-    """What is counted; volumes are on one grid.
+    """Two volumes on one grid whose overlaps are counted, and the voxels that count.
 
     Attributes:
         segmentation: segments.

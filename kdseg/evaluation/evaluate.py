@@ -37,7 +37,7 @@ WORST = 20
 
 @dataclass(frozen=True)
 class Question:
-    """What is to be scored, and how.
+    """Volumes to score, and the options that the scores depend on.
 
     Attributes:
         segmentation: address of the segments, of any format of `kdseg.volumes.sources`.

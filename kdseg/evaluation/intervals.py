@@ -1,4 +1,4 @@
-"""How far scores would vary on other parts of the same tissue: the bootstrap over blocks.
+"""Variation of scores over other parts of the same tissue: the bootstrap over blocks.
 
 Voxels are no independent samples, nor are neurons cut at faces; blocks are nearly so where they are larger than the
 errors. Each resample draws as many blocks as there are, with replacement, and adds up their tables.

@@ -110,7 +110,7 @@ DETAILS: Mapping[str, Detail] = {
         },
     ),
 }
-"""What people ask for of one segmentation, and no sweep or bootstrap needs. Instances: 0 is background on both sides,
+"""Measures of one segmentation that no sweep or bootstrap needs. Instances: 0 is background on both sides,
 and voxels that are left out belong to no object."""
 
 

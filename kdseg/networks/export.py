@@ -37,7 +37,7 @@ VERSION = 1
 
 
 class Graph(nn.Module):
-    """What is exported: from stored voxels to probabilities."""
+    """The exported graph: from stored voxels to probabilities."""
 
     def __init__(self, network: Network, heads: Sequence[str]) -> None:
         super().__init__()

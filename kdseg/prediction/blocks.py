@@ -59,7 +59,7 @@ class Weights:
 
 
 class Prepared(NamedTuple):
-    """What a stage knows before it predicts.
+    """Inputs of a stage, opened and checked before it predicts.
 
     Attributes:
         source: the raw data.

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know; small, sent with every block.
+    """Arguments of `fuse_block` that are equal for all blocks; small, sent with every block.
 
     Attributes:
         raw: volume of raw data.

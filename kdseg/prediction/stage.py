@@ -22,7 +22,7 @@ from kdseg.volumes.volume import create_volume, open_volume
 
 @dataclass(frozen=True)
 class Work:
-    """What a worker needs to know; small, sent with every block."""
+    """Arguments of `predict_block` that are equal for all blocks; small, sent with every block."""
 
     raw: Path
     mask: Path | None

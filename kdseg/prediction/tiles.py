@@ -41,7 +41,7 @@ Reader = Callable[[Roi], NDArray[np.uint8]]
 SLAB = 2**15
 """Voxels whose logits become affinities at a time on a CPU: they stay in its cache, which is 8 times faster."""
 Product = Literal["affinities", "affinities_flips", "affinities_all", "embedding"]
-"""What is predicted: affinities as they are or averaged over images of each tile, or the embedding."""
+"""Kind of result: affinities as they are or averaged over images of each tile, or the embedding."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What a run leaves: manifests and their claims, tables, links to buckets."""
+"""Results of a run: manifests and their claims, tables, links to buckets."""

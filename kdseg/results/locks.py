@@ -1,4 +1,4 @@
-"""Who is writing a result: one run at a time, on one host or on several."""
+"""Locks on results: one run writes at a time, on one host or on several."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ AXES = ("z", "y", "x")
 
 
 class Column(NamedTuple):
-    """What a column of a Parquet file is.
+    """Description of a column of a Parquet file.
 
     Attributes:
         name: of the column; of a triple, the part before ``_z``, ``_y``, ``_x``.

@@ -1,4 +1,4 @@
-"""What a worker does with one block, timed and with its errors sorted: read, compute one at a time, write.
+"""One attempt of a worker at one block, timed and with its errors sorted: read, compute one at a time, write.
 
 A worker has more threads than it computes with, so that one block is read and another is written while a third
 is computed. `Clock.computing` is held by one thread at a time, the device is never shared, and at most as many
@@ -27,9 +27,9 @@ Kind = Literal["passing", "lasting", "full"]
 """Trouble that may be gone at the next attempt, that will not be, or that all blocks will have: the disk is full."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ROOM = "OutOfMemoryError"
-"""What torch calls it when a GPU's memory is full."""
+"""Torch's error when the memory of a GPU is full."""
 _LOST = "AcceleratorError"
-"""What torch calls errors of a GPU's driver. All that its process asks of the GPU from then on may fail."""
+"""Torch's error from a GPU's driver. All that its process asks of the GPU from then on may fail."""
 _computing = threading.Lock()
 
 
@@ -72,7 +72,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one attempt at a block; small, sent back by the worker.
+    """Result of one attempt at a block; small, sent back by the worker.
 
     Attributes:
         worker: host and process.

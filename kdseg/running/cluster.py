@@ -67,7 +67,7 @@ class Workers(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """What became of an item.
+    """Result of an item.
 
     Attributes:
         item: of those that were to be done.

@@ -1,4 +1,4 @@
-"""Which blocks of a grid are finished: a list that only grows, on disk, and a bit per block in memory."""
+"""Finished blocks of a grid: a list that only grows, on disk, and a bit per block in memory."""
 
 from __future__ import annotations
 

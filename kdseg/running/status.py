@@ -1,4 +1,4 @@
-"""What the stages of a run have done, are doing, and failed at; reads only, and takes no lock."""
+"""Progress and failures of the stages of a run; reads only, and takes no lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kdseg.running.telemetry import status_path
 
 
 class Standing(NamedTuple):
-    """How far one result is.
+    """Progress of one result.
 
     Attributes:
         name: path of its manifest below the run, without suffix.

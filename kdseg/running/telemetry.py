@@ -1,4 +1,4 @@
-"""What a stage over Dask workers is doing, as JSON beside its store, for `kdseg status` and whoever watches."""
+"""Progress of a stage over Dask workers, as JSON beside its store, for `kdseg status` and other observers."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ SMALLEST_SCALE = 1e-6
 
 
 class Result(NamedTuple):
-    """What a training run came to.
+    """Result of a training run.
 
     Attributes:
         model: the checkpoint of the best validation.

@@ -1,4 +1,4 @@
-"""What a training run consists of, how it is put together and how it is taken up again."""
+"""Parts of a training run: assembled from options and data, saved, and resumed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kdseg.training.validation import NO_SCORE, Scored, Validation, validation_c
 
 
 class Data(NamedTuple):
-    """Where everything lies; see `train`."""
+    """Paths of all inputs; see `train`."""
 
     volumes: Addresses
     guides: Mapping[str, Guide]

@@ -1,4 +1,4 @@
-"""What a network is to predict, from labels: affinities, boundary voxels, local shape descriptors."""
+"""Targets of a network from labels: affinities, boundary voxels, local shape descriptors."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ CERTAIN = 0.5 / 255
 
 @dataclass(frozen=True)
 class Teachers:
-    """What a student learns from.
+    """Teachers of a student, whose outputs are combined.
 
     Attributes:
         networks: folded, on the device of the student; none if their outputs are stored.

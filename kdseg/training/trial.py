@@ -16,7 +16,7 @@ from kdseg.training.sampling import Source
 from kdseg.training.validation import THRESHOLDS, Scored, least, sweep, validation_crop
 
 COSTS = ("parameters", "kmac_per_voxel", "steps", "best_step", "device", "peak_mb", "gpu_peak_mb")
-"""What the manifest of a network tells of its training."""
+"""Facts of the training in the manifest of a network."""
 
 
 def run(

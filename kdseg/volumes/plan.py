@@ -1,4 +1,4 @@
-"""Which part of a source becomes a volume, and what its voxels become: raw data, labels or a mask."""
+"""Conversion plans: the part of a source that becomes a volume, as raw data, labels or a mask."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BLOCK = 2**23
 
 @dataclass(frozen=True)
 class Plan:
-    """What of a source is written, and where it lies.
+    """Part of a source to write, and its place.
 
     Attributes:
         kind: ``raw``, ``labels`` or ``mask``.

@@ -40,7 +40,7 @@ _DAMAGE = (
 
 
 class Section(NamedTuple):
-    """Where one section is: its file, its page there, and its first byte if it is stored in one piece."""
+    """Place of one section: its file, its page there, and its first byte if it is stored in one piece."""
 
     path: Path
     page: int

@@ -1,4 +1,4 @@
-"""What the options of all terms share."""
+"""Base of the options of all terms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import Field
 from kdseg.config.base import Section, Weight
 
 Tap = Literal["embedding", "affinities"] | int
-"""What of a network a term looks at: a head, or a decoder level counted from the finest (0) or from the
+"""Output of a network that a term looks at: a head, or a decoder level counted from the finest (0) or from the
 bottleneck (-1)."""
 Level = int
 """A decoder level: 0 is the finest, -1 the bottleneck."""
@@ -26,11 +26,11 @@ class TermSection(Section):
     warmup: Annotated[int, Field(ge=0)] = 0
     """Steps, after `start`, over which the weight grows linearly from 0."""
     decay: Literal["none", "linear", "cosine"] = "none"
-    """How the weight falls, from the end of the warm-up to 0 at the last step."""
+    """Fall of the weight, from the end of the warm-up to 0 at the last step."""
 
     @property
     def taps_used(self) -> tuple[Tap, ...]:
-        """What of both networks the term looks at."""
+        """Outputs of both networks that the term looks at."""
         return ()
 
     @property

@@ -32,7 +32,7 @@ class GraphRelationOptions(DistillationSection):
     inter_affinity: Weight = 0.25
     """Of the relations between the voxels of a crop and those of earlier crops."""
     graph: Literal["full", "rag", "knn", "mixed"] = "mixed"
-    """Which instances have an edge: all pairs; those that touch, by contact area; each one's nearest for the
+    """Pairs of instances with an edge: all pairs; those that touch, by contact area; each one's nearest for the
     teacher; half all pairs and half contacts."""
     neighbours: Count = 8
     """Of each instance, for `knn`."""
@@ -41,7 +41,7 @@ class GraphRelationOptions(DistillationSection):
     node_power: Literal[1, 2] = 2
     """Of the distance; 1 is what the published code does, 2 what the paper says."""
     size_weight: Literal["none", "sqrt", "linear"] = "none"
-    """How instances count by their voxels."""
+    """Weight of an instance by its voxels."""
     min_size: Count = 32
     """Voxels; smaller instances are no nodes."""
     max_nodes: Count = 512
@@ -103,7 +103,7 @@ class GraphFlowOptions(DistillationSection):
     at: Literal["teacher", "own"] = "teacher"
     """Whose strongest responses: the teacher's for both networks, or each its own, as published."""
     paraphraser: Literal["pca", "autoencoder"] = "pca"
-    """What brings the teacher's channels to the student's number: principal axes in closed form, or the trained
+    """Map of the teacher's channels to the student's number: principal axes in closed form, or the trained
     auto-encoder of the paper."""
     fit: Count = 50
     """Batches at the start over which the paraphraser is fitted and the term is 0."""

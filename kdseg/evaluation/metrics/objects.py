@@ -1,4 +1,4 @@
-"""Which objects the errors are in: each label's share of the false splits, each segment's of the false merges.
+"""Errors by object: each label's share of the false splits, each segment's of the false merges.
 
 The shares add up to the variation of information, so that a list of the worst objects says how much of the
 whole score it explains. What Nunez-Iglesias et al. (2013), "Machine learning of hierarchical clustering to

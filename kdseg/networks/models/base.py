@@ -1,4 +1,4 @@
-"""What every network takes and gives."""
+"""Interface of all networks, and the tensors they take and return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Outputs(NamedTuple):
-    """What a network returns.
+    """Outputs of a network.
 
     Attributes:
         logits: float (n, c, z, y, x) per head: ``affinities`` (one channel per offset, sigmoid gives the
@@ -34,7 +34,7 @@ class Outputs(NamedTuple):
 
 
 class Widths(NamedTuple):
-    """Channels of what a network returns; see `Outputs`."""
+    """Channels of the outputs of a network; see `Outputs`."""
 
     logits: dict[str, int]
     features: tuple[int, ...]
@@ -42,7 +42,7 @@ class Widths(NamedTuple):
 
 
 class Taught(NamedTuple):
-    """What stored teachers predict for crops.
+    """Stored predictions of teachers for crops.
 
     Attributes:
         affinities: uint8 (n, teachers, c, z, y, x) in 1/255.

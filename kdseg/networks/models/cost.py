@@ -1,4 +1,4 @@
-"""What a network costs per output voxel."""
+"""Cost of a network per output voxel."""
 
 from __future__ import annotations
 

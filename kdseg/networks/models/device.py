@@ -1,4 +1,4 @@
-"""Where networks run, in which precision, and by how many processes."""
+"""Device, precision and processes of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tensors hold at a time."""
+"""Memory that tensors hold at a time."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ WATERZ_LIMIT = 1024**3
 
 @dataclass(frozen=True)
 class Work:
-    """What all nodes need to know; small, sent with every node.
+    """Arguments of `leaf` and `node` that are equal for all; small, sent with every node.
 
     Attributes:
         edges: folder of the tables of edges.

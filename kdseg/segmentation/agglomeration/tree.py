@@ -29,7 +29,7 @@ from kdseg.segmentation.lut import lut
 
 
 class Layout(NamedTuple):
-    """Where fragments and nodes lie.
+    """Grids of the fragments and of the nodes.
 
     Attributes:
         shape: of the volume in voxels.

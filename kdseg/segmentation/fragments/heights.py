@@ -1,4 +1,4 @@
-"""How far inside a voxel is: the heights whose peaks are seeds of the watershed, compiled by numba.
+"""Depth of each voxel inside its neuron: the heights whose peaks are seeds of the watershed, compiled by numba.
 
 Heights are float32 (z, y, x). Sums are made in a fixed order, so that the same input gives the same heights.
 """

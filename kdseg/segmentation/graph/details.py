@@ -1,4 +1,4 @@
-"""What quantile scores and long offsets need to know of edges, beside their sums."""
+"""Histograms and long pairs of edges, which quantile scores and long offsets need beside the sums."""
 
 from __future__ import annotations
 

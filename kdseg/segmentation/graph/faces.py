@@ -28,7 +28,7 @@ NEAREST = 3
 
 
 class Part(NamedTuple):
-    """What the region graph needs of the affinities of one cell.
+    """Affinities of one cell, reduced to what the region graph needs.
 
     Attributes:
         edges: of the pairs of voxels inside of the cell.

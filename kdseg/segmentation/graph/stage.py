@@ -24,7 +24,7 @@ from kdseg.volumes.volume import affinity_offsets, open_volume
 
 
 class Kept(NamedTuple):
-    """Where fragments keep what the region graph needs of their affinities.
+    """Tables that fragments keep of their affinities for the region graph.
 
     Attributes:
         folder: of one table per cell.

@@ -24,7 +24,7 @@ _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 
 class Statistics(NamedTuple):
-    """Where fragments (or segments) lie, one row each, sorted by id without repeats.
+    """Size, bounding box and sum of coordinates of fragments (or segments), one row each, sorted by id without repeats.
 
     Attributes:
         fragment: uint64 (f,), ids, never 0.

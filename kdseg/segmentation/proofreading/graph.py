@@ -58,7 +58,7 @@ FRAGMENTS = (
 
 
 class _World(NamedTuple):
-    """Where fragments lie: the grid that names them, and their voxels."""
+    """Grid that names the fragments, and their voxels."""
 
     grid: Triple
     block: Triple

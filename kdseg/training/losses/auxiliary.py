@@ -1,4 +1,4 @@
-"""What terms learn beside the student: by an optimiser of their own, and alike on all processes."""
+"""Auxiliary networks that a loss term trains with an optimiser of its own, in sync across processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a term of the loss is."""
+"""Interface of the terms of the loss, and the objective that sums them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast
 
 
 class Context(NamedTuple):
-    """What terms need to know of the run.
+    """Facts of the run that terms depend on.
 
     Attributes:
         offsets: one affinity channel each.

@@ -22,7 +22,7 @@ LAYERS: tuple[Layer, Layer] = ("skip", "feature")
 
 
 class Peaks(NamedTuple):
-    """Where channels respond most.
+    """Places where channels respond most.
 
     Attributes:
         places: int64 (n, c, peaks), strongest first, as the place in the flattened crop.
@@ -34,7 +34,7 @@ class Peaks(NamedTuple):
 
 
 class GraphFlowTerm(Term):
-    """How the channels and their correlations vary from encoder to decoder (Zou et al., arXiv 2203.08667).
+    """Variation of channels and their correlations from encoder to decoder (Zou et al., arXiv 2203.08667).
 
     Each channel is a vertex: the patches around its strongest responses, as one unit vector. The cosines of
     vertices are the edges. At each level the encoder's vertices and edges are taken from the decoder's, and

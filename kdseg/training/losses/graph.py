@@ -31,9 +31,9 @@ from kdseg.training.losses.taps import aligned, width
 
 _PARTS = ("node", "edge", "affinity", "inter_edge", "inter_affinity")
 _SCALAR_PARTS = ("edge", "affinity")
-"""What there is of scalars: affinities instead of vectors."""
+"""Parts that exist for scalars: affinities instead of vectors."""
 _PROJECTED = ("node", "inter_edge", "inter_affinity")
-"""What needs vectors of the teacher's width."""
+"""Parts that need vectors of the teacher's width."""
 _NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
@@ -126,7 +126,7 @@ class GraphRelationTerm(Term):
 
 
 class _Link(nn.Module):
-    """What belongs to one tap: a projector, and what is remembered of the teacher's nodes and voxels."""
+    """State of one tap: a projector, and the memories of the teacher's nodes and voxels."""
 
     def __init__(self, ours: int, theirs: int, parts: Iterable[str], options: GraphRelationOptions, tap: Tap) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a term remembers of the teacher's vectors of earlier batches: their second moment, or a queue of them.
+"""Memory of the teacher's vectors of earlier batches: their second moment, or a queue of them.
 
 With squared differences, the whole memory of Liu et al., arXiv 2401.06370, comes down to one small matrix. For unit
 vectors ``s_i`` of the student, ``t_i`` of the teacher and ``m_j`` of the memory::

@@ -1,4 +1,4 @@
-"""What brings a teacher's channels to another number: fitted over the first batches, then fixed."""
+"""Maps of a teacher's channels to another number, fitted over the first batches, then fixed."""
 
 from __future__ import annotations
 

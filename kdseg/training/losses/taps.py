@@ -1,4 +1,4 @@
-"""What of a network's outputs a term looks at, and how two networks' outputs are made comparable."""
+"""Outputs of a network that a term looks at, and their alignment between two networks."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ MARGIN = 2 * ROUNDS + 3
 
 
 class Habit(NamedTuple):
-    """How trees grow.
+    """Growth of trees.
 
     Attributes:
         run: length of a straight run in nodes.

@@ -42,7 +42,7 @@ Numbers = NDArray[np.float64]
 
 
 class Corner(NamedTuple):
-    """Where the voxels of a leaf lie before the warp, in nm; a leaf at the end of a block is cut off.
+    """Positions of the voxels of a leaf before the warp, in nm; a leaf at the end of a block is cut off.
 
     Attributes:
         z: float64 (z,).

@@ -1,4 +1,4 @@
-"""What the microscope does to the sections of a block, and its noise."""
+"""Effects of the microscope on the sections of a block, and its noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Numbers = NDArray[np.float64]
 
 
 class Section(NamedTuple):
-    """What the microscope did to each section of a block; float64 (z,).
+    """Effects of the microscope on each section of a block; float64 (z,).
 
     Attributes:
         shift_y: displacement in nm.

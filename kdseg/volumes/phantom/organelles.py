@@ -1,4 +1,4 @@
-"""What lies in the cytoplasm: mitochondria, vesicles, reticulum, microtubules; grey values to be added."""
+"""Contents of the cytoplasm: mitochondria, vesicles, reticulum, microtubules; grey values to be added."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CELL = 52.0
 
 
 class Contents(NamedTuple):
-    """What a segment says of the cytoplasm around it.
+    """Cytoplasm around each segment.
 
     Attributes:
         looks: float64 (n, 5): size of a mitochondrion at the start and its growth to the end, length in nm, grey
