@@ -24,7 +24,7 @@ from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.prediction.tiles import Predictor, Product, predictor, tile_memory
 from kdseg.results.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, store_of, write_json
-from kdseg.running.attempt import Outcome, Work, attempt
+from kdseg.running.attempt import BlockWork, Outcome, attempt
 from kdseg.running.cluster import Finished, Workers, run_tasks, worker_number, workers_of
 from kdseg.running.progress import Done
 from kdseg.running.telemetry import Telemetry, status_path
@@ -36,12 +36,12 @@ VOXEL_SIZE_TOLERANCE = 0.05
 """Largest relative difference between the voxels of the training data and of the volume."""
 HERE = LocalOptions()
 ATTEMPTS = 3
-"""At a block that meets a passing error."""
+"""Attempts at a block that meets a transient error."""
 MANY = 10
-"""Failed blocks that end a run, unless ten times as many were done."""
+"""Give up after this many failed blocks, unless they are under a tenth of those done."""
 SWITCH_S = 2e-4
-"""After which a thread that reads or writes yields the interpreter to the one that computes, which asks for it hundreds
-of times per tile; Python's own 5 ms make it several times slower beside a busy thread."""
+"""GIL switch interval in seconds. The compute thread takes the GIL hundreds of times per tile; with Python's default of
+5 ms a busy I/O thread slows it severalfold."""
 _ENCODED = 2
 """Copies of a block that exist while it is written."""
 _loading = threading.Lock()
@@ -237,11 +237,11 @@ class _Queue:
 
 
 def run_predicted(
-    name: str, total: Roi, block: Triple, work: Work, held: Claim, ready: Prepared, announced_mb: float
+    name: str, total: Roi, block: Triple, work: BlockWork, held: Claim, ready: Prepared, announced_mb: float
 ) -> None:
     """Run ``work`` on every block that is not done yet, and note speed and memory in ``held.stats``.
 
-    An attempt that met a passing error is repeated. A block that fails for good is listed in the status beside the
+    An attempt that met a transient error is repeated. A block that fails for good is listed in the status beside the
     store and the others go on, unless the disk is full or most blocks fail.
 
     Args:
@@ -278,7 +278,7 @@ def run_predicted(
     held.stats.update(_measured(telemetry.busy_s, voxels, telemetry.peak_mb, held.private / "speed.json"))
 
 
-def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemetry) -> None:
+def _run(name: str, workers: Workers, work: BlockWork, done: Done, telemetry: Telemetry) -> None:
     """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
     from tqdm import tqdm
 
@@ -287,8 +287,8 @@ def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemet
         total=telemetry.blocks, initial=telemetry.before, desc=name, unit="block", disable=not sys.stderr.isatty()
     )
 
-    def settle(finished: Finished, queue: _Queue, isolated: bool) -> None:
-        block, outcome = finished.item, finished.result or Outcome("", trouble="lasting", error=finished.error or "")
+    def record(finished: Finished, queue: _Queue, isolated: bool) -> None:
+        block, outcome = finished.item, finished.result or Outcome("", trouble="permanent", error=finished.error or "")
         attempts[block.index] += 1
         tried = attempts[block.index]
         if finished.result is not None:
@@ -297,12 +297,12 @@ def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemet
             done.add(block.index)
             del attempts[block.index]
             bar.update()
-        elif outcome.trouble == "full":
-            raise StageError(f"{name}: {outcome.error}; finished blocks are kept: make room and rerun")
+        elif outcome.trouble == "disk_full":
+            raise StageError(f"{name}: {outcome.error}; finished blocks are kept; make room and rerun")
         elif finished.died and isolated:
             telemetry.give_up(block, outcome.error, ATTEMPTS + tried)
             _expect_few_failed(name, telemetry)
-        elif tried < ATTEMPTS and (finished.died or outcome.trouble == "passing"):
+        elif tried < ATTEMPTS and (finished.died or outcome.trouble == "transient"):
             log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
             telemetry.retry()
             (queue.later if finished.died else queue.again).append(block)
@@ -315,7 +315,7 @@ def _run(name: str, workers: Workers, work: Work, done: Done, telemetry: Telemet
 
     def run(queue: _Queue, *, isolated: bool) -> None:
         for finished in run_tasks(workers, partial(attempt, work), queue):
-            settle(finished, queue, isolated)
+            record(finished, queue, isolated)
 
     with bar:
         run(_Queue(done.missing()), isolated=False)
@@ -343,7 +343,7 @@ def _expect_none_failed(name: str, done: Done, telemetry: Telemetry, held: Claim
 
 def _told(telemetry: Telemetry) -> str:
     first = telemetry.failures[0]
-    return f"block {first['region']}: {first['error']}; finished blocks are kept: mend it and rerun"
+    return f"block {first['region']}: {first['error']}; finished blocks are kept; fix the cause and rerun"
 
 
 def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str, float | None]:

@@ -157,7 +157,7 @@ def fuse_block(work: Work, block: Block, clock: Clock) -> bool:
             write_table(work.tables / block_name(cell.index), part.columns())
         out = open_volume(work.out)
         out.write(block.roi, ids)
-        out.settle(block.roi)
+        out.sync(block.roi)
     return tissue is None or bool(tissue.any())
 
 

@@ -133,7 +133,7 @@ def predict_block(work: Work, block: Block, clock: Clock) -> bool:
         values[~inside] = 0
     with clock("write"):
         out.write(block.roi, values)
-        out.settle(block.roi)
+        out.sync(block.roi)
     return True
 
 

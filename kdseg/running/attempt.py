@@ -23,8 +23,8 @@ from kdseg.results.manifests import peak_mb
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["passing", "lasting", "full"]
-"""Trouble that may be gone at the next attempt, that will not be, or that all blocks will have: the disk is full."""
+Trouble = Literal["transient", "permanent", "disk_full"]
+"""Kinds of errors: transient: retry; permanent: give the block up; disk_full: stop the run."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_ROOM = "OutOfMemoryError"
 """Torch's error when the memory of a GPU is full."""
@@ -80,7 +80,7 @@ class Outcome:
         peak_mb: most memory that the process has had.
         gpu_mb: likewise of its GPU; None on a CPU.
         skipped: there was nothing to predict.
-        trouble: what kind of error; None if the block is done.
+        trouble: kind of error; None if the block is done.
         error: in words.
     """
 
@@ -89,15 +89,15 @@ class Outcome:
     peak_mb: float = 0.0
     gpu_mb: float | None = None
     skipped: bool = False
-    trouble: Kind | None = None
+    trouble: Trouble | None = None
     error: str = ""
 
 
-Work = Callable[[Block, Clock], bool]
+BlockWork = Callable[[Block, Clock], bool]
 """Predicts one block and writes what comes of it, idempotent and pickled; returns whether there was anything to do."""
 
 
-def attempt(work: Work, block: Block) -> Outcome:
+def attempt(work: BlockWork, block: Block) -> Outcome:
     """Do one block on this worker; errors are sorted here, where their causes are still known."""
     clock, trouble, said, done, no_room = Clock(), None, "", False, False
     try:
@@ -108,7 +108,7 @@ def attempt(work: Work, block: Block) -> Outcome:
             log.error("block %s: %s: the worker ends, another one takes its place", block.roi, error)
             logging.shutdown()
             os._exit(1)  # the blocks that it holds are tried again, as those of any worker that died
-        trouble, said = kind_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
+        trouble, said = trouble_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
         no_room = _name(error) == _NO_ROOM
     if no_room:  # not above, where the error still holds the tensors of the tile
         said = _make_room(said)
@@ -116,15 +116,15 @@ def attempt(work: Work, block: Block) -> Outcome:
     return Outcome(f"{os.uname().nodename}:{os.getpid()}", clock, peak_mb(), _gpu_mb(), skipped, trouble, said)
 
 
-def kind_of(error: BaseException) -> Kind:
-    """Return what kind of trouble an error is, by its causes."""
+def trouble_of(error: BaseException) -> Trouble:
+    """Return the kind of an error, by its causes."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _FULL:
-            return "full"
+            return "disk_full"
         seen = seen.__cause__ or seen.__context__
-    passing = isinstance(error, OSError | MemoryError) or _name(error) == _NO_ROOM
-    return "passing" if passing else "lasting"
+    transient = isinstance(error, OSError | MemoryError) or _name(error) == _NO_ROOM
+    return "transient" if transient else "permanent"
 
 
 def _make_room(said: str) -> str:

@@ -88,7 +88,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
             )
     except (KdsegError, RuntimeError) as error:
         cause = _cause(errors, str(error))
-        raise StageError(f"{name}: {cause}; finished blocks are kept: mend it and rerun") from error
+        raise StageError(f"{name}: {cause}; finished blocks are kept; fix the cause and rerun") from error
     state = states[name]
     finished = state.completed_count
     log.info(
@@ -97,7 +97,7 @@ def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, *,
     if finished != state.total_block_count:
         raise StageError(
             f"{name}: {state.total_block_count - finished} of {state.total_block_count} blocks are not done: "
-            f"{_cause(errors, state.first_worker_error)}; finished blocks are kept: mend it and rerun"
+            f"{_cause(errors, state.first_worker_error)}; finished blocks are kept; fix the cause and rerun"
         )
 
 

@@ -1,4 +1,4 @@
-"""Dask workers for prediction: here, on SLURM, or of a scheduler that runs. All that knows Dask's, with `slurm`.
+"""Dask workers on this machine, on SLURM, or of a running scheduler. Only this module and `slurm` import distributed.
 
 A worker is one process that computes one block at a time. It has a second thread, or on a GPU a third, that reads
 the next block and writes the last one meanwhile: see `kdseg.running.attempt`.
@@ -41,7 +41,7 @@ _BARREN = 10
 given up."""
 _RESTART_S = 120.0
 """Seconds within which a worker of this machine that died is there again."""
-_LOGS = "see the logs of the workers; finished blocks are kept: mend it and rerun"
+_LOGS = "see the logs of the workers; finished blocks are kept; fix the cause and rerun"
 _LOOK_S = 5.0
 """Seconds between two counts of the workers."""
 _SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}

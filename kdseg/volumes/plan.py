@@ -16,7 +16,8 @@ from kdseg.geometry import Block, Roi, Triple
 from kdseg.volumes.sources import Source
 from kdseg.volumes.volume import VoxelSize, open_volume
 
-Kind = Literal["raw", "labels", "mask"]
+Content = Literal["raw", "labels", "mask"]
+"""Meaning of a volume's voxels: grey values, ids of neurons, or tissue."""
 
 LARGEST_LABEL = 2**63 - 1
 """Networks are trained with int64 labels."""
@@ -39,7 +40,7 @@ class Plan:
         intensity: raw values that become 0 and 255; None for others.
     """
 
-    kind: Kind
+    kind: Content
     roi: Roi
     voxel_size: VoxelSize
     offset: VoxelSize
@@ -121,7 +122,7 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
     return plan
 
 
-def _plan_beside(kind: Kind, source: Source, options: VolumeOptions, raw: Source) -> Plan:
+def _plan_beside(kind: Content, source: Source, options: VolumeOptions, raw: Source) -> Plan:
     voxel_size = _voxel_size(raw, options)
     if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):
         raise VoxelSizeError(

@@ -134,8 +134,8 @@ class Volume:
             if not file.stat().st_size:
                 raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
 
-    def settle(self, roi: Roi) -> None:
-        """Return when the disk has what was written to ``roi``: a machine that fails after that loses none of it.
+    def sync(self, roi: Roi) -> None:
+        """Fsync the files of ``roi``, so that a crash of the machine cannot lose them.
 
         Raises:
             UnreadableError: if the disk does not take it.

@@ -27,7 +27,7 @@ from kdseg.prediction.blocks import ATTEMPTS, MANY
 from kdseg.results.locks import STALE_S
 from kdseg.results.manifests import claim, read
 from kdseg.running import status
-from kdseg.running.attempt import Clock, attempt, kind_of
+from kdseg.running.attempt import Clock, attempt, trouble_of
 from kdseg.running.telemetry import Telemetry, status_path
 from kdseg.segmentation.fragments import stage as fragments
 
@@ -141,10 +141,10 @@ def test_errors_are_sorted_by_their_causes():
         except OSError as error:
             return error
 
-    assert kind_of(chained(OSError(28, "No space left on device"))) == "full"
-    assert kind_of(chained(ValueError("damaged"))) == "passing"
-    assert kind_of(MemoryError()) == "passing"
-    assert kind_of(ValueError("NaN")) == "lasting"
+    assert trouble_of(chained(OSError(28, "No space left on device"))) == "disk_full"
+    assert trouble_of(chained(ValueError("damaged"))) == "transient"
+    assert trouble_of(MemoryError()) == "transient"
+    assert trouble_of(ValueError("NaN")) == "permanent"
 
 
 def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
@@ -265,7 +265,7 @@ def dying(folder, manifest):
 
 
 def recovering(folder, manifest):
-    """Run a prediction one of whose blocks ends its worker until it is alone, and then meets a passing error."""
+    """Run a prediction one of whose blocks ends its worker until it is alone, and then meets a transient error."""
     predict.predict_block = die_until_alone
     run(folder, manifest)
 

@@ -1,4 +1,4 @@
-"""Histograms and long pairs of edges, which quantile scores and long offsets need beside the sums."""
+"""Details of edges beside their sums: histograms for quantile scores, contact where offsets are long."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from kdseg.geometry import Roi, Triple
 from kdseg.results.remote import COMPUTED, stand_in
 from kdseg.volumes.phantom import VERSION, phantom_block
 
-Kind = Literal["raw", "labels"]
+Rendered = Literal["raw", "labels"]
 _UNIT = (128, 128, 128)
 _TISSUE_BYTES = 130 * 2**20
 """Most that the trees around a piece take; measured."""
@@ -43,7 +43,7 @@ class Computed:
 
     path: Path
     options: PhantomOptions
-    kind: Kind
+    kind: Rendered
     ndim: int = 3
     chunks: Triple = _UNIT
     """Voxels that are read together at best; nothing lies in chunks here."""
@@ -77,7 +77,7 @@ class Computed:
         return values
 
 
-def description(options: PhantomOptions, kind: Kind) -> dict[str, Any]:
+def description(options: PhantomOptions, kind: Rendered) -> dict[str, Any]:
     """Return what the file of an unstored phantom says, as JSON values."""
     return {COMPUTED: options.model_dump(mode="json", exclude={"stored"}), "kind": kind, "version": VERSION}
 
