@@ -26,7 +26,7 @@ def averaged_over(average: Literal["none", "flips", "all"], shape: Triple, *, cu
     return tuple(symmetries(shape, average != "none", rotate))
 
 
-def averaged(network: Network, raw: Tensor, offsets: Offsets, group: Sequence[Symmetry]) -> tuple[Tensor, Outputs]:
+def tta_mean(network: Network, raw: Tensor, offsets: Offsets, group: Sequence[Symmetry]) -> tuple[Tensor, Outputs]:
     """Return the mean over symmetries of the probabilities that a network gives, and its outputs as they are.
 
     Each image of the input is predicted, and its affinities are brought back to the voxels and pairs that they

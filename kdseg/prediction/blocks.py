@@ -328,7 +328,7 @@ def _expect_few_failed(name: str, telemetry: Telemetry) -> None:
     if failed >= MANY and failed > telemetry.done / MANY:
         raise StageError(
             f"{name}: {failed} blocks failed and {telemetry.done} did not, so that the rest was not tried; the first: "
-            f"{_told(telemetry)}"
+            f"{_first_failure(telemetry)}"
         )
 
 
@@ -337,11 +337,11 @@ def _expect_none_failed(name: str, done: Done, telemetry: Telemetry, held: Claim
     if missing:
         raise StageError(
             f"{name}: {missing} of {done.finished.size} blocks failed, listed in {status_path(held.manifest)}; the "
-            f"first: {_told(telemetry)}"
+            f"first: {_first_failure(telemetry)}"
         )
 
 
-def _told(telemetry: Telemetry) -> str:
+def _first_failure(telemetry: Telemetry) -> str:
     first = telemetry.failures[0]
     return f"block {first['region']}: {first['error']}; finished blocks are kept; fix the cause and rerun"
 

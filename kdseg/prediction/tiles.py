@@ -34,7 +34,7 @@ from kdseg.networks.models.memory import LiveBytes
 from kdseg.networks.models.unet import UNet
 from kdseg.networks.models.unpadded import Unpadded
 from kdseg.networks.symmetry import Symmetry
-from kdseg.prediction.averaging import averaged, averaged_over
+from kdseg.prediction.averaging import averaged_over, tta_mean
 
 Reader = Callable[[Roi], NDArray[np.uint8]]
 
@@ -138,7 +138,7 @@ class Predictor:
 
     def _averaged(self, grey: Tensor) -> Tensor:
         with autocast(self.dtype, self.device):
-            mean, _ = averaged(self.network, _normalised(grey), self.offsets, self.symmetries)
+            mean, _ = tta_mean(self.network, _normalised(grey), self.offsets, self.symmetries)
         values = _finite(mean[(0, slice(None), *Roi(self.halo, self.tile).slices())])
         return torch.round(values * 255).to(torch.uint8)
 

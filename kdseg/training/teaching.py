@@ -14,7 +14,7 @@ from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
 from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast, widths
-from kdseg.prediction.averaging import averaged, averaged_over
+from kdseg.prediction.averaging import averaged_over, tta_mean
 from kdseg.training.augment import Symmetry
 
 CERTAIN = 0.5 / 255
@@ -64,7 +64,7 @@ class Teachers:
     def _predicted(self, network: Network, raw: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return probabilities, averaged over symmetries, and the unit embedding if the network has one."""
         with autocast(self.dtype, raw.device):
-            probabilities, outputs = averaged(network, raw, self.offsets, self.symmetries)
+            probabilities, outputs = tta_mean(network, raw, self.offsets, self.symmetries)
         if "embedding" not in outputs.logits:
             return probabilities, None
         return probabilities, normalize(outputs.logits["embedding"].float(), dim=1, eps=1e-6)

@@ -16,7 +16,7 @@ from kdseg.config.networks import HeadOptions, TrainOptions, UNetOptions
 from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.networks.models import Batch, Network, Outputs, Taught, Widths, build, fold, widths
-from kdseg.prediction.averaging import averaged, averaged_over, returned, turned
+from kdseg.prediction.averaging import averaged_over, returned, tta_mean, turned
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.augment import symmetries
 from kdseg.training.sampling import Crops, Guide, collate, loader
@@ -221,7 +221,7 @@ def test_averaging_a_perfect_teacher_changes_nothing(labels: np.ndarray) -> None
     raw = torch.from_numpy(labels.astype(np.float32))[None, None]
     group = averaged_over("all", SHAPE, cubic=True)
     assert len(group) == 48
-    mean, _ = averaged(OfLabels(), raw, OFFSETS, group)
+    mean, _ = tta_mean(OfLabels(), raw, OFFSETS, group)
     exact, inside = affinities(raw[:, 0].long(), OFFSETS)
     assert torch.equal((mean > 0.5)[inside], exact[inside])
     assert (mean[inside] - 0.5).abs().min() > 0.49
@@ -232,8 +232,8 @@ def test_an_averaged_teacher_commutes_with_flips() -> None:
     net, group = network(), averaged_over("flips", (16, 16, 16), cubic=False)
     assert len(group) == 8
     for symmetry in group[1:3]:
-        straight, _ = averaged(net, raw, OFFSETS, group)
-        mirrored, _ = averaged(net, turned(raw, symmetry), OFFSETS, group)
+        straight, _ = tta_mean(net, raw, OFFSETS, group)
+        mirrored, _ = tta_mean(net, turned(raw, symmetry), OFFSETS, group)
         back, known = returned(mirrored, OFFSETS, symmetry.inverse)
         core = (..., *(slice(4, -4),) * 3)
         assert known[core].all()
@@ -283,7 +283,7 @@ def test_stored_averaged_affinities_are_the_online_average(tmp_path: Path) -> No
     assert predict.halo == tuple(h + 4 for h in net.halo)
     stored = predict_roi(predict, lambda roi: raw[roi.slices()], whole, middle)
     tensor = torch.from_numpy(raw.astype(np.float32))[None, None] / 127.5 - 1
-    online, _ = averaged(net, tensor, OFFSETS, averaged_over("flips", (40, 40, 40), cubic=True))
+    online, _ = tta_mean(net, tensor, OFFSETS, averaged_over("flips", (40, 40, 40), cubic=True))
     core = (..., *middle.slices())
     np.testing.assert_allclose(stored, online[0][core].detach() * 255, atol=0.51)
     plain = net(tensor).logits["affinities"].sigmoid()[0].detach()

@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from kdseg.config.terms import AdversarialOptions
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses.auxiliary import Apart
+from kdseg.training.losses.auxiliary import Auxiliary
 from kdseg.training.losses.base import Context, Term
 from kdseg.training.losses.taps import both
 
@@ -39,7 +39,7 @@ class AdversarialTerm(Term):
         super().__init__()
         self.penalty, self.conditioned = options.gradient_penalty, options.conditioned
         channels = len(context.offsets) + int(self.conditioned)
-        self.critic = Apart(Critic(channels, options.widths), options.learning_rate, (0.0, 0.99))
+        self.critic = Auxiliary(Critic(channels, options.widths), options.learning_rate, (0.0, 0.99))
 
     def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         """Return the term, after a step of the critic while training; see `Term`.

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """Return the sum over the processes that train together; the values themselves where there is only one."""
     if not (dist.is_available() and dist.is_initialized()):
         return values
@@ -19,14 +19,14 @@ def summed(values: Tensor) -> Tensor:
     return total
 
 
-def averaged(values: Tensor) -> Tensor:
+def all_reduce_mean(values: Tensor) -> Tensor:
     """Return the mean over the processes that train together."""
     if not (dist.is_available() and dist.is_initialized()):
         return values
-    return summed(values) / dist.get_world_size()
+    return all_reduce_sum(values) / dist.get_world_size()
 
 
-class Apart(nn.Module):
+class Auxiliary(nn.Module):
     """A network with an Adam of its own, whose state it keeps.
 
     Its parameters take a gradient only within `descend`, so that no other optimiser trains them, and only there
@@ -69,7 +69,7 @@ class Apart(nn.Module):
                 gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
         finally:
             self.network.eval().requires_grad_(False)
-        flat = averaged(torch.cat([gradient.flatten() for gradient in gradients]))
+        flat = all_reduce_mean(torch.cat([gradient.flatten() for gradient in gradients]))
         sizes = [parameter.numel() for parameter in parameters]
         for parameter, gradient in zip(parameters, torch.split(flat, sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
 from kdseg.networks.models.base import initialise
-from kdseg.training.losses.auxiliary import Apart, summed
+from kdseg.training.losses.auxiliary import Auxiliary, all_reduce_sum
 
 SAMPLE = 65536
 """Voxels of a batch that moments are taken over."""
@@ -44,7 +44,7 @@ class Moments(nn.Module):
         """
         rows = sampled(values, self.sample).double()
         found = torch.cat([rows.new_tensor([len(rows)]), rows.sum(0), (rows.T @ rows).flatten()])
-        count, total, square = torch.split(summed(found), [1, self.total.numel(), self.square.numel()])
+        count, total, square = torch.split(all_reduce_sum(found), [1, self.total.numel(), self.square.numel()])
         self.count += count
         self.total += total
         self.square += square.view_as(self.square)
@@ -175,7 +175,7 @@ class AutoEncoder(Paraphraser):
         """
         super().__init__(width, steps)
         self.moments = Moments(channels, sample)
-        self.coder = Apart(_Mirror(channels, width), rate)
+        self.coder = Auxiliary(_Mirror(channels, width), rate)
         self.register_buffer("shift", torch.zeros(channels, 1, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1, 1))
 

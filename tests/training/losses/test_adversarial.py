@@ -15,7 +15,7 @@ from kdseg.errors import ConfigError
 from kdseg.networks.models import Batch, Outputs, Widths
 from kdseg.training.losses import Context, Objective, Term, build_terms
 from kdseg.training.losses.adversarial import AdversarialTerm, Critic, SelfAttention, blocks, gradient_penalty
-from kdseg.training.losses.auxiliary import Apart
+from kdseg.training.losses.auxiliary import Auxiliary
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 WIDTHS = Widths({"affinities": 3}, (3, 3), (3,))
@@ -363,7 +363,7 @@ def assert_same(a: Any, b: Any, *, exact: bool) -> None:
 
 def test_a_network_apart_descends_its_own_loss() -> None:
     torch.manual_seed(0)
-    made = Apart(nn.Linear(2, 1), 0.1)
+    made = Auxiliary(nn.Linear(2, 1), 0.1)
     made.train()
     assert not made.network.training
     values = torch.randn(8, 2)
