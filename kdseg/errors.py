@@ -14,6 +14,14 @@ Every error is a `KdsegError` and also the builtin that fits it, so that callers
     └── StageError(RuntimeError)       a stage that stopped before all of its blocks were done
 
 A message says what was got, what was expected, and what to do, in one line where it can.
+
+Docstrings list what their function raises itself. Any stage may raise besides, and does not say so:
+
+- `ClaimError`: its result holds something else, or another run is writing it;
+- `MissingError`, `UnreadableError`: an input is not there or damaged, or the disk or a bucket does not answer;
+- `DataError`, `ShapeError`, `VoxelSizeError`: inputs do not fit each other, or their manifests are of several runs;
+- `ConfigError`, `DeviceError`: an option does not fit the inputs, a library is not installed, a device is not there;
+- `StageError`: a block failed; finished blocks are kept.
 """
 
 from __future__ import annotations
