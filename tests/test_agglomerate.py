@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from region_graphs import Row, as_rows, make_edges
 
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Offsets
@@ -29,16 +30,6 @@ from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.rag import Edges, block_edges
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-Row = tuple[int, int, int, int]
-
-
-def make_edges(rows: list[Row]) -> Edges:
-    columns = np.array(sorted(rows), np.uint64).reshape(-1, 4).T
-    return Edges(*(np.ascontiguousarray(column) for column in columns))
-
-
-def as_rows(table: Edges | Dendrogram) -> list[tuple[int, ...]]:
-    return [tuple(int(value) for value in row) for row in zip(*table, strict=True)]
 
 
 def oracle(edges: Edges, threshold: Fraction) -> list[Row]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sources import write_hdf5, write_zarr
+from source_files import write_hdf5, write_zarr
 from toy_volumes import write_volume
 
 from kdseg.alignment import align, as_ids, expect_ids

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from counted import BLOCKS, OPTIONS, SHAPE, Voxels, named_components
+from counted import made as made_of_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_counting import BLOCKS, OPTIONS, SHAPE, Voxels, named_components
-from test_counting import made as made_of_files
-from test_sources import write_hdf5
+from source_files import write_hdf5
 from toy_volumes import cells, write_volume
 
 from kdseg import boundary_counting

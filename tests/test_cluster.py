@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import test_predict
 from pipeline import STORAGE, store, voxels
+from toy_network import save
 
 from kdseg import slurm
 from kdseg.cluster import run_tasks, workers_of
@@ -25,7 +25,7 @@ SHAPE = (64, 64, 160)
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cluster")
     store(path / "raw.json", np.random.default_rng(2).integers(0, 256, SHAPE, dtype=np.uint8))
-    test_predict.save(path / "model.json")
+    save(path / "model.json")
     return path
 
 

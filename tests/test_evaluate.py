@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.metrics import adapted_rand_error, variation_of_information
-from test_sources import write_hdf5, write_zarr
+from source_files import write_hdf5, write_zarr
 from toy_volumes import cells, write_volume
 
 from kdseg.cli import main

@@ -12,35 +12,19 @@ import numpy as np
 import pytest
 import torch
 from pipeline import STORAGE, store, voxels
+from toy_network import OFFSETS, TILE, save
 
-from kdseg.checkpoint import LoadedModel, save_model
 from kdseg.cluster import AHEAD, run_tasks, workers_of
 from kdseg.config import PredictOptions
 from kdseg.config.cluster import LocalOptions
-from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.done import Done
 from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.geometry import Roi
-from kdseg.manifests import claim, read, store_of
-from kdseg.models import build
+from kdseg.manifests import read, store_of
 from kdseg.stages import predict
 from kdseg.volume import affinity_offsets, open_volume
 
-OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
 SHAPE = (40, 64, 33)
-TILE = (16, 16, 16)
-
-
-def save(manifest, voxel_size=(10.0, 10.0, 10.0), poison=False):
-    torch.manual_seed(1)
-    network = build(UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS)
-    network(torch.randn(2, 1, 16, 16, 16))
-    if poison:
-        with torch.no_grad():
-            next(iter(network.parameters())).fill_(float("nan"))
-    with claim(manifest, "train", {"size": list(voxel_size), "poison": poison}, {}) as held:
-        save_model(held.model, LoadedModel(network, UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS, voxel_size))
-    return manifest
 
 
 @pytest.fixture(scope="module")

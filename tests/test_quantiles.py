@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_agglomerate import as_rows
+from region_graphs import as_rows
 
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_number, blocks, grid_shape, offsets_reach

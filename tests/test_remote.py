@@ -26,7 +26,7 @@ import s3fs
 import yaml
 from click.testing import CliRunner
 from pipeline import STORAGE, voxels
-from test_predict import TILE, save
+from toy_network import TILE, save
 from toy_volumes import cells, write_volume
 from workflow import jobs
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from report_pages import MODELS, Page, configuration
 
-from kdseg.config import validate
 from kdseg.curve import Curve
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
@@ -41,27 +40,6 @@ GOOD = {
 }
 """VOI split, VOI merge, ARAND by model."""
 RATES = {"heavy": 0.5, "alone": 4.0, "fast": 5.0}
-MODELS = ("heavy", "alone", "fast")
-
-
-def configuration(folder, **changes):
-    def model(widths, **train):
-        options = {"volumes": ["train"], "validate_on": "tune", **train}
-        return {"network": {"kind": "unet", "widths": widths}, "train": options}
-
-    distil = {"teacher": "heavy", "terms": [{"name": "affinity"}, {"name": "soft_affinity"}]}
-    values = {
-        "results": str(folder),
-        "title": "Mouse <cube> & more",
-        "volumes": {
-            "train": {"raw": "a.zarr", "labels": "b.zarr"},
-            "tune": {"raw": "a.zarr", "labels": "b.zarr"},
-            "cube": {"raw": "a.zarr", "labels": "b.zarr", "baseline": "c.zarr"},
-        },
-        "models": {"heavy": model([8, 16]), "alone": model([4, 8]), "fast": model([4, 8], **distil)},
-        "evaluate": {"volumes": ["cube"], "tune_on": "tune", "models": list(MODELS)},
-    }
-    return validate({**values, **changes})
 
 
 def put(folder, key, stats=None, array=None, offset=(0.0, 0.0, 0.0)):
@@ -139,46 +117,6 @@ def put_stages(folder, model, volume, labels, scores):
     put(folder, f"{model}/{volume}/sweep", {"sweep": sweep, "best": 0.5})
     put(folder, f"{model}/{volume}/segmentation", {"threshold": 0.5}, split)
     put(folder, f"{model}/{volume}/scores", score_stats(*scores, 0.5))
-
-
-class Page(HTMLParser):
-    """The cells of the table of scores, the images, the text by id, and whether elements close in order."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
-
-    def __init__(self, html):
-        super().__init__()
-        self.cells, self.images, self.texts, self.open, self.links = {}, [], {}, [], []
-        self.rows = []
-        self.feed(html)
-        assert not self.open, f"not closed: {self.open}"
-
-    def handle_starttag(self, tag, attrs):
-        attrs = dict(attrs)
-        self.links += [v for k, v in attrs.items() if k in ("src", "href", "xlink:href", "data", "action")]
-        if tag == "img" or attrs.get("role") == "img":
-            self.images.append(attrs)
-        if "data-model" in attrs:
-            self.rows.append((attrs["data-model"], attrs["data-volume"]))
-        if tag not in self.VOID:
-            self.open.append((tag, attrs))
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        for _, attrs in self.open:
-            if "id" in attrs:
-                self.texts[attrs["id"]] = self.texts.get(attrs["id"], "") + data
-            if "data-key" in attrs:
-                key = (*self.rows[-1], attrs["data-key"])
-                self.cells[key] = self.cells.get(key, "") + data
 
 
 @pytest.fixture(scope="module")

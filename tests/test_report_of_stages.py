@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from pipeline import NEAREST, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
-from test_report import Page, configuration
+from report_pages import Page, configuration
 from toy_volumes import cells
 
 from kdseg.config.segmentation import WatershedOptions

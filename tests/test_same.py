@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_sources import write_hdf5
+from source_files import write_hdf5
 from toy_volumes import cells, write_volume
 
 from kdseg.cli import main

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_network import NEVER
 from toy_volumes import write_volume
 
 from kdseg.config.networks import AugmentOptions, TrainOptions
@@ -17,9 +18,6 @@ from kdseg.models import Batch
 from kdseg.sampling import Crops, Source, loader, source
 from kdseg.sampling.crops import _place
 
-NEVER = AugmentOptions(
-    flip=False, rotate="none", elastic=0, intensity=0, noise=0, blur=0, missing_section=0, misaligned_section=0
-)
 SHAPE = (16, 20, 24)
 
 

@@ -7,7 +7,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -15,21 +14,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from source_files import DATA, SHAPE, write_hdf5, write_zarr
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.sources import open_source
-
-SHAPE = (12, 50, 34)
-DATA = np.random.default_rng(0).integers(0, 2**16, SHAPE, dtype=np.uint16)
-
-
-def write_hdf5(path: Path, data: NDArray[Any] = DATA, name: str = "volumes/raw", **attributes: Any) -> str:
-    with h5py.File(path, "a") as file:
-        file.create_dataset(name, data=data, compression="gzip", chunks=True if data.size else None).attrs.update(
-            attributes
-        )
-    return f"{path}:/{name}"
 
 
 def write_folder(path: Path, data: NDArray[Any] = DATA, **options: Any) -> str:
@@ -45,14 +34,6 @@ def write_pages(path: Path, data: NDArray[Any] = DATA, **options: Any) -> str:
     ) as file:
         for section in data:
             file.write(section, contiguous=False, metadata=None, **options)
-    return str(path)
-
-
-def write_zarr(path: Path, zarr_format: Any, data: NDArray[Any] = DATA) -> str:
-    array = zarr.create_array(
-        str(path), shape=data.shape, chunks=(4, 16, 16), dtype=data.dtype, zarr_format=zarr_format
-    )
-    array[...] = data
     return str(path)
 
 

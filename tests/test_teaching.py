@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_sampling import NEVER
 from torch import Tensor
+from toy_network import NEVER
 from toy_volumes import write_volume
 
 from kdseg.augment import symmetries

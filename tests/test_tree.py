@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from test_agglomerate import as_rows
+from region_graphs import as_rows
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.geometry import Triple, block_number, grid_shape

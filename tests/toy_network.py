@@ -1,0 +1,30 @@
+"""Small networks, and training that changes nothing of its crops, for tests."""
+
+from __future__ import annotations
+
+import torch
+
+from kdseg.checkpoint import LoadedModel, save_model
+from kdseg.config.networks import AugmentOptions, HeadOptions, UNetOptions
+from kdseg.manifests import claim
+from kdseg.models import build
+
+NEVER = AugmentOptions(
+    flip=False, rotate="none", elastic=0, intensity=0, noise=0, blur=0, missing_section=0, misaligned_section=0
+)
+
+OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
+
+TILE = (16, 16, 16)
+
+
+def save(manifest, voxel_size=(10.0, 10.0, 10.0), poison=False):
+    torch.manual_seed(1)
+    network = build(UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS)
+    network(torch.randn(2, 1, 16, 16, 16))
+    if poison:
+        with torch.no_grad():
+            next(iter(network.parameters())).fill_(float("nan"))
+    with claim(manifest, "train", {"size": list(voxel_size), "poison": poison}, {}) as held:
+        save_model(held.model, LoadedModel(network, UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS, voxel_size))
+    return manifest
