@@ -88,12 +88,14 @@ def _verdict(row: Row) -> str:
 
 def tests_table(rows: Sequence[Row]) -> str:
     """Return the outcome of each test and what it recorded."""
-    latest = {row["test"] if "test" in row else row["key"]: row for row in rows}
+    own = ("job", "key", "at", "outcome", "seconds", "message")
     cells = []
-    for name, row in latest.items():
-        recorded = ", ".join(f"{key} {value}" for key, value in row.get("properties", {}).items())
-        cells.append([f"`{name}`", row["outcome"], f"{row['seconds']:.1f} s", recorded or row.get("message", "")])
-    return table(["test", "outcome", "took", "recorded"], cells)
+    for name, row in {row["key"]: row for row in rows}.items():
+        said = [row["message"]] if row.get("message") else []
+        said += [f"{key} {value}" for key, value in row.items() if key not in own]
+        took = f"{row['seconds']:.1f} s" if "seconds" in row else ""
+        cells.append([f"`{name}`", row["outcome"], took, ", ".join(said)])
+    return table(["test", "outcome", "took", "found"], cells)
 
 
 def trainings_table(rows: Sequence[Row]) -> str:

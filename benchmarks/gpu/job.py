@@ -100,8 +100,10 @@ def begin(name: str, text: str | None) -> Job:
 
 def no_cuda() -> str | None:
     """Return in a line why torch cannot use a GPU here, None if it can."""
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported ({error}): see benchmarks/gpu/README.md"
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA: install a build with it, or use --rehearse"
     if not torch.cuda.is_available():

@@ -11,10 +11,10 @@ import errno
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Literal
 
 from kdseg.errors import KdsegError
@@ -52,11 +52,11 @@ class Clock:
     @contextmanager
     def __call__(self, what: Literal["read", "wait", "compute", "write"]) -> Iterator[None]:
         """Add the time of the body to what is being done."""
-        started = time.monotonic()
+        started = monotonic()
         try:
             yield
         finally:
-            setattr(self, what, getattr(self, what) + time.monotonic() - started)
+            setattr(self, what, getattr(self, what) + monotonic() - started)
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ from kdseg.errors import ClaimError, ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
+from kdseg.prediction.blocks import prepare
 from kdseg.results.manifests import clear, read, store_of
 from kdseg.results.tables import read_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.fragments.block import checked_grid
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.graph.faces import cell_part, joined_edges, nearest_offsets
 from kdseg.segmentation.graph.rag import block_edges
@@ -152,13 +155,16 @@ def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) 
     return found
 
 
-def test_the_mask_is_decoded_in_one_thread_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    works: list[Callable[[Block, Clock], bool]] = []
-    monkeypatch.setattr(fuse, "run_predicted", lambda *arguments: works.append(arguments[3]))
+def test_the_mask_is_decoded_in_one_thread_too(folder: Path) -> None:
     fused(folder, "threads")
+    ready = prepare(folder / "raw.json", folder / "model.json", PREDICT, device="cpu")
+    raw, mask, out = (store_of(folder / f"{name}.json") for name in ("raw", "mask", "threads/fragments"))
+    grid, voxels_of = checked_grid(SHAPE, OPTIONS.block), Roi((0, 0, 0), SHAPE)
+    places = ready.loaded.voxel_size, voxels_of, STORAGE.shard, out, out.with_suffix(".tables")
+    work = fuse.Work(raw, mask, ready.weights, ready.loaded.offsets, OPTIONS, grid, *places)
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
-        block = next(blocks(Roi((0, 0, 0), SHAPE), OPTIONS.block))
-        threads = fresh.submit(_threads_of_reading, works[0], block).result()
+        block = next(blocks(voxels_of, OPTIONS.block))
+        threads = fresh.submit(_threads_of_reading, partial(fuse.fuse_block, work), block).result()
     assert len(threads) == 3
     assert set(threads) == {1}
 

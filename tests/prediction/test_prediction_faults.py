@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +25,9 @@ from kdseg.errors import ShapeError, StageError
 from kdseg.geometry import Block, Roi
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
-from kdseg.prediction.blocks import ATTEMPTS, MANY
+from kdseg.prediction.blocks import ATTEMPTS, MANY, prepare
 from kdseg.results.locks import STALE_S
-from kdseg.results.manifests import claim, read
+from kdseg.results.manifests import claim, read, store_of
 from kdseg.running import status
 from kdseg.running.attempt import Clock, attempt, trouble_of
 from kdseg.running.telemetry import Telemetry, status_path
@@ -371,35 +373,68 @@ def test_the_memory_of_a_gpu_is_that_of_the_one_in_use(monkeypatch):
     assert attempt(lambda *_: True, block).gpu_mb == 3
 
 
-def test_a_clock_holds_one_block_at_a_time():
-    clocks, inside, most = [Clock() for _ in range(3)], [], []
-    together = threading.Barrier(len(clocks))
+def test_one_clock_computes_at_a_time():
+    entered = threading.Event()
 
-    def compute(clock):
-        together.wait()
+    def compute():
+        with Clock().computing():
+            entered.set()
+
+    other = threading.Thread(target=compute)
+    with Clock().computing():
+        other.start()
+        assert not entered.wait(0.2)  # long enough to enter, if it could
+    other.join()
+    assert entered.is_set()
+
+
+def test_a_clock_tells_what_the_seconds_went_for(monkeypatch):
+    now, asked = [100.0], threading.Semaphore(0)
+
+    def monotonic():
+        asked.release()
+        return now[0]
+
+    monkeypatch.setattr("kdseg.running.attempt.monotonic", monotonic)
+    clock = Clock()
+
+    def compute():
         with clock.computing():
-            inside.append(clock)
-            most.append(len(inside))
-            time.sleep(0.3)
-            inside.remove(clock)
+            now[0] += 7
 
-    threads = [threading.Thread(target=compute, args=[clock]) for clock in clocks]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1, 1, 1]
-    assert max(clock.wait for clock in clocks) > 0.54  # for the two before it
-    assert all(0.24 < clock.compute < clock.compute + clock.wait for clock in clocks)
+    other = threading.Thread(target=compute)
+    with Clock().computing():
+        while asked.acquire(blocking=False):
+            pass
+        other.start()
+        assert asked.acquire(timeout=60)  # it waits from now on
+        now[0] += 5
+    other.join()
+    for what, seconds in (("read", 2), ("write", 3), ("read", 4)):
+        with clock(what):
+            now[0] += seconds
+    with suppress(OSError), clock("write"):
+        now[0] += 1
+        raise OSError("what failed took its time, too")
+    assert clock == Clock(read=6, wait=5, compute=7, write=4)
 
 
-def test_a_block_is_done_when_the_disk_has_it(folder, tmp_path, monkeypatch):
+def test_a_block_is_done_when_the_disk_has_it(folder, reference, tmp_path, monkeypatch):
     """The machine of a worker may fail, and that of the stage, which lists what is done, live on."""
-    work, block = [], Block((0, 0, 1), Roi((0, 0, 32), BLOCK))
-    monkeypatch.setattr(predict, "run_predicted", lambda *arguments: work.append(arguments[3]))
-    run(folder, tmp_path / "affinities.json")
-    kept = []
-    monkeypatch.setattr(os, "fsync", lambda handle: kept.append(Path(f"/proc/self/fd/{handle}").readlink().name))
-    assert work[0](block, Clock())
-    (written,) = (path for path in (tmp_path / "affinities.zarr" / "0" / "c").rglob("*") if path.is_file())
-    assert kept == [written.name, written.parent.name]
+    out = shutil.copytree(store_of(reference), tmp_path / "affinities.zarr")
+    block = Block((0, 0, 1), Roi((0, 0, 32), BLOCK))
+    (shard,) = out.glob("0/c/*/0/0/1")
+    whole = shard.read_bytes()
+    shard.unlink()
+    ready = prepare(folder / "raw.json", folder / "model.json", PredictOptions(block=BLOCK, tile=TILE), device="cpu")
+    kept, fsync = [], os.fsync
+
+    def noted(handle):
+        kept.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    work = predict.Work(store_of(folder / "raw.json"), None, None, ready.weights, out)
+    assert predict.predict_block(work, block, Clock())
+    assert shard.read_bytes() == whole
+    assert kept == [shard, shard.parent]

@@ -8,29 +8,33 @@ import json
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from pipeline import VOXEL_SIZE, store
 from report_page import Page as _Page
+from toy_volumes import cells as toy_cells
 from workflow import ROOT, snakemake
 
 from kdseg.config import FragmentsOptions, TrialOptions, validate
 from kdseg.config.compare import ALONE, trial_name
 from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, MissingError
-from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import build
 from kdseg.report import compare_stage as compare
 from kdseg.report.comparison import Spread, collect, gain, spread
 from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
 from kdseg.report.strip import Row, strip
 from kdseg.results.curve import Curve, seconds_per_step
-from kdseg.results.manifests import claim
+from kdseg.results.manifests import claim, store_of
 from kdseg.training import trial
-from kdseg.training.validation import THRESHOLDS, Scored
+from kdseg.training.sampling.source import Source
+from kdseg.training.validation import THRESHOLDS, sweep, validation_crop
 
 KD = {"terms": [{"name": "soft_affinity", "balanced": False}]}
 SCORES = {
@@ -297,37 +301,47 @@ def test_time_per_step_leaves_out_warming_up_and_validation(tmp_path):
     assert seconds_per_step(tmp_path / "none.csv") is None
 
 
-def scored(*voi):
-    return [Scored(v, v / 2, v / 2, v / 10, t) for v, t in zip(voi, THRESHOLDS, strict=False)]
-
-
-def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path, monkeypatch):
-    sweeps = {"tune": scored(3.0, 1.0, 2.0), "test": scored(0.5, 0.9, 0.1)}
-    loaded = SimpleNamespace(network=None, offsets=(), voxel_size=(10.0, 10.0, 10.0))
-    monkeypatch.setattr(trial, "load_model", lambda *_: loaded)
-    monkeypatch.setattr(trial, "_source", lambda name, *_: name)
-    monkeypatch.setattr(trial, "validation_crop", lambda source, shape: source)
-    monkeypatch.setattr(trial, "sweep", lambda network, crop, *_, **__: sweeps[crop])
-    model = tmp_path / "kd.seed0" / "model.json"
-    with claim(model, "train", {}, {}) as held:
-        held.model.write_text("weights")
+def small_model(manifest):
+    """Weights of a network with random ones, so that volumes differ in the threshold that suits them."""
+    torch.manual_seed(8)
+    network, offsets = UNetOptions(widths=(2, 2)), ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+    built = build(network, HeadOptions(), offsets)
+    built(torch.randn(2, 1, 16, 16, 16))  # running statistics
+    with claim(manifest, "train", {}, {}) as held:
+        save_model(held.model, LoadedModel(built, network, HeadOptions(), offsets, VOXEL_SIZE))
         held.stats["parameters"] = 7
-    options = TrialOptions(tune_on="tune", volumes=("test",), shape=(8, 8, 8))
-    trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+    return manifest
+
+
+def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path):
+    volumes, crops = [], {}
+    for seed, name in enumerate(("tune", "test")):
+        arrays = zip(("raw", "labels"), toy_cells((24, 24, 24), 6 + 6 * seed, seed), strict=True)
+        raw, labels = (store(tmp_path / name / f"{kind}.json", array) for kind, array in arrays)
+        volumes += [raw, labels]
+        crops[name] = validation_crop(Source(name, store_of(raw), store_of(labels)), (16, 16, 16))
+    model = small_model(tmp_path / "kd.seed0" / "model.json")
+    fragments = FragmentsOptions(watershed=WatershedOptions(seeds="maxima", seed_distance=2))
+    options = TrialOptions(tune_on="tune", volumes=("test",), shape=(16, 16, 16))
+    trial.run(model, model.with_name("trial.json"), options, volumes, fragments, device="cpu")
     stats = json.loads(model.with_name("trial.json").read_text())["stats"]
-    assert (stats["model"], stats["threshold"], stats["tuned"]["voi"]) == ("kd.seed0", THRESHOLDS[1], 1.0)
-    assert stats["scores"]["test"]["voi"] == 0.9
+
+    cpu, loaded = torch.device("cpu"), load_model(store_of(model), torch.device("cpu"))
+    tune, test = (
+        sweep(loaded.network, crops[name], loaded.offsets, torch.float32, cpu, fragments.watershed)
+        for name in ("tune", "test")
+    )
+    best = min(range(len(THRESHOLDS)), key=lambda k: tune[k].voi)
+    assert test[best].voi > min(scored.voi for scored in test)  # another threshold suits it better
+    assert (stats["model"], stats["threshold"]) == ("kd.seed0", THRESHOLDS[best])
+    assert stats["tuned"] == tune[best]._asdict()
+    assert stats["scores"] == {"test": test[best]._asdict()}
     assert stats["training"]["parameters"] == 7
     assert stats["training"]["seconds_per_step"] is None
 
 
 def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
-    model = tmp_path / "kd.seed0" / "model.json"
-    with claim(model, "train", {}, {}) as held:
-        network = UNetOptions(widths=(2, 2))
-        offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-        built = build(network, HeadOptions(), offsets)
-        save_model(held.model, LoadedModel(built, network, HeadOptions(), offsets, (10.0, 10.0, 10.0)))
+    model = small_model(tmp_path / "kd.seed0" / "model.json")
     options = TrialOptions(tune_on="tune", volumes=("tune",), shape=(8, 8, 8))
     with pytest.raises(ConfigError, match=r"\['labels', 'raw'\] of the volume 'tune'"):
         trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")

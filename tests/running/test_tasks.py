@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 from distributed import Client, Future, LocalCluster, get_worker
@@ -49,16 +50,18 @@ def lasting(seconds):
     return seconds
 
 
+def of_task(seconds):
+    return lasting(seconds), get_worker().get_current_task()
+
+
 def test_short_items_do_not_make_tasks_of_long_ones(here):
     """Blocks without tissue, first, and then those that take long: what is done is known soon."""
     _, client = here
     items = [*[0.0] * 200, *[BATCH_S * 0.8] * 12]
-    results, waited, last = [], 0.0, time.monotonic()
-    for finished in run_tasks(Workers(client, 60), lasting, items):
-        results.append(finished.result)
-        waited, last = max(waited, time.monotonic() - last), time.monotonic()
-    assert sorted(results) == items
-    assert waited < 4 * BATCH_S
+    results = [finished.result for finished in run_tasks(Workers(client, 60), of_task, items)]
+    assert sorted(seconds for seconds, _ in results) == items
+    assert len({task for seconds, task in results if not seconds}) < 100  # several of a task
+    assert max(Counter(task for seconds, task in results if seconds).values()) == 2  # the first ends before `BATCH_S`
 
 
 class Lost(Future):

@@ -50,6 +50,11 @@ class Recorder:
         else:
             self.begun.write_text(key_of(item.nodeid))
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Write a row for a file that cannot be imported: none of its tests is run."""
+        if report.failed:
+            self.rows.add(key_of(report.nodeid), outcome="failed", seconds=0.0, message=message_of(report))
+
     def pytest_warning_recorded(self, warning_message: Any, nodeid: str) -> None:
         """Keep a warning for the row of its test."""
         self.warned.setdefault(nodeid, []).append(one_line(str(warning_message.message)))
@@ -87,7 +92,7 @@ def settled(results: Path, before: int) -> set[str]:
     return (last.keys() - again) | {row["key"] for row in rows[before:] if row["job"] == NAME}
 
 
-def message_of(report: pytest.TestReport) -> str:
+def message_of(report: pytest.TestReport | pytest.CollectReport) -> str:
     """Return in a line why a test did not pass."""
     told: Any = report.longrepr
     if isinstance(told, tuple):  # where and why a test was skipped
@@ -115,14 +120,14 @@ def main() -> None:
     """Run the tests until they are done or the time is over."""
     job: Job = begin(NAME, __doc__)
     begun, out = job.work / "test", job.rows.path.parent
-    before = len(read_rows(job.rows.path))
+    before, code = len(read_rows(job.rows.path)), None
     context = multiprocessing.get_context("spawn")
     while not job.out_of_time(LAST_S + CLOSING_S):
         begun.unlink(missing_ok=True)
         child = context.Process(target=run_pytest, args=(out, job.device, job.ends - CLOSING_S, begun, before))
         child.start()
         child.join(max(job.left - CLOSING_S, 0))
-        in_time = child.exitcode is not None
+        code, in_time = child.exitcode, child.exitcode is not None
         child.kill()
         child.join()
         if not begun.exists():
@@ -132,6 +137,8 @@ def main() -> None:
     found = {row["key"]: row["outcome"] for row in read_rows(job.rows.path) if row["job"] == NAME}
     if bad := sorted(key for key, outcome in found.items() if outcome in ("failed", "crashed")):
         sys.exit(f"{NAME}: {len(bad)} of {len(found)} tests failed, the first: {bad[0]}")
+    if code == pytest.ExitCode.INTERRUPTED:
+        job.out_of_time(float("inf"))
 
 
 if __name__ == "__main__":
