@@ -221,9 +221,9 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_the_commands_and_the_program_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    readme = (ROOT / "README.md").read_text()
-    commands = [line.split("#")[0].split() for line in readme.splitlines() if line.startswith("kdseg export ")]
+def test_the_commands_and_the_program_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "docs" / "export.md").read_text()
+    commands = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("kdseg export ")]
     assert commands
     folder = tmp_path / "results" / "phantom" / "student"
     made = model(UNetOptions(widths=(2, 3)))
@@ -238,7 +238,7 @@ def test_the_commands_and_the_program_of_the_readme(tmp_path: Path, monkeypatch:
         assert (tmp_path / command[-1]).exists()
         assert done.stdout.startswith(f"wrote {command[-1]}, ")
         assert done.stderr == ""
-    (program,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (program,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     raw = voxels(made, 1, 3, 3, 3)
     names = {"raw": raw[0, 0]}
