@@ -1,4 +1,4 @@
-"""What the closed forms of distillation save, one row per figure.
+"""Savings of the closed forms of distillation, one row per figure.
 
     OMP_NUM_THREADS=1 python benchmarks/distillation.py [WORD ...]
 
@@ -294,7 +294,7 @@ ROWS: list[Callable[[], None]] = [
     relations_to_earlier_crops,
     graph_relation_in_a_step,
 ]
-"""What is measured; the name of a function is the name of its row."""
+"""Measurements; the name of a function is the name of its row."""
 
 
 def main(words: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What `predict.fused` costs and saves: `OMP_NUM_THREADS=1 python benchmarks/fused.py --widths 4 8 16`.
+"""Costs and savings of `predict.fused`: `OMP_NUM_THREADS=1 python benchmarks/fused.py --widths 4 8 16`.
 
 Predicts a phantom with an untrained network of one of the sizes used here, once through stored affinities and
 once fused, and prints wall time, CPU time, times that a voxel is predicted, and bytes left on disk. The results

@@ -1,4 +1,4 @@
-"""How much halo do fragments need? VOI against the truth, and the distance from fragments of the whole volume.
+"""Fragments by halo: VOI against the truth, and the distance from fragments of the whole volume.
 
     python benchmarks/halo.py [--size 256] [--blocks 128 64] [--halos 4 8 12 16 24 32] [--synth SYNTH.zarr]
 

@@ -1,4 +1,4 @@
-"""How fast tiles are predicted, what of it is lost between the stores, and how far it is from what the machine can do.
+"""Speed of tiles, the share lost between the stores, and the distance from the limits of the machine.
 
     OMP_NUM_THREADS=1 python benchmarks/prediction.py [--tiles 64 96 128] [--blocks 2] [--repeats 3]
 

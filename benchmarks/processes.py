@@ -15,7 +15,7 @@ _EVERY_S = 0.05
 
 
 class Measured(NamedTuple):
-    """What a program took.
+    """Resources that a program took.
 
     Attributes:
         wall: seconds.

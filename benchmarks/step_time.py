@@ -1,4 +1,4 @@
-"""What each method adds to a training step, and what a stored teacher saves.
+"""Cost of each method per training step, and savings of a stored teacher.
 
     OMP_NUM_THREADS=1 python benchmarks/step_time.py [--device cpu] [--crop 64] [--batch 2] [--repeats 5] [TERM ...]
 

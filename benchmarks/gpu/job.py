@@ -19,7 +19,7 @@ RESULTS = "results.jsonl"
 ROOT = Path(__file__).resolve().parents[2]
 FIB25 = ROOT.parent / "shared" / "data"
 CARRIED = ROOT / "build" / "gpu"
-"""What `pack.py` gathered: `wheels/`, `data/`, `models/`."""
+"""Folder that `pack.py` fills: `wheels/`, `data/`, `models/`."""
 
 
 class Rows:

@@ -1,4 +1,4 @@
-"""What the jobs import, read from the sources: kdseg whole, benchmarks/gpu, and tests/gpu.
+"""Imports of the jobs, read from the sources: kdseg whole, benchmarks/gpu, and tests/gpu.
 
 Sources are parsed, not run: most of kdseg imports its libraries inside functions, where running it would miss them.
 `pack.py --check` runs the imports.

@@ -1,4 +1,4 @@
-"""What is measured of prediction on a GPU, and in which order."""
+"""Measurements of prediction on a GPU, in order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EDGES = {"student": (128, 256, 192, 64, 96, 384, 512), "teacher": (128, 192, 64,
 GROUPINGS = ("padded", "lanes 1", "lanes 8", "lanes 32", "lanes 64", "autotuned", "padded autotuned")
 COMPILED = ("compiled", "compiled graph", "padded compiled", "padded compiled graph")
 SHM = Path("/dev/shm/kdseg-rates")
-"""Where a stage goes from and to memory: what a slow disk hides."""
+"""Folder in memory, from and to which a stage shows what a slow disk hides."""
 
 
 def items(job: Job) -> Iterator[Item]:

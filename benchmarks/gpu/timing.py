@@ -1,4 +1,4 @@
-"""How long something takes on a GPU or a CPU, and a list of measurements of which one that fails ends none."""
+"""Timing on a GPU or a CPU, and lists of measurements in which a failure does not end the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured of training on a GPU, and in which order."""
+"""Measurements of training on a GPU, in order."""
 
 from __future__ import annotations
 

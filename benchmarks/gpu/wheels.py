@@ -67,7 +67,7 @@ class Target(NamedTuple):
 
 
 class Resolution(NamedTuple):
-    """What the jobs need beside the standard library.
+    """Requirements of the jobs beside the standard library.
 
     Attributes:
         packed: what is missing on the machine.

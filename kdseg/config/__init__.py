@@ -171,7 +171,7 @@ class Config(Section):
     def _agglomeration_finds_what_it_needs(self) -> Self:
         """Refuse what the agglomeration would refuse hours later, for volumes that are segmented for certain.
 
-        A chunk may be no multiple where it covers the volume, and the extent of most volumes is in their files.
+        A chunk need not be a multiple where it covers the volume, and the extent of most volumes is in their files.
         """
         if self.predict.fused and self.agglomerate.engine == "waterz":
             raise ValueError(

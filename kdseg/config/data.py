@@ -59,7 +59,7 @@ class VolumeOptions(Section):
     baseline: str | None = None
     """Address of somebody else's segmentation of the same tissue, scored beside ours."""
     mask: str | None = None
-    """Address of a mask, integers or bools: 0 is no tissue and never a fragment. Covers all raw data that are used."""
+    """Address of a mask, integers or bools: 0 is not tissue and never a fragment. Covers all raw data that are used."""
     voxel_size: Nanometres | None = None
     """nm, (z, y, x); needed where the file does not say, refused where the file says otherwise."""
     roi: RoiOptions | None = None

@@ -134,7 +134,7 @@ def align(anchor: Source, *others: Source) -> Alignment:
         others: any number.
 
     Raises:
-        VoxelSizeError: if voxel sizes are no integer multiples of the finest, voxels do not begin on the grid, or a
+        VoxelSizeError: if voxel sizes are not integer multiples of the finest, voxels do not begin on the grid, or a
             size is missing that is needed.
         ShapeError: if the sources do not all overlap, or one does not say where it lies and has another shape.
     """

@@ -150,7 +150,7 @@ def scored_voxels(
 
     Returns:
         Segments and labels, or components of these, uint64 (z, y, x); and bool (z, y, x), whether a voxel is scored, as
-        long as its label is no dust.
+        long as its label is not dust.
     """
     segments = as_ids(what.segmentation.read(roi), "the segments")
     labels = as_ids(what.labels.read(roi), "the labels")

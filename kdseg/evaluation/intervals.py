@@ -1,6 +1,6 @@
 """Variation of scores over other parts of the same tissue: the bootstrap over blocks.
 
-Voxels are no independent samples, nor are neurons cut at faces; blocks are nearly so where they are larger than the
+Voxels are not independent samples, nor are neurons cut at faces; blocks are nearly so where they are larger than the
 errors. Each resample draws as many blocks as there are, with replacement, and adds up their tables.
 
 In memory are the table of the region, one table of a block, and the sums of a batch of resamples, one number per row of

@@ -38,7 +38,7 @@ def _assigned(segment: NDArray[np.uint64], label: NDArray[np.uint64], count: NDA
     """Return the rows of a matching of most voxels.
 
     Not every id has a partner, but the solver matches all: so each id may be matched to a stand-in of its own, and the
-    stand-ins of two ids to each other where the ids might be. All weights are 1 larger, for 0 would be no edge.
+    stand-ins of two ids to each other where the ids might be. All weights are 1 larger, since 0 would mean no edge.
     """
     _, a = np.unique(segment, return_inverse=True)
     _, b = np.unique(label, return_inverse=True)

@@ -77,11 +77,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a model file and build its network.
 
     Raises:
-        UnreadableError: if it is no model file, is cut off, or comes from a newer version.
+        UnreadableError: if it is not a model file, is cut off, or comes from a newer version.
     """
     content = load(path)
     if content.get("format") != FORMAT:
-        raise UnreadableError(f"{path} is no model file of kdseg; `kdseg train` writes one")
+        raise UnreadableError(f"{path} is not a model file of kdseg; `kdseg train` writes one")
     if content.get("version") != VERSION:
         raise UnreadableError(
             f"{path} has version {content.get('version')} of the format, this program reads {VERSION}: update it"
@@ -143,14 +143,14 @@ def load(path: Path) -> dict[str, Any]:
         raise MissingError(f"no checkpoint at {path}")
     # the archive's directory comes last: without it, the file was cut off, and torch would guess older formats
     if not zipfile.is_zipfile(path):
-        raise UnreadableError(f"{path} is cut off or no checkpoint: remove it and train again")
+        raise UnreadableError(f"{path} is cut off or not a checkpoint: remove it and train again")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableError(f"{path} is damaged or no checkpoint ({line}): remove it and train again") from None
+        raise UnreadableError(f"{path} is damaged or not a checkpoint ({line}): remove it and train again") from None
     if not isinstance(content, dict):
-        raise UnreadableError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+        raise UnreadableError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return content
 
 

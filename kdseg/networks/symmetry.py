@@ -17,7 +17,7 @@ class Crop(NamedTuple):
 
     Attributes:
         raw: float32 (z, y, x) in [-1, 1].
-        labels: int64 (z, y, x), neuron ids; 0 is no neuron.
+        labels: int64 (z, y, x), neuron ids; 0 is not a neuron.
         mask: bool (z, y, x), voxels whose labels count.
     """
 

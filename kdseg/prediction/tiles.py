@@ -179,7 +179,7 @@ def predictor(
         cubic: whether tiles may be turned out of the section plane, for ``affinities_all``.
 
     Raises:
-        ConfigError: if the tile is no multiple of the network's pooling, a norm depends on the tile, or the
+        ConfigError: if the tile is not a multiple of the network's pooling, a norm depends on the tile, or the
             network has no embedding though one is asked for.
     """
     if not is_multiple(tile, network.stride):

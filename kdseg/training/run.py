@@ -148,7 +148,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
 
 def _check_crop(network: Network, role: str, crop: Triple) -> None:
     if not is_multiple(crop, network.stride):
-        raise ConfigError(f"a crop of {crop} is no multiple of the {role}'s pooling {network.stride}")
+        raise ConfigError(f"a crop of {crop} is not a multiple of the {role}'s pooling {network.stride}")
 
 
 def _stored_widths(crops: Crops) -> Widths | None:

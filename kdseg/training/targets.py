@@ -20,7 +20,7 @@ def affinities(
     Channel ``c`` at voxel ``p`` is the pair of ``p`` and ``p + offsets[c]``.
 
     Args:
-        labels: int64 (..., z, y, x), neuron ids; 0 is no neuron.
+        labels: int64 (..., z, y, x), neuron ids; 0 is not a neuron.
         offsets: one (z, y, x) step in voxels per channel, of any sign and length.
         mask: bool (..., z, y, x), voxels whose labels count; default: where the label is not 0.
         boundary: bool (..., z, y, x), voxels that count as membrane: pairs that touch one are negative.
@@ -46,7 +46,7 @@ def affinities(
 
 
 def boundary_voxels(labels: Tensor, axes: str) -> Tensor:
-    """Return the voxels whose window of 3 voxels per axis holds two different ids; 0 is no id.
+    """Return the voxels whose window of 3 voxels per axis holds two different ids; 0 is not an id.
 
     Ground truth whose neurons touch leaves no room for the membrane that is in the image; this gives it one
     voxel on either side of each contact.
@@ -80,7 +80,7 @@ def local_shape_descriptors(
     box, as products with dense Gaussian matrices, and in coordinates relative to ``p``, which float32 bears.
 
     Args:
-        labels: int64 (z, y, x), neuron ids; 0 is no neuron.
+        labels: int64 (z, y, x), neuron ids; 0 is not a neuron.
         voxel_size: nm, (z, y, x).
         sigma: nm, width of the window.
 

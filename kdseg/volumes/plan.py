@@ -55,7 +55,7 @@ def plan_raw(source: Source, options: VolumeOptions) -> Plan:
         options: its voxel size, region of interest and intensities.
 
     Raises:
-        DataError: if the type of the voxels is no intensity, or floats come without ``intensity``.
+        DataError: if the type of the voxels is not an intensity, or floats come without ``intensity``.
         ShapeError: if the region of interest is not inside of the source.
         VoxelSizeError: if the voxel size is not known, or the file says another one.
     """
@@ -84,7 +84,7 @@ def plan_labels(source: Source, options: VolumeOptions, raw: Source) -> Plan:
         raw: the raw data that the labels belong to.
 
     Raises:
-        DataError: if the type of the voxels is no label.
+        DataError: if the type of the voxels is not a label.
         ShapeError: if labels and region do not meet, or lie between the voxels of the raw data.
         VoxelSizeError: if the voxel sizes differ.
     """
@@ -173,7 +173,7 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
         block: whole shards of ``out``.
 
     Raises:
-        DataError: if there is a voxel that is no intensity or no label.
+        DataError: if there is a voxel that is neither an intensity nor a label.
     """
     roi = block.roi.shift(plan.roi.offset)
     data = source.read(roi)

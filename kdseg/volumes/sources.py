@@ -101,7 +101,7 @@ def open_source(address: str) -> Source:
     hdf5 = _HDF5.match(address)
     path = Path(hdf5["file"] if hdf5 else address)
     if address.startswith("precomputed://"):
-        raise UnreadableError(f"{address} is no path: kdseg reads precomputed volumes from folders; copy it to one")
+        raise UnreadableError(f"{address} is not a path: kdseg reads precomputed volumes from folders; copy it to one")
     folder, scale = split_scale(address)
     if is_precomputed(folder) and not _is_zarr(folder):
         volume = open_precomputed(folder, scale)
@@ -179,7 +179,7 @@ def open_channels(address: str) -> ChannelSource:
         with h5py.File(hdf5["file"], "r") as file:
             node = file.get(hdf5["dataset"] or "/")
             if not isinstance(node, h5py.Dataset):
-                raise MissingError(f"{address} is no dataset, expected {hdf5['file']}: and one of {_datasets(file)}")
+                raise MissingError(f"{address} is not a dataset: expected {hdf5['file']}: and one of {_datasets(file)}")
             if node.ndim != 4 or 0 in node.shape:
                 raise ShapeError(f"{address} has the shape {node.shape}, expected (c, z, y, x)")
             c, z, y, x = node.shape

@@ -60,7 +60,7 @@ def test_a_cut_off_file_is_said_to_be_one(tmp_path: Path, share: float) -> None:
     path = tmp_path / "model.pt"
     save_model(path, model())
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    with pytest.raises(UnreadableError, match="cut off or no checkpoint") as error:
+    with pytest.raises(UnreadableError, match="cut off or not a checkpoint") as error:
         load_model(path)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -72,7 +72,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, foreign)
     torch.save(torch.ones(3), tensor)
     for path in (text, foreign, tensor):
-        with pytest.raises(UnreadableError, match=r"no checkpoint|no model file"):
+        with pytest.raises(UnreadableError, match=r"not a checkpoint|not a model file"):
             load_model(path)
     with pytest.raises(MissingError, match="no checkpoint at"):
         load_model(tmp_path / "absent.pt")

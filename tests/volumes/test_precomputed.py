@@ -109,7 +109,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ShapeError, match="3 channels"):
         open_source(address)
     info.write_text(json.dumps(good))
-    with pytest.raises(UnreadableError, match="is no path"):
+    with pytest.raises(UnreadableError, match="is not a path"):
         open_source("precomputed://gs://bucket/segmentation")
     monkeypatch.setattr(precomputed, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'kdseg\[precomputed\]'"):

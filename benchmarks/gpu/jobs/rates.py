@@ -1,4 +1,4 @@
-"""How fast networks predict on a GPU: bare tiles against the limits of the card, and stages from and to a local disk.
+"""Speed of prediction on a GPU: bare tiles against the limits of the card, and stages from and to a local disk.
 
 In order of worth: limits, the students' tiles as the product computes them, the stage, the other networks, CUDA
 graphs, other groupings, the fused stage, and last what has to be compiled. Weights of bare tiles are random, which

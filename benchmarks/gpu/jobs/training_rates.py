@@ -1,4 +1,4 @@
-"""How long steps of training take on a GPU, and how long it waits for crops.
+"""Time of training steps on a GPU, and of its waits for crops.
 
 Steps are those of benchmarks/step_time.py, with deterministic kernels as in the training loop and one wait for the loss
 per step. The loader is the training loop's own, on real EM data; the card waits for it where preparing a batch takes

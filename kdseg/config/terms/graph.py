@@ -43,7 +43,7 @@ class GraphRelationOptions(DistillationSection):
     size_weight: Literal["none", "sqrt", "linear"] = "none"
     """Weight of an instance by its voxels."""
     min_size: Count = 32
-    """Voxels; smaller instances are no nodes."""
+    """Voxels; smaller instances are left out."""
     max_nodes: Count = 512
     """Per crop; the largest instances are kept."""
     core: bool = False

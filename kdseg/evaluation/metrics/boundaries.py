@@ -74,7 +74,7 @@ def boundary(ids: NDArray[np.integer], *, sections: bool = False) -> NDArray[np.
     """Return the voxels that have a face neighbour with another id: both sides of each border.
 
     Args:
-        ids: integers, (z, y, x); 0 is an id like any other. The border of the array is no boundary.
+        ids: integers, (z, y, x); 0 is an id like any other. The border of the array is not a boundary.
         sections: neighbours in y and x only.
 
     Returns:

@@ -107,7 +107,7 @@ class Network(nn.Module):
         """Return the logits and features of ``raw``, float (n, 1, z, y, x) in [-1, 1].
 
         Raises:
-            ShapeError: if the spatial shape is no multiple of ``stride``.
+            ShapeError: if the spatial shape is not a multiple of ``stride``.
         """
         raise NotImplementedError
 

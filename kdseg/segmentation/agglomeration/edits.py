@@ -77,7 +77,7 @@ def read_edits(path: Path) -> tuple[Edit, ...]:
 
     Raises:
         MissingError: if there is no such file.
-        UnreadableError: if it is no text.
+        UnreadableError: if it is not text.
         DataError: with file and line, if a column or edit is unknown, or a value is missing or no number.
     """
     try:
@@ -93,7 +93,7 @@ def read_edits(path: Path) -> tuple[Edit, ...]:
     except FileNotFoundError:
         raise MissingError(f"no table of edits at {path}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableError(f"{path} is no CSV file in UTF-8: {error}") from error
+        raise UnreadableError(f"{path} is not a CSV file in UTF-8: {error}") from error
 
 
 def resolve(edits: Sequence[Edit], lookup: Lookup) -> Links:

@@ -62,7 +62,7 @@ def layout(shape: Triple, chunk: Triple, *grids: Triple) -> Layout:
         grids: blocks of the fragments, then those of other tables that a leaf reads.
 
     Raises:
-        ShapeError: if the chunk is no multiple of the blocks.
+        ShapeError: if the chunk is not a multiple of the blocks.
     """
     for block in grids:
         if not fits_or_covers(chunk, block, shape):

@@ -17,7 +17,7 @@ from kdseg.segmentation.links import nearest_channels, nearest_links
 _WATERZ_HALO, _SEEDED_HALO = 8, 16  # voxels of the finest axis; the second by benchmarks/halo.py
 _LEAST_INSIDE = 0.5  # part of the pairs of neighbours that are of one neuron, in any tissue
 _FEWER = 0.9  # another reading is better if it leaves so few of the contradictions; blur and noise bring it near 1
-_COUNTED = 100  # fewer contradictions are no evidence
+_COUNTED = 100  # fewer contradictions prove nothing
 
 
 def doubts(affinities: NDArray[np.uint8], offsets: Offsets) -> list[str]:

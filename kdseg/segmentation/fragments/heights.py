@@ -60,7 +60,7 @@ def _runs(inside: NDArray[np.bool_], step: float, most: float) -> NDArray[np.flo
 def distance(inside: NDArray[np.bool_], spacing: Spacing, first: int) -> NDArray[np.float32]:
     """Return the Euclidean distance to the next voxel that is not inside, at most ``REACH``.
 
-    Separable (Saito & Toriwaki 1994). The border of the array is no boundary.
+    Separable (Saito & Toriwaki 1994). The border of the array is not a boundary.
 
     Args:
         inside: bool (z, y, x).
@@ -84,7 +84,7 @@ def mean_affinity(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int)
 
     Args:
         links: uint8 (3, z, y, x), ``[axis, p]`` is the affinity of ``p`` and ``p - e_axis``.
-        mask: bool (z, y, x); others are no neighbours.
+        mask: bool (z, y, x); others are not neighbours.
         first: axis that counts first, 0 or 1.
 
     Returns:

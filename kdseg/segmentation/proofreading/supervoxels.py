@@ -110,8 +110,8 @@ def fragment_ids(
         number = number * np.uint64(grid[axis]) + coordinate
     if outside.any():
         raise DataError(
-            f"id {ids[outside][0]} is no fragment of a grid of {grid} blocks of {block} voxels at {bits} spatial bits: "
-            "read it with the spatial bits it was made with"
+            f"id {ids[outside][0]} is not a fragment of a grid of {grid} blocks of {block} voxels at {bits} spatial "
+            "bits: read it with the spatial bits it was made with"
         )
     return number * np.uint64(prod(block)) + local
 

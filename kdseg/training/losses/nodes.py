@@ -99,7 +99,7 @@ def edge_distance(
     Args:
         student: float (n, m, c), nodes, with gradient.
         teacher: float (n, m, d); d may differ from c.
-        weights: float (n, m), not negative; 0 for what is no node. A pair counts by the product.
+        weights: float (n, m), not negative; 0 for what is not a node. A pair counts by the product.
         area: float (n, m, m), contact areas, for `rag` and `mixed`.
         options: `graph`, `neighbours`.
 

@@ -151,5 +151,5 @@ def test_what_is_no_table(tmp_path: Path) -> None:
     (tmp_path / "edits.csv").write_bytes(b"edit,u,v,comment\nmerge,1,2,\xff\xfe\n")
     with pytest.raises(UnreadableError, match="UTF-8"):
         read_edits(tmp_path / "edits.csv")
-    with pytest.raises(KdsegError, match="no CSV"):
+    with pytest.raises(KdsegError, match="not a CSV"):
         read(tmp_path, 'edit,u,v\nmerge,"1,2\n')

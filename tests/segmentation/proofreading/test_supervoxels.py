@@ -80,5 +80,5 @@ def test_refuses_ids_that_are_no_fragments() -> None:
     with pytest.raises(DataError, match="layer 2"):
         fragment_ids(np.array([2 << 56 | 1], np.uint64), grid, block)
     for index, local in (((2, 0, 0), 1), ((0, 3, 0), 1), ((0, 0, 40), 1), ((0, 0, 0), 0), ((0, 0, 0), 65)):
-        with pytest.raises(DataError, match="no fragment"):
+        with pytest.raises(DataError, match="not a fragment"):
             fragment_ids(np.array([documented(index, local, 6)], np.uint64), grid, block)
