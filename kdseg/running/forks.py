@@ -150,9 +150,9 @@ def die_with_parent(parent: int) -> None:
 def _wake() -> None:
     """Call a compiled function, if this process uses any: numba's first call takes 0.8 s, which forks are spared."""
     if "numba" in sys.modules:
-        from numba import njit
+        from kdseg.running.compiled import compiled
 
-        njit(cache=True)(_nothing)()
+        compiled(_nothing)()
 
 
 def _nothing() -> None:

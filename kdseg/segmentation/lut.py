@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
+from kdseg.running.compiled import compiled
 
 
 def lut(fragment_ids: NDArray[np.uint64], a: NDArray[np.uint64], b: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -81,7 +81,7 @@ def _rows(ids: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> NDArray[np.int
     return rows.astype(np.int64)
 
 
-@njit(cache=True)
+@compiled
 def _root(parent: NDArray[np.int64], k: int) -> int:
     while parent[k] != k:
         parent[k] = parent[parent[k]]
@@ -89,7 +89,7 @@ def _root(parent: NDArray[np.int64], k: int) -> int:
     return k
 
 
-@njit(cache=True)
+@compiled
 def _join(size: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the smallest row joined to each row."""
     parent = np.arange(size)
@@ -102,7 +102,7 @@ def _join(size: int, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.i
     return parent
 
 
-@njit(cache=True)
+@compiled
 def _apply(
     flat: NDArray[np.uint64],
     lut_from: NDArray[np.uint64],

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
-from kdseg.evaluation.metrics.counting import COUNT, FIRST, LABEL, SEGMENT, add, count, empty
+from kdseg.evaluation.metrics.counting import FIRST, LABEL, SEGMENT, add, count, empty
 from kdseg.geometry import Triple
+from kdseg.segmentation.pair_table import COUNT
 
 
 class Contingency(NamedTuple):

@@ -8,58 +8,36 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-_FIRST_CAPACITY = 1 << 12
-_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
-COUNT, SEGMENT, LABEL, FIRST = range(4)
+from kdseg.running.compiled import compiled
+from kdseg.segmentation.pair_table import CAPACITY, COUNT, VALUE, A, B, grown, slot
+
+SEGMENT, LABEL, FIRST = A, B, VALUE
 _STRETCH = 1 << 12
 """Voxels of which the runs are found before they are counted."""
 
 
 def empty() -> NDArray[np.uint64]:
     """Return a table without rows."""
-    return np.zeros((_FIRST_CAPACITY, 4), np.uint64)
+    return np.zeros((CAPACITY, 4), np.uint64)
 
 
-@njit(cache=True)
-def _slot(rows: NDArray[np.uint64], segment: np.uint64, label: np.uint64) -> np.int64:
-    """Return the row of the pair in an open-addressing table, or the free row where it belongs."""
-    mask = np.uint64(rows.shape[0] - 1)
-    mixed = (segment * _HASH) ^ label
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * _HASH
-    k = (mixed >> np.uint64(32)) & mask
-    while rows[k, COUNT] != 0 and (rows[k, SEGMENT] != segment or rows[k, LABEL] != label):
-        k = (k + np.uint64(1)) & mask
-    return np.int64(k)
-
-
-@njit(cache=True)
+@compiled
 def _put(
     rows: NDArray[np.uint64], used: int, segment: np.uint64, label: np.uint64, count: np.uint64, first: np.uint64
 ) -> tuple[NDArray[np.uint64], int]:
     """Add one overlap; return the table, a larger one if it was half full, and its number of used rows."""
-    k = _slot(rows, segment, label)
+    k = slot(rows, segment, label)
     if rows[k, COUNT] != 0:
         rows[k, COUNT] += count
         rows[k, FIRST] = min(rows[k, FIRST], first)
         return rows, used
     rows[k, COUNT], rows[k, SEGMENT], rows[k, LABEL], rows[k, FIRST] = count, segment, label, first
-    return (rows if 2 * (used + 1) < rows.shape[0] else _grown(rows)), used + 1
+    return (rows if 2 * (used + 1) < rows.shape[0] else grown(rows)), used + 1
 
 
-@njit(cache=True)
-def _grown(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return a table of twice as many rows that holds the same."""
-    more = np.zeros((2 * rows.shape[0], 4), np.uint64)
-    for old in range(rows.shape[0]):
-        if rows[old, COUNT] != 0:
-            more[_slot(more, rows[old, SEGMENT], rows[old, LABEL])] = rows[old]
-    return more
-
-
-@njit(cache=True)
+@compiled
 def add(
     rows: NDArray[np.uint64],
     used: int,
@@ -74,7 +52,7 @@ def add(
     return rows, used
 
 
-@njit(cache=True)
+@compiled
 def count(
     segmentation: NDArray[Any],
     labels: NDArray[Any],
@@ -83,7 +61,7 @@ def count(
     ignore_label: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
     """Return a hash table of pairs; ``mask`` and what is ignored may be empty."""
-    rows, used = np.zeros((_FIRST_CAPACITY, 4), np.uint64), 0
+    rows, used = np.zeros((CAPACITY, 4), np.uint64), 0
     ends, new, start = np.empty(_STRETCH, np.int64), np.empty(_STRETCH, np.uint8), 0
     for low in range(1, segmentation.size + 1, _STRETCH):
         n, done = _ends(segmentation, labels, mask, low, new, ends), 0
@@ -92,11 +70,11 @@ def count(
                 rows, used, segmentation, labels, mask, ignore_segment, ignore_label, ends[:n], done, start
             )
             if 2 * used >= rows.shape[0]:
-                rows = _grown(rows)
+                rows = grown(rows)
     return rows
 
 
-@njit(cache=True)
+@compiled
 def _count_runs(
     rows: NDArray[np.uint64],
     used: int,
@@ -124,7 +102,7 @@ def _count_runs(
             continue
         if (ignore_segment.size and segment == ignore_segment[0]) or (ignore_label.size and label == ignore_label[0]):
             continue
-        row = _slot(rows, segment, label)
+        row = slot(rows, segment, label)
         if rows[row, COUNT] == 0:  # runs come in order: the first voxel is that of the first run
             rows[row, SEGMENT], rows[row, LABEL], rows[row, FIRST] = segment, label, np.uint64(first)
             used += 1
@@ -134,7 +112,7 @@ def _count_runs(
     return done, start, used
 
 
-@njit(cache=True)
+@compiled
 def _ends(
     segmentation: NDArray[Any],
     labels: NDArray[Any],

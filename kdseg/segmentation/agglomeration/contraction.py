@@ -1,7 +1,6 @@
 """The region graph while it is being contracted: adjacency, heap and exact comparison, compiled by numba.
 
-All compiled functions that call each other live in this one module, since numba's cache does not notice a
-change in another one. What belongs to an edge lies in one record, hence in one line of the processor's cache.
+What belongs to an edge lies in one record, hence in one line of the processor's cache.
 
 Two regions may be merged as soon as each is the best partner of the other, in whatever order this is found
 out, since merging elsewhere never makes an edge better (the linkage is *reducible*). So regions with few
@@ -16,15 +15,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kdseg.running.compiled import compiled
 from kdseg.segmentation.graph.histograms import Histograms
+from kdseg.segmentation.pair_table import HASH
 
 TOUCH, MUST, CANNOT = 1, 2, 4
 """Bits of `Rows.flags`; an edge without any of them is dead."""
 
-_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
 _MANY = 256
 """Neighbours from which on a region is left to the heap."""
 _NEAR = 1e-9  # far above rounding: values that differ by more need no integers
@@ -118,7 +117,7 @@ class Merges(NamedTuple):
     contact: NDArray[np.uint64]
 
 
-@njit(cache=True)
+@compiled
 def less(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> bool:
     """Return whether ``a * b < c * d``, exactly, by products of 128 bits where 64 are too few."""
     bits, low = np.uint64(32), np.uint64(0xFFFFFFFF)
@@ -134,7 +133,7 @@ def less(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> bool:
     return bool(high_ab < high_cd if high_ab != high_cd else a * b < c * d)
 
 
-@njit(cache=True)
+@compiled
 def reaches(
     sums: NDArray[np.uint64], contacts: NDArray[np.uint64], numerator: np.uint64, denominator: np.uint64
 ) -> NDArray[np.bool_]:
@@ -145,7 +144,7 @@ def reaches(
     return out
 
 
-@njit(cache=True)
+@compiled
 def descending(numerators: NDArray[np.uint64], denominators: NDArray[np.uint64]) -> NDArray[np.int64]:
     """Return the order of fractions, largest first, equal ones as they come; 1 / 0 is above all."""
     order = np.arange(numerators.size)
@@ -172,7 +171,7 @@ def descending(numerators: NDArray[np.uint64], denominators: NDArray[np.uint64])
     return order
 
 
-@njit(cache=True)
+@compiled
 def _quantile(head: int, bins: Bins, percent: int) -> int:
     """Return the smallest affinity, in 1/255, up to which more than ``percent`` of 100 of the entries lie."""
     total = np.uint64(0)
@@ -190,7 +189,7 @@ def _quantile(head: int, bins: Bins, percent: int) -> int:
     return 0
 
 
-@njit(cache=True)
+@compiled
 def _join(one: int, other: int, bins: Bins) -> int:
     """Add two histograms in place; return the first entry."""
     first = last = -1
@@ -210,7 +209,7 @@ def _join(one: int, other: int, bins: Bins) -> int:
     return int(first)
 
 
-@njit(cache=True)
+@compiled
 def _evaluate(edges: NDArray[Any], e: int, bins: Bins | None, percent: int) -> float:
     """Note an edge's present score; return it, infinite for a must-link, negative for a cannot-link."""
     edge = edges[e]
@@ -228,7 +227,7 @@ def _evaluate(edges: NDArray[Any], e: int, bins: Bins | None, percent: int) -> f
     return float(edge.numerator) / float(edge.denominator)
 
 
-@njit(cache=True)
+@compiled
 def _after(i: int, j: int, last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]) -> bool:
     """Return whether the pair of fragments in row ``i`` is larger than that in row ``j``."""
     if last_u[i] != last_u[j]:
@@ -236,7 +235,7 @@ def _after(i: int, j: int, last_u: NDArray[np.uint64], last_v: NDArray[np.uint64
     return bool(last_v[i] > last_v[j])
 
 
-@njit(cache=True)
+@compiled
 def _before(i: int, j: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]) -> bool:
     """Return whether edge ``i`` is merged before ``j``, where floats cannot tell."""
     one, other = edges[i], edges[j]
@@ -247,7 +246,7 @@ def _before(i: int, j: int, edges: NDArray[Any], last_u: NDArray[np.uint64], las
     return _after(other.heaped, one.heaped, last_u, last_v)
 
 
-@njit(cache=True)
+@compiled
 def _sift_down(
     heap: Heap, size: int, k: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]
 ) -> None:
@@ -268,14 +267,14 @@ def _sift_down(
     values[k], entries[k] = value, edge
 
 
-@njit(cache=True)
+@compiled
 def _hash(a: int, b: int) -> np.uint64:
     """Return 32 mixed bits of a pair of nodes, whichever comes first."""
-    mixed = (np.uint64(min(a, b)) << _HIGH | np.uint64(max(a, b))) * _HASH
-    return ((mixed ^ (mixed >> np.uint64(29))) * _HASH) >> _HIGH
+    mixed = (np.uint64(min(a, b)) << _HIGH | np.uint64(max(a, b))) * HASH
+    return ((mixed ^ (mixed >> np.uint64(29))) * HASH) >> _HIGH
 
 
-@njit(cache=True)
+@compiled
 def _find(table: NDArray[np.uint64], edges: NDArray[Any], tag: np.uint64, a: int, b: int) -> int:
     """Return the place of a pair of nodes in the table, or the free one where it belongs."""
     mask = table.size - 1
@@ -289,7 +288,7 @@ def _find(table: NDArray[np.uint64], edges: NDArray[Any], tag: np.uint64, a: int
     return int(k)
 
 
-@njit(cache=True)
+@compiled
 def _remove(table: NDArray[np.uint64], tag: np.uint64, edge: int) -> None:
     """Free the place of an edge and close the gap (Knuth, vol. 3, 6.4, algorithm R), so that pairs are found."""
     mask = table.size - 1
@@ -307,7 +306,7 @@ def _remove(table: NDArray[np.uint64], tag: np.uint64, edge: int) -> None:
     table[gap] = 0
 
 
-@njit(cache=True)
+@compiled
 def _append(nodes: NDArray[Any], edges: NDArray[Any], n: int, half: int) -> None:
     node = nodes[n]
     if node.head == -1:
@@ -324,7 +323,7 @@ def _append(nodes: NDArray[Any], edges: NDArray[Any], n: int, half: int) -> None
         edges[half >> 1].after_a = -1
 
 
-@njit(cache=True)
+@compiled
 def _add(
     edges: NDArray[Any],
     kept: int,
@@ -346,12 +345,12 @@ def _add(
     other.flags, other.affinity_sum, other.contact = 0, 0, 0
 
 
-@njit(cache=True)
+@compiled
 def _number(ids: NDArray[np.uint64], table: NDArray[np.int32], names: NDArray[np.uint64], count: int, one: int) -> int:
     """Return the node of the region ``ids[one]``, a new one if it is met for the first time."""
     mask = table.size - 1
-    mixed = ids[one] * _HASH
-    k = np.int64((mixed ^ (mixed >> np.uint64(29))) * _HASH >> np.uint64(20)) & mask
+    mixed = ids[one] * HASH
+    k = np.int64((mixed ^ (mixed >> np.uint64(29))) * HASH >> np.uint64(20)) & mask
     while table[k] != -1 and names[table[k]] != ids[one]:
         k = (k + 1) & mask
     if table[k] == -1:
@@ -360,7 +359,7 @@ def _number(ids: NDArray[np.uint64], table: NDArray[np.int32], names: NDArray[np
     return int(table[k])
 
 
-@njit(cache=True)
+@compiled
 def _nodes(u: NDArray[np.uint64], v: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.uint64]]:
     """Return both nodes of each row, and the nodes' names."""
     size = 4
@@ -385,7 +384,7 @@ def _nodes(u: NDArray[np.uint64], v: NDArray[np.uint64]) -> tuple[NDArray[np.int
     return ends, names[:count].copy()
 
 
-@njit(cache=True)
+@compiled
 def build(rows: Rows, frozen: NDArray[np.uint64], bins: Bins | None, start: NDArray[np.int32] | None) -> Graph:
     """Return the graph of some rows.
 
@@ -426,7 +425,7 @@ def build(rows: Rows, frozen: NDArray[np.uint64], bins: Bins | None, start: NDAr
     return Graph(nodes, edges)
 
 
-@njit(cache=True)
+@compiled
 def _best(
     nodes: NDArray[Any], edges: NDArray[Any], n: int, last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]
 ) -> int:
@@ -454,14 +453,14 @@ def _best(
     return int(best)
 
 
-@njit(cache=True)
+@compiled
 def _note(merges: Merges, done: int, edge: Any, one: Any, other: Any) -> int:
     merges.a[done], merges.b[done] = min(one.name, other.name), max(one.name, other.name)
     merges.affinity_sum[done], merges.contact[done] = edge.numerator, edge.denominator
     return done + 1
 
 
-@njit(cache=True)
+@compiled
 def _contract_near(
     graph: Graph,
     merged: int,
@@ -505,7 +504,7 @@ def _contract_near(
     return int(large)
 
 
-@njit(cache=True)
+@compiled
 def _merge_near(
     graph: Graph,
     rows: Rows,
@@ -542,7 +541,7 @@ def _merge_near(
     return done
 
 
-@njit(cache=True)
+@compiled
 def _index(edges: NDArray[Any]) -> NDArray[np.uint64]:
     """Return a hash table of the pairs of nodes that edges join: ``hash << 32 | edge + 1``, 0 where free."""
     size = 4
@@ -559,7 +558,7 @@ def _index(edges: NDArray[Any]) -> NDArray[np.uint64]:
     return table
 
 
-@njit(cache=True)
+@compiled
 def _contract(
     graph: Graph,
     table: NDArray[np.uint64],
@@ -603,7 +602,7 @@ def _contract(
         half = following
 
 
-@njit(cache=True)
+@compiled
 def _first(i: int, j: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last_v: NDArray[np.uint64]) -> bool:
     """Return whether edge ``i`` stands before ``j`` in the heap."""
     one, other = edges[i], edges[j]
@@ -614,7 +613,7 @@ def _first(i: int, j: int, edges: NDArray[Any], last_u: NDArray[np.uint64], last
     return _before(i, j, edges, last_u, last_v)
 
 
-@njit(cache=True)
+@compiled
 def _start(edges: NDArray[Any], numerator: np.uint64, denominator: np.uint64) -> Heap:
     """Return the entries of the edges that may be merged."""
     heap = Heap(np.empty(edges.size, np.float64), np.empty(edges.size, np.int32))
@@ -629,7 +628,7 @@ def _start(edges: NDArray[Any], numerator: np.uint64, denominator: np.uint64) ->
     return Heap(heap.value[:size], heap.edge[:size])
 
 
-@njit(cache=True)
+@compiled
 def _merge_far(
     graph: Graph,
     rows: Rows,
@@ -677,7 +676,7 @@ def _merge_far(
     return done
 
 
-@njit(cache=True)
+@compiled
 def merge_all(
     graph: Graph, rows: Rows, numerator: np.uint64, denominator: np.uint64, bins: Bins | None, percent: int
 ) -> Merges:
@@ -709,7 +708,7 @@ def merge_all(
     return Merges(merges.a[:done], merges.b[:done], merges.affinity_sum[:done], merges.contact[:done])
 
 
-@njit(cache=True)
+@compiled
 def gather(edges: NDArray[Any], bins: Bins) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
     """Return the columns of the histograms of some edges."""
     start = np.zeros(edges.size + 1, np.int64)
@@ -728,7 +727,7 @@ def gather(edges: NDArray[Any], bins: Bins) -> tuple[NDArray[np.int64], NDArray[
     return start, found, pairs
 
 
-@njit(cache=True)
+@compiled
 def undecided(graph: Graph) -> NDArray[np.int64]:
     """Return the edges that are left between frozen nodes.
 

@@ -17,11 +17,11 @@ from math import prod
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import ShapeError
 from kdseg.geometry import Triple, fits_or_covers, grid_shape
+from kdseg.running.compiled import compiled
 from kdseg.segmentation.agglomeration.contraction import Rows
 from kdseg.segmentation.agglomeration.edge_table import join, take
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, contract
@@ -99,7 +99,7 @@ def _divisors(where: Layout, level: int) -> tuple[int, NDArray[np.int64], NDArra
     return prod(where.block), np.array(grid_shape(where.shape, where.block)), per
 
 
-@njit(cache=True)
+@compiled
 def _nodes_of(
     ids: NDArray[np.uint64], voxels: int, grid: NDArray[np.int64], per: NDArray[np.int64]
 ) -> NDArray[np.int64]:
@@ -112,7 +112,7 @@ def _nodes_of(
     return out
 
 
-@njit(cache=True)
+@compiled
 def _inside(
     ids: NDArray[np.uint64], voxels: int, grid: NDArray[np.int64], per: NDArray[np.int64], node: NDArray[np.int64]
 ) -> NDArray[np.bool_]:

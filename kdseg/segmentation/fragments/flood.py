@@ -9,8 +9,9 @@ is the memory that it touches.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kdseg.running.compiled import compiled
 
 COARSENESS = 3
 """Bits of a link that do not count for the order of the flooding: 32 levels."""
@@ -23,7 +24,7 @@ _VISITED = -1  # label, while components are searched
 _HEAD, _READ, _TAIL, _WRITTEN = 0, 1, 2, 3  # chunk to read, place in it; chunk to write, place in it
 
 
-@njit(cache=True)
+@compiled
 def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int) -> NDArray[np.uint8]:
     """Return how far each voxel is inside: its mean affinity to both neighbours, along its weakest axis.
 
@@ -61,7 +62,7 @@ def strength(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int) -> N
     return out
 
 
-@njit(cache=True)
+@compiled
 def _weaken(
     weakest: NDArray[np.int16],
     below: NDArray[np.uint8],
@@ -78,7 +79,7 @@ def _weaken(
         weakest[x] = min(weakest[x], found)
 
 
-@njit(cache=True)
+@compiled
 def levels(links: NDArray[np.uint8], strengths: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """Return the records that `flood` works on: links that are strong only where both ends are inside too.
 
@@ -115,7 +116,7 @@ def level_of(affinity: int) -> int:
     return 1 + (affinity >> COARSENESS)
 
 
-@njit(cache=True)
+@compiled
 def _spread(
     labels: NDArray[np.int32],
     records: NDArray[np.uint8],
@@ -148,14 +149,14 @@ def _spread(
         ends[link, _WRITTEN] += 1
 
 
-@njit(cache=True)
+@compiled
 def _close(labels: NDArray[np.int32], records: NDArray[np.uint8]) -> None:
     for p in range(labels.size):
         if labels[p] != 0:
             records[4 * p + 3] = _CLOSED
 
 
-@njit(cache=True)
+@compiled
 def _drain(
     labels: NDArray[np.int32],
     records: NDArray[np.uint8],
@@ -222,7 +223,7 @@ def flood(labels: NDArray[np.int32], records: NDArray[np.uint8], first: int) -> 
         voxel, after = (np.concatenate((part, np.empty_like(part))) for part in (voxel, after))
 
 
-@njit(cache=True)
+@compiled
 def seed_rest(
     labels: NDArray[np.int32],
     links: NDArray[np.uint8],

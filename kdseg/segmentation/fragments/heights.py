@@ -6,8 +6,9 @@ Heights are float32 (z, y, x). Sums are made in a fixed order, so that the same 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from kdseg.running.compiled import compiled
 
 REACH = 16
 """Voxels of the finest axis up to which distances are told apart: the inside of a soma is one plateau."""
@@ -15,7 +16,7 @@ REACH = 16
 Spacing = tuple[float, float, float]
 
 
-@njit(cache=True)
+@compiled
 def _fan(squares: NDArray[np.float32], axis: int, weight: float) -> NDArray[np.float32]:
     """Return the lower envelope of parabolas along axis 0 or 1 of (z, y, x), row by row of x."""
     nz, ny, nx = squares.shape
@@ -40,7 +41,7 @@ def _fan(squares: NDArray[np.float32], axis: int, weight: float) -> NDArray[np.f
     return out
 
 
-@njit(cache=True)
+@compiled
 def _runs(inside: NDArray[np.bool_], step: float, most: float) -> NDArray[np.float32]:
     """Return the squared distance to the next voxel that is not inside, along the last axis."""
     rows, n = inside.shape
@@ -78,7 +79,7 @@ def distance(inside: NDArray[np.bool_], spacing: Spacing, first: int) -> NDArray
     return np.sqrt(squares, out=squares)
 
 
-@njit(cache=True)
+@compiled
 def mean_affinity(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int) -> NDArray[np.float32]:
     """Return each voxel's mean affinity to all of its neighbours, 0..255; 0 without any.
 
@@ -107,7 +108,7 @@ def mean_affinity(links: NDArray[np.uint8], mask: NDArray[np.bool_], first: int)
     return out
 
 
-@njit(cache=True)
+@compiled
 def _smooth_rows(height: NDArray[np.float32], out: NDArray[np.float32], weight: np.float32) -> None:
     """Weigh each row of the middle axis of (a, n, b) with the next ones; the outermost counts twice."""
     outer, n, inner = height.shape
@@ -120,7 +121,7 @@ def _smooth_rows(height: NDArray[np.float32], out: NDArray[np.float32], weight: 
                 row[x] = centre * own[x] + weight * (below[x] + above[x])
 
 
-@njit(cache=True)
+@compiled
 def _smooth_within(height: NDArray[np.float32], out: NDArray[np.float32], weight: np.float32) -> None:
     rows, n = height.shape
     centre = np.float32(1) - np.float32(2) * weight

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kdseg.running.compiled import compiled
 
-@njit(cache=True)
+
+@compiled
 def _sees(
     height: NDArray[np.float32],
     links: NDArray[np.uint8],
@@ -37,7 +38,7 @@ def _sees(
     return True
 
 
-@njit(cache=True)
+@compiled
 def _uphill(
     height: NDArray[np.float32],
     links: NDArray[np.uint8],
@@ -59,7 +60,7 @@ def _uphill(
     return int(best)
 
 
-@njit(cache=True)
+@compiled
 def _highest_neighbour(
     height: NDArray[np.float32],
     links: NDArray[np.uint8],
@@ -93,7 +94,7 @@ def _highest_neighbour(
     return int(best)
 
 
-@njit(cache=True)
+@compiled
 def basins(
     height: NDArray[np.float32],
     links: NDArray[np.uint8],
@@ -136,7 +137,7 @@ def basins(
     return _named(target, (nz, ny, nx))
 
 
-@njit(cache=True)
+@compiled
 def _named(target: NDArray[np.int32], shape: tuple[int, int, int]) -> NDArray[np.int32]:
     """Follow targets (-1: none) to the voxels that are their own, and number those. Overwrites them."""
     nz, ny, nx = shape

@@ -6,13 +6,13 @@ from typing import Any
 
 import cc3d
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.config.base import exact
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Offsets, Slices, pair_slices
+from kdseg.running.compiled import compiled
 from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
 from kdseg.segmentation.fragments.seeds import basins
@@ -192,7 +192,7 @@ def _masked_waterz(links: NDArray[np.uint8], options: WaterzOptions, mask: NDArr
     return np.where(mask, waterz_fragments(links, options.low, options.high), 0)
 
 
-@njit(cache=True)
+@compiled
 def _renumber(ids: NDArray[np.integer[Any]], dust: int) -> NDArray[np.uint64]:
     """Return ids 1..n by first occurrence in C order; 0 stays 0, ids of fewer than ``dust`` voxels become it."""
     nz, ny, nx = ids.shape

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.geometry import Offsets, Roi, Slices, pair_slices
+from kdseg.running.compiled import compiled
 from kdseg.segmentation.graph import histograms
 from kdseg.segmentation.graph.histograms import Histograms, starts
 from kdseg.segmentation.graph.rag import Edges
@@ -91,7 +91,7 @@ def any_of_pair(edges: Edges, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return _among(edges.u, edges.v, edges.u[wanted][order], edges.v[wanted][order])
 
 
-@njit(cache=True)
+@compiled
 def _row(u: np.uint64, v: np.uint64, us: NDArray[np.uint64], vs: NDArray[np.uint64]) -> int:
     """Return the first row not before the pair ``(u, v)``; rows ascend."""
     low, high = 0, us.size
@@ -104,7 +104,7 @@ def _row(u: np.uint64, v: np.uint64, us: NDArray[np.uint64], vs: NDArray[np.uint
     return low
 
 
-@njit(cache=True)
+@compiled
 def _among(
     u: NDArray[np.uint64], v: NDArray[np.uint64], us: NDArray[np.uint64], vs: NDArray[np.uint64]
 ) -> NDArray[np.bool_]:
@@ -116,7 +116,7 @@ def _among(
     return out
 
 
-@njit(cache=True)
+@compiled
 def _collect(
     fragments: NDArray[np.uint64],
     affinities: NDArray[np.uint8],
@@ -144,7 +144,7 @@ def _collect(
                 filled[row] += 1
 
 
-@njit(cache=True)
+@compiled
 def _tally(
     values: NDArray[np.uint8], place: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:

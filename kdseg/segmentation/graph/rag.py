@@ -10,14 +10,12 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.geometry import Offsets, Roi, Slices, Triple, pair_slices
-
-_FIRST_CAPACITY = 1 << 12
-_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
+from kdseg.running.compiled import compiled
+from kdseg.segmentation.pair_table import CAPACITY, COUNT, VALUE, A, B, grown, slot
 
 
 class Edges(NamedTuple):
@@ -75,9 +73,9 @@ def block_edges(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], of
     stops = np.array([box.end for _, _, box in boxes], np.int64).reshape(-1, 3)
     channels = np.array([c for c, _, _ in boxes], np.int64)
     weights = np.array([weight for _, weight, _ in boxes], np.uint64)
-    counts, u, v, sums = _count(fragments, affinities, channels, weights, steps, starts, stops)
-    used = counts > 0
-    return _sum_repeats(u[used], v[used], sums[used], counts[used] - np.uint64(1))
+    table = _count(fragments, affinities, channels, weights, steps, starts, stops)
+    counts, u, v, sums = table[table[:, COUNT] > 0].T
+    return _sum_repeats(u, v, sums, counts - np.uint64(1))
 
 
 def _corner(slices: Slices) -> tuple[Triple, Triple]:
@@ -143,38 +141,7 @@ def _sum_repeats(
     return Edges(u[first], v[first], total, contact)
 
 
-@njit(cache=True)
-def _slot(
-    u: np.uint64, v: np.uint64, us: NDArray[np.uint64], vs: NDArray[np.uint64], n: NDArray[np.uint64]
-) -> np.int64:
-    """Return the row of the pair in an open-addressing table, or the free row where it belongs."""
-    mask = np.uint64(n.size - 1)
-    one = np.uint64(1)
-    mixed = (u * _HASH) ^ v
-    mixed = (mixed ^ (mixed >> np.uint64(29))) * _HASH
-    k = (mixed >> np.uint64(32)) & mask
-    while n[k] != 0 and (us[k] != u or vs[k] != v):
-        k = (k + one) & mask
-    return np.int64(k)
-
-
-@njit(cache=True)
-def _grow(
-    n: NDArray[np.uint64], us: NDArray[np.uint64], vs: NDArray[np.uint64], sums: NDArray[np.uint64]
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return the table with four times as many rows."""
-    size = 4 * n.size
-    more_n = np.zeros(size, np.uint64)
-    more_u, more_v = np.empty(size, np.uint64), np.empty(size, np.uint64)
-    more_sums = np.empty(size, np.uint64)
-    for k in range(n.size):
-        if n[k] != 0:
-            new = _slot(us[k], vs[k], more_u, more_v, more_n)
-            more_n[new], more_u[new], more_v[new], more_sums[new] = n[k], us[k], vs[k], sums[k]
-    return more_n, more_u, more_v, more_sums
-
-
-@njit(cache=True)
+@compiled
 def _count(
     fragments: NDArray[np.uint64],
     affinities: NDArray[np.uint8],
@@ -183,12 +150,9 @@ def _count(
     steps: NDArray[np.int64],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
-) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return a hash table of pairs as columns count + 1 (0: unused row), u, v, affinity sum."""
-    n = np.zeros(_FIRST_CAPACITY, np.uint64)
-    us, vs = np.empty(n.size, np.uint64), np.empty(n.size, np.uint64)
-    sums = np.empty(n.size, np.uint64)
-    used, row = 0, np.int64(0)
+) -> NDArray[np.uint64]:
+    """Return a `pair_table` of fragments: count + 1, u, v, affinity sum."""
+    table, used, row = np.zeros((CAPACITY, 4), np.uint64), 0, np.int64(0)
     zero, one = np.uint64(0), np.uint64(1)
     for box in range(channels.size):
         dz, dy, dx = steps[box]
@@ -202,15 +166,13 @@ def _count(
                         continue
                     u, v = min(a, b), max(a, b)
                     # neighbouring voxels mostly touch the same pair of fragments
-                    if n[row] == zero or us[row] != u or vs[row] != v:
-                        row = _slot(u, v, us, vs, n)
-                    if n[row] == zero:
-                        n[row] = one
-                        us[row], vs[row], sums[row] = u, v, zero
+                    if table[row, COUNT] == zero or table[row, A] != u or table[row, B] != v:
+                        row = slot(table, u, v)
+                    if table[row, COUNT] == zero:
+                        table[row, COUNT], table[row, A], table[row, B] = one, u, v
                         used += 1
-                    n[row] += weight
-                    sums[row] += np.uint64(links[x]) * weight
-                    if 2 * used > n.size:
-                        n, us, vs, sums = _grow(n, us, vs, sums)
-                        row = np.int64(0)
-    return n, us, vs, sums
+                    table[row, COUNT] += weight
+                    table[row, VALUE] += np.uint64(links[x]) * weight
+                    if 2 * used > table.shape[0]:
+                        table, row = grown(table), np.int64(0)
+    return table

@@ -10,16 +10,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.geometry import Slices, Triple
+from kdseg.running.compiled import compiled
 from kdseg.segmentation.lut import apply
+from kdseg.segmentation.pair_table import CAPACITY, COUNT, A, grown, slot
 
-_FIRST_CAPACITY = 1 << 10
-_HASH = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio (Knuth, multiplicative hashing)
-_COLUMNS = 10  # of a row while counting: size, begin zyx, end zyx, total zyx
 _HALF, _LOW = np.uint64(32), np.uint64(2**32 - 1)
 
 
@@ -62,18 +60,18 @@ def block_statistics(ids: NDArray[np.uint64], owned: Slices, origin: Triple) -> 
     if min(origin) < 0:
         raise ShapeError(f"the block starts at voxel {origin}; expected no negative coordinate")
     bounds = np.array([(s.start, s.stop) for s in owned], np.int64)
-    names, rows = _count(ids, bounds)
-    order = np.argsort(names)
-    rows = rows[order]
-    place = np.array(origin, np.int64)
-    far = place.astype(np.uint64)
-    size = rows[:, 0].astype(np.uint64)
+    table = _count(ids, bounds)
+    table = table[table[:, COUNT] > 0]
+    table = table[np.argsort(table[:, A])]
+    size, names = table[:, COUNT].copy(), table[:, A].copy()
+    begin, end, inside = (columns.copy() for columns in np.split(table[:, 3:], 3, axis=1))
+    far = np.array(origin, np.uint64)
     shift = size[:, None] * far
-    total = rows[:, 7:10].astype(np.uint64) + shift
+    total = inside + shift
     # what does not fit wraps around
     over = (size[:, None] > np.uint64(2**64 - 1) // np.maximum(far, 1)) | (total < shift)
-    _refuse_overflow(np.any(over, axis=1), names[order])
-    return Statistics(names[order], size, rows[:, 1:4] + place, rows[:, 4:7] + place, total)
+    _refuse_overflow(np.any(over, axis=1), names)
+    return Statistics(names, size, (begin + far).astype(np.int64), (end + far).astype(np.int64), total)
 
 
 def merge(tables: Iterable[Statistics]) -> Statistics:
@@ -142,67 +140,33 @@ def _refuse_overflow(over: NDArray[np.bool_], ids: NDArray[np.uint64]) -> None:
         )
 
 
-@njit(cache=True)
-def _slot(name: np.uint64, names: NDArray[np.uint64]) -> np.int64:
-    """Return the row of an id in an open-addressing table, or the free row where it belongs."""
-    mask = np.uint64(names.size - 1)
-    k = ((name * _HASH) >> np.uint64(32)) & mask
-    while names[k] != 0 and names[k] != name:
-        k = (k + np.uint64(1)) & mask
-    return np.int64(k)
-
-
-@njit(cache=True)
-def _grow(names: NDArray[np.uint64], rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return the table with four times as many rows."""
-    more_names = np.zeros(4 * names.size, np.uint64)
-    more_rows = np.empty((4 * names.size, _COLUMNS), np.int64)
-    for k in range(names.size):
-        if names[k] != 0:
-            new = _slot(names[k], more_names)
-            more_names[new] = names[k]
-            more_rows[new] = rows[k]
-    return more_names, more_rows
-
-
-@njit(cache=True)
-def _add_run(row: NDArray[np.int64], z: int, y: int, start: int, stop: int) -> None:
-    """Add the voxels ``(z, y, start:stop)`` to a row."""
-    n = stop - start
-    row[0] += n
-    row[1], row[2], row[3] = min(row[1], z), min(row[2], y), min(row[3], start)
-    row[4], row[5], row[6] = max(row[4], z + 1), max(row[5], y + 1), max(row[6], stop)
-    row[7] += n * z
-    row[8] += n * y
-    row[9] += n * (start + stop - 1) // 2  # start + (start + 1) + … + (stop − 1)
-
-
-@njit(cache=True)
-def _count(ids: NDArray[np.uint64], bounds: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Return ids in no order, and their rows, in voxels of the array."""
-    names = np.zeros(_FIRST_CAPACITY, np.uint64)
-    rows = np.empty((_FIRST_CAPACITY, _COLUMNS), np.int64)
-    used = 0
+@compiled
+def _count(ids: NDArray[np.uint64], bounds: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return a `pair_table` of ids and 0: size, id, 0, begin zyx, end zyx, total zyx, in voxels of the array."""
+    table, used, zero, one = np.zeros((CAPACITY, 12), np.uint64), 0, np.uint64(0), np.uint64(1)
     for z in range(bounds[0, 0], bounds[0, 1]):
         for y in range(bounds[1, 0], bounds[1, 1]):
             line = ids[z, y]
             x, last = bounds[2, 0], bounds[2, 1]
             while x < last:
-                name, start = line[x], x
+                name, start = line[x], np.uint64(x)
                 x += 1
                 while x < last and line[x] == name:
                     x += 1
-                if name == 0:
+                if name == zero:
                     continue
-                k = _slot(name, names)
-                if names[k] == 0:
-                    if 2 * used >= names.size:
-                        names, rows = _grow(names, rows)
-                        k = _slot(name, names)
-                    names[k] = name
-                    rows[k] = 0
-                    rows[k, 1:4] = np.iinfo(np.int64).max
+                row = table[slot(table, name, zero)]
+                if row[COUNT] == zero:
+                    row[A], row[3:6], row[6:9] = name, ~zero, zero
                     used += 1
-                _add_run(rows[k], z, y, start, x)
-    kept = np.flatnonzero(names)
-    return names[kept], rows[kept]
+                stop, plane, height = np.uint64(x), np.uint64(z), np.uint64(y)
+                n = stop - start
+                row[COUNT] += n
+                row[3], row[4], row[5] = min(row[3], plane), min(row[4], height), min(row[5], start)
+                row[6], row[7], row[8] = max(row[6], plane + one), max(row[7], height + one), max(row[8], stop)
+                row[9] += n * plane
+                row[10] += n * height
+                row[11] += n * (start + stop - one) // np.uint64(2)  # start + (start + 1) + … + (stop − 1)
+                if 2 * used > table.shape[0]:
+                    table = grown(table)
+    return table

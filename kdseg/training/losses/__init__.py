@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from kdseg.config.terms import TermOptions
+from kdseg.errors import ConfigError
 from kdseg.training.losses.adversarial import AdversarialTerm
 from kdseg.training.losses.affinity import SoftAffinityTerm
 from kdseg.training.losses.base import Context, Objective, Term
@@ -47,7 +48,14 @@ TERMS: dict[str, Any] = {
 
 
 def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDict:
-    """Return the terms by name, in the order of the options."""
+    """Return the terms by name, in the order of the options.
+
+    Raises:
+        ConfigError: if a term distils and there is no teacher, or its networks do not fit the term.
+    """
+    for option in options:
+        if option.from_teacher and context.teacher is None:
+            raise ConfigError(f"the term {option.name!r} needs a teacher")
     return nn.ModuleDict({option.name: TERMS[option.name](option, context) for option in options})
 
 

@@ -41,15 +41,11 @@ class AdversarialTerm(Term):
         channels = len(context.offsets) + int(self.conditioned)
         self.critic = Auxiliary(Critic(channels, options.widths), options.learning_rate, (0.0, 0.99))
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term, after a step of the critic while training; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        ours, theirs = both(student, teacher, "affinities", "adversarial")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term, after a step of the critic while training; see `Term`."""
+        ours, theirs = both(student, teacher, "affinities")
         fake, real = torch.sigmoid(ours), torch.sigmoid(theirs)
-        if teacher is not None and teacher.known is not None:
+        if teacher.known is not None:
             fake, real = fake * teacher.known, real * teacher.known
 
         def score(values: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from kdseg.config.terms import SoftAffinityOptions
-from kdseg.errors import ConfigError
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import Context, Term, balance, weighted_mean
 
@@ -26,14 +25,8 @@ class SoftAffinityTerm(Term):
         super().__init__()
         self.criterion, self.temperature, self.balanced = options.criterion, options.temperature, options.balanced
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        if teacher is None:
-            raise ConfigError("the term 'soft_affinity' needs a teacher")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
         ours = student.logits["affinities"].float() / self.temperature
         theirs = teacher.logits["affinities"].detach().float() / self.temperature
         p = torch.sigmoid(theirs)

@@ -46,27 +46,27 @@ class Term(nn.Module):
     weights: Mapping[str, float] = MappingProxyType({"": 1.0})
     """Weight of each part by its name; a term of one part calls it ``""``."""
 
-    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the weighted sum of the parts, a float32 scalar; see `parts`."""
         found = self.parts(student, teacher, batch)
         return torch.stack([self.weights[name] * part for name, part in found.items()]).sum()
 
-    def parts(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def parts(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the unweighted parts, float32 scalars, computed in float32 whatever the network computed in.
 
         Args:
             student: with gradient.
-            teacher: without gradient; None where no teacher was given.
+            teacher: without gradient; empty where none was given, which only terms that distil look for.
             batch: what both saw.
         """
         with torch.autocast(batch.raw.device.type, enabled=False):
             return self.values(student, teacher, batch)
 
-    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the parts by name, the keys of `weights`; autocast is off."""
         return {"": self.value(student, teacher, batch)}
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the only part of a term; autocast is off."""
         raise NotImplementedError
 
@@ -87,6 +87,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, teacher: Outputs | None) -> dict[str, Tensor]:
         """Return each part of each term, unweighted, by the names of `part_weights`."""
+        teacher = Outputs({}, ()) if teacher is None else teacher
         with autocast(self.dtype, batch.raw.device):
             student = self.network(batch.raw)
         return {

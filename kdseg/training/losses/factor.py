@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from kdseg.config.terms import FactorOptions
-from kdseg.errors import ConfigError
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import Context, Term
 from kdseg.training.losses.paraphraser import AutoEncoder, encoder
@@ -27,14 +26,8 @@ class FactorTransferTerm(Term):
         self.paraphraser = AutoEncoder(width(context, "teacher", self.level, "ft"), options.width, options.fit)
         self.translator = encoder(width(context, "student", self.level, "ft"), options.width)
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term, 0 as long as the paraphraser is trained; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        if teacher is None:
-            raise ConfigError("the term 'ft' needs a teacher")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term, 0 as long as the paraphraser is trained; see `Term`."""
         features = tapped(teacher, self.level).detach()
         ours: Tensor = self.translator(tapped(student, self.level))
         if self.paraphraser.fitting:

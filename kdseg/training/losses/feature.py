@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax, mse_loss, normalize, softplus
 
 from kdseg.config.terms import AttentionOptions, CwdOptions, FitNetsOptions, VidOptions
-from kdseg.errors import ConfigError
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import Context, Term
 from kdseg.training.losses.taps import aligned, both, projector, same_affinities, tapped, widths
@@ -28,13 +27,9 @@ class FitNetsTerm(Term):
         ours, theirs = widths(context, options.level, "fitnets")
         self.projector = projector(ours, theirs)
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        ours, theirs = both(student, teacher, self.level, "fitnets")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        ours, theirs = both(student, teacher, self.level)
         return mse_loss(self.projector(ours), theirs)
 
 
@@ -53,14 +48,8 @@ class AttentionTerm(Term):
         for level in options.levels:
             widths(context, level, "at")
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        if teacher is None:
-            raise ConfigError("the term 'at' needs a teacher")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
         found = []
         for level in self.levels:
             ours = tapped(student, level).square().mean(1, keepdim=True)
@@ -86,14 +75,10 @@ class CwdTerm(Term):
             same_affinities(context, "cwd")
         self.projector = projector(ours, theirs)
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        ours, theirs = both(student, teacher, self.tap, "cwd")
-        known = teacher.known if teacher is not None and self.tap == "affinities" else None
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        ours, theirs = both(student, teacher, self.tap)
+        known = teacher.known if self.tap == "affinities" else None
         divergence = channel_divergence(self.projector(ours) / self.temperature, theirs / self.temperature, known)
         return self.temperature**2 * divergence
 
@@ -136,13 +121,9 @@ class VidTerm(Term):
         # the softplus of it is 1 at the start
         self.spread = nn.Parameter(torch.full((theirs,), math.log(math.e - 1)))
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        ours, theirs = both(student, teacher, self.level, "vid")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        ours, theirs = both(student, teacher, self.level)
         variance: Tensor = (softplus(self.spread) + self.FLOOR)[:, None, None, None]
         mapped: Tensor = self.projector(ours)
         return (variance.log() / 2 + (theirs - mapped) ** 2 / (2 * variance)).mean()

@@ -62,14 +62,8 @@ class GraphFlowTerm(Term):
                 )
         self.paraphrasers = nn.ModuleDict(made)
 
-    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Return both parts, 0 as long as the paraphrasers are fitted; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        if teacher is None:
-            raise ConfigError("the term 'graph_flow' needs a teacher")
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return both parts, 0 as long as the paraphrasers are fitted; see `Term`."""
         mapped = [(layer, level, self._paraphraser(layer, level)) for level in self.levels for layer in LAYERS]
         if any(paraphraser.fitting for _, _, paraphraser in mapped):
             if self.training:

@@ -43,16 +43,12 @@ class ReviewKdTerm(Term):
             for i, (ours, theirs) in enumerate(channels, 1)
         )
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
         fused: Tensor | None = None
         found = []
         for level, module in reversed(list(zip(self.levels, self.fusions, strict=True))):
-            ours, theirs = both(student, teacher, level, "reviewkd")
+            ours, theirs = both(student, teacher, level)
             fused, made = cast("Fusion", module)(ours, fused)
             found.append(context_loss(made, theirs))
         return torch.stack(found).mean()
@@ -158,13 +154,9 @@ class MgdTerm(Term):
         )
         self.calls = 0
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        ours, theirs = both(student, teacher, self.level, "mgd")
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        ours, theirs = both(student, teacher, self.level)
         draw = torch.Generator(ours.device).manual_seed(self.calls)
         self.calls += 1
         mapped = self.projector(ours)

@@ -74,15 +74,13 @@ class GraphRelationTerm(Term):
             if tap != "affinities":
                 self.links[str(tap)] = _Link(ours, theirs, self.weights.keys(), options, tap)
 
-    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the parts; see `Term`.
 
         Raises:
-            ConfigError: if there is no teacher, or a part needs instances and the batch has none.
+            ConfigError: if a part needs instances and the batch has none.
         """
         name = self.options.name
-        if teacher is None:
-            raise ConfigError(f"the term {name!r} needs a teacher")
         nodes = None
         if {"node", "edge", "inter_edge"}.intersection(self.weights):
             nodes = select_nodes(given(batch, name), self.options)

@@ -42,16 +42,12 @@ class CpkdTerm(Term):
         else:
             same_affinities(context, "cpkd")
 
-    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Return the parts ``channel`` and ``pixel``; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts ``channel`` and ``pixel``; see `Term`."""
         if not self.gram:
-            inter, intra = _pearson(student, teacher, self.temperature, "cpkd")
+            inter, intra = _pearson(student, teacher, self.temperature)
             return {"channel": intra, "pixel": inter}
-        ours, theirs = both(student, teacher, self.level, "cpkd")
+        ours, theirs = both(student, teacher, self.level)
         return {
             "channel": channel_relations(self.projector(ours), theirs),
             "pixel": pixel_relations(ours, theirs),
@@ -73,13 +69,9 @@ class DistTerm(Term):
         self.temperature = options.temperature
         same_affinities(context, "dist")
 
-    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
-        """Return the parts ``inter`` and ``intra``; see `Term`.
-
-        Raises:
-            ConfigError: if there is no teacher.
-        """
-        inter, intra = _pearson(student, teacher, self.temperature, "dist")
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts ``inter`` and ``intra``; see `Term`."""
+        inter, intra = _pearson(student, teacher, self.temperature)
         return {"inter": inter, "intra": intra}
 
 
@@ -95,14 +87,13 @@ class SpkdTerm(Term):
         self.level, self.cut = options.level, options.parts
         widths(context, options.level, "spkd")
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`.
 
         Raises:
-            ConfigError: if there is no teacher.
             ShapeError: if the level has fewer voxels than parts along an axis.
         """
-        ours, theirs = both(student, teacher, self.level, "spkd")
+        ours, theirs = both(student, teacher, self.level)
         return sample_relations(samples(ours, self.cut), samples(theirs, self.cut))
 
 
@@ -120,18 +111,16 @@ class SkdTerm(Term):
         same_affinities(context, "skd")
         widths(context, options.level, "skd")
 
-    def values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the parts ``pixel`` and ``pair``; see `Term`.
 
         Raises:
-            ConfigError: if there is no teacher.
             ShapeError: if the pool is larger than the level.
         """
-        ours, theirs = both(student, teacher, "affinities", "skd")
+        ours, theirs = both(student, teacher, "affinities")
         divergence = bernoulli_divergence(ours, theirs)
-        known = None if teacher is None else teacher.known
-        weights = torch.ones_like(divergence) if known is None else known.float()
-        ours, theirs = both(student, teacher, self.level, "skd")
+        weights = torch.ones_like(divergence) if teacher.known is None else teacher.known.float()
+        ours, theirs = both(student, teacher, self.level)
         pair = pixel_relations(block_mean(ours, self.pool), block_mean(theirs, self.pool))
         return {"pixel": weighted_mean(divergence, weights), "pair": pair}
 
@@ -149,13 +138,13 @@ class IfvdTerm(Term):
         self.level, self.min_size = options.level, options.min_size
         widths(context, options.level, "ifvd")
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`.
 
         Raises:
-            ConfigError: if there is no teacher, or the batch has no instances.
+            ConfigError: if the batch has no instances.
         """
-        ours, theirs = both(student, teacher, self.level, "ifvd")
+        ours, theirs = both(student, teacher, self.level)
         instances = given(batch, "ifvd")
         sizes = torch.bincount(instances.flatten())
         large = sizes >= self.min_size
@@ -185,8 +174,7 @@ def variation(values: Tensor, instances: Tensor, count: int) -> Tensor:
     return (unit.movedim(1, -1) * prototypes[instances]).sum(-1)
 
 
-def _pearson(student: Outputs, teacher: Outputs | None, temperature: float, term: str) -> tuple[Tensor, Tensor]:
-    ours, theirs = both(student, teacher, "affinities", term)
-    known = None if teacher is None else teacher.known
-    found = pearson_relations(torch.sigmoid(ours / temperature), torch.sigmoid(theirs / temperature), known)
+def _pearson(student: Outputs, teacher: Outputs, temperature: float) -> tuple[Tensor, Tensor]:
+    ours, theirs = both(student, teacher, "affinities")
+    found = pearson_relations(torch.sigmoid(ours / temperature), torch.sigmoid(theirs / temperature), teacher.known)
     return temperature**2 * found[0], temperature**2 * found[1]

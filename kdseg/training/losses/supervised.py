@@ -21,7 +21,7 @@ class AffinityTerm(Term):
         self.offsets = context.offsets
         self.boundary = _window(options.boundary, context)
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         logits = student.logits["affinities"].float()
         target, known = _pairs(batch, self.offsets, self.boundary)
@@ -36,7 +36,7 @@ class LsdTerm(Term):
         super().__init__()
         self.voxel_size, self.sigma = context.voxel_size, context.lsd_sigma
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         predicted = torch.sigmoid(student.logits["lsd"].float())
         labels = torch.where(batch.mask, batch.labels, 0)
@@ -59,7 +59,7 @@ class EmbeddingTerm(Term):
         self.boundary = _window(options.boundary, context)
         self.published = options.reduction == "published"
 
-    def value(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         cosine = embedding_affinities(student.logits["embedding"].float(), self.offsets)
         target, known = _pairs(batch, self.offsets, self.boundary)

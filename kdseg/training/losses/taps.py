@@ -71,14 +71,8 @@ def tapped(outputs: Outputs, tap: Tap) -> Tensor:
     return found.float()
 
 
-def both(student: Outputs, teacher: Outputs | None, tap: Tap, term: str) -> tuple[Tensor, Tensor]:
-    """Return the student's and the teacher's tap on the student's grid, the teacher's without gradient.
-
-    Raises:
-        ConfigError: if there is no teacher.
-    """
-    if teacher is None:
-        raise ConfigError(f"the term {term!r} needs a teacher")
+def both(student: Outputs, teacher: Outputs, tap: Tap) -> tuple[Tensor, Tensor]:
+    """Return the student's and the teacher's tap on the student's grid, the teacher's without gradient."""
     ours = tapped(student, tap)
     return ours, aligned(tapped(teacher, tap).detach(), ours)
 

@@ -6,13 +6,10 @@ mixing function is the finalizer of SplitMix64 (Steele, Lea and Flood, 2014, fig
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-
 import numpy as np
-from numba import njit
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from kdseg.running.compiled import Function
+from kdseg.running.compiled import compiled as compiled_with
 
 _WEYL = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
@@ -27,7 +24,7 @@ def compiled(function: Function) -> Function:
 
     It runs without the interpreter's lock: a network computes while the next block of a phantom is made.
     """
-    return cast(Function, njit(cache=True, fastmath=False, error_model="numpy", nogil=True)(function))
+    return compiled_with(function, fastmath=False, error_model="numpy", nogil=True)
 
 
 @compiled
