@@ -75,11 +75,7 @@ class GraphRelationTerm(Term):
                 self.links[str(tap)] = _Link(ours, theirs, self.weights.keys(), options, tap)
 
     def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the parts; see `Term`.
-
-        Raises:
-            ConfigError: if a part needs instances and the batch has none.
-        """
+        """Return the parts; see `Term`."""
         name = self.options.name
         nodes = None
         if {"node", "edge", "inter_edge"}.intersection(self.weights):

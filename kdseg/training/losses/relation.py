@@ -88,11 +88,7 @@ class SpkdTerm(Term):
         widths(context, options.level, "spkd")
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ShapeError: if the level has fewer voxels than parts along an axis.
-        """
+        """Return the term; see `Term`."""
         ours, theirs = both(student, teacher, self.level)
         return sample_relations(samples(ours, self.cut), samples(theirs, self.cut))
 
@@ -112,11 +108,7 @@ class SkdTerm(Term):
         widths(context, options.level, "skd")
 
     def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """Return the parts ``pixel`` and ``pair``; see `Term`.
-
-        Raises:
-            ShapeError: if the pool is larger than the level.
-        """
+        """Return the parts ``pixel`` and ``pair``; see `Term`."""
         ours, theirs = both(student, teacher, "affinities")
         divergence = bernoulli_divergence(ours, theirs)
         weights = torch.ones_like(divergence) if teacher.known is None else teacher.known.float()
@@ -139,11 +131,7 @@ class IfvdTerm(Term):
         widths(context, options.level, "ifvd")
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        """Return the term; see `Term`.
-
-        Raises:
-            ConfigError: if the batch has no instances.
-        """
+        """Return the term; see `Term`."""
         ours, theirs = both(student, teacher, self.level)
         instances = given(batch, "ifvd")
         sizes = torch.bincount(instances.flatten())
