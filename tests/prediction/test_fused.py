@@ -29,7 +29,7 @@ from kdseg.errors import ClaimError, ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
-from kdseg.results.manifests import clear, read, store_of
+from kdseg.results.manifests import clear, read
 from kdseg.results.tables import read_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.agglomeration import stage as agglomerate
@@ -92,7 +92,7 @@ def expect_the_same_bytes(folder: Path, name: str, workers: int = 1) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, workers: int) -> None:
     name = f"workers{workers}"
-    stats = read(fused(folder, name, workers))["stats"]
+    stats = read(fused(folder, name, workers)).stats
     expect_the_same_bytes(folder, name, workers)
     assert stats["times_predicted"] > 1
     assert stats["mvox_per_s"] > 0
@@ -197,7 +197,7 @@ def test_the_command(folder: Path) -> None:
     places = ["--fragments", str(out / "fragments.json"), "--manifest", str(out / "edges.json")]
     done = CliRunner().invoke(main, ["edges", *places, "--options", section])
     assert done.exit_code == 0, done.output
-    assert files(store_of(out / "edges.json")) == files(folder / "stored" / "edges.tables")
+    assert files(read(out / "edges.json").result) == files(folder / "stored" / "edges.tables")
 
 
 Extent = st.tuples(*[st.integers(1, 9)] * 3)

@@ -72,7 +72,7 @@ def test_the_status_adds_up(reference):
     assert facts["memory_mb"]["peak"] > 50
     (worker,) = facts["workers"].values()
     busy = sum(worker["seconds"][what] for what in ("read", "compute", "write"))
-    assert read(reference)["stats"]["mvox_per_s"] == pytest.approx(np.prod(SHAPE) / busy / 1e6, abs=1e-3)
+    assert read(reference).stats["mvox_per_s"] == pytest.approx(np.prod(SHAPE) / busy / 1e6, abs=1e-3)
 
 
 def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
@@ -299,7 +299,7 @@ def test_tiles_without_tissue_are_not_predicted(folder, reference, mask, tmp_pat
     assert (voxels(manifest) == np.where(whole_tiles(mask), voxels(reference), 0)).all()
     facts = telemetry(manifest)["blocks"]
     assert facts["skipped"] == sum(not mask[..., x : x + block[2]].any() for x in range(0, SHAPE[2], block[2]))
-    assert read(manifest)["inputs"]["mask"] == read(tmp_path / "mask.json")["fingerprint"]
+    assert read(manifest).inputs["mask"] == read(tmp_path / "mask.json").fingerprint
 
 
 def test_a_region_has_the_bytes_of_the_whole(folder, reference, tmp_path):

@@ -313,7 +313,7 @@ def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path, monkeypatch)
         held.model.write_text("weights")
         held.stats["parameters"] = 7
     options = TrialOptions(tune_on="tune", volumes=("test",), shape=(8, 8, 8))
-    trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+    trial.run(model, model.with_name("trial.json"), options, {}, FragmentsOptions(), name="kd.seed0", device="cpu")
     stats = json.loads(model.with_name("trial.json").read_text())["stats"]
     assert (stats["model"], stats["threshold"], stats["tuned"]["voi"]) == ("kd.seed0", THRESHOLDS[1], 1.0)
     assert stats["scores"]["test"]["voi"] == 0.9
@@ -330,7 +330,7 @@ def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
         save_model(held.model, LoadedModel(built, network, HeadOptions(), offsets, (10.0, 10.0, 10.0)))
     options = TrialOptions(tune_on="tune", volumes=("tune",), shape=(8, 8, 8))
     with pytest.raises(ConfigError, match=r"\['labels', 'raw'\] of the volume 'tune'"):
-        trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+        trial.run(model, model.with_name("trial.json"), options, {}, FragmentsOptions(), name="kd.seed0", device="cpu")
 
 
 @pytest.fixture
