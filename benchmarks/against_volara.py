@@ -43,13 +43,14 @@ from kdseg.evaluation import score
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.results.manifests import claim, read, store_of
+from kdseg.results.manifests import claim, read
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.segments import stage as segment
 from kdseg.segmentation.waterz import waterz_segments
-from kdseg.volumes.volume import affinity_offsets, create_volume, open_volume
+from kdseg.volumes.inputs import open_input
+from kdseg.volumes.volume import affinity_offsets, create_volume
 
 STORAGE = StorageOptions(chunk=(64, 64, 64), shard=(64, 64, 64), levels=1)
 WORKERS = 2
@@ -119,21 +120,21 @@ def kdseg(work: Path, block: int, halo: int, threshold: float | None) -> Result:
     clock.lap("agglomerate")
     if threshold is None:
         sweep_stage.run(fragment, tree, labels, sweep, scoring, workers=WORKERS)
-        threshold = float(read(sweep)["stats"]["best"])
+        threshold = float(read(sweep).stats["best"])
         clock.start()
     options = SegmentOptions(block=cube, threshold=threshold)
     segment.run(fragment, edge, tree, None, segmentation, options, STORAGE, workers=WORKERS)
     clock.lap("relabel")
     score.run(segmentation, labels, scored, scoring, workers=WORKERS)
-    found = read(scored)["stats"]["scores"]
+    found = read(scored).stats["scores"]
     return {"threshold": threshold, "steps": clock.steps, "cpu": clock.cpu, **found}
 
 
 def waterz(work: Path, threshold: float | None, fragment: Path) -> Result:
     """Agglomerate kdseg's fragments in one shot; only that, and reading and writing, is measured."""
     clock = Laps()
-    source = open_volume(store_of(work / "affinities.json"))
-    labelled = open_volume(store_of(fragment))
+    source = open_input(work / "affinities.json").volume
+    labelled = open_input(fragment).volume
     near, ids = source.read(source.roi, [0, 1, 2]), labelled.read(labelled.roi)
     clock.lap("read")
     offsets = affinity_offsets(source)[:3]
@@ -151,7 +152,7 @@ def scikit_image(work: Path, threshold: float | None) -> Result:
     from skimage.segmentation import watershed
 
     clock = Laps()
-    source = open_volume(store_of(work / "affinities.json"))
+    source = open_input(work / "affinities.json").volume
     near = source.read(source.roi, [0, 1, 2])
     clock.lap("read")
     boundary = 1 - near.mean(axis=0, dtype=np.float32) / 255
@@ -190,7 +191,7 @@ def _mean_boundary(graph: Any, src: int, dst: int, n: int) -> dict[str, float]:
 
 
 def _best(work: Path, found: dict[float, np.ndarray], clock: Laps) -> Result:
-    labels = open_volume(store_of(work / "labels.json"))
+    labels = open_input(work / "labels.json").volume
     truth = labels.read(labels.roi)
     scored = {at: scores(block_contingency(ids.astype(np.uint64), truth)) for at, ids in found.items()}
     threshold = min(scored, key=lambda at: scored[at].voi)

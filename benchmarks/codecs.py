@@ -25,9 +25,8 @@ from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from kdseg.config import FragmentsOptions, StorageOptions
 from kdseg.geometry import Roi
-from kdseg.results.manifests import store_of
 from kdseg.segmentation.fragments import stage as fragments
-from kdseg.volumes.volume import open_volume
+from kdseg.volumes.inputs import open_input
 
 CHUNK, SHARD = (64, 64, 64), (128, 128, 128)
 CODECS: dict[str, Any] = {"none": None}
@@ -151,14 +150,14 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     options.work.mkdir(parents=True)
-    volume = open_volume(store_of(options.affinities))
+    volume = open_input(options.affinities).volume
     z, y, x = (n // s * s for n, s in zip(volume.shape, SHARD, strict=True))
     made = options.work / "fragments.json"
     fragments.run(options.affinities, made, FragmentsOptions(block=SHARD), StorageOptions(chunk=CHUNK, shard=SHARD))
     region = Roi((0, 0, 0), (z, y, x))
     table("affinities", volume.read(region), options.work, options.repeats, CODECS)
-    table("fragments", open_volume(store_of(made)).read(region), options.work, options.repeats, CODECS)
-    table("raw", open_volume(store_of(options.raw)).read(region), options.work, options.repeats, CODECS)
+    table("fragments", open_input(made).volume.read(region), options.work, options.repeats, CODECS)
+    table("raw", open_input(options.raw).volume.read(region), options.work, options.repeats, CODECS)
     shutil.rmtree(options.work)
 
 

@@ -91,7 +91,7 @@ def main() -> None:
                 source = kept if route == "stored" else None
                 edges.run(source, made, out / "edges.json", EdgesOptions(block=(64,) * 3))
                 wall, used = time.monotonic() - wall, cpu() - used
-                times = read(made)["stats"].get("times_predicted", 1)
+                times = read(made).stats.get("times_predicted", 1)
                 parts = [read_table(path) for path in (out / "fragments.tables").glob("*.npz")]
                 faces = sum(part[f"face_{c}"].nbytes for part in parts for c in range(3))
                 disk = size(out / "affinities.zarr"), faces, size(out / "fragments.tables") - faces

@@ -19,8 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.config import load
-from kdseg.results.manifests import store_of
-from kdseg.volumes.volume import open_volume
+from kdseg.volumes.inputs import open_input
 
 
 def main(path: Path, reference: Path) -> int:
@@ -49,7 +48,7 @@ def main(path: Path, reference: Path) -> int:
     for model in config.evaluate.models:
         for volume in config.evaluate.volumes:
             one, other = (
-                open_volume(store_of(root / model / volume / "segmentation.json")) for root in (results, reference)
+                open_input(root / model / volume / "segmentation.json").volume for root in (results, reference)
             )
             equal = np.array_equal(one.read(one.roi), other.read(other.roi))
             print(f"{model}/{volume}: segmentation {'identical' if equal else 'DIFFERS'}")

@@ -27,12 +27,12 @@ from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.report.colours import colour_keys, colour_numbers, palette
 from kdseg.report.png import encode
-from kdseg.results.manifests import read, store_of
+from kdseg.results.manifests import read
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.segments import stage as segment
-from kdseg.volumes.volume import open_volume
+from kdseg.volumes.inputs import open_input
 
 Ids = NDArray[np.uint64]
 GRID = 64
@@ -56,9 +56,9 @@ def kdseg(work: Path, chunks: list[int]) -> list[Ids]:
         if not sweep.exists():
             scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=cube)
             sweep_stage.run(fragment, tree, labels, sweep, scoring, workers=WORKERS)
-        cut = SegmentOptions(block=cube, threshold=read(sweep)["stats"]["best"])
+        cut = SegmentOptions(block=cube, threshold=read(sweep).stats["best"])
         segment.run(fragment, edge, tree, None, segmentation, cut, STORAGE, workers=WORKERS)
-        volume = open_volume(store_of(segmentation))
+        volume = open_input(segmentation).volume
         found.append(volume.read(volume.roi))
     return found
 

@@ -40,36 +40,53 @@ def options(*sections):
     return section_json
 
 
+def volume_inputs(names, labelled):
+    """Return the manifests of volumes by their roles."""
+    return {
+        name: {
+            kind: results(f"volumes/{name}/{kind}.json")
+            for kind in ("raw", "labels")
+            if kind == "raw" or name in labelled
+        }
+        for name in names
+    }
+
+
 def training_inputs(wildcards):
-    """Return the manifests that one model is trained on."""
+    """Return the manifests that one model is trained on, by their roles."""
     train = RUN.all_models[wildcards.model].train
     labelled = dict.fromkeys((*train.volumes, train.validate_on))
     names = dict.fromkeys((*labelled, *train.active_unlabelled))
-    inputs = {
-        "raw": [results(f"volumes/{name}/raw.json") for name in names],
-        "labels": [results(f"volumes/{name}/labels.json") for name in labelled],
-    }
+    inputs = {"volumes": volume_inputs(names, labelled)}
     drawn = dict.fromkeys((*train.volumes, *train.active_unlabelled))
     if train.teaching.outputs == "stored":
-        inputs["stored"] = [
-            results(f"{teacher}/{volume}/{product}.json")
+        inputs["stored"] = {
+            teacher: {
+                volume: {
+                    product: results(f"{teacher}/{volume}/{product}.json")
+                    for product in train.stored_products
+                }
+                for volume in drawn
+            }
             for teacher in train.teachers
-            for volume in drawn
-            for product in train.stored_products
-        ]
+        }
     else:
-        inputs["teachers"] = [results(f"{name}/model.json") for name in train.teachers]
+        inputs["teachers"] = {
+            name: results(f"{name}/model.json") for name in train.teachers
+        }
     if train.teaching.instances == "segmentation" and train.teachers:
-        inputs["instances"] = [
-            results(f"{train.teachers[0]}/{volume}/segmentation.json")
+        inputs["instances"] = {
+            volume: results(f"{train.teachers[0]}/{volume}/segmentation.json")
             for volume in train.active_unlabelled
-        ]
+        }
     return inputs
 
 
-def repeated(flag, files):
-    """Return a flag before each of some files."""
-    return " ".join(f"{flag} {path}" for path in files)
+def leaves(inputs):
+    """Return the paths of nested dicts as a list."""
+    if isinstance(inputs, dict):
+        return [path for part in inputs.values() for path in leaves(part)]
+    return [inputs]
 
 
 def mask_input(wildcards):
@@ -123,14 +140,10 @@ def tune_part(wildcards):
     return "--part" if chosen else ""
 
 
-def trial_volumes(wildcards):
-    """Return the manifests of the volumes that a trial is scored on."""
+def trial_inputs(wildcards):
+    """Return the manifests of the volumes that a trial is scored on, by their roles."""
     names = dict.fromkeys((RUN.trial.tune_on, *RUN.trial.volumes))
-    return [
-        results(f"volumes/{name}/{kind}.json")
-        for name in names
-        for kind in ("raw", "labels")
-    ]
+    return {"volumes": volume_inputs(names, names)}
 
 
 def compared(wildcards):

@@ -5,7 +5,7 @@ rule trial:
     """VOI and ARAND of one network on crops, in memory, and what its training cost."""
     input:
         model=results("{model}/model.json"),
-        volumes=trial_volumes,
+        volumes=lambda wildcards: leaves(trial_inputs(wildcards)),
     output:
         manifest=results("{model}/trial.json"),
     log:
@@ -22,10 +22,11 @@ rule trial:
     params:
         options=options("trial"),
         fragments=options("fragments"),
-        volumes=lambda wildcards, input: repeated("--volume", input.volumes),
+        inputs=lambda wildcards: json.dumps(trial_inputs(wildcards)),
         device=RUN.device,
     shell:
-        "python -m kdseg trial --model {input.model} {params.volumes} --manifest {output.manifest}"
+        "python -m kdseg trial --model {input.model} --inputs {params.inputs:q} --manifest {output.manifest}"
+        " --name {wildcards.model}"
         " --options {params.options:q} --fragments {params.fragments:q} --device {params.device} > {log} 2>&1"
 
 

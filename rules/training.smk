@@ -4,7 +4,7 @@
 rule train:
     """One network. Its weights, curve and resumable state lie beside the manifest and are no outputs."""
     input:
-        unpack(training_inputs),
+        lambda wildcards: leaves(training_inputs(wildcards)),
     output:
         manifest=results("{model}/model.json"),
     log:
@@ -22,16 +22,7 @@ rule train:
         options=options("all_models", "{model}"),
         offsets=json.dumps(RUN.offsets),
         fragments=options("fragments"),
-        volumes=lambda wildcards, input: repeated(
-            "--volume", [*input.raw, *input.labels]
-        ),
-        teaching=lambda wildcards, input: " ".join(
-            [
-                repeated("--teacher", input.get("teachers", [])),
-                repeated("--stored", input.get("stored", [])),
-                repeated("--instances", input.get("instances", [])),
-            ]
-        ),
+        inputs=lambda wildcards: json.dumps(training_inputs(wildcards)),
         launch=(
             f"-m torch.distributed.run --standalone --nproc-per-node {GPUS}"
             if GPUS > 1
@@ -40,5 +31,5 @@ rule train:
         device=RUN.device,
     shell:
         "python {params.launch} -m kdseg train --manifest {output.manifest} --options {params.options:q}"
-        " --fragments {params.fragments:q} --offsets {params.offsets:q} {params.volumes} {params.teaching}"
-        " --device {params.device} --workers {threads} > {log} 2>&1"
+        " --fragments {params.fragments:q} --offsets {params.offsets:q} --inputs {params.inputs:q}"
+        " --name {wildcards.model} --device {params.device} --workers {threads} > {log} 2>&1"

@@ -15,7 +15,7 @@ from kdseg.config import (
 from kdseg.evaluation import score
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.geometry import pair_slices
-from kdseg.results.manifests import claim, read, store_of
+from kdseg.results.manifests import claim, read
 from kdseg.results.tables import read_table
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, sort_merges
@@ -26,7 +26,8 @@ from kdseg.segmentation.graph.rag import merge as merge_edges
 from kdseg.segmentation.graph.statistics import Statistics
 from kdseg.segmentation.graph.statistics import merge as merge_statistics
 from kdseg.segmentation.segments import stage as segment
-from kdseg.volumes.volume import create_volume, open_volume
+from kdseg.volumes.inputs import open_input
+from kdseg.volumes.volume import create_volume
 
 STORAGE = StorageOptions(chunk=(16, 16, 16), shard=(32, 32, 32), levels=2)
 VOXEL_SIZE = (10.0, 10.0, 10.0)
@@ -61,7 +62,7 @@ def store(manifest, array, offset=(0.0, 0.0, 0.0), **attributes):
 
 
 def voxels(manifest):
-    volume = open_volume(store_of(manifest))
+    volume = open_input(manifest).volume
     return volume.read(volume.roi)
 
 
@@ -72,7 +73,7 @@ def run_fragments(folder, affinities, options, workers=1):
 
 
 def tables(manifest):
-    return [read_table(path) for path in sorted(store_of(manifest).iterdir())]
+    return [read_table(path) for path in sorted(read(manifest).result.iterdir())]
 
 
 def as_rows(table: Edges | Dendrogram) -> list[tuple[int, ...]]:
@@ -123,8 +124,8 @@ def run_rest(
         scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=block)
         sweep_stage.run(fragment, agglomeration, labels, folder / "sweep.json", scoring, workers=workers)
         score.run(segmentation, labels, folder / "scores.json", scoring, sweep=folder / "sweep.json")
-        found["sweep"] = read(folder / "sweep.json")["stats"]
-        found["scores"] = read(folder / "scores.json")["stats"]
+        found["sweep"] = read(folder / "sweep.json").stats
+        found["scores"] = read(folder / "scores.json").stats
     return found
 
 

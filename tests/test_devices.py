@@ -11,10 +11,11 @@ from elsewhere import ELSEWHERE, Elsewhere, make_known
 from term_cases import CASES, CONTEXT, OURS, THEIRS, Case, make_batch, outputs
 
 from kdseg.config.networks import DynUNetOptions, HeadOptions, UNetOptions
+from kdseg.config.tasks import Product
 from kdseg.geometry import Roi
 from kdseg.networks.models import Network, Outputs, build
 from kdseg.networks.models.device import deterministic, exact
-from kdseg.prediction.tiles import Product, predictor
+from kdseg.prediction.tiles import predictor
 from kdseg.training.losses import TERMS
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))

@@ -5,8 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdseg.results.manifests import store_of
-from kdseg.volumes.volume import open_volume
+from kdseg.volumes.inputs import open_input
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,5 +31,5 @@ def jobs(folder, config):
 
 def voxels(folder, path="student/tune/segmentation.json"):
     """Return all voxels of a volume of a run of config/test.yaml."""
-    volume = open_volume(store_of(folder / "results" / "test" / path))
+    volume = open_input(folder / "results" / "test" / path).volume
     return volume.read(volume.roi)

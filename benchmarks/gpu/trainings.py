@@ -23,6 +23,7 @@ from job import ROOT, Job, data
 from weights import read_weights, write_weights
 
 from kdseg.config import Config, ModelOptions, validate
+from kdseg.config.tasks import TrainInputs, VolumeInputs
 from kdseg.networks.checkpoint import load_model, save_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel
 from kdseg.results.curve import read_curve
@@ -133,19 +134,19 @@ def _tiny(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _converted(job: Job, config: Config) -> list[Path]:
+def _converted(job: Job, config: Config) -> dict[str, VolumeInputs]:
     """Return the manifests of all raw data and labels, converted once."""
-    manifests = []
+    manifests: dict[str, dict[str, Path]] = {}
     for name, options in config.volumes.items():
         for kind in ("raw", "labels") if options.labelled else ("raw",):
             manifest = job.work / "volumes" / name / f"{kind}.json"
             if not manifest.exists():
                 convert.run(kind, manifest, options, config.storage)
-            manifests.append(manifest)
-    return manifests
+            manifests.setdefault(name, {})[kind] = manifest
+    return {name: VolumeInputs(**kinds) for name, kinds in manifests.items()}
 
 
-def _begun(job: Job, config: Config, training: Training, volumes: Sequence[Path]) -> subprocess.Popen[str]:
+def _begun(job: Job, config: Config, training: Training, volumes: Mapping[str, VolumeInputs]) -> subprocess.Popen[str]:
     """Start one training, or go on with it, in a process group of its own."""
     folder = job.work / training.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -158,11 +159,9 @@ def _begun(job: Job, config: Config, training: Training, volumes: Sequence[Path]
     command = [sys.executable, "-m", "kdseg", "train", "--manifest", str(folder / "model.json")]
     command += ["--options", kept.read_text(), "--fragments", config.fragments.model_dump_json()]
     command += ["--offsets", json.dumps(config.offsets), "--device", job.device, "--workers", "1"]
-    for path in volumes:
-        if path.parent.name in names:
-            command += ["--volume", str(path)]
-    if training.teacher is not None:
-        command += ["--teacher", str(_teacher(job, training))]
+    teachers = {} if training.teacher is None else {training.model.train.teachers[0]: _teacher(job, training)}
+    inputs = TrainInputs(volumes={name: volumes[name] for name in volumes if name in names}, teachers=teachers)
+    command += ["--inputs", inputs.model_dump_json(), "--name", training.name]
     log = (folder / "log.txt").open("a")
     return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, start_new_session=True)
 

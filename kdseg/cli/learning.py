@@ -30,6 +30,7 @@ from kdseg.config import (
     parse_cluster,
     parse_options,
 )
+from kdseg.config.tasks import TrainInputs
 from kdseg.geometry import Roi
 
 
@@ -64,10 +65,8 @@ def convert(
 @writes
 @options_json
 @click.option("--offsets", required=True, help="The affinity offsets, as JSON.")
-@click.option("--volume", "volumes", multiple=True, type=FILE, help="Manifest of raw data or labels; repeat.")
-@click.option("--teacher", "teachers", multiple=True, type=FILE, help="Manifest of a network to distil from; repeat.")
-@click.option("--stored", multiple=True, type=FILE, help="Manifest of what a teacher predicts for a volume; repeat.")
-@click.option("--instances", multiple=True, type=FILE, help="Manifest of a teacher's segmentation; repeat.")
+@click.option("--inputs", required=True, help="Manifests of volumes and teachers by role, as JSON.")
+@click.option("--name", required=True, help="Of the network, noted in its file.")
 @click.option("--fragments", default="{}", help="The section `fragments`, as JSON: how validation segments.")
 @device_name
 @workers_count
@@ -75,10 +74,8 @@ def train(
     manifest: Path,
     options: str,
     offsets: str,
-    volumes: tuple[Path, ...],
-    teachers: tuple[Path, ...],
-    stored: tuple[Path, ...],
-    instances: tuple[Path, ...],
+    inputs: str,
+    name: str,
     fragments: str,
     device: str,
     workers: int,
@@ -92,11 +89,9 @@ def train(
         manifest,
         parse_options(ModelOptions, options),
         steps,
-        volumes,
+        parse_options(TrainInputs, inputs),
         parse_options(FragmentsOptions, fragments),
-        teachers=teachers,
-        stored=stored,
-        instances=instances,
+        name=name,
         device=device,
         threads=workers,
         overwrite=overwrite,

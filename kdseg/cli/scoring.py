@@ -16,6 +16,7 @@ from kdseg.config import (
     parse_options,
     validate,
 )
+from kdseg.config.tasks import TrainInputs
 from kdseg.geometry import Roi
 
 
@@ -89,14 +90,16 @@ def report(config: str, out: Path) -> None:
 
 @main.command()
 @manifests("model")
-@click.option("--volume", "volumes", multiple=True, type=FILE, help="Manifest of raw data or labels; repeat.")
+@click.option("--inputs", required=True, help="Manifests of the volumes by role, as JSON.")
+@click.option("--name", required=True, help="Of the network, for the report.")
 @writes
 @options_json
 @click.option("--fragments", default="{}", help="The section `fragments`, as JSON: how crops are segmented.")
 @device_name
 def trial(
     model: Path,
-    volumes: tuple[Path, ...],
+    inputs: str,
+    name: str,
     manifest: Path,
     options: str,
     fragments: str,
@@ -107,7 +110,8 @@ def trial(
     from kdseg.training import trial as stage
 
     section, how = parse_options(TrialOptions, options), parse_options(FragmentsOptions, fragments)
-    stage.run(model, manifest, section, volumes, how, device=device, overwrite=overwrite)
+    volumes = parse_options(TrainInputs, inputs).volumes
+    stage.run(model, manifest, section, volumes, how, name=name, device=device, overwrite=overwrite)
 
 
 @main.command()

@@ -13,7 +13,7 @@ from kdseg.config import EvaluateOptions
 from kdseg.evaluation.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.evaluation.intervals import intervals
 from kdseg.evaluation.measures import least_voi, measure
-from kdseg.results.manifests import claim, read, store_of
+from kdseg.results.manifests import claim, read
 
 
 def run(
@@ -46,24 +46,25 @@ def run(
         DataError: if no voxel of the segmentation has a label.
         ClaimError: if the store holds something else, or is being written.
     """
-    inputs = {name: read(path)["fingerprint"] for name, path in (("segmentation", segmentation), ("labels", labels))}
+    scored, truth = read(segmentation), read(labels)
+    inputs = {"segmentation": scored.fingerprint, "labels": truth.fingerprint}
     made_of: dict[str, Any] = {"dust": options.dust, "bootstrap": options.bootstrap}
     if options.bootstrap:
         made_of["block"] = options.block  # what is resampled
     with claim(manifest, "score", made_of, inputs, overwrite=overwrite) as held:
-        what = of_stores(store_of(segmentation), store_of(labels), options.block)
+        what = of_stores(scored.result, truth.result, options.block)
         folder = held.progress(options.block)
         count_blocks(what, folder, held.parquet, workers=workers)
         counts = read_count(held.parquet, options.dust)
         if options.bootstrap:
             tables = partial(block_counts, what, folder)
             held.stats["intervals"] = intervals(read_rows(held.parquet), tables, options.bootstrap, dust=options.dust)
-        swept = read(sweep)["stats"] if sweep else {}
+        swept = read(sweep).stats if sweep else {}
         rows = [] if "rest" in swept else swept.get("sweep", [])  # a part's least VOI is none of the volume's
         held.stats.update(
             facts or {},
             voxels=what.roi.size,
-            threshold=read(segmentation)["stats"].get("threshold"),
+            threshold=scored.stats.get("threshold"),
             scores=measure(counts),
             best_possible=least_voi(rows) if rows else None,
             labels=len(np.unique(counts.label)),

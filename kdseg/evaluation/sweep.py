@@ -15,7 +15,7 @@ from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
-from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, read, store_of
+from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, read
 from kdseg.segmentation.agglomeration.store import Tree
 
 
@@ -53,14 +53,15 @@ def run(
     """
     expect_stage(agglomeration, "agglomerate")
     expect_made_of(agglomeration, fragments=fragments)
-    named = (("fragments", fragments), ("agglomeration", agglomeration), ("labels", labels))
-    inputs = {name: read(path)["fingerprint"] for name, path in named}
-    thresholds = options.thresholds or tuple(read(agglomeration)["stats"]["thresholds"])
+    named = {"fragments": fragments, "agglomeration": agglomeration, "labels": labels}
+    made = {name: read(path) for name, path in named.items()}
+    inputs = {name: one.fingerprint for name, one in made.items()}
+    thresholds = options.thresholds or tuple(made["agglomeration"].stat("thresholds"))
     made_of: dict[str, Any] = {"dust": options.dust, "thresholds": list(thresholds)}
     if part is not None:
         made_of["part"] = [list(part.offset), list(part.shape)]
     with claim(manifest, "sweep", made_of, inputs, overwrite=overwrite) as held:
-        what = of_stores(store_of(fragments), store_of(labels), options.block)
+        what = of_stores(made["fragments"].result, made["labels"].result, options.block)
         if part is not None and not what.roi.contains(part):
             raise ShapeError(f"evaluate.tune_roi {part} is not inside of {what.roi}, which labels and fragments cover")
         count_blocks(what, held.progress(options.block), held.parquet, workers=workers)

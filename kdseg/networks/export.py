@@ -30,7 +30,7 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, ConfigError
 from kdseg.networks.checkpoint import LoadedModel, load_model, replacing, save_model
 from kdseg.networks.models import Network, fold, only_heads
-from kdseg.results.manifests import private_folder, store_of
+from kdseg.results.manifests import private_folder, read
 
 FORMAT = "kdseg-export"
 VERSION = 1
@@ -82,7 +82,7 @@ def export(model: Path, out: Path, *, also: Sequence[str] = (), overwrite: bool 
     """
     if out.suffix not in (".pt", *WRITERS):
         raise ConfigError(f"cannot export to {out}: expected a file that ends with {', '.join((*WRITERS, '.pt'))}")
-    source = store_of(model) if model.suffix == ".json" else model
+    source = read(model).result if model.suffix == ".json" else model
     if out.resolve() == source.resolve() or (private_folder(out) / "claim.json").exists():
         raise ClaimError(f"{out} is a network that was trained, not an export of one: name another file")
     if out.exists() and not overwrite:

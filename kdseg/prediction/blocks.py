@@ -18,17 +18,19 @@ import torch
 
 from kdseg.config import PredictOptions
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
+from kdseg.config.tasks import Product
 from kdseg.errors import ConfigError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, is_cubic
 from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
-from kdseg.prediction.tiles import Predictor, Product, predictor, tile_memory
-from kdseg.results.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, store_of, write_json
+from kdseg.prediction.tiles import Predictor, predictor, tile_memory
+from kdseg.results.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, write_json
 from kdseg.running.attempt import BlockWork, Outcome, attempt
 from kdseg.running.cluster import Finished, Workers, run_tasks, worker_number, workers_of
 from kdseg.running.progress import Done
 from kdseg.running.telemetry import Telemetry, status_path
-from kdseg.volumes.volume import Volume, decode_in_one_thread, open_volume
+from kdseg.volumes.inputs import Input, fingerprints, open_input, open_mask
+from kdseg.volumes.volume import Volume, decode_in_one_thread
 
 log = logging.getLogger(__name__)
 
@@ -62,17 +64,19 @@ class Prepared(NamedTuple):
     """Inputs of a stage, opened and checked before it predicts.
 
     Attributes:
-        source: the raw data.
+        raw: the raw data.
+        mask: 0 where there is no tissue; None if all is.
         loaded: the network.
         weights: for the workers.
         cluster: where these are.
         workers: processes to run; None where that is not ours to say.
         threads: of each: one computes, the others read and write.
         made_of: what determines the values that are predicted, as JSON values.
-        inputs: fingerprints of raw data and network.
+        inputs: fingerprints of raw data, network and mask.
     """
 
-    source: Volume
+    raw: Input
+    mask: Input | None
     loaded: LoadedModel
     weights: Weights
     cluster: ClusterOptions
@@ -98,7 +102,7 @@ class Prepared(NamedTuple):
             2 * (self.loaded.heads.embedding or 0) if self.weights.product == "embedding" else len(self.loaded.offsets)
         )
         blocks = self.threads * read.size + (self.threads + _ENCODED) * item * written.size
-        reading = self.threads * self.source.working_bytes(read)
+        reading = self.threads * self.raw.volume.working_bytes(read)
         return resident_mb() + (tile + blocks + reading) / 2**20
 
 
@@ -108,18 +112,20 @@ def prepare(
     options: PredictOptions,
     *,
     product: Product = "affinities",
+    mask: Path | None = None,
     device: str = "auto",
     gpus: int = 1,
     workers: int = 1,
     cluster: ClusterOptions = HERE,
 ) -> Prepared:
-    """Return what is needed to predict, when network and raw data fit each other.
+    """Return what is needed to predict, when network, raw data and mask fit each other.
 
     Args:
         raw: manifest of uint8 raw data.
         model: manifest of a network.
         options: tile, precision.
         product: what is predicted.
+        mask: manifest of a volume on the raw data's voxels; None: it is tissue throughout.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
         gpus: processes on CUDA, one GPU each.
         workers: processes on a CPU, one of whose threads computes.
@@ -132,9 +138,10 @@ def prepare(
         DataError: if the raw data are not uint8 (z, y, x).
     """
     where, precision = _kind(device, options.precision, gpus, cluster)
-    source, weights = open_volume(store_of(raw)), store_of(model)
+    image, weights = open_input(raw), read(model).result
     loaded = load_model(weights)
-    _check(source, loaded.voxel_size, raw)
+    _check(image.volume, loaded.voxel_size, raw)
+    tissue = open_mask(mask, image.volume)
     # The last bit of a float differs between kinds of device: a run is finished where it was begun.
     averages: dict[str, Product] = {"flips": "affinities_flips", "all": "affinities_all"}
     averaged = averages.get(options.average) if product == "affinities" else None
@@ -143,14 +150,15 @@ def prepare(
         made_of["average"] = options.average
     on_gpu = where.startswith("cuda")
     return Prepared(
-        source,
+        image,
+        tissue,
         loaded,
         Weights(weights, options.tile, where, precision, averaged or product),
         cluster,
         _processes(cluster, gpus if on_gpu else workers),
         3 if on_gpu else 2,
         made_of,
-        {"raw": read(raw)["fingerprint"], "model": file_fingerprint(weights)},
+        {"raw": image.fingerprint, "model": file_fingerprint(weights), **fingerprints(mask=tissue)},
     )
 
 

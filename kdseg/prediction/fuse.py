@@ -16,13 +16,13 @@ from kdseg.errors import ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, blocks, is_multiple
 from kdseg.prediction.blocks import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import Predictor, predict_tiles, read_reflected, tiled
-from kdseg.results.manifests import claim, store_of
+from kdseg.results.manifests import claim
 from kdseg.results.tables import write_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.fragments.checks import thin_halo
+from kdseg.segmentation.fragments.store import create_fragments
 from kdseg.segmentation.graph.faces import NEAREST, cell_part, nearest_offsets
-from kdseg.volumes.masks import create_fragments, mask_input
 from kdseg.volumes.volume import Volume, VoxelSize, open_volume
 
 log = logging.getLogger(__name__)
@@ -104,15 +104,15 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    ready = prepare(raw, model, predicting, device=device, gpus=gpus, workers=workers, cluster=cluster)
-    source, offsets = ready.source, ready.loaded.offsets
+    ready = prepare(raw, model, predicting, mask=mask, device=device, gpus=gpus, workers=workers, cluster=cluster)
+    source, offsets = ready.raw.volume, ready.loaded.offsets
     nearest, grid = nearest_offsets(offsets), checked_grid(source.shape, options.block)
     if not is_multiple(options.block, storage.shard):
         raise ShapeError(f"fragments.block {options.block} must be a multiple of the shard {storage.shard}")
     size = source.voxel_size or ready.loaded.voxel_size
     if halo := thin_halo(options, offsets, size, source.shape):
         log.warning("fuse: %s", halo)
-    inputs = {**ready.inputs, **mask_input(mask, source)}
+    inputs = ready.inputs
     made_of = {
         **options.model_dump(mode="json"),
         "predict": ready.made_of,
@@ -123,9 +123,9 @@ def run(
     ) as held:
         create_fragments(held.store, source, storage)
         held.tables.mkdir(exist_ok=True)
-        tissue = None if mask is None else store_of(mask)
+        tissue = None if ready.mask is None else ready.mask.store
         places = size, source.roi, storage.shard, held.store, held.tables
-        work = Work(store_of(raw), tissue, ready.weights, offsets, options, grid, *places)
+        work = Work(ready.raw.store, tissue, ready.weights, offsets, options, grid, *places)
         times = _times_predicted(source, options, predicting.tile)
         log.info("fuse: each voxel is predicted %.2f times on the mean, for the halos", times)
         held.stats.update(

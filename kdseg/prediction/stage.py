@@ -10,13 +10,13 @@ import numpy as np
 
 from kdseg.config import PredictOptions, StorageOptions
 from kdseg.config.cluster import ClusterOptions
+from kdseg.config.tasks import Product
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks, is_multiple
 from kdseg.prediction.blocks import HERE, Weights, prepare, run_predicted, worker_predictor
-from kdseg.prediction.tiles import Product, predict_tiles, read_reflected, tiled
-from kdseg.results.manifests import claim, store_of
+from kdseg.prediction.tiles import predict_tiles, read_reflected, tiled
+from kdseg.results.manifests import claim
 from kdseg.running.attempt import Clock
-from kdseg.volumes.masks import mask_input
 from kdseg.volumes.volume import create_volume, open_volume
 
 
@@ -73,8 +73,10 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed, e.g. since the network yields NaN; the status beside the store lists them.
     """
-    ready = prepare(raw, model, options, product=product, device=device, gpus=gpus, workers=workers, cluster=cluster)
-    source, loaded = ready.source, ready.loaded
+    ready = prepare(
+        raw, model, options, product=product, mask=mask, device=device, gpus=gpus, workers=workers, cluster=cluster
+    )
+    source, loaded = ready.raw.volume, ready.loaded
     if product == "embedding" and not loaded.heads.embedding:
         raise ConfigError(f"{model} has no embedding to predict: train it with heads.embedding")
     if not is_multiple(options.block, storage.shard):
@@ -87,7 +89,7 @@ def run(
     }
     if roi is not None and not source.roi.contains(roi):
         raise ShapeError(f"the region {roi} does not lie in {raw}, which is {source.roi}")
-    inputs = {**ready.inputs, **mask_input(mask, source)}
+    inputs = ready.inputs
     with claim(manifest, "predict", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         create_volume(
             held.store,
@@ -101,8 +103,8 @@ def run(
             compress=False,
             attributes={} if product == "embedding" else {"offsets": [list(o) for o in loaded.offsets]},
         )
-        tissue = None if mask is None else store_of(mask)
-        work = Work(store_of(raw), tissue, roi, ready.weights, held.store)
+        tissue = None if ready.mask is None else ready.mask.store
+        work = Work(ready.raw.store, tissue, roi, ready.weights, held.store)
         held.stats.update(voxels=source.roi.size, device=ready.made_of["device"], workers=ready.workers)
         block = Roi((0, 0, 0), options.block).intersect(source.roi)
         announced = ready.announced_mb(tiled(block, options.tile).grow(loaded.network.halo), block)

@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdseg.config.tasks import Product
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
 from kdseg.networks.models import Network, Outputs, fold, only_heads
@@ -40,8 +41,6 @@ Reader = Callable[[Roi], NDArray[np.uint8]]
 
 SLAB = 2**15
 """Voxels whose logits become affinities at a time on a CPU: they stay in its cache, which is 8 times faster."""
-Product = Literal["affinities", "affinities_flips", "affinities_all", "embedding"]
-"""Kind of result: affinities as they are or averaged over images of each tile, or the embedding."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from kdseg.geometry import Triple
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network, resolve_device, resolve_precision
 from kdseg.prediction.tiles import predictor, tile_memory
-from kdseg.results.manifests import store_of
+from kdseg.results.manifests import read
 
 EDGES = (32, 48, 64, 96, 128, 160, 192, 256)
 """Edges of the tiles that are tried, in voxels; each as a cube and with half of them along z."""
@@ -68,7 +68,7 @@ def run(model: Path, *, device: str = "auto", memory_mb: float = 2000, seconds: 
         DeviceError: if the device is not there.
     """
     where = resolve_device(device)
-    network = load_model(store_of(model) if model.suffix == ".json" else model).network
+    network = load_model(read(model).result if model.suffix == ".json" else model).network
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -134,7 +134,7 @@ def collect(config: Config) -> Comparison:
     config.expect_compare()
     names = [*config.compared_teachers, *config.trials]
     paths = {name: Path(config.results) / name / "trial.json" for name in names}
-    found = {name: read(path)["stats"] for name, path in paths.items() if path.exists()}
+    found = {name: read(path).stats for name, path in paths.items() if path.exists()}
     if not found:
         raise MissingError(f"no trial below {config.results}: run `snakemake compare --configfile <this run's YAML>`")
     entries: list[Entry] = []

@@ -209,7 +209,7 @@ def _edge(source: Node, target: Node) -> str:
 def _node(node: Node, results: Results) -> str:
     left, top, title = _left(node.column), node.y - NODE_H / 2, escape(_short(node.title, 13))
     state = "" if _done(results, node.key) else " missing"
-    finished = str(results.manifests.get(node.key, {}).get("finished", ""))
+    finished = results.manifests[node.key].finished if node.key in results.manifests else ""
     caption = (
         f'<text class="caption" x="{left + 2}" y="{top - 3:.1f}">{escape(_short(node.caption, 15))}</text>'
         if node.caption

@@ -95,13 +95,13 @@ def timings(results: Results) -> list[Timing]:
     """Return a row per finished manifest, in the order of the stages."""
     return [
         Timing(
-            str(manifest.get("stage", "")),
+            manifest.stage,
             key,
             _number(results.number(key, "seconds"), 2),
             _number(results.rate(key), 3),
             _number(results.number(key, "peak_mb"), 0),
             str(results.stats(key).get("device") or ""),
-            str(manifest.get("finished", "")).replace("T", " ").removesuffix("+00:00"),
+            manifest.finished.replace("T", " ").removesuffix("+00:00"),
         )
         for key, manifest in results.manifests.items()
     ]
@@ -110,7 +110,7 @@ def timings(results: Results) -> list[Timing]:
 def versions(results: Results) -> dict[str, str]:
     """Return the versions of what made the report, and of the kdseg that made the results."""
     found = {"kdseg (report)": __version__, "python": platform.python_version()}
-    made_by = sorted({str(manifest.get("kdseg", "unknown")) for manifest in results.manifests.values()})
+    made_by = sorted({manifest.version for manifest in results.manifests.values()})
     found["kdseg (results)"] = ", ".join(made_by)
     for library in LIBRARIES:
         try:

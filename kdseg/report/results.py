@@ -11,7 +11,7 @@ from typing import Any
 from kdseg.config import Config
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.curve import read_curve
-from kdseg.results.manifests import read
+from kdseg.results.manifests import Manifest, read
 
 Points = tuple[tuple[float, float], ...]
 Curve = Mapping[str, Points]
@@ -35,13 +35,13 @@ class Results:
     """
 
     config: Config
-    manifests: Mapping[str, Mapping[str, Any]]
+    manifests: Mapping[str, Manifest]
     curves: Mapping[str, Curve]
 
     def stats(self, key: str) -> Mapping[str, Any]:
         """Return what a stage measured; empty if it has not finished."""
-        stats = self.manifests.get(key, {}).get("stats")
-        return stats if isinstance(stats, dict) else {}
+        manifest = self.manifests.get(key)
+        return {} if manifest is None else manifest.stats
 
     def number(self, key: str, name: str) -> float | None:
         """Return a finite number that a stage measured, else None."""
@@ -57,9 +57,9 @@ class Results:
 
     def store(self, key: str) -> Path | None:
         """Return the result that lies beside a finished manifest, None if there is none."""
-        name = self.manifests.get(key, {}).get("store")
-        path = Path(self.config.results) / f"{key}.json"
-        return path.with_name(name) if name and path.with_name(name).exists() else None
+        manifest = self.manifests.get(key)
+        store = None if manifest is None else manifest.store
+        return store if store is not None and store.exists() else None
 
 
 def collect(config: Config) -> Results:

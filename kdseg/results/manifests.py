@@ -30,6 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from kdseg import __version__
 from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
 from kdseg.geometry import Triple
@@ -40,6 +42,75 @@ log = logging.getLogger(__name__)
 
 CLEARING = "clearing"
 """Fingerprint of a claim whose result is being removed; what is left of it is worth nothing."""
+
+
+class Manifest(BaseModel):
+    """The small JSON file that a finished stage leaves: what its result is made of, and what was measured.
+
+    Attributes:
+        path: of the file.
+        stage: that made the result.
+        options: that determine the result, as JSON values.
+        inputs: fingerprint of each input.
+        fingerprint: hash of stage, options and inputs.
+        store: where the result lies, whether it is still there or not; None if all of it is in ``stats``.
+        run: unique to this execution of the stage.
+        finished: time, ISO 8601, UTC.
+        version: of kdseg.
+        stats: what the stage measured or found.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path
+    stage: str
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    fingerprint: str
+    store: Path | None
+    run: str
+    finished: str
+    version: str
+    stats: Mapping[str, Any]
+
+    @property
+    def result(self) -> Path:
+        """Where the result lies.
+
+        Raises:
+            MissingError: if it is gone.
+            UnreadableError: if the stage has no result but the manifest.
+        """
+        if self.store is None:
+            raise UnreadableError(f"{self.path} ({self.stage}) has no store beside it; name another manifest")
+        if not self.store.exists():
+            raise MissingError(
+                f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
+            )
+        return self.store
+
+    @property
+    def block(self) -> Triple:
+        """Extent in voxels of the blocks that the result was made in."""
+        z, y, x = _found(self, "options", "block")
+        return (z, y, x)
+
+    def stat(self, name: str) -> Any:
+        """Return one thing that the stage measured or found.
+
+        Raises:
+            DataError: if its stage tells nothing of this name.
+        """
+        return _found(self, "stats", name)
+
+
+def _found(manifest: Manifest, part: str, name: str) -> Any:
+    values = getattr(manifest, part)
+    if name not in values:
+        raise DataError(
+            f"{manifest.path} is a result of `kdseg {manifest.stage}`, whose {part} have no {name!r}: name another one"
+        )
+    return values[name]
 
 
 @dataclass
@@ -147,44 +218,47 @@ def source_fingerprint(path: Path | str) -> str:
     return fingerprint("source", {name: [one.st_size, one.st_mtime_ns] for name, one in facts.items()}, {})
 
 
-def read(manifest: Path) -> dict[str, Any]:
-    """Return a manifest.
+def read(manifest: Path) -> Manifest:
+    """Return what a finished stage says of its result.
 
     Raises:
         MissingError: if the stage has not finished.
         UnreadableError: if the file is no manifest.
     """
+    values = _read_json(manifest)
+    store = values.get("store")
     try:
-        values = json.loads(manifest.read_text())
+        return Manifest.model_validate(
+            {
+                **values,
+                "path": manifest,
+                "store": None if store is None else manifest.with_name(str(store)),
+                "version": values.get("kdseg"),
+            }
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UnreadableError(
+            f"{manifest} is not a manifest: {where}: {first['msg']}; name that of a stage, or rerun its stage"
+        ) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the values of a manifest or of a claim."""
+    try:
+        values = json.loads(path.read_text())
     except FileNotFoundError:
-        raise MissingError(f"no manifest at {manifest}: run the stage that makes it") from None
+        raise MissingError(f"no manifest at {path}: run the stage that makes it") from None
     except (OSError, ValueError) as error:
         raise UnreadableError(
-            f"{manifest} is not a manifest: {error}; name the .json of a stage, or rerun the one that made it"
+            f"{path} is not a manifest: {error}; name the .json of a stage, or rerun the one that made it"
         ) from error
     if not isinstance(values, dict) or "fingerprint" not in values:
         raise UnreadableError(
-            f"{manifest} is not a manifest: it has no fingerprint; name that of a stage, or rerun its stage"
+            f"{path} is not a manifest: it has no fingerprint; name that of a stage, or rerun its stage"
         )
     return values
-
-
-def store_of(manifest: Path) -> Path:
-    """Return the result that a finished manifest stands for.
-
-    Raises:
-        MissingError: if the manifest or its result is gone.
-        UnreadableError: if the file is no manifest.
-    """
-    values = read(manifest)
-    if not values.get("store"):
-        raise UnreadableError(f"{manifest} ({values.get('stage')}) has no store beside it; name another manifest")
-    store = manifest.with_name(values["store"])
-    if not store.exists():
-        raise MissingError(
-            f"{manifest} stands for {store}, which is gone: kdseg clear {manifest}, then rerun its stage"
-        )
-    return store
 
 
 def write_json(path: Path, values: Any) -> None:
@@ -253,7 +327,7 @@ def claim(
         claimed = held.private / "claim.json"
         made_of = {"fingerprint": mark, "stage": stage, "options": dict(options), "inputs": dict(inputs)}
         if claimed.exists():
-            before = read(claimed)
+            before = _read_json(claimed)
             if before["fingerprint"] == CLEARING or (
                 (volume and _gone(held.store)) or (tables and not held.tables.exists())
             ):
@@ -317,7 +391,7 @@ def expect_stage(manifest: Path, stage: str) -> None:
         DataError: if it is; the message names both.
         MissingError: if the stage has not finished.
     """
-    found = read(manifest).get("stage")
+    found = read(manifest).stage
     if found != stage:
         raise DataError(f"{manifest} is a result of `kdseg {found}`, expected one of `kdseg {stage}`")
 
@@ -332,9 +406,9 @@ def expect_made_of(manifest: Path, **inputs: Path) -> None:
     Raises:
         DataError: if one of them is another one, or was made again since.
     """
-    was = read(manifest)["inputs"]
+    was = read(manifest).inputs
     for name, made_of in inputs.items():
-        if name in was and was[name] != read(made_of)["fingerprint"]:
+        if name in was and was[name] != read(made_of).fingerprint:
             raise DataError(
                 f"{manifest} was not made of {made_of}, or that was made again since: name the manifests of one run, "
                 "or make it again"
@@ -399,7 +473,7 @@ def _gone(store: Path) -> bool:
 def _remove(held: Claim) -> None:
     # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
     claimed = held.private / "claim.json"
-    write_json(claimed, {**read(claimed), "fingerprint": CLEARING})
+    write_json(claimed, {**_read_json(claimed), "fingerprint": CLEARING})
     if remote.is_link(held.store):
         remote.remove(remote.read_link(held.store))
     private = [path for path in held.private.iterdir() if path.name not in ("lock", "claim.json")]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from kdseg.config import FragmentsOptions, ModelOptions
+from kdseg.config.tasks import TrainInputs
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device, resolve_precision
 from kdseg.networks.models.device import gpu_peak_mb
-from kdseg.results.manifests import Claim, claim, file_fingerprint, read, store_of, write_text
+from kdseg.results.manifests import Claim, claim, file_fingerprint, read, write_text
 from kdseg.training import Result, train
 from kdseg.training.sampling import Guide
+from kdseg.volumes.inputs import volume_fingerprints
 
 HOW = {"train": {"loader_workers", "checkpoint_every"}}
 """Options that change how, but not what, is computed."""
@@ -24,12 +25,10 @@ def run(
     manifest: Path,
     options: ModelOptions,
     offsets: Offsets,
-    volumes: Sequence[Path],
+    given: TrainInputs,
     fragments: FragmentsOptions,
     *,
-    teachers: Sequence[Path] = (),
-    stored: Sequence[Path] = (),
-    instances: Sequence[Path] = (),
+    name: str,
     device: str = "auto",
     threads: int = 1,
     overwrite: bool = False,
@@ -43,12 +42,9 @@ def run(
         manifest: to write, e.g. ``results/student/model.json``.
         options: network, heads, training.
         offsets: one affinity channel each.
-        volumes: manifests ``…/{volume}/raw.json`` and ``…/{volume}/labels.json``.
+        given: manifests of volumes and teachers.
         fragments: how validation makes fragments; the run's own section.
-        teachers: manifests ``…/{teacher}/model.json`` of the networks to distil from, where they predict online.
-        stored: manifests of what they predict, ``…/{teacher}/{volume}/affinities.json`` (or averaged affinities, or
-            ``embedding.json``), where that is stored.
-        instances: manifests ``…/{teacher}/{volume}/segmentation.json``, for volumes without ground truth.
+        name: of the network, noted in its file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         threads: CPU threads. Their number may change the last bit of a float, so that a run goes on with as
             many as it was begun with.
@@ -62,24 +58,28 @@ def run(
     """
     import torch
 
-    addresses = _addresses(volumes)
-    inputs = {f"{path.parent.name}/{path.stem}": read(path)["fingerprint"] for path in volumes}
-    inputs |= {f"{path.parent.name}/model": file_fingerprint(store_of(path)) for path in teachers}
-    inputs |= {"/".join(path.parts[-3:]): read(path)["fingerprint"] for path in (*stored, *instances)}
-    guides = _guides(stored, instances, options.train.teachers)
+    order = options.train.teachers
+    _expect_named(given, order)
+    inputs = _fingerprints(given, order)
+    volumes = {
+        volume: (read(one.raw).result, None if one.labels is None else read(one.labels).result)
+        for volume, one in given.volumes.items()
+    }
+    teachers = [read(given.teachers[teacher]).result for teacher in order if teacher in given.teachers]
+    guides = _guides(given, order)
 
     def work(held: Claim) -> Result:
         torch.set_num_threads(_as_begun(held.private / "threads", threads))
         return train(
             options,
             offsets=offsets,
-            volumes=addresses,
+            volumes=volumes,
             out=held.model,
             folder=training_folder(manifest),
-            teachers=[store_of(path) for path in _in_order(teachers, options.train.teachers)],
+            teachers=teachers,
             guides=guides,
             watershed=fragments.watershed,
-            name=manifest.parent.name,
+            name=name,
             device=device,
         )
 
@@ -124,38 +124,41 @@ def _as_begun(note: Path, threads: int) -> int:
     return threads
 
 
-def _in_order(models: Sequence[Path], names: Sequence[str]) -> list[Path]:
-    """Return the manifests of models in the order in which the options name them."""
-    given = {path.parent.name: path for path in models}
-    if unknown := given.keys() - set(names):
-        raise ConfigError(f"got the teachers {sorted(unknown)}, but the options name {list(names)}")
-    return [given[name] for name in names if name in given]
+def _expect_named(given: TrainInputs, teachers: tuple[str, ...]) -> None:
+    """Refuse what comes of teachers that the options do not name."""
+    found = {*given.teachers, *given.stored}
+    if unknown := found - set(teachers):
+        raise ConfigError(f"got results of the teachers {sorted(unknown)}, but the options name {list(teachers)}")
+    if given.instances and not teachers:
+        raise ConfigError(f"got segmentations of {sorted(given.instances)} by a teacher, but the options name none")
 
 
-def _guides(stored: Sequence[Path], instances: Sequence[Path], teachers: Sequence[str]) -> dict[str, Guide]:
-    """Return what teachers stored, by volume, in the order in which the options name the teachers."""
-    found: dict[str, Guide] = {}
-    rank = {name: number for number, name in enumerate(teachers)}
-    if unknown := [str(path) for path in (*stored, *instances) if path.parent.parent.name not in rank]:
-        raise ConfigError(f"got {unknown}, but the options name the teachers {list(teachers)}")
-    for path in sorted(stored, key=lambda path: rank[path.parent.parent.name]):
-        guide = found.get(path.parent.name, Guide())
-        if path.stem == "embedding":
-            guide = guide._replace(embeddings=(*guide.embeddings, store_of(path)))
-        else:
-            guide = guide._replace(affinities=(*guide.affinities, store_of(path)))
-        found[path.parent.name] = guide
-    for path in instances:
-        found[path.parent.name] = found.get(path.parent.name, Guide())._replace(instances=store_of(path))
+def _fingerprints(given: TrainInputs, teachers: tuple[str, ...]) -> dict[str, str]:
+    found = volume_fingerprints(given.volumes)
+    for teacher, path in given.teachers.items():
+        found[f"{teacher}/model"] = file_fingerprint(read(path).result)
+    for teacher, predicted in given.stored.items():
+        for volume, products in predicted.items():
+            for product, path in products.items():
+                found[f"{teacher}/{volume}/{product}.json"] = read(path).fingerprint
+    for volume, path in given.instances.items():
+        found[f"{teachers[0]}/{volume}/segmentation.json"] = read(path).fingerprint
     return found
 
 
-def _addresses(manifests: Sequence[Path]) -> dict[str, tuple[str | Path, str | Path | None]]:
-    """Return the stores of raw data and labels by the name of their volume."""
-    raw = {path.parent.name: store_of(path) for path in manifests if path.stem == "raw"}
-    labels = {path.parent.name: store_of(path) for path in manifests if path.stem == "labels"}
-    if unknown := [str(path) for path in manifests if path.stem not in ("raw", "labels")]:
-        raise ConfigError(f"expected manifests called raw.json or labels.json, got {unknown}")
-    if alone := labels.keys() - raw.keys():
-        raise ConfigError(f"there are labels but no raw data of the volumes {sorted(alone)}")
-    return {name: (path, labels.get(name)) for name, path in raw.items()}
+def _guides(given: TrainInputs, teachers: tuple[str, ...]) -> dict[str, Guide]:
+    """Return what teachers stored, by volume, in the order in which the options name the teachers."""
+    found: dict[str, Guide] = {}
+    for teacher in teachers:
+        for volume, products in given.stored.get(teacher, {}).items():
+            guide = found.get(volume, Guide())
+            for product, path in products.items():
+                store = (read(path).result,)
+                if product == "embedding":
+                    guide = guide._replace(embeddings=guide.embeddings + store)
+                else:
+                    guide = guide._replace(affinities=guide.affinities + store)
+            found[volume] = guide
+    for volume, path in given.instances.items():
+        found[volume] = found.get(volume, Guide())._replace(instances=read(path).result)
+    return found

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from kdseg.config import FragmentsOptions, TrialOptions
+from kdseg.config.tasks import VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
 from kdseg.results.curve import seconds_per_step
-from kdseg.results.manifests import claim, file_fingerprint, read, store_of
+from kdseg.results.manifests import Manifest, claim, file_fingerprint, read
 from kdseg.training.sampling import Source
 from kdseg.training.validation import THRESHOLDS, Scored, least, sweep, validation_crop
+from kdseg.volumes.inputs import volume_fingerprints
 
 COSTS = ("parameters", "kmac_per_voxel", "steps", "best_step", "device", "peak_mb", "gpu_peak_mb")
 """Facts of the training in the manifest of a network."""
@@ -23,9 +25,10 @@ def run(
     model: Path,
     manifest: Path,
     options: TrialOptions,
-    volumes: Sequence[Path],
+    volumes: Mapping[str, VolumeInputs],
     fragments: FragmentsOptions,
     *,
+    name: str,
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
@@ -38,8 +41,9 @@ def run(
         manifest: to write; ``stats.threshold``, ``stats.tuned`` (scores on ``tune_on``), ``stats.scores`` by
             volume, ``stats.training`` with what the training cost.
         options: volumes, extent of the crops, precision.
-        volumes: manifests ``…/{volume}/raw.json`` and ``…/{volume}/labels.json``.
+        volumes: manifests of the volumes, by name.
         fragments: how fragments are made; the run's own section.
+        name: of the network, noted in the manifest.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         overwrite: clear what other options or inputs made.
 
@@ -53,8 +57,8 @@ def run(
 
     where = resolve_device(device)
     dtype = resolve_precision(options.precision, where)
-    inputs = {f"{path.parent.name}/{path.stem}": read(path)["fingerprint"] for path in volumes}
-    inputs["model"] = file_fingerprint(store_of(model))
+    trained = read(model)
+    inputs = volume_fingerprints(volumes) | {"model": file_fingerprint(trained.result)}
     made_of = {
         **options.model_dump(mode="json"),
         "precision": str(dtype).removeprefix("torch."),
@@ -65,36 +69,36 @@ def run(
     }
     with claim(manifest, "trial", made_of, inputs, overwrite=overwrite) as held:
         torch.set_num_threads(1)  # more would change the last bit of a float
-        loaded = load_model(store_of(model), where)
+        loaded = load_model(trained.result, where)
 
-        def scored(name: str) -> list[Scored]:
-            source = _source(name, volumes, loaded.voxel_size)
+        def scored(volume: str) -> list[Scored]:
+            source = _source(volume, volumes, loaded.voxel_size)
             crop = validation_crop(source, options.shape)
             return sweep(loaded.network, crop, loaded.offsets, dtype, where, fragments.watershed, dust=options.dust)
 
-        sweeps = {name: scored(name) for name in dict.fromkeys((options.tune_on, *options.volumes))}
+        sweeps = {volume: scored(volume) for volume in dict.fromkeys((options.tune_on, *options.volumes))}
         tuned = least(sweeps[options.tune_on])
         chosen = sweeps[options.tune_on].index(tuned)
         held.stats.update(
-            model=model.parent.name,
+            model=name,
             threshold=tuned.threshold,
             tuned=tuned._asdict(),
-            scores={name: sweeps[name][chosen]._asdict() for name in options.volumes},
-            training=_costs(model),
+            scores={volume: sweeps[volume][chosen]._asdict() for volume in options.volumes},
+            training=_costs(trained),
         )
 
 
-def _costs(model: Path) -> dict[str, Any]:
-    stats = read(model)["stats"]
-    curve = model.with_name(f"{model.stem}.training") / "curve.csv"
-    return {**{key: stats.get(key) for key in COSTS}, "seconds_per_step": seconds_per_step(curve)}
+def _costs(model: Manifest) -> dict[str, Any]:
+    curve = model.path.with_name(f"{model.path.stem}.training") / "curve.csv"
+    return {**{key: model.stats.get(key) for key in COSTS}, "seconds_per_step": seconds_per_step(curve)}
 
 
-def _source(name: str, manifests: Sequence[Path], trained_on: Sequence[float]) -> Source:
-    given = {path.stem: store_of(path) for path in manifests if path.parent.name == name}
-    if lacking := {"raw", "labels"} - given.keys():
-        raise ConfigError(f"no manifest of {sorted(lacking)} of the volume {name!r} was given: name it by --volume")
-    source = Source(name, given["raw"], given["labels"])
+def _source(name: str, volumes: Mapping[str, VolumeInputs], trained_on: Sequence[float]) -> Source:
+    given = volumes.get(name)
+    if given is None or given.labels is None:
+        lacking = ["labels", "raw"] if given is None else ["labels"]
+        raise ConfigError(f"no manifest of {lacking} of the volume {name!r} was given: name it")
+    source = Source(name, read(given.raw).result, read(given.labels).result)
     if any(abs(a - b) > 0.05 * b for a, b in zip(source.voxel_size, trained_on, strict=True)):
         raise VoxelSizeError(f"{name!r} has voxels of {source.voxel_size} nm, the network knows {tuple(trained_on)}")
     return source

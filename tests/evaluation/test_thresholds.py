@@ -116,7 +116,7 @@ def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray
     inside = np.zeros(labels.shape, np.bool_)
     inside[part.slices()] = True
     for name, kept in (("part", inside), ("whole", inside | True)):
-        stats = read(folder / f"{name}.json")["stats"]
+        stats = read(folder / f"{name}.json").stats
         rows = [{"threshold": t, **by_voxels(folder, labels, t, kept)} for t in (0.3, 0.55, 0.8)]
         assert stats["sweep"] == rows
         assert len({row["voi"] for row in rows}) > 1
@@ -127,10 +127,10 @@ def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray
     for name, flag in (("part", ["--part"]), ("whole", [])):  # done by now: another part would be refused
         done = CliRunner().invoke(main, [*command, *flag, "--manifest", str(folder / f"{name}.json")])
         assert done.exit_code == 0, done.output
-    stats = read(folder / "part.json")["stats"]
+    stats = read(folder / "part.json").stats
     best = stats["best"]
     assert stats["rest"] == {"threshold": best, **by_voxels(folder, labels, best, ~inside)}
-    assert "rest" not in read(folder / "whole.json")["stats"]
+    assert "rest" not in read(folder / "whole.json").stats
 
 
 def test_a_threshold_is_reached_where_it_means_the_same_fraction(made: tuple[Path, NDArray[np.uint64]]) -> None:

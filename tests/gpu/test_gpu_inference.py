@@ -10,9 +10,10 @@ import pytest
 import torch
 from subjects import KINDS, OFFSETS, grey, network_of, predicted
 
+from kdseg.config.tasks import Product
 from kdseg.geometry import Triple
 from kdseg.networks.models import Network
-from kdseg.prediction.tiles import Predictor, Product, predictor
+from kdseg.prediction.tiles import Predictor, predictor
 
 Record = Callable[[str, object], None]
 CPU = torch.device("cpu")

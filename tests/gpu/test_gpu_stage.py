@@ -50,7 +50,7 @@ def test_processes_and_lost_workers_change_no_byte(
     monkeypatch.undo()
     run(1)
     assert json.loads(status_path(manifest).read_text())["blocks"]["before"] == 3
-    assert read(manifest)["stats"]["device"] == device.type
+    assert read(manifest).stats["device"] == device.type
     expected = predicted(
         predictor(network_of("student", gpu), TILE, device, resolve_precision("auto", device), offsets=OFFSETS), raw
     )

@@ -20,7 +20,7 @@ from kdseg.config import ModelOptions
 from kdseg.networks.checkpoint import load
 from kdseg.networks.models import build
 from kdseg.results.curve import Curve, read_curve
-from kdseg.results.manifests import store_of
+from kdseg.results.manifests import read
 from kdseg.training import Result, train
 
 TERMS = [
@@ -45,7 +45,7 @@ def volumes(tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> Volumes:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, gpu: bool) -> Path:
-    return store_of(save(tmp_path_factory.mktemp("teacher") / "model.json", "teacher", gpu))
+    return read(save(tmp_path_factory.mktemp("teacher") / "model.json", "teacher", gpu)).result
 
 
 def run(folder: Path, made: ModelOptions, volumes: Volumes, device: torch.device, **more: Any) -> Result:

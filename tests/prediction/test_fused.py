@@ -31,7 +31,7 @@ from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
-from kdseg.results.manifests import clear, read, store_of
+from kdseg.results.manifests import clear, read
 from kdseg.results.tables import read_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.agglomeration import stage as agglomerate
@@ -95,7 +95,7 @@ def expect_the_same_bytes(folder: Path, name: str, workers: int = 1) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, workers: int) -> None:
     name = f"workers{workers}"
-    stats = read(fused(folder, name, workers))["stats"]
+    stats = read(fused(folder, name, workers)).stats
     expect_the_same_bytes(folder, name, workers)
     assert stats["times_predicted"] > 1
     assert stats["mvox_per_s"] > 0
@@ -158,7 +158,7 @@ def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) 
 def test_the_mask_is_decoded_in_one_thread_too(folder: Path) -> None:
     fused(folder, "threads")
     ready = prepare(folder / "raw.json", folder / "model.json", PREDICT, device="cpu")
-    raw, mask, out = (store_of(folder / f"{name}.json") for name in ("raw", "mask", "threads/fragments"))
+    raw, mask, out = (read(folder / f"{name}.json").result for name in ("raw", "mask", "threads/fragments"))
     grid, voxels_of = checked_grid(SHAPE, OPTIONS.block), Roi((0, 0, 0), SHAPE)
     places = ready.loaded.voxel_size, voxels_of, STORAGE.shard, out, out.with_suffix(".tables")
     work = fuse.Work(raw, mask, ready.weights, ready.loaded.offsets, OPTIONS, grid, *places)
@@ -203,7 +203,7 @@ def test_the_command(folder: Path) -> None:
     places = ["--fragments", str(out / "fragments.json"), "--manifest", str(out / "edges.json")]
     done = CliRunner().invoke(main, ["edges", *places, "--options", section])
     assert done.exit_code == 0, done.output
-    assert files(store_of(out / "edges.json")) == files(folder / "stored" / "edges.tables")
+    assert files(read(out / "edges.json").result) == files(folder / "stored" / "edges.tables")
 
 
 Extent = st.tuples(*[st.integers(1, 9)] * 3)

@@ -18,10 +18,11 @@ from kdseg.config.cluster import LocalOptions
 from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.prediction import stage as predict
-from kdseg.results.manifests import read, store_of
+from kdseg.results.manifests import read
 from kdseg.running.cluster import AHEAD, run_tasks, workers_of
 from kdseg.running.progress import Done
-from kdseg.volumes.volume import affinity_offsets, open_volume
+from kdseg.volumes.inputs import open_input
+from kdseg.volumes.volume import affinity_offsets
 
 SHAPE = (40, 64, 33)
 
@@ -49,12 +50,12 @@ def reference(folder):
 
 
 def test_the_store_says_what_it_is(reference):
-    volume = open_volume(store_of(reference))
+    volume = open_input(reference).volume
     assert volume.array.shape == (4, *SHAPE)
     assert affinity_offsets(volume) == OFFSETS
     assert volume.voxel_size == (10, 10, 10)
     assert np.ptp(voxels(reference)) > 50
-    stats = read(reference)["stats"]
+    stats = read(reference).stats
     assert stats["voxels"] == np.prod(SHAPE)
     assert stats["mvox_per_s"] > 0
     assert stats["peak_mb"] > 50
@@ -90,7 +91,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
 
 
 def test_finished_blocks_are_not_done_again(folder, reference):
-    volume = open_volume(store_of(reference))
+    volume = open_input(reference).volume
     before = voxels(reference)
     try:
         volume.array[:, :32, :32, :32] = 7

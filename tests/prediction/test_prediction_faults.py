@@ -27,7 +27,7 @@ from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import ATTEMPTS, MANY, prepare
 from kdseg.results.locks import STALE_S
-from kdseg.results.manifests import claim, read, store_of
+from kdseg.results.manifests import claim, read
 from kdseg.running import status
 from kdseg.running.attempt import Clock, attempt, trouble_of
 from kdseg.running.telemetry import Telemetry, status_path
@@ -74,7 +74,7 @@ def test_the_status_adds_up(reference):
     assert facts["memory_mb"]["peak"] > 50
     (worker,) = facts["workers"].values()
     busy = sum(worker["seconds"][what] for what in ("read", "compute", "write"))
-    assert read(reference)["stats"]["mvox_per_s"] == pytest.approx(np.prod(SHAPE) / busy / 1e6, abs=1e-3)
+    assert read(reference).stats["mvox_per_s"] == pytest.approx(np.prod(SHAPE) / busy / 1e6, abs=1e-3)
 
 
 def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
@@ -301,7 +301,7 @@ def test_tiles_without_tissue_are_not_predicted(folder, reference, mask, tmp_pat
     assert (voxels(manifest) == np.where(whole_tiles(mask), voxels(reference), 0)).all()
     facts = telemetry(manifest)["blocks"]
     assert facts["skipped"] == sum(not mask[..., x : x + block[2]].any() for x in range(0, SHAPE[2], block[2]))
-    assert read(manifest)["inputs"]["mask"] == read(tmp_path / "mask.json")["fingerprint"]
+    assert read(manifest).inputs["mask"] == read(tmp_path / "mask.json").fingerprint
 
 
 def test_a_region_has_the_bytes_of_the_whole(folder, reference, tmp_path):
@@ -421,7 +421,7 @@ def test_a_clock_tells_what_the_seconds_went_for(monkeypatch):
 
 def test_a_block_is_done_when_the_disk_has_it(folder, reference, tmp_path, monkeypatch):
     """The machine of a worker may fail, and that of the stage, which lists what is done, live on."""
-    out = shutil.copytree(store_of(reference), tmp_path / "affinities.zarr")
+    out = shutil.copytree(read(reference).result, tmp_path / "affinities.zarr")
     block = Block((0, 0, 1), Roi((0, 0, 32), BLOCK))
     (shard,) = out.glob("0/c/*/0/0/1")
     whole = shard.read_bytes()
@@ -434,7 +434,7 @@ def test_a_block_is_done_when_the_disk_has_it(folder, reference, tmp_path, monke
         fsync(handle)
 
     monkeypatch.setattr(os, "fsync", noted)
-    work = predict.Work(store_of(folder / "raw.json"), None, None, ready.weights, out)
+    work = predict.Work(read(folder / "raw.json").result, None, None, ready.weights, out)
     assert predict.predict_block(work, block, Clock())
     assert shard.read_bytes() == whole
     assert kept == [shard, shard.parent]

@@ -23,6 +23,7 @@ from kdseg.config import FragmentsOptions, TrialOptions, validate
 from kdseg.config.compare import ALONE, trial_name
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.tasks import VolumeInputs
 from kdseg.errors import ConfigError, MissingError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import build
@@ -31,7 +32,7 @@ from kdseg.report.comparison import Spread, collect, gain, spread
 from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
 from kdseg.report.strip import Row, strip
 from kdseg.results.curve import Curve, seconds_per_step
-from kdseg.results.manifests import claim, store_of
+from kdseg.results.manifests import claim, read
 from kdseg.training import trial
 from kdseg.training.sampling.source import Source
 from kdseg.training.validation import THRESHOLDS, sweep, validation_crop
@@ -314,19 +315,19 @@ def small_model(manifest):
 
 
 def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path):
-    volumes, crops = [], {}
+    volumes, crops = {}, {}
     for seed, name in enumerate(("tune", "test")):
         arrays = zip(("raw", "labels"), toy_cells((24, 24, 24), 6 + 6 * seed, seed), strict=True)
         raw, labels = (store(tmp_path / name / f"{kind}.json", array) for kind, array in arrays)
-        volumes += [raw, labels]
-        crops[name] = validation_crop(Source(name, store_of(raw), store_of(labels)), (16, 16, 16))
+        volumes[name] = VolumeInputs(raw=raw, labels=labels)
+        crops[name] = validation_crop(Source(name, read(raw).result, read(labels).result), (16, 16, 16))
     model = small_model(tmp_path / "kd.seed0" / "model.json")
     fragments = FragmentsOptions(watershed=WatershedOptions(seeds="maxima", seed_distance=2))
     options = TrialOptions(tune_on="tune", volumes=("test",), shape=(16, 16, 16))
-    trial.run(model, model.with_name("trial.json"), options, volumes, fragments, device="cpu")
+    trial.run(model, model.with_name("trial.json"), options, volumes, fragments, name="kd.seed0", device="cpu")
     stats = json.loads(model.with_name("trial.json").read_text())["stats"]
 
-    cpu, loaded = torch.device("cpu"), load_model(store_of(model), torch.device("cpu"))
+    cpu, loaded = torch.device("cpu"), load_model(read(model).result, torch.device("cpu"))
     tune, test = (
         sweep(loaded.network, crops[name], loaded.offsets, torch.float32, cpu, fragments.watershed)
         for name in ("tune", "test")
@@ -344,7 +345,7 @@ def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
     model = small_model(tmp_path / "kd.seed0" / "model.json")
     options = TrialOptions(tune_on="tune", volumes=("tune",), shape=(8, 8, 8))
     with pytest.raises(ConfigError, match=r"\['labels', 'raw'\] of the volume 'tune'"):
-        trial.run(model, model.with_name("trial.json"), options, (), FragmentsOptions(), device="cpu")
+        trial.run(model, model.with_name("trial.json"), options, {}, FragmentsOptions(), name="kd.seed0", device="cpu")
 
 
 @pytest.fixture

@@ -64,7 +64,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.uin
 
 def test_intervals_stand_beside_the_scores(made: tuple[Path, NDArray[np.uint64]]) -> None:
     results, _ = made
-    stats = read(results / FOLDER / "scores.json")["stats"]
+    stats = read(results / FOLDER / "scores.json").stats
     cells = Page((results / "report.html").read_text()).cells
     for name in ("voi_split", "voi_merge", "voi", "arand", "arand_precision", "arand_recall"):
         low, high = stats["intervals"][name]
@@ -79,7 +79,7 @@ def test_intervals_stand_beside_the_scores(made: tuple[Path, NDArray[np.uint64]]
 
 def test_the_part_and_the_rest_are_shown(made: tuple[Path, NDArray[np.uint64]]) -> None:
     results, labels = made
-    stats = read(results / FOLDER / "sweep.json")["stats"]
+    stats = read(results / FOLDER / "sweep.json").stats
     page = Page((results / "report.html").read_text())
     expected = of_part_and_rest(results, labels, stats["best"])
     summary = json.loads((results / "summary.json").read_text())["tuned"]
@@ -108,14 +108,14 @@ def of_part_and_rest(results: Path, labels: NDArray[np.uint64], threshold: float
 
 def test_a_part_s_least_voi_is_not_the_volume_s(made: tuple[Path, NDArray[np.uint64]]) -> None:
     results, _ = made
-    assert read(results / FOLDER / "scores.json")["stats"]["best_possible"] is None
+    assert read(results / FOLDER / "scores.json").stats["best_possible"] is None
     whole = (results / "report.html").read_text()
     assert "tune (dots: the part that thresholds were chosen on)" in whole
 
 
 def test_voi_over_thresholds_is_that_of_the_sweep(made: tuple[Path, NDArray[np.uint64]]) -> None:
     results, _ = made
-    stats: dict[str, Any] = read(results / FOLDER / "sweep.json")["stats"]
+    stats: dict[str, Any] = read(results / FOLDER / "sweep.json").stats
     html = (results / "report.html").read_text()
     for name, title in (("voi", "VOI sum"), ("voi_split", "VOI split"), ("voi_merge", "VOI merge")):
         best = next(row[name] for row in stats["sweep"] if row["threshold"] == stats["best"])

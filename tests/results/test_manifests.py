@@ -12,17 +12,8 @@ from importlib.metadata import version
 
 import pytest
 
-from kdseg.errors import ClaimError, MissingError, UnreadableError
-from kdseg.results.manifests import (
-    claim,
-    clear,
-    file_fingerprint,
-    fingerprint,
-    read,
-    source_fingerprint,
-    store_of,
-    write_json,
-)
+from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
+from kdseg.results.manifests import claim, clear, file_fingerprint, fingerprint, read, source_fingerprint, write_json
 
 
 def make(manifest, options, **kwargs):
@@ -35,16 +26,16 @@ def make(manifest, options, **kwargs):
 
 def test_a_finished_stage_leaves_a_manifest(tmp_path):
     values = make(tmp_path / "a.json", {"tile": 3})
-    assert values["stats"]["voxels"] == 5
-    assert values["stats"]["peak_mb"] > 1
-    assert values["options"] == {"tile": 3}
-    assert values["inputs"] == {"raw": "abc"}
-    assert store_of(tmp_path / "a.json") == tmp_path / "a.zarr"
+    assert values.stats["voxels"] == 5
+    assert values.stats["peak_mb"] > 1
+    assert values.options == {"tile": 3}
+    assert values.inputs == {"raw": "abc"}
+    assert read(tmp_path / "a.json").result == tmp_path / "a.zarr"
 
 
 def test_two_runs_leave_different_manifests(tmp_path):
     first, second = (make(tmp_path / "a.json", {"tile": 3}) for _ in range(2))
-    assert first["run"] != second["run"]
+    assert first.run != second.run
 
 
 def test_a_stage_that_fails_leaves_no_manifest_and_keeps_its_blocks(tmp_path):
@@ -83,7 +74,7 @@ def test_overwrite_starts_over(tmp_path):
     make(tmp_path / "a.json", {"tile": 4}, overwrite=True)
     assert not (tmp_path / "a.zarr" / "old").exists()
     assert not (tmp_path / ".a" / "8x8x8").exists()
-    assert read(tmp_path / "a.json")["options"] == {"tile": 4}
+    assert read(tmp_path / "a.json").options == {"tile": 4}
 
 
 def test_an_unclaimed_store_is_left_alone(tmp_path):
@@ -164,7 +155,7 @@ def with_tables(manifest, options, **kwargs):
 
 def test_a_folder_of_tables_is_removed_with_what_it_was_made_with(tmp_path):
     tables = with_tables(tmp_path / "a.json", {"block": 8}).tables
-    assert store_of(tmp_path / "a.json") == tables
+    assert read(tmp_path / "a.json").result == tables
     with_tables(tmp_path / "a.json", {"block": 9}, overwrite=True)
     assert [path.name for path in tables.iterdir()] == ["9"]
     assert tables in clear(tmp_path / "a.json")
@@ -209,11 +200,29 @@ def test_bad_manifests(tmp_path):
     (tmp_path / "a.json").write_text('{"fingerpr')
     with pytest.raises(UnreadableError, match="not a manifest"):
         read(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"fingerprint": "0", "options": {}, "inputs": {}, "stats": []}')
+    with pytest.raises(UnreadableError, match=r"a\.json is not a manifest: stage: .*rerun its stage"):
+        read(tmp_path / "a.json")
     make(tmp_path / "b.json", {})
     (tmp_path / "b.zarr" / "data").unlink()
     (tmp_path / "b.zarr").rmdir()
     with pytest.raises(MissingError, match="is gone"):
-        store_of(tmp_path / "b.json")
+        read(tmp_path / "b.json").result.exists()
+
+
+def test_what_a_manifest_does_not_say_is_told_in_a_line(tmp_path):
+    made = make(tmp_path / "a.json", {"block": [2, 3, 4]})
+    assert made.block == (2, 3, 4)
+    assert made.stat("voxels") == 5
+    with pytest.raises(DataError, match=r"a\.json is a result of `kdseg predict`, whose stats have no 'best'"):
+        made.stat("best")
+    with pytest.raises(DataError, match=r"whose options have no 'block'"):
+        make(tmp_path / "b.json", {}).block.count(1)
+
+
+def test_a_manifest_is_frozen(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        make(tmp_path / "a.json", {}).stage = "edges"
 
 
 def test_write_json_is_whole_or_absent(tmp_path):

@@ -41,13 +41,14 @@ from kdseg.config import (
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, MissingError, StageError, UnreadableError
 from kdseg.evaluation import evaluate
 from kdseg.prediction import stage as predict
-from kdseg.results.manifests import claim, clear, read, source_fingerprint, store_of
+from kdseg.results.manifests import claim, clear, read, source_fingerprint
 from kdseg.results.remote import read_link, resolve
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.segments import stage as segment
 from kdseg.volumes import convert
+from kdseg.volumes.inputs import open_input
 from kdseg.volumes.sources import open_source
 from kdseg.volumes.volume import create_volume, open_volume
 
@@ -201,9 +202,9 @@ def remote(tmp_path_factory, inputs):
 
 def test_all_volumes_have_the_bytes_of_a_run_on_disk(bucket, local, remote):
     for name in ("raw", "affinities", "fragments", "segmentation"):
-        url = read_link(store_of(remote[name]))
+        url = read_link(read(remote[name]).result)
         assert re.fullmatch(rf"s3://bucket/results/{name}-[0-9a-f]{{12}}\.zarr", url)
-        files = on_disk(store_of(local[name]))
+        files = on_disk(read(local[name]).result)
         assert len(files) > 2
         assert bucket.files(url) == files
         assert [p for p in remote[name].parent.glob(f"{name}.*") if p.is_dir()] == []
@@ -215,18 +216,18 @@ def test_scores_read_from_the_bucket(local, remote, inputs):
     def scores(segmentation, labels):
         return evaluate.run(evaluate.Question(str(segmentation), str(labels), block=BLOCK))["scores"]
 
-    expected = scores(store_of(local["segmentation"]), inputs / "labels.zarr")
-    link = store_of(remote["segmentation"])
+    expected = scores(read(local["segmentation"]).result, inputs / "labels.zarr")
+    link = read(remote["segmentation"]).result
     assert scores(link, "s3://bucket/in/labels.zarr") == expected
     assert scores(read_link(link), "s3://bucket/in/labels.zarr/0") == expected
-    same = CliRunner().invoke(main, ["same", str(link), str(store_of(local["segmentation"]))])
+    same = CliRunner().invoke(main, ["same", str(link), str(read(local["segmentation"]).result)])
     assert same.exit_code == 0, same.output
 
 
 def test_a_level_below_a_link(local, remote):
-    link = store_of(remote["segmentation"])
+    link = read(remote["segmentation"]).result
     assert resolve(link / "1") == f"{read_link(link)}/1"
-    expected = open_volume(store_of(local["segmentation"]), level=1)
+    expected = open_volume(read(local["segmentation"]).result, level=1)
     found = open_volume(link / "1")
     np.testing.assert_array_equal(found.read(found.roi), expected.read(expected.roi))
 
@@ -255,25 +256,25 @@ def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, lo
         except ClaimError:  # the worker of the killed run ends by itself
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert read_link(store_of(tmp_path / "affinities.json")) == url
-    assert bucket.files(url) == on_disk(store_of(local["affinities"]))
+    assert read_link(read(tmp_path / "affinities.json").result) == url
+    assert bucket.files(url) == on_disk(read(local["affinities"]).result)
     assert not bucket.files("elsewhere")
 
 
 def test_where_volumes_lie_is_not_what_they_are(local):
-    assert "remote" not in json.dumps([read(path)["options"] for path in local.values()])
+    assert "remote" not in json.dumps([read(path).options for path in local.values()])
     assert "remote" not in IN_BUCKET.model_dump_json()
 
 
 def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
-    url = f"{read_link(store_of(remote['fragments']))}/0/c/0/0/0"
+    url = f"{read_link(read(remote['fragments']).result)}/0/c/0/0/0"
     key = url.removeprefix("s3://bucket/")
     whole = bucket.get(key)
     ways = [remote[name] for name in ("fragments", "edges", "agglomeration")]
     how = SegmentOptions(block=BLOCK, threshold=0.5)
     try:
         bucket.put(key, whole[: len(whole) // 2])
-        volume = open_volume(store_of(remote["fragments"]))
+        volume = open_input(remote["fragments"]).volume
         with pytest.raises(UnreadableError, match=r"cannot read .* of s3://bucket/\S+\.zarr/0: .*damaged"):
             volume.read(volume.roi)
         bucket.delete(key)

@@ -12,7 +12,7 @@ from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, DataError, ShapeError, StageError
 from kdseg.evaluation import score
 from kdseg.geometry import Roi
-from kdseg.results.manifests import read, store_of
+from kdseg.results.manifests import read
 from kdseg.results.parquet import read_parquet
 from kdseg.results.tables import read_table, write_table
 from kdseg.segmentation.agglomeration import stage as agglomerate_stage
@@ -104,7 +104,7 @@ def test_a_store_that_vanished_is_made_again(tmp_path, noisy):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
     manifest = run_fragments(tmp_path, affinities, OPTIONS)
     before = voxels(manifest)
-    shutil.rmtree(store_of(manifest))
+    shutil.rmtree(read(manifest).result)
     manifest.unlink()  # as after a kill: the done blocks are still noted
     assert (voxels(run_fragments(tmp_path, affinities, OPTIONS)) == before).all()
 
@@ -134,7 +134,7 @@ def test_a_lost_file_of_fragments_does_not_become_background(tmp_path, noisy):
     fragment = run_fragments(tmp_path, affinities, OPTIONS)
     run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
     names = [tmp_path / f"{name}.json" for name in ("fragments", "edges", "agglomeration")]
-    next(path for path in sorted((store_of(fragment) / "0" / "c").rglob("*")) if path.is_file()).unlink()
+    next(path for path in sorted((read(fragment).result / "0" / "c").rglob("*")) if path.is_file()).unlink()
     how = SegmentOptions(block=(64, 64, 32), threshold=0.5)
     with pytest.raises(StageError, match="a file of it was lost or changed"):
         segment.run(*names, None, tmp_path / "again.json", how, STORAGE)
@@ -248,7 +248,7 @@ def test_labels_of_a_part_are_compared_with_that_part(tmp_path, labels):
     part = store(tmp_path / "part.json", labels[8:, 4:, :33].copy(), offset=(80.0, 40.0, 0.0))
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 32, 32))
     score.run(whole, part, tmp_path / "scores.json", scoring)
-    stats = read(tmp_path / "scores.json")["stats"]
+    stats = read(tmp_path / "scores.json").stats
     assert stats["scores"]["voi"] == 0
     assert stats["voxels"] == 32 * 66 * 33
 
@@ -258,7 +258,7 @@ def test_scores_come_with_their_table_and_intervals(tmp_path, labels):
     truth = store(tmp_path / "truth.json", labels)
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(16, 32, 32), bootstrap=30)
     score.run(whole, truth, tmp_path / "scores.json", scoring)
-    stats = read(tmp_path / "scores.json")["stats"]
+    stats = read(tmp_path / "scores.json").stats
     low, high = stats["intervals"]["voi_merge"]
     assert low < stats["scores"]["voi_merge"] < high
     assert stats["intervals"]["voi_split"] == [0, 0]

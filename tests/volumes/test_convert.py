@@ -178,8 +178,8 @@ def test_the_volume_is_the_source(tmp_path: Path) -> None:
     volume = open_volume(labels.with_suffix(".zarr"))
     assert (volume.voxel_size, volume.dtype) == (VOXEL_SIZE, np.uint64)
     np.testing.assert_allclose(volume.offset, np.multiply(OFFSET, VOXEL_SIZE))
-    assert read(labels)["store"] == "labels.zarr"
-    assert read(labels)["stats"]["voxels"] == LABELS.size
+    assert read(labels).store == labels.with_name("labels.zarr")
+    assert read(labels).stats["voxels"] == LABELS.size
 
 
 def test_two_workers_write_the_same_files_as_one(tmp_path: Path) -> None:

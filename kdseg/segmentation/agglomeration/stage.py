@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from kdseg.config import AgglomerateOptions
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
-from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, file_fingerprint, read, store_of
+from kdseg.results.manifests import Claim, Manifest, claim, expect_made_of, expect_stage, file_fingerprint, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.agglomeration.edge_table import from_columns, join, to_columns
@@ -93,11 +93,9 @@ def run(
         raise ConfigError(
             "agglomerate.engine waterz needs the affinities of the whole volume: use `exact`, or store them"
         )
-    inputs = {
-        **({} if affinities is None else {"affinities": read(affinities)["fingerprint"]}),
-        "fragments": read(fragments)["fingerprint"],
-        "edges": read(edges)["fingerprint"],
-    }
+    named = {"affinities": affinities, "fragments": fragments, "edges": edges}
+    made = {name: read(path) for name, path in named.items() if path is not None}
+    inputs = {name: one.fingerprint for name, one in made.items()}
     expect_stage(edges, "edges")
     expect_made_of(edges, fragments=fragments, **({} if affinities is None else {"affinities": affinities}))
     if options.edits is not None:
@@ -105,17 +103,17 @@ def run(
             raise ConfigError("agglomerate.edits need the engine `exact`: waterz knows no links of a user")
         inputs["edits"] = file_fingerprint(Path(options.edits))
     made_of = options.model_dump(mode="json", exclude={"edits"})
-    source = open_volume(store_of(fragments))
+    source = open_volume(made["fragments"].result)
     chunk = source.shape if options.engine == "waterz" else options.chunk
-    where = layout(source.shape, chunk, _block(fragments), _block(edges))
+    where = layout(source.shape, chunk, made["fragments"].block, made["edges"].block)
     links = _links(source, where, options)
     with claim(manifest, "agglomerate", made_of, inputs, tables=True, overwrite=overwrite) as held:
         held.tables.mkdir(exist_ok=True)
         if options.engine == "waterz" and affinities is not None:
-            _one_shot(affinities, fragments, options, held)
+            _one_shot(open_volume(made["affinities"].result), source, options, held)
         else:
             write_table(held.private / "links.npz", links._asdict())
-            _tree(edges, where, options, held, workers)
+            _tree(made["edges"], where, options, held, workers)
         held.stats.update(
             voxels=source.roi.size,
             shape=where.shape,
@@ -125,15 +123,9 @@ def run(
         )
 
 
-def _block(manifest: Path) -> Triple:
-    z, y, x = read(manifest)["options"]["block"]
-    return (z, y, x)
-
-
-def _tree(edges: Path, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
-    work = Work(
-        store_of(edges), _block(edges), where, options.thresholds[-1], options.percent, held.tables, held.private
-    )
+def _tree(edges: Manifest, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
+    threshold = options.thresholds[-1]
+    work = Work(edges.result, edges.block, where, threshold, options.percent, held.tables, held.private)
     roi = Roi((0, 0, 0), where.shape)
     for level in range(where.levels):
         function = partial(node, work, level) if level else partial(leaf, work)
@@ -191,9 +183,8 @@ def _mine(links: NDArray[np.uint64], where: Layout, index: Triple) -> NDArray[np
     return links[inside(links.ravel(), where, 0, index).reshape(-1, 2).any(axis=1)]
 
 
-def _one_shot(affinities: Path, fragments: Path, options: AgglomerateOptions, held: Claim) -> None:
-    """Run waterz, and write what it merges from each threshold to the next as merges of that score."""
-    source, labelled = open_volume(store_of(affinities)), open_volume(store_of(fragments))
+def _one_shot(source: Volume, labelled: Volume, options: AgglomerateOptions, held: Claim) -> None:
+    """Run waterz on affinities and fragments, and write what it merges from each threshold to the next."""
     if source.roi.size > WATERZ_LIMIT:
         raise DataError(
             f"agglomerate.engine waterz takes a volume in one block of at most {WATERZ_LIMIT} voxels, got "

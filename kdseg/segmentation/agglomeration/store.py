@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from kdseg.config.base import exact
 from kdseg.errors import ConfigError
 from kdseg.geometry import Roi, Triple, blocks
-from kdseg.results.manifests import read, store_of
+from kdseg.results.manifests import read
 from kdseg.results.tables import read_table
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, cut
 from kdseg.segmentation.agglomeration.tree import Layout, inside, node_of, rename
@@ -40,11 +40,11 @@ class Tree:
 
     def __init__(self, manifest: Path) -> None:
         """Open an agglomeration."""
-        self.folder = store_of(manifest)
-        facts = read(manifest)["stats"]
-        shape, block, chunk = ((z, y, x) for z, y, x in (facts["shape"], facts["block"], facts["chunk"]))
+        made = read(manifest)
+        self.folder = made.result
+        shape, block, chunk = ((z, y, x) for z, y, x in map(made.stat, ("shape", "block", "chunk")))
         self.layout = Layout(shape, block, chunk)
-        self.largest = float(max(facts["thresholds"]))
+        self.largest = float(max(made.stat("thresholds")))
         self._merges = lru_cache(maxsize=16)(_merges)  # the upper nodes are read again and again
 
     def leaves(self) -> Iterator[Triple]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from kdseg.config import FragmentsOptions, StorageOptions
 from kdseg.geometry import Block, Roi, Triple
-from kdseg.results.manifests import claim, read, store_of
+from kdseg.results.manifests import claim
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.fragments.checks import doubts, thin_halo
+from kdseg.segmentation.fragments.store import create_fragments
 from kdseg.segmentation.links import nearest_channels
-from kdseg.volumes.masks import create_fragments, mask_input
+from kdseg.volumes.inputs import fingerprints, open_input, open_mask
 from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
 
 _SAMPLE = 64
@@ -54,17 +55,19 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    source = open_volume(store_of(affinities))
+    predicted = open_input(affinities)
+    source = predicted.volume
     offsets = affinity_offsets(source)
     nearest_channels(offsets)
     grid = checked_grid(source.shape, options.block)
-    inputs = {"affinities": read(affinities)["fingerprint"], **mask_input(mask, source)}
+    tissue = open_mask(mask, source)
+    inputs = fingerprints(affinities=predicted, mask=tissue)
     for doubt in _doubts(source, options):
         log.warning("fragments: %s: %s", affinities, doubt)
     made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
     with claim(manifest, "fragments", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
         create_fragments(held.store, source, storage)
-        paths = store_of(affinities), None if mask is None else store_of(mask), held.store
+        paths = predicted.store, None if tissue is None else tissue.store, held.store
         function = partial(fragment_block, *paths, options, grid)
         run_blocks("fragments", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
         held.stats["voxels"] = source.roi.size

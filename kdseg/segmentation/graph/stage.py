@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdseg.config import EdgesOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_covers, offsets_reach
-from kdseg.results.manifests import claim, expect_made_of, read, store_of
+from kdseg.results.manifests import Manifest, claim, expect_made_of, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.graph.details import Details, block_details, to_columns
@@ -20,6 +20,7 @@ from kdseg.segmentation.graph.faces import NEAREST, Part, joined_edges
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.graph.statistics import block_statistics
 from kdseg.segmentation.links import nearest_channels
+from kdseg.volumes.inputs import fingerprints, open_input
 from kdseg.volumes.volume import affinity_offsets, open_volume
 
 
@@ -74,24 +75,24 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    labelled = open_volume(store_of(fragments))
-    inputs = {"fragments": read(fragments)["fingerprint"]}
+    fragment = open_input(fragments)
+    labelled, predicted = fragment.volume, None
     if affinities is None:
         if options.long_range or options.histograms:
             raise ConfigError(
                 "edges.long_range and edges.histograms need affinities (--affinities): `kdseg fuse` keeps sums of the "
                 "nearest ones only"
             )
-        function = partial(joined_block, store_of(fragments), _kept(fragments, options, labelled.shape))
+        function = partial(joined_block, fragment.store, _kept(read(fragments), options, labelled.shape))
     else:
-        source = open_volume(store_of(affinities))
-        if source.shape != labelled.shape:
+        predicted = open_input(affinities)
+        if predicted.volume.shape != labelled.shape:
             raise ShapeError(
-                f"affinities cover {source.shape} voxels, fragments {labelled.shape}: they are of two runs"
+                f"affinities cover {predicted.volume.shape} voxels, fragments {labelled.shape}: they are of two runs"
             )
         expect_made_of(fragments, affinities=affinities)
-        inputs["affinities"] = read(affinities)["fingerprint"]
-        function = partial(edges_block, store_of(affinities), store_of(fragments), options)
+        function = partial(edges_block, predicted.store, fragment.store, options)
+    inputs = fingerprints(fragments=fragment, affinities=predicted)
     with claim(manifest, "edges", options.model_dump(mode="json"), inputs, tables=True, overwrite=overwrite) as held:
         held.tables.mkdir(exist_ok=True)
         write, done = partial(function, held.tables), held.progress(options.block)
@@ -134,17 +135,17 @@ def _write(
     write_table(tables / block_name(block.index), {**edges._asdict(), **to_columns(details), **statistics._asdict()})
 
 
-def _kept(fragments: Path, options: EdgesOptions, shape: Triple) -> Kept:
-    facts, folder = read(fragments)["stats"].get("kept"), fragments.with_suffix(".tables")
+def _kept(fragments: Manifest, options: EdgesOptions, shape: Triple) -> Kept:
+    facts, folder = fragments.stats.get("kept"), fragments.path.with_suffix(".tables")
     if facts is None or not folder.exists():
         raise MissingError(
-            f"{fragments} keeps nothing of its affinities: name them (--affinities), or make the fragments by "
+            f"{fragments.path} keeps nothing of its affinities: name them (--affinities), or make the fragments by "
             "`kdseg fuse`"
         )
     (z, y, x), offsets = facts["unit"], tuple((int(a), int(b), int(c)) for a, b, c in facts["offsets"])
     if not fits_or_covers(options.block, (z, y, x), shape):
         raise ShapeError(
-            f"edges.block {options.block} must be a multiple of the shard {(z, y, x)} that {fragments} was made with, "
-            f"or cover the volume of {shape}"
+            f"edges.block {options.block} must be a multiple of the shard {(z, y, x)} that {fragments.path} was made "
+            f"with, or cover the volume of {shape}"
         )
     return Kept(folder, (z, y, x), offsets)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, VoxelSizeError
 from kdseg.geometry import Triple, grid_shape
-from kdseg.results.manifests import expect_made_of, expect_stage, read, store_of
+from kdseg.results.manifests import expect_made_of, expect_stage, read
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table
 from kdseg.segmentation.graph.rag import Edges
@@ -173,8 +173,8 @@ def _tables(manifest: Path) -> list[Path]:
 
 
 def _world(fragments: Path) -> _World:
-    volume, block = open_volume(store_of(fragments)), read(fragments)["options"]["block"]
+    made = read(fragments)
+    volume = open_volume(made.result)
     if volume.voxel_size is None:
         raise VoxelSizeError(f"{fragments} has no voxel size")
-    z, y, x = block
-    return _World(grid_shape(volume.shape, (z, y, x)), (z, y, x), volume.voxel_size, volume.offset)
+    return _World(grid_shape(volume.shape, made.block), made.block, volume.voxel_size, volume.offset)

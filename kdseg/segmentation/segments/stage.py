@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from kdseg.config import SegmentOptions, StorageOptions
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
-from kdseg.results.manifests import claim, expect_made_of, expect_stage, read, store_of
+from kdseg.results.manifests import Manifest, claim, expect_made_of, expect_stage, read
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.agglomeration.store import Tree, table_path
 from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
 from kdseg.segmentation.lut import apply
+from kdseg.volumes.inputs import open_input
 from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.volume import Volume, create_volume, open_volume
 
@@ -69,9 +70,9 @@ def run(
     tree = Tree(agglomeration)
     tree.expect_reached(threshold)
     made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
-    inputs = {"fragments": read(fragments)["fingerprint"], "agglomeration": read(agglomeration)["fingerprint"]}
+    inputs = {"fragments": read(fragments).fingerprint, "agglomeration": read(agglomeration).fingerprint}
     with claim(manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
-        source = open_volume(store_of(fragments))
+        source = open_input(fragments).volume
         if source.voxel_size is None:
             raise ShapeError(f"{fragments} has no voxel size")
         create_volume(
@@ -91,10 +92,10 @@ def run(
         for level in reversed(range(tree.layout.levels)):
             slices, marks = partial(lut_block, agglomeration, threshold, luts, level), held.private / f"luts-{level}"
             run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, workers=workers, done=marks)
-        function = partial(segment_block, fragments, edges, luts, chunk, held.store)
+        function = partial(segment_block, fragments, read(edges), luts, chunk, held.store)
         run_blocks("segment", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
         build_levels(held.store, storage.levels, "mode", workers=workers, done=held.private)
-        segments = _write_segments(held.parquet, edges, luts, chunk, source)
+        segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
 
 
@@ -109,25 +110,25 @@ def lut_block(agglomeration: Path, threshold: float, luts: Path, level: int, blo
     write_table(table_path(luts, level, block.index), tree.names(level, block.index, threshold, above))
 
 
-def segment_block(fragments: Path, edges: Path, luts: Path, chunk: Triple, out: Path, block: Block) -> None:
+def segment_block(fragments: Path, edges: Manifest, luts: Path, chunk: Triple, out: Path, block: Block) -> None:
     """Relabel one block with the slices of the look-up table that it needs."""
     tables = [read_table(table_path(luts, 0, leaf.index)) for leaf in blocks(block.roi, chunk)]
     fragment, segment = (np.concatenate([table[name] for table in tables]) for name in ("fragment", "segment"))
     order = np.argsort(fragment)
-    source = open_volume(store_of(fragments))
+    source = open_input(fragments).volume
     ids = source.read(block.roi)
     _expect_all(fragments, edges, source.roi, block, ids)
     open_volume(out).write(block.roi, apply(ids, fragment[order], segment[order]))
 
 
-def _expect_all(fragments: Path, edges: Path, volume: Roi, block: Block, ids: NDArray[np.uint64]) -> None:
+def _expect_all(fragments: Path, edges: Manifest, volume: Roi, block: Block, ids: NDArray[np.uint64]) -> None:
     """Refuse fragments of which a file was lost: what is missing reads as background."""
-    z, y, x = read(edges)["options"]["block"]
-    parts = list(blocks(block.roi, (z, y, x)))
+    z, y, x = edges.block
+    parts = list(blocks(block.roi, edges.block))
     cells = (Roi((i * z, j * y, k * x), (z, y, x)).intersect(volume) for i, j, k in (part.index for part in parts))
     if any(cell != part.roi for cell, part in zip(cells, parts, strict=True)):
         return  # the tables' blocks are not whole in this one
-    counted = sum(int(read_table(store_of(edges) / block_name(part.index))["size"].sum()) for part in parts)
+    counted = sum(int(read_table(edges.result / block_name(part.index))["size"].sum()) for part in parts)
     found = int(np.count_nonzero(ids))
     if found != counted:
         raise DataError(
@@ -136,13 +137,12 @@ def _expect_all(fragments: Path, edges: Path, volume: Roi, block: Block, ids: ND
         )
 
 
-def _write_segments(path: Path, edges: Path, luts: Path, chunk: Triple, source: Volume) -> int:
+def _write_segments(path: Path, edges: Manifest, luts: Path, chunk: Triple, source: Volume) -> int:
     """Write size, bounding box and centroid of each segment; return their number. Memory: 100 bytes per segment."""
-    z, y, x = read(edges)["options"]["block"]
     # as in a binary counter: tables of about one size are merged, so that no row is sorted more than log times
     found: list[Statistics] = []
     for leaf in blocks(source.roi, chunk):
-        parts = (read_table(store_of(edges) / block_name(part.index)) for part in blocks(leaf.roi, (z, y, x)))
+        parts = (read_table(edges.result / block_name(part.index)) for part in blocks(leaf.roi, edges.block))
         lut = read_table(table_path(luts, 0, leaf.index))
         fragments = merge(Statistics(*(part[name] for name in Statistics._fields)) for part in parts)
         found.append(by_segment(fragments, lut["fragment"], lut["segment"]))
@@ -162,4 +162,4 @@ def _threshold(options: SegmentOptions, sweep: Path | None) -> float:
         return options.threshold
     if sweep is None:
         raise ConfigError("no threshold: set segment.threshold, or name a sweep to choose it from")
-    return float(read(sweep)["stats"]["best"])
+    return float(read(sweep).stat("best"))

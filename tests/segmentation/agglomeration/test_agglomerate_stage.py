@@ -16,7 +16,7 @@ from kdseg.config import AgglomerateOptions, EdgesOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.geometry import Offsets, Roi, Triple
-from kdseg.results.manifests import store_of
+from kdseg.results.manifests import read
 from kdseg.results.parquet import read_parquet
 from kdseg.segmentation.agglomeration import stage
 from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
@@ -87,7 +87,7 @@ def test_the_order_of_channels_changes_nothing(folder: Path) -> None:
         for name, source in (("ordered", folder / "affinities.json"), ("shuffled", shuffled)):
             manifest = folder / f"edges-{name}-{options.long_range}.json"
             edges.run(source, folder / "fragments.json", manifest, options)
-            found.append({path.name: path.read_bytes() for path in store_of(manifest).iterdir()})
+            found.append({path.name: path.read_bytes() for path in read(manifest).result.iterdir()})
         assert found[0] == found[1]
 
 
@@ -145,6 +145,6 @@ def test_killed_at_any_level_it_ends_with_the_same_tables(folder: Path, level: i
     assert subprocess.run(command, env=environment, check=False).returncode == -signal.SIGKILL
     assert not (folder / name / "agglomeration.json").exists()
     found, whole = run(folder, name, (32, 32, 32)), run(folder, "whole", (32, 32, 32))
-    tables = {path.name: path.read_bytes() for path in store_of(whole).iterdir()}
+    tables = {path.name: path.read_bytes() for path in read(whole).result.iterdir()}
     assert len({name[0] for name in tables}) == 3, "not three levels"
-    assert {path.name: path.read_bytes() for path in store_of(found).iterdir()} == tables
+    assert {path.name: path.read_bytes() for path in read(found).result.iterdir()} == tables

@@ -49,7 +49,7 @@ def test_the_mask_is_background_and_the_rest_is_filled(tmp_path, labels):
     mask[:, 20:40] = 0
     found = run(tmp_path / "a", affinities, mask=mask)
     assert np.array_equal(found > 0, mask > 0)
-    assert "mask" in read(tmp_path / "a" / "fragments.json")["inputs"]
+    assert "mask" in read(tmp_path / "a" / "fragments.json").inputs
     # nothing behind the mask has a say
     affinities[:, :, 20:40] = 255
     assert np.array_equal(found, run(tmp_path / "b", affinities, mask=mask))

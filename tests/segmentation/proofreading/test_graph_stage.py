@@ -70,7 +70,7 @@ def world(tmp_path: Path) -> World:
     write_fragments(tmp_path, ids)
     rows: list[tuple[int, int, int, int]] = []
     folder = tmp_path / "edges.tables"
-    made_of = {"fragments": read(tmp_path / "fragments.json")["fingerprint"]}
+    made_of = {"fragments": read(tmp_path / "fragments.json").fingerprint}
     with claim(tmp_path / "edges.json", "edges", {}, made_of, tables=True):
         folder.mkdir()
         for cell in blocks(Roi((0, 0, 0), SHAPE), TABLES):
@@ -94,7 +94,7 @@ def write_merges(folder: Path) -> list[tuple[int, int, int, int]]:
         "10_0_0_0": [(1, 40, 0, 0)],
         "2_0_0_0": [],
     }
-    inputs = {"edges": read(folder / "edges.json")["fingerprint"]}
+    inputs = {"edges": read(folder / "edges.json").fingerprint}
     with claim(folder / "agglomeration.json", "agglomerate", {}, inputs, tables=True):
         (folder / "agglomeration.tables").mkdir()
         for name, rows in nodes.items():
@@ -169,7 +169,7 @@ def test_refuses_manifests_of_different_runs(world: World) -> None:
     edges, agglomeration, fragments = world.manifests
     for path, name in ((fragments, "fragments"), (edges, "edges")):
         text = path.read_text()
-        path.write_text(text.replace(read(path)["fingerprint"], "0" * 64))
+        path.write_text(text.replace(read(path).fingerprint, "0" * 64))
         with pytest.raises(DataError, match=f"was not made of .*{name}.json"):
             graph.run(edges, agglomeration, fragments, world.folder / "out")
         path.write_text(text)

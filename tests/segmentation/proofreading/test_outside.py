@@ -18,9 +18,8 @@ from toy_volumes import cells
 from kdseg.cli import main
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.geometry import pair_slices
-from kdseg.results.manifests import store_of
 from kdseg.results.parquet import read_parquet
-from kdseg.volumes.volume import open_volume
+from kdseg.volumes.inputs import open_input
 
 SHAPE, BLOCK = (20, 40, 36), (32, 32, 32)
 Pair = tuple[int, int]
@@ -110,7 +109,7 @@ def test_segment_properties_are_those_of_the_voxels(made: tuple[Path, NDArray[np
     ids = voxels(segmentation)
     unique, sizes = np.unique(ids[ids > 0], return_counts=True)
     least = int(np.sort(sizes)[len(sizes) // 2])
-    assert open_volume(store_of(segmentation)).voxel_size == VOXEL_SIZE
+    assert open_input(segmentation).volume.voxel_size == VOXEL_SIZE
     command = ["properties", "--segmentation", str(segmentation), "--least", str(least), str(folder / "properties")]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output

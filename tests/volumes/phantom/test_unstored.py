@@ -20,8 +20,9 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
-from kdseg.results.manifests import claim, clear, read, source_fingerprint, store_of
+from kdseg.results.manifests import claim, clear, read, source_fingerprint
 from kdseg.volumes import convert
+from kdseg.volumes.inputs import open_input
 from kdseg.volumes.phantom import VERSION, unstored
 from kdseg.volumes.volume import create_volume, open_volume
 
@@ -50,8 +51,8 @@ def folder(tmp_path_factory):
 @given(data=st.data())
 @settings(deadline=None, max_examples=8, phases=[Phase.generate])
 def test_any_region_is_what_is_stored(folder, kind, data):
-    stored = open_volume(store_of(folder / "stored" / f"{kind}.json"))
-    computed = open_volume(store_of(folder / "computed" / f"{kind}.json"))
+    stored = open_input(folder / "stored" / f"{kind}.json").volume
+    computed = open_input(folder / "computed" / f"{kind}.json").volume
     start = [data.draw(st.integers(0, n - 1)) for n in stored.shape]
     roi = Roi(tuple(start), tuple(data.draw(st.integers(1, n - s)) for n, s in zip(stored.shape, start, strict=True)))
     with pytest.MonkeyPatch.context() as patch:
@@ -69,8 +70,8 @@ def test_of_nothing_there_is_nothing(folder):
 
 @pytest.mark.parametrize("kind", ["raw", "labels"])
 def test_it_lies_where_the_stored_one_does_and_takes_no_room(folder, kind):
-    stored = open_volume(store_of(folder / "stored" / f"{kind}.json"))
-    store = store_of(folder / "computed" / f"{kind}.json")
+    stored = open_input(folder / "stored" / f"{kind}.json").volume
+    store = read(folder / "computed" / f"{kind}.json").result
     computed = open_volume(store)
     for name in ("shape", "dtype", "voxel_size", "offset", "channels", "placed"):
         assert getattr(computed, name) == getattr(stored, name)
@@ -162,9 +163,9 @@ def test_a_damaged_file_is_told(folder, tmp_path, name):
 
 def test_another_run_changes_nothing_and_clear_removes_it(tmp_path):
     manifest = make(tmp_path)
-    before = read(manifest)["fingerprint"], (tmp_path / "raw.zarr").read_bytes()
+    before = read(manifest).fingerprint, (tmp_path / "raw.zarr").read_bytes()
     make(tmp_path)
-    assert (read(manifest)["fingerprint"], (tmp_path / "raw.zarr").read_bytes()) == before
+    assert (read(manifest).fingerprint, (tmp_path / "raw.zarr").read_bytes()) == before
     assert set(clear(manifest)) == {manifest, tmp_path / "raw.zarr"}
     assert not list(tmp_path.iterdir())
 
@@ -173,7 +174,7 @@ def test_a_file_that_is_gone_is_made_again(tmp_path):
     manifest = make(tmp_path)
     (tmp_path / "raw.zarr").unlink()
     with pytest.raises(MissingError, match="gone"):
-        store_of(manifest)
+        read(manifest).result.exists()
     assert voxels(make(tmp_path)).shape == PHANTOM["shape"]
 
 
@@ -184,18 +185,18 @@ def test_stored_and_not_stored_are_not_mixed(tmp_path, folder, stored):
     with pytest.raises(ClaimError, match=r"was made of something else.*options\.stored"):
         make(tmp_path / "x", stored=not stored)
     manifest = make(tmp_path / "x", stored=not stored, overwrite=True)
-    assert store_of(manifest).is_dir() == (not stored)
+    assert read(manifest).result.is_dir() == (not stored)
     assert (voxels(manifest) == voxels(folder / "stored" / "raw.json")).all()
 
 
 def test_other_options_are_another_phantom(tmp_path):
     manifest = make(tmp_path)
-    before = source_fingerprint(store_of(manifest)), read(manifest)["fingerprint"]
+    before = source_fingerprint(read(manifest).result), read(manifest).fingerprint
     with pytest.raises(ClaimError, match="seed was 3, is 4"):
         make(tmp_path, seed=4)
     make(tmp_path, seed=4, overwrite=True)
-    assert source_fingerprint(store_of(manifest)) != before[0]
-    assert read(manifest)["fingerprint"] != before[1]
+    assert source_fingerprint(read(manifest).result) != before[0]
+    assert read(manifest).fingerprint != before[1]
 
 
 def test_stored_phantoms_of_before_are_still_whole(folder):
