@@ -25,8 +25,7 @@ from kdseg.config import AgglomerateOptions, EdgesOptions, EvaluateOptions, Frag
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.report.colours import colour_keys, colour_numbers, palette
-from kdseg.report.png import encode
+from kdseg.report.colours import colour_keys, colour_numbers, palette, png
 from kdseg.results.manifests import read
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments
@@ -115,7 +114,7 @@ def picture(rows: list[list[NDArray[np.uint8]]]) -> bytes:
     colours[0] = (255, 255, 255, 255)
     for number, colour in COLOURS.items():
         colours[number] = colour
-    return encode(sheet, colours)
+    return png(sheet, colours)
 
 
 def arguments() -> argparse.Namespace:

@@ -1,5 +1,6 @@
 """A configuration with three models, and what a page of the report holds."""
 
+import json
 from html.parser import HTMLParser
 
 from kdseg.config import validate
@@ -28,14 +29,14 @@ def configuration(folder, **changes):
 
 
 class Page(HTMLParser):
-    """The cells of the table of scores, the images, the text by id, and whether elements close in order."""
+    """The cells of the table of scores, images, charts, the text by id, and whether elements close in order."""
 
     VOID = frozenset({"meta", "img", "br", "link", "hr", "input"})
 
     def __init__(self, html):
         super().__init__()
         self.cells, self.images, self.texts, self.open, self.links = {}, [], {}, [], []
-        self.rows = []
+        self.rows, self.specs = [], []
         self.feed(html)
         assert not self.open, f"not closed: {self.open}"
 
@@ -59,6 +60,8 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
+        if self.open and self.open[-1] == ("script", {"type": "application/json"}):
+            self.specs.append(json.loads(data))
         for _, attrs in self.open:
             if "id" in attrs:
                 self.texts[attrs["id"]] = self.texts.get(attrs["id"], "") + data

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import colorsys
+import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 CONTOUR = 255
 """Number of the contour's colour in the palette; 0 is transparent, 1 to 254 are objects."""
@@ -24,6 +27,27 @@ def palette() -> NDArray[np.uint8]:
         colours[k] = [*(round(255 * c) for c in rgb), 120]
     colours[CONTOUR] = (255, 255, 255, 235)
     return colours
+
+
+def png(image: NDArray[np.uint8], colours: NDArray[np.uint8] | None = None) -> bytes:
+    """Return an image as the bytes of a PNG file.
+
+    Args:
+        image: uint8 (height, width): grey values, or numbers of colours.
+        colours: uint8 (256, 4), red, green, blue, opacity.
+    """
+    picture, transparency = Image.fromarray(image), None
+    if colours is not None:
+        picture.putpalette(colours[:, :3].tobytes())
+        transparency = colours[:, 3].tobytes()
+    file = io.BytesIO()
+    picture.save(file, "png", optimize=True, transparency=transparency)
+    return file.getvalue()
+
+
+def data_uri(image: bytes) -> str:
+    """Return a PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
 def colour_keys(

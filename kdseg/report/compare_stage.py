@@ -10,9 +10,9 @@ from pathlib import Path
 from kdseg import __version__
 from kdseg.config import Config
 from kdseg.report.comparison import collect
-from kdseg.report.comparison_page import budget, charts, page
+from kdseg.report.comparison_page import budget, figures, page
 from kdseg.report.comparison_table import notes, sentence, table_csv, table_text, trials_csv
-from kdseg.report.strip import standalone
+from kdseg.report.figures import standalone
 from kdseg.results.manifests import write_json, write_text
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,11 @@ def run(config: Config, out: Path) -> None:
         "kdseg": __version__,
         "made": made.isoformat(timespec="seconds"),
     }
-    drawings = [chart for volume in volumes for chart in charts(comparison, volume)]
+    charts = [figure.chart for volume in volumes for figure in figures(comparison, volume)]
     write_text(out.with_suffix(".txt"), text)
     write_text(out.with_suffix(".csv"), table_csv(comparison))
     write_text(out.with_name(f"{out.stem}_trials.csv"), trials_csv(comparison))
     write_json(out.with_suffix(".json"), values)
-    write_text(out.with_suffix(".svg"), standalone(drawings))
+    write_text(out.with_suffix(".svg"), standalone(charts))
     # The page is what a workflow waits for: it comes last.
     write_text(out, page(comparison, made))

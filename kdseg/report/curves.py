@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from statistics import fmean
+from typing import Any
 
-from markupsafe import Markup
+import altair as alt
 
-from kdseg.report.chart import Point, Series, chart, thin
-from kdseg.report.results import Results, finite
+from kdseg.report.figures import Figure, Row, lines, span
+from kdseg.report.results import VALIDATED, Points, Results, finite
 
 TITLES = {
     "total": "total loss",
@@ -16,16 +17,11 @@ TITLES = {
     "arand": "ARAND on the validation crop",
 }
 PARTS = {"voi": "VOI sum", "voi_split": "VOI split", "voi_merge": "VOI merge"}
+NOTHING = "–"
 ZOOM = 2.5
 """Scores over thresholds are shown up to so many times the VOI that matters."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart under its title."""
-
-    title: str
-    svg: Markup
+FEW = 30
+"""Points up to which each is drawn as a dot."""
 
 
 def styles(results: Results) -> dict[str, int]:
@@ -34,113 +30,165 @@ def styles(results: Results) -> dict[str, int]:
     return {name: k for k, name in enumerate(names)}
 
 
-def training_panels(results: Results) -> list[Panel]:
-    """Return a chart per quantity of the training curves: total loss, each term, validation."""
-    terms = dict.fromkeys(term.name for model in results.curves for term in results.config.models[model].train.terms)
-    there = {name for curve in results.curves.values() for name in curve}
-    return [_training_panel(results, name) for name in ("total", *terms, "voi", "arand") if name in there]
+def training_figures(results: Results) -> list[Figure]:
+    """Return a chart per quantity of the training curves: total loss, each term or part of it, validation."""
+    terms = [term.name for model in results.curves for term in results.config.models[model].train.terms]
+    there = dict.fromkeys(name for curve in results.curves.values() for name in curve)
+    parts = [name for term in dict.fromkeys(terms) for name in there if name.partition(".")[0] == term]
+    return [_training_figure(results, name) for name in ("total", *parts, *VALIDATED) if name in there]
 
 
-def sweep_panels(results: Results) -> list[Panel]:
+def sweep_figures(results: Results) -> list[Figure]:
     """Return a chart per scored volume: VOI split against merge over thresholds, the chosen one marked."""
-    panels = (_sweep_panel(results, volume) for volume in results.config.evaluate.volumes)
-    return [panel for panel in panels if panel is not None]
+    figures = (_sweep_figure(results, volume) for volume in results.config.evaluate.volumes)
+    return [figure for figure in figures if figure is not None]
 
 
-def threshold_panels(results: Results) -> list[Panel]:
+def threshold_figures(results: Results) -> list[Figure]:
     """Return charts of VOI sum, split and merge over thresholds, the one used marked.
 
     Of each scored volume, and of the one that thresholds were chosen on.
     """
     evaluate = results.config.evaluate
     volumes = dict.fromkeys((*evaluate.volumes, evaluate.tune_on))
-    panels = (_threshold_panel(results, volume, key) for volume in volumes for key in PARTS)
-    return [panel for panel in panels if panel is not None]
+    figures = (_threshold_figure(results, volume, key) for volume in volumes for key in PARTS)
+    return [figure for figure in figures if figure is not None]
 
 
-def _training_panel(results: Results, name: str) -> Panel:
-    style, series = styles(results), []
+def thin(points: Points, count: int = 200) -> Points:
+    """Return at most ``count`` points, each the mean of a run of neighbours, those without a value left out."""
+    size = -(-len(points) // count) or 1
+    groups = (points[k : k + size] for k in range(0, len(points), size))
+    return tuple((fmean(step for step, _ in group), _mean(group)) for group in groups)
+
+
+def _mean(points: Points) -> float | None:
+    values = [y for _, y in points if y is not None]
+    return fmean(values) if values else None
+
+
+def _training_figure(results: Results, name: str) -> Figure:
+    title = TITLES.get(name, f"term {name}")
+    rows: list[Row] = []
+    ends = []
     for model, curve in results.curves.items():
         if name in curve:
-            series.append(Series(model, style[model], thin(curve[name])))
-    values = [y for s in series for _, y in s.points]
-    title = TITLES.get(name, f"term {name}")
-    ends = ", ".join(f"{s.name} ends at {s.points[-1][1]:.3g}" for s in series)
-    log_y = min(values) > 0 and max(values) / min(values) > 20
-    return Panel(title, chart(series, x="step", y=title, alt=f"Curve of {title} over steps: {ends}.", log_y=log_y))
+            found = curve[name] if name in TITLES else _begun(curve[name])
+            rows += _training_rows(model, thin(found))
+            last = next((y for _, y in reversed(found) if y is not None), None)
+            ends.append(f"{model} has no value yet" if last is None else f"{model} ends at {last:.3g}")
+    values = [row["value"] for row in rows if row["value"] is not None]
+    log_y = bool(values) and min(values) > 0 and max(values) / min(values) > 20
+    heads = {"model": "model", "step": "step", "value": title}
+    scale = alt.Scale(type="log", nice=False, padding=8) if log_y else span(rows, "value")
+    x = alt.X("step:Q", scale=span(rows, "step"))
+    chart = lines(rows, styles(results), heads, x, alt.Y("value:Q", title=title, scale=scale))
+    return Figure(title, f"Curve of {title} over steps: {', '.join(ends)}.", chart, heads, rows)
 
 
-def _sweep_panel(results: Results, volume: str) -> Panel | None:
-    series = [*_sweeps(results, volume)]
-    points = [p for s in series for p in s.points]
+def _begun(points: Points) -> Points:
+    """Return the points of a term with None for 0: it had nothing to compare, or does not act yet."""
+    return tuple((step, y or None) for step, y in points)
+
+
+def _training_rows(model: str, points: Points) -> Iterator[Row]:
+    values = [None, *(y for _, y in points), None]
+    for k, (step, y) in enumerate(points):
+        # A value between two gaps has no line that would show it.
+        alone = values[k] is None and values[k + 2] is None
+        yield {"model": model, "step": step, "value": y, "dot": alone or len(points) <= FEW, "used": False}
+
+
+def _sweep_figure(results: Results, volume: str) -> Figure | None:
+    evaluate = results.config.evaluate
+    rows: list[dict[str, Any]] = []
+    for model in evaluate.models:
+        rows += _sweep_rows(results, model, volume)
+        rows += _chosen(results, f"{model}/{volume}/scores", model)
+    rows += _chosen(results, f"baseline/{volume}/scores", "baseline")
+    points = [(row["split"], row["merge"]) for row in rows if None not in (row["split"], row["merge"])]
     if not points:
         return None
-    matter = [a + b for s in series for a, b, _ in s.marks] + [min(a + b for a, b in points)]
+    used = [row for row in rows if row["used"]]
+    matter = [row["split"] + row["merge"] for row in used] + [min(a + b for a, b in points)]
     limit = min(ZOOM * max(matter), max(max(p) for p in points) * 1.05) or 1.0
-    marked = "; ".join(label for s in series for _, _, label in s.marks) or "no threshold was chosen"
-    svg = chart(
-        series,
-        x="VOI split [bits]: too many pieces →",
-        y="VOI merge [bits]: too few →",
-        alt=f"VOI split against VOI merge over thresholds on {volume}. Chosen: {marked}.",
-        limits=((0.0, limit), (0.0, limit)),
-    )
-    evaluate = results.config.evaluate
+    marked = "; ".join(_label(row) for row in used) or "no threshold was chosen"
+    heads = {
+        "model": "model",
+        "threshold": "threshold",
+        "split": "VOI split [bits]",
+        "merge": "VOI merge [bits]",
+        "source": "from",
+    }
+    scale = alt.Scale(domain=[0, limit], nice=False)
+    x = alt.X("split:Q", title=f"{heads['split']}: too many pieces →", scale=scale)
+    y = alt.Y("merge:Q", title=f"{heads['merge']}: too few →", scale=scale)
     of_part = volume == evaluate.tune_on and evaluate.tune_roi is not None
-    return Panel(f"{volume} (dots: the part that thresholds were chosen on)" if of_part else volume, svg)
+    return Figure(
+        f"{volume} (dots: the part that thresholds were chosen on)" if of_part else volume,
+        f"VOI split against VOI merge over thresholds on {volume}. Chosen: {marked}.",
+        lines(rows, styles(results), heads, x, y),
+        heads,
+        rows,
+    )
 
 
-def _threshold_panel(results: Results, volume: str, key: str) -> Panel | None:
-    style, series = styles(results), []
+def _sweep_rows(results: Results, model: str, volume: str) -> Iterator[dict[str, Any]]:
+    for row in results.stats(f"{model}/{volume}/sweep").get("sweep") or ():
+        scores = {"split": finite(row.get("voi_split")), "merge": finite(row.get("voi_merge"))}
+        yield {
+            "model": model,
+            "threshold": row.get("threshold"),
+            **scores,
+            "source": "sweep",
+            "dot": True,
+            "used": False,
+        }
+
+
+def _chosen(results: Results, key: str, model: str) -> list[dict[str, Any]]:
+    stats = results.stats(key)
+    scores, threshold = stats.get("scores") or {}, finite(stats.get("threshold"))
+    split, merge = finite(scores.get("voi_split")), finite(scores.get("voi_merge"))
+    if split is None or merge is None:
+        return []
+    at = NOTHING if threshold is None else threshold
+    return [
+        {"model": model, "threshold": at, "split": split, "merge": merge, "source": "scores", "dot": True, "used": True}
+    ]
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    at = "" if row["threshold"] == NOTHING else f" at threshold {row['threshold']:g}"
+    return f"{row['model']}{at}: split {row['split']:.3f}, merge {row['merge']:.3f}"
+
+
+def _threshold_figure(results: Results, volume: str, key: str) -> Figure | None:
+    rows: list[dict[str, Any]] = []
     for model in results.config.evaluate.models:
-        rows = results.stats(f"{model}/{volume}/sweep").get("sweep") or ()
-        pairs = [(finite(row.get("threshold")), finite(row.get(key))) for row in rows]
-        points = [(t, value) for t, value in pairs if t is not None and value is not None]
         used = _used(results, model)
-        marks = [(t, v, f"{model} at threshold {t:g}: {v:.3f} bits") for t, v in points if t == used]
-        if points:
-            series.append(Series(model, style[model], points, marks=marks))
-    if not series:
+        for row in results.stats(f"{model}/{volume}/sweep").get("sweep") or ():
+            threshold, value = finite(row.get("threshold")), finite(row.get(key))
+            point = {"model": model, "threshold": threshold, "value": value, "dot": True, "used": False}
+            rows += [point] if threshold is not None else []
+            rows += [{**point, "used": True}] if value is not None and threshold == used else []
+    if all(row["value"] is None for row in rows):
         return None
-    marked = "; ".join(label for s in series for _, _, label in s.marks) or "none of these thresholds was used"
-    alt = f"{PARTS[key]} over thresholds on {volume}. Used: {marked}."
-    svg = chart(series, x="threshold", y=f"{PARTS[key]} [bits]", alt=alt)
-    return Panel(f"{PARTS[key]} on {volume}", svg)
+    marks = [f"{r['model']} at threshold {r['threshold']:g}: {r['value']:.3f} bits" for r in rows if r["used"]]
+    marked = "; ".join(marks) or "none of these thresholds was used"
+    heads = {"model": "model", "threshold": "threshold", "value": f"{PARTS[key]} [bits]"}
+    x = alt.X("threshold:Q", scale=span(rows, "threshold"))
+    y = alt.Y("value:Q", title=heads["value"], scale=span(rows, "value"))
+    return Figure(
+        f"{PARTS[key]} on {volume}",
+        f"{PARTS[key]} over thresholds on {volume}. Used: {marked}.",
+        lines(rows, styles(results), heads, x, y),
+        heads,
+        [row for row in rows if not row["used"]],
+    )
 
 
 def _used(results: Results, model: str) -> float | None:
     """Return the threshold that a model's volumes are segmented with, None where it is not chosen yet."""
     fixed = results.config.segment.threshold
     return results.number(f"{model}/{results.config.evaluate.tune_on}/sweep", "best") if fixed is None else fixed
-
-
-def _sweeps(results: Results, volume: str) -> Iterator[Series]:
-    style = styles(results)
-    for model in results.config.evaluate.models:
-        points, labels = _sweep_points(results, model, volume)
-        marks = _chosen(results, f"{model}/{volume}/scores", model)
-        if points or marks:
-            yield Series(model, style[model], points, labels, marks)
-    marks = _chosen(results, f"baseline/{volume}/scores", "baseline")
-    if marks:
-        yield Series("baseline", style["baseline"], marks=marks)
-
-
-def _sweep_points(results: Results, model: str, volume: str) -> tuple[list[Point], list[str]]:
-    points, labels = [], []
-    for row in results.stats(f"{model}/{volume}/sweep").get("sweep") or ():
-        split, merge = finite(row.get("voi_split")), finite(row.get("voi_merge"))
-        if split is not None and merge is not None:
-            points.append((split, merge))
-            labels.append(f"{model}, threshold {row.get('threshold')}: split {split:.3f}, merge {merge:.3f}")
-    return points, labels
-
-
-def _chosen(results: Results, key: str, name: str) -> list[tuple[float, float, str]]:
-    stats = results.stats(key)
-    scores, threshold = stats.get("scores") or {}, finite(stats.get("threshold"))
-    split, merge = finite(scores.get("voi_split")), finite(scores.get("voi_merge"))
-    if split is None or merge is None:
-        return []
-    at = "" if threshold is None else f" at threshold {threshold:g}"
-    return [(split, merge, f"{name}{at}: split {split:.3f}, merge {merge:.3f}")]

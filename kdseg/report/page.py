@@ -12,15 +12,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from kdseg import __version__
 from kdseg.config import Config
-from kdseg.report.chart import STYLES, style_class
-from kdseg.report.curves import styles, sweep_panels, threshold_panels, training_panels
+from kdseg.report.curves import styles, sweep_figures, threshold_figures, training_figures
+from kdseg.report.figures import CONFIG, INK, STYLES, library
 from kdseg.report.graph import graph
 from kdseg.report.results import Results
 from kdseg.report.slices import sections
 from kdseg.report.table import COLUMNS, MISSING, TUNED_COLUMNS, Row, cell, least, notes
 from kdseg.report.verdict import Verdict, headline
 
-LIBRARIES = ("numpy", "zarr", "torch", "dask", "daisy", "waterz", "snakemake")
+LIBRARIES = ("numpy", "zarr", "torch", "dask", "daisy", "waterz", "snakemake", "altair", "vl-convert-python")
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,9 @@ def page(results: Results, table: list[Row], tuned: list[Row], found: list[Verdi
         missing=MISSING,
         least={key: least(table, key) for key in ("voi_split", "voi_merge", "voi", "arand")},
         legends=_legends(results),
-        style_count=STYLES,
-        training=training_panels(results),
-        sweeps=sweep_panels(results),
-        thresholds=threshold_panels(results),
+        training=training_figures(results),
+        sweeps=sweep_figures(results),
+        thresholds=threshold_figures(results),
         sections=sections(results),
         graph=graph(results),
         timings=timings(results),
@@ -75,14 +74,16 @@ def page(results: Results, table: list[Row], tuned: list[Row], found: list[Verdi
 
 
 def template(name: str) -> Template:
-    """Return one of the templates beside this module."""
-    return Environment(
+    """Return one of the templates beside this module; it knows how charts are drawn."""
+    environment = Environment(
         loader=PackageLoader("kdseg", "report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template(name)
+    )
+    environment.globals.update(ink=INK, style_count=STYLES, chart_config=CONFIG, chart_library=library)
+    return environment.get_template(name)
 
 
 def overall(found: list[Verdict]) -> str:
@@ -112,9 +113,9 @@ def versions(results: Results) -> dict[str, str]:
     found = {"kdseg (report)": __version__, "python": platform.python_version()}
     made_by = sorted({manifest.version for manifest in results.manifests.values()})
     found["kdseg (results)"] = ", ".join(made_by)
-    for library in LIBRARIES:
+    for name in LIBRARIES:
         try:
-            found[library] = version(library)
+            found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
@@ -131,7 +132,12 @@ def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:
     scored = [*results.config.evaluate.models, *(["baseline"] if _has_baseline(results) else [])]
     numbers = styles(results)
     groups = {"sweeps": scored, "thresholds": results.config.evaluate.models, "training": [*results.curves]}
-    return {group: [(name, style_class(numbers[name])) for name in names] for group, names in groups.items()}
+    return {group: [(name, _style_class(numbers[name])) for name in names] for group, names in groups.items()}
+
+
+def _style_class(number: int) -> str:
+    """Return the style sheet's classes of a colour number: eight colours, then the same dashed."""
+    return f"s{number % STYLES}" + (" dashed" if number // STYLES % 2 else "")
 
 
 def _has_baseline(results: Results) -> bool:

@@ -13,9 +13,11 @@ from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.curve import read_curve
 from kdseg.results.manifests import Manifest, read
 
-Points = tuple[tuple[float, float], ...]
+Points = tuple[tuple[float, float | None], ...]
 Curve = Mapping[str, Points]
-"""Column of a training curve → its points (step, value)."""
+"""Column of a training curve → its points (step, value), None where a step has no value."""
+VALIDATED = ("voi", "arand")
+"""Columns that are measured now and then: an empty cell is no gap."""
 
 STAGES = ("affinities", "fragments", "edges", "agglomeration", "sweep", "segmentation", "scores")
 """Manifests of one model on one volume, in the order in which they are made."""
@@ -92,26 +94,26 @@ def curve_points(path: Path) -> dict[str, Points]:
     """Read the curve of a training run.
 
     Args:
-        path: CSV file with the columns ``step`` and ``total``; empty and non-finite cells are left out.
+        path: CSV file with the columns ``step`` and ``total``; empty and non-finite cells have no value.
 
     Returns:
-        Points (step, value) per column other than ``step``.
+        Points (step, value) per column other than ``step``; columns without any value are left out.
 
     Raises:
         UnreadableError: if a column is missing, or a cell is no number.
     """
-    points: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float | None]]] = {}
     try:
         for row in read_curve(path):
             step = float(row.pop("step"))
             for name, cell in row.items():
-                if cell and math.isfinite(value := float(cell)):
-                    points.setdefault(name, []).append((step, value))
+                if cell or name not in VALIDATED:
+                    points.setdefault(name, []).append((step, finite(float(cell)) if cell else None))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"{path} is not a training curve: {error}; delete it and train again") from error
     if points and "total" not in points:
         raise UnreadableError(f"{path} has the columns {sorted(points)}, expected step, total, …")
-    return {name: tuple(values) for name, values in points.items()}
+    return {name: tuple(values) for name, values in points.items() if any(y is not None for _, y in values)}
 
 
 def finite(value: Any) -> float | None:

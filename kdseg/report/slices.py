@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import VoxelSizeError
 from kdseg.geometry import Roi
-from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, palette
-from kdseg.report.png import data_uri, encode
+from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, data_uri, palette, png
 from kdseg.report.results import Results
 from kdseg.volumes.volume import Volume, VoxelSize, open_volume
 
@@ -147,7 +146,7 @@ def _volume_sections(results: Results, volume: str, side: int) -> list[Section]:
             f"{volume}, {plane} plane",
             _detail(frame.voxel_size, roi, axis),
             _aspect(frame.voxel_size, roi, axis),
-            None if raw is None else data_uri(encode(raw[k].astype(np.uint8))),
+            None if raw is None else data_uri(png(raw[k].astype(np.uint8))),
             tuple((heading, pictures[k]) for heading, pictures in columns if pictures[k]),
         )
         for k, ((plane, axis), roi) in enumerate(zip(_AXES.items(), rois, strict=True))
@@ -203,13 +202,13 @@ def _matched(segments: list[NDArray[Any]] | None, truth: list[NDArray[Any]] | No
 def _overlay(ids: NDArray[Any], known: NDArray[np.uint64] | None = None, keys: NDArray[np.uint64] | None = None) -> str:
     numbers = colour_numbers(ids, known, keys)
     numbers[contours(ids)] = CONTOUR
-    return data_uri(encode(numbers, palette()))
+    return data_uri(png(numbers, palette()))
 
 
 def _grey(affinities: NDArray[Any]) -> str:
     mean = affinities[:3].mean(axis=0).round().astype(np.uint8)
     # 32 grey levels are enough to look at, and take half of the bytes.
-    return data_uri(encode(mean // 8 * 8))
+    return data_uri(png(mean // 8 * 8))
 
 
 def _detail(voxel_size: VoxelSize, roi: Roi, axis: int) -> str:

@@ -29,8 +29,9 @@ from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import build
 from kdseg.report import compare_stage as compare
 from kdseg.report.comparison import Spread, collect, gain, spread
+from kdseg.report.comparison_page import figures
 from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
-from kdseg.report.strip import Row, strip
+from kdseg.report.figures import standalone
 from kdseg.results.curve import Curve, seconds_per_step
 from kdseg.results.manifests import claim, read
 from kdseg.training import trial
@@ -253,7 +254,6 @@ def test_the_files_hold_the_same(tmp_path, values):
     html = (tmp_path / "compare.html").read_text()
     page = Page(html)
     assert not page.links
-    assert "<script" not in html
     assert "Mouse &lt;cube&gt; &amp; more" in html
     assert page.cells["kd", "voi_closure"] == "25 ± 38"
     assert page.cells["teacher", "voi"] == "0.500"
@@ -268,25 +268,40 @@ def test_the_files_hold_the_same(tmp_path, values):
     assert {row["name"] for row in found["rows"]} == set(rows)
     assert "“good” has the least mean VOI" in (tmp_path / "compare.txt").read_text()
     drawing = ElementTree.fromstring((tmp_path / "compare.svg").read_text())
-    assert len(drawing.findall("{*}svg")) == 2
+    texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
+    assert {"VOI on tune [bits]: less is better", "ARAND on tune: less is better"} <= set(texts)
+    assert len(page.specs) == 2
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
 
 
-def test_a_strip_places_dots_rules_and_what_is_missing():
-    rows = [Row("a<", "ours", {0: 1.0, 1: 3.0}, 2.0, "1.5×"), Row("b", "control", {}, None)]
-    svg = strip(rows, [("teacher", "teacher", 0.5), ("alone", "alone", 2.0)], x="VOI", alt="all")
-    root = ElementTree.fromstring(svg)
-    dots = [float(c.get("cx")) for c in root.iter("circle")]
-    mean, *rules = (
-        float(re.match(r"M([\d.]+)", p.get("d")).group(1)) for p in root.iter("path") if p.get("class") != "grid"
-    )
-    rules, mean = sorted([mean, *rules])[:1], sorted([mean, *rules])[1:]
-    assert rules[0] < dots[0] < mean[0] == mean[1] < dots[1]
-    assert mean[0] == pytest.approx(sum(dots) / 2, abs=0.2)
-    texts = ["".join(t.itertext()) for t in root.iter("text")]
-    assert "a<" in texts
-    assert "1.5×" in texts
-    assert "not measured" in texts
+def test_a_chart_places_dots_means_rules_and_what_is_missing(tmp_path, values):
+    found = comparison(tmp_path, values, SCORES | {"good": {}}, kd={"seconds_per_step": 0.15})
+    figure, _ = figures(found, "tune")
+    assert figure.description.endswith("Means: kd 0.950; alone 1.100.")
+    assert [(r["method"], r["seed"], r["value"]) for r in figure.rows if r["role"] == "distilled"] == [
+        ("kd", 0, 0.9), ("kd", 1, 0.8), ("kd", 2, 1.15)
+    ]  # fmt: skip
+    drawing = ElementTree.fromstring(standalone([figure.chart]))
+    texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
+    for text in ("kd", "1.50× time", "1× time", "not measured", "teacher 0.500", "alone, mean 1.100"):
+        assert text in texts
+    dots = [x for x, _ in places(drawing, "symbol")]
+    assert len(dots) == 6 + 2  # with those of the legend
+    means = dict(places(drawing, "rect"))
+    rules = [x for x, _ in places(drawing, "rule")]
+    assert len(means) == 2
+    assert sum(dots[:3]) / 3 == pytest.approx(min(means) + 1, abs=0.1)  # a tick is 2 wide
+    assert rules[0] < min(dots[:6])
+    assert rules[1] == pytest.approx(sum(dots[3:6]) / 3, abs=0.1)
+
+
+def places(drawing, kind):
+    """Return the (x, y) of the marks of one kind, in their order."""
+    groups = [g for g in drawing.findall(".//{*}g") if f"mark-{kind} role-mark" in g.get("class", "")]
+    groups += [g for g in drawing.findall(".//{*}g") if f"mark-{kind} role-legend-symbol" in g.get("class", "")]
+    marks = [mark for g in groups for mark in (*g.findall(".//{*}path"), *g.findall(".//{*}line"))]
+    found = [mark.get("transform") or mark.get("d") for mark in marks]
+    return [tuple(map(float, re.match(r"(?:translate\(|M)([-\d.]+),([-\d.]+)", text).groups())) for text in found]
 
 
 def test_time_per_step_leaves_out_warming_up_and_validation(tmp_path):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from datetime import UTC, datetime
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,14 +16,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from report_page import MODELS, Page, configuration
 
-from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.errors import MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.report import stage as report
-from kdseg.report.chart import Series, chart, thin, ticks
-from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, palette
-from kdseg.report.curves import threshold_panels
+from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, palette, png
+from kdseg.report.curves import sweep_figures, thin, threshold_figures, training_figures
+from kdseg.report.figures import standalone
 from kdseg.report.graph import nodes
-from kdseg.report.png import encode
+from kdseg.report.page import page
 from kdseg.report.results import STAGES, collect
 from kdseg.report.slices import read_section, sections, window
 from kdseg.report.table import COLUMNS, Row, rows, significant, table_text
@@ -168,10 +169,13 @@ def test_rows_follow_the_configuration(html):
 
 def test_the_page_stands_alone(html):
     page = Page(html)
+    without_scripts = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert all(address.startswith('"data:') for address in re.findall(r"url\(([^#)]+)", html))
-    assert "<script" not in html
-    assert len(html.encode()) < 2_000_000
+    assert all(address.startswith('"data:') for address in re.findall(r"url\(([^#)]+)", without_scripts))
+    assert not re.search(r"@import|<(link|iframe|object|embed)\b", without_scripts)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', html)
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'unsafe-inline'"
+    assert len(html.encode()) < 3_000_000
     assert page.images
     assert all(image.get("alt") or image.get("aria-label") for image in page.images)
 
@@ -180,36 +184,154 @@ def test_text_of_the_user_is_escaped(html):
     assert "<h1>Mouse &lt;cube&gt; &amp; more</h1>" in html
 
 
-def test_drawings_are_well_formed(html):
-    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    titles = [ElementTree.fromstring(svg).get("aria-label") for svg in drawings]
-    # total, two terms, VOI, ARAND; one sweep; VOI sum, split and merge on two volumes; the graph
-    assert len(drawings) == 13
-    assert any("fast at threshold 0.5: split 0.400, merge 0.300" in title for title in titles)
+@pytest.fixture
+def results(run):
+    return collect(configuration(run))
 
 
-def test_voi_is_drawn_over_thresholds(html):
-    drawings = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL)]
-    drawing = next(d for d in drawings if d.get("aria-label").startswith("VOI merge over thresholds on tune"))
-    assert "fast at threshold 0.5: 0.300 bits" in drawing.get("aria-label")
-    lines = {line[0].text: line.get("points") for line in drawing.iter("polyline")}
-    assert [*lines] == [*MODELS]
-    points = [tuple(map(float, point.split(","))) for point in lines["fast"].split()]
-    (x0, y0), (x1, y1), (x2, y2) = points  # VOI merge 0.225, 0.300, 0.375: a rising line, y counts downwards
-    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2)
-    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.2)
-    assert x0 < x1
-    assert y0 > y1
-    rings = {ring[0].text: (ring.get("cx"), ring.get("cy")) for ring in drawing.iter("circle")}
-    assert rings["fast at threshold 0.5: 0.300 bits"] == (f"{x1:.1f}", f"{y1:.1f}")
+def test_every_chart_is_on_the_page(html, results):
+    figures = [*sweep_figures(results), *threshold_figures(results), *training_figures(results)]
+    # one sweep; VOI sum, split and merge on two volumes; total, two terms, VOI, ARAND
+    assert len(figures) == 1 + 6 + 5
+    shown = Page(html)
+    assert shown.specs == [json.loads(json.dumps(figure.spec)) for figure in figures]
+    drawn = [image["aria-label"] for image in shown.images if image.get("class") == "drawing"]
+    assert drawn == [figure.description for figure in figures]
+    assert "fast at threshold 0.5: split 0.400, merge 0.300" in drawn[0]
+
+
+def test_charts_can_be_drawn(results):
+    for figure in (*sweep_figures(results), *threshold_figures(results), *training_figures(results)):
+        svg = standalone([figure.chart])
+        assert "var(" not in svg
+        texts = {"".join(text.itertext()) for text in ElementTree.fromstring(svg).findall(".//{*}text")}
+        x, y = [*figure.heads.values()][2:4] if "source" in figure.heads else [*figure.heads.values()][1:]
+        assert any(text.startswith(x) for text in texts)
+        assert any(text.startswith(y) for text in texts)
+        models = {row["model"] for row in figure.rows} - {"baseline"}
+        assert len(drawn_lines(figure)) == len(models)
+        rings = [p for p in ElementTree.fromstring(svg).findall(".//{*}path") if p.get("stroke-width") == "2.5"]
+        (drawn,) = figure.spec["datasets"].values()
+        assert len(rings) == sum(row["used"] for row in drawn)
+
+
+def test_a_button_hides_a_model(html, results):
+    assert re.findall(r'data-hides="(\w+)"', html) == [*MODELS, "baseline", *MODELS, *MODELS]
+    figure = threshold_figures(results)[0]
+    assert len(drawn_lines(figure)) == 3
+    (hidden,) = [param for param in figure.chart.params if param.name == "hidden"]
+    hidden.value = ["fast"]
+    assert len(drawn_lines(figure)) == 2
+
+
+def test_the_sweep_shows_every_threshold_and_the_chosen_one(results):
+    (figure,) = sweep_figures(results)
+    fast = [row for row in figure.rows if row["model"] == "fast"]
+    assert [(r["threshold"], r["split"], r["merge"]) for r in fast if not r["used"]] == [
+        (t, pytest.approx(0.4 * (1.5 - t)), pytest.approx(0.3 * (0.5 + t))) for t in (0.25, 0.5, 0.75)
+    ]
+    assert [(r["threshold"], r["split"], r["merge"]) for r in fast if r["used"]] == [(0.5, 0.4, 0.3)]
+    (baseline,) = [row for row in figure.rows if row["model"] == "baseline"]
+    assert baseline["used"]
+    assert ["baseline", "–", "0.5", "0.35", "scores"] in [*figure.cells()]
+
+
+def test_voi_is_drawn_over_thresholds(results):
+    figure = next(f for f in threshold_figures(results) if f.title == "VOI merge on tune")
+    assert figure.description.startswith("VOI merge over thresholds on tune")
+    assert "fast at threshold 0.5: 0.300 bits" in figure.description
+    assert [*dict.fromkeys(row["model"] for row in figure.rows)] == [*MODELS]
+    wanted = [(0.25, 0.225), (0.5, 0.3), (0.75, 0.375)]
+    assert [(r["threshold"], r["value"]) for r in figure.rows if r["model"] == "fast"] == [
+        (t, pytest.approx(v)) for t, v in wanted
+    ]
+    (drawn,) = figure.spec["datasets"].values()
+    rings = [row for row in drawn if row["used"] and row["model"] == "fast"]
+    assert [(ring["threshold"], ring["value"]) for ring in rings] == [(0.5, pytest.approx(0.3))]
+    assert len([*figure.cells()]) == 9
+
+
+def drawn_lines(figure):
+    """Return the colour and the outlines of every line of a chart, each an M and its L."""
+    drawing = ElementTree.fromstring(standalone([figure.chart]))
+    groups = [g for g in drawing.findall(".//{*}g") if "mark-line" in g.get("class", "")]
+    return {path.get("stroke"): path.get("d") for g in groups for path in g.findall(".//{*}path")}
+
+
+def training(folder, **columns):
+    """Return the charts of a training by title; a column is the text of its cells from step 1 on."""
+    put(folder, "fast/model")
+    path = folder / "fast" / "model.training" / "curve.csv"
+    path.parent.mkdir(parents=True)
+    columns = {"total": ["1"] * 6, **columns}
+    lines = [",".join(("step", *columns))]
+    lines += [",".join((str(k + 1), *cells)) for k, cells in enumerate(zip(*columns.values(), strict=True))]
+    path.write_text("\n".join(lines) + "\n")
+    return {figure.title: figure for figure in training_figures(collect(configuration(folder)))}
+
+
+def test_a_term_without_a_value_is_a_gap(tmp_path):
+    found = training(
+        tmp_path, affinity=["3", "nan", "0.5", "0.25", "", "1"], soft_affinity=["0", "0", "0", "4", "0", "2"]
+    )
+    values = {title: [row["value"] for row in figure.rows] for title, figure in found.items()}
+    assert values["term affinity"] == [3, None, 0.5, 0.25, None, 1]
+    assert values["term soft_affinity"] == [None, None, None, 4, None, 2]
+    assert values["total loss"] == [1] * 6
+    assert [row[2] for row in found["term affinity"].cells()] == ["3", "–", "0.5", "0.25", "–", "1"]
+    (line,) = drawn_lines(found["term affinity"]).values()
+    assert (line.count("M"), line.count("L")) == (3, 1)
+    assert found["term soft_affinity"].description.endswith("fast ends at 2.")
+
+
+def test_a_term_that_never_acted_has_no_value(tmp_path):
+    figure = training(tmp_path, soft_affinity=["0"] * 6)["term soft_affinity"]
+    assert figure.description.endswith("fast has no value yet.")
+    assert "L" not in "".join(path or "" for path in drawn_lines(figure).values())
+
+
+def test_one_validation_is_a_dot(tmp_path):
+    found = training(tmp_path, voi=["", "", "2.5", "", "", ""], arand=["", "0.5", "", "inf", "", "0.25"])
+    voi = found["VOI on the validation crop [bits]"]
+    assert [(row["step"], row["value"], row["dot"]) for row in voi.rows] == [(3, 2.5, True)]
+    drawing = ElementTree.fromstring(standalone([voi.chart]))
+    groups = [g for g in drawing.findall(".//{*}g") if "mark-symbol" in g.get("class", "")]
+    shown = [
+        p for g in groups for p in g.findall(".//{*}path") if p.get("opacity") == "1" and p.get("fill") != "transparent"
+    ]
+    assert len(shown) == 1
+    # steps that do not validate are no gap, a score that is not finite is one
+    assert [row["value"] for row in found["ARAND on the validation crop"].rows] == [0.5, None, 0.25]
+
+
+def test_a_lone_value_of_a_long_curve_is_a_dot(tmp_path):
+    cells = ["1"] * 20 + ["nan", "5", "nan"] + ["1"] * 20
+    rows = training(tmp_path, total=cells)["total loss"].rows
+    assert [row["step"] for row in rows if row["dot"]] == [22]
+
+
+def test_all_parts_of_a_term_are_shown(tmp_path):
+    cells = ["1"] * 6
+    found = training(
+        tmp_path, **{"affinity": cells, "soft_affinity.near": cells, "affinity.far": cells, "other": cells}
+    )
+    titles = ["total loss", "term affinity", "term affinity.far", "term soft_affinity.near"]
+    assert [*found] == titles
+
+
+def test_the_page_of_equal_results_is_equal(run):
+    results = collect(configuration(run))
+    made = datetime(2026, 1, 2, tzinfo=UTC)
+    first, second = (page(results, rows(results), [], verdicts(results.config, rows(results)), made) for _ in range(2))
+    assert first == second
 
 
 def test_a_fixed_threshold_is_marked(run):
     config = configuration(run, segment={"threshold": 0.75})
-    alts = [str(panel.svg) for panel in threshold_panels(collect(config))]
-    assert len(alts) == 6
-    assert "fast at threshold 0.75: 0.300 bits" in alts[1]
-    assert all("at threshold 0.5:" not in alt for alt in alts)
+    found = [figure.description for figure in threshold_figures(collect(config))]
+    assert len(found) == 6
+    assert "fast at threshold 0.75: 0.300 bits" in found[1]
+    assert all("at threshold 0.5:" not in text for text in found)
 
 
 def test_the_sections_show_every_model(run):
@@ -430,16 +552,9 @@ def test_png_is_read_back(image, indexed):
     from PIL import Image
 
     colours = np.random.default_rng(0).integers(0, 256, (256, 4)).astype(np.uint8)
-    with Image.open(io.BytesIO(encode(image, colours if indexed else None))) as read:
+    with Image.open(io.BytesIO(png(image, colours if indexed else None))) as read:
         found = np.asarray(read.convert("RGBA") if indexed else read)
     np.testing.assert_array_equal(found, colours[image] if indexed else image)
-
-
-def test_png_refuses_what_it_cannot_hold():
-    with pytest.raises(ShapeError, match="palette"):
-        encode(np.zeros((2, 2), np.uint8), np.zeros((257, 4), np.uint8))
-    with pytest.raises(ShapeError, match="pixel"):
-        encode(np.zeros((0, 2), np.uint8))
 
 
 ids = hnp.arrays(np.uint64, (5, 6), elements=st.integers(0, 5))
@@ -491,28 +606,10 @@ def test_contours_follow_their_definition(image):
         assert found[y, x] == (right or below)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e4))
-def test_ticks_are_round_and_inside(low, width):
-    found = ticks(low, low + width)
-    assert 2 <= len(found) <= 7
-    assert all(low - 1e-6 * width <= t <= low + width * (1 + 1e-6) for t in found)
-    steps = np.diff(found)
-    np.testing.assert_allclose(steps, steps[0], rtol=1e-6)
-    assert f"{steps[0]:.0e}"[0] in "125"
-
-
-def test_a_chart_places_points_and_thins():
-    svg = chart(
-        [Series("a", 0, [(0.0, 1.0), (10.0, 100.0)])], x="x", y="y<", alt="a", log_y=False, limits=((0, 10), (0, 100))
-    )
-    points = re.search(r'points="([^"]+)"', svg).group(1).split()
-    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in points)
-    assert x0 < x1
-    assert y0 > y1
-    assert "y&lt;" in svg
+def test_long_curves_are_thinned():
     assert thin([(float(k), 2.0 * k) for k in range(1000)], 10)[0] == (49.5, 99.0)
     assert len(thin([(0.0, 0.0)] * 1001, 10)) <= 10
+    assert thin([(1.0, None), (2.0, 4.0), (3.0, None), (4.0, None)], 2) == ((1.5, 4.0), (3.5, None))
 
 
 @pytest.mark.parametrize(
