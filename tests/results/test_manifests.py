@@ -63,8 +63,8 @@ def test_another_version_goes_on_with_a_result(tmp_path, monkeypatch):
     before = make(tmp_path / "a.json", {})
     monkeypatch.setattr("kdseg.results.manifests.__version__", "9.9")
     after = make(tmp_path / "a.json", {})
-    assert (after["kdseg"], after["fingerprint"]) == ("9.9", before["fingerprint"])
-    assert before["kdseg"] == version("kdseg")
+    assert (after.version, after.fingerprint) == ("9.9", before.fingerprint)
+    assert before.version == version("kdseg")
 
 
 def test_overwrite_starts_over(tmp_path):
