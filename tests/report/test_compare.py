@@ -264,7 +264,7 @@ def test_the_files_hold_the_same(tmp_path, values):
     assert "“good” has the least mean VOI" in (tmp_path / "compare.txt").read_text()
     drawing = ElementTree.fromstring((tmp_path / "compare.svg").read_text())
     assert len(drawing.findall("{*}svg")) == 2
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
 
 
 def test_a_strip_places_dots_rules_and_what_is_missing():
