@@ -23,8 +23,8 @@ from kdseg.errors import ShapeError
 from kdseg.geometry import Triple, fits_or_covers, grid_shape
 from kdseg.running.compiled import compiled
 from kdseg.segmentation.agglomeration.contraction import Rows
-from kdseg.segmentation.agglomeration.edge_table import join, take
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, contract
+from kdseg.segmentation.graph.edge_table import join, take
 from kdseg.segmentation.lut import lut
 
 
