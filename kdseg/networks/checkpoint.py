@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kdseg.config.networks import HeadOptions, NetworkOptions
 from kdseg.errors import KdsegError, MissingError, UnreadableError
-from kdseg.geometry import Offsets
+from kdseg.geometry import Offsets, VoxelSize
 from kdseg.networks.models import Network, build
 from kdseg.networks.models.base import placed
 from kdseg.results.files import replacing
@@ -45,7 +45,7 @@ class LoadedModel:
     options: NetworkOptions
     heads: HeadOptions
     offsets: Offsets
-    voxel_size: tuple[float, float, float]
+    voxel_size: VoxelSize
     meta: dict[str, Any] = field(default_factory=dict)
 
 

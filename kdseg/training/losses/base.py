@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from kdseg.geometry import Offsets
+from kdseg.geometry import Offsets, VoxelSize
 from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast
 
 EPSILON = 1e-6
@@ -28,7 +28,7 @@ class Context(NamedTuple):
     """
 
     offsets: Offsets
-    voxel_size: tuple[float, float, float]
+    voxel_size: VoxelSize
     lsd_sigma: float = 80.0
     student: Widths | None = None
     teacher: Widths | None = None
