@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.results.tables import read_table, write_table
-from kdseg.segmentation.agglomeration.edge_table import from_columns, join, to_columns
+from kdseg.segmentation.agglomeration.contraction import Rows
 from kdseg.segmentation.agglomeration.linkage import rows_of
 from kdseg.segmentation.agglomeration.tree import decide, layout
+from kdseg.segmentation.graph.edge_table import from_columns, join, to_columns
 from kdseg.segmentation.graph.rag import Edges
 
 BLOCK = (8, 8, 8)
@@ -104,7 +105,7 @@ def run(size: int, folder: Path, stress: bool) -> None:
                 started = time.process_time()
                 children = [(2 * z + i, 2 * y + j, 2 * x + k) for i, j, k in product((0, 1), repeat=3)]
                 paths = [folder / f"{level - 1}_{'_'.join(map(str, child))}.npz" for child in children]
-                rows = join(from_columns(read_table(path)) for path in paths if path.exists())
+                rows = join(from_columns(Rows, read_table(path)) for path in paths if path.exists())
             found, left = decide(rows, where, level, (z, y, x), THRESHOLD)
             write_table(folder / f"{level}_{z}_{y}_{x}.npz", to_columns(left))
             seconds += time.process_time() - started

@@ -12,15 +12,19 @@ so that a run over a part of a volume meets the same cells as a run over all of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeVar
 
 from kdseg.errors import ShapeError
 
 Triple = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
 Offsets = tuple[Triple, ...]
+VoxelSize = tuple[float, float, float]
+"""nm, ``(z, y, x)``; likewise a place in nm."""
+Number = TypeVar("Number")
 
 
 @dataclass(frozen=True, order=True)
@@ -46,19 +50,19 @@ class Roi:
         """Return the box grown by ``before`` below and ``after`` (default: the same) above."""
         after = before if after is None else after
         return Roi(
-            _triple(o - b for o, b in zip(self.offset, before, strict=True)),
-            _triple(s + b + a for s, b, a in zip(self.shape, before, after, strict=True)),
+            triple(o - b for o, b in zip(self.offset, before, strict=True)),
+            triple(s + b + a for s, b, a in zip(self.shape, before, after, strict=True)),
         )
 
     def shift(self, by: Triple) -> Roi:
         """Return the box moved by ``by`` voxels."""
-        return Roi(_triple(o + b for o, b in zip(self.offset, by, strict=True)), self.shape)
+        return Roi(triple(o + b for o, b in zip(self.offset, by, strict=True)), self.shape)
 
     def intersect(self, other: Roi) -> Roi:
         """Return the common box; its shape is 0 along an axis where the two do not meet."""
-        start = _triple(max(a, b) for a, b in zip(self.offset, other.offset, strict=True))
-        end = _triple(min(a, b) for a, b in zip(self.end, other.end, strict=True))
-        return Roi(start, _triple(max(e - s, 0) for s, e in zip(start, end, strict=True)))
+        start = triple(max(a, b) for a, b in zip(self.offset, other.offset, strict=True))
+        end = triple(min(a, b) for a, b in zip(self.end, other.end, strict=True))
+        return Roi(start, triple(max(e - s, 0) for s, e in zip(start, end, strict=True)))
 
     def contains(self, other: Roi) -> bool:
         """Return whether every voxel of ``other`` lies in this box."""
@@ -95,7 +99,7 @@ class Block:
 
 def grid_shape(shape: Triple, block: Triple) -> Triple:
     """Return the number of grid cells that cover a volume of ``shape`` from its origin."""
-    return _triple(-(-s // b) for s, b in zip(shape, block, strict=True))
+    return triple(-(-s // b) for s, b in zip(shape, block, strict=True))
 
 
 def blocks(total: Roi, block: Triple) -> Iterator[Block]:
@@ -124,9 +128,9 @@ def block_name(index: Triple) -> str:
 
 def offsets_reach(offsets: Offsets) -> tuple[Triple, Triple]:
     """Return how far ``offsets`` reach below and above a voxel, as two non-negative triples."""
-    below = _triple(max((-o[axis] for o in offsets), default=0) for axis in range(3))
-    above = _triple(max((o[axis] for o in offsets), default=0) for axis in range(3))
-    return _triple(max(b, 0) for b in below), _triple(max(a, 0) for a in above)
+    below = triple(max((-o[axis] for o in offsets), default=0) for axis in range(3))
+    above = triple(max((o[axis] for o in offsets), default=0) for axis in range(3))
+    return triple(max(b, 0) for b in below), triple(max(a, 0) for a in above)
 
 
 def is_multiple(value: Triple, unit: Triple) -> bool:
@@ -139,7 +143,7 @@ def fits_or_covers(chunk: Triple, block: Triple, shape: Triple) -> bool:
     return all(c % b == 0 or c >= s for c, b, s in zip(chunk, block, shape, strict=True))
 
 
-def is_cubic(voxel_size: tuple[float, float, float]) -> bool:
+def is_cubic(voxel_size: VoxelSize) -> bool:
     """Return whether voxels are as long as they are high and wide, within 5 %."""
     return all(abs(v - voxel_size[0]) <= 0.05 * voxel_size[0] for v in voxel_size)
 
@@ -158,6 +162,7 @@ def pair_slices(shape: Triple, offset: Triple) -> tuple[Slices, Slices]:
     return (here[0], here[1], here[2]), (there[0], there[1], there[2])
 
 
-def _triple(values: Iterator[int] | list[int]) -> Triple:
+def triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
+    """Return three values, (z, y, x), as a tuple of three."""
     z, y, x = values
     return (z, y, x)

@@ -24,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Roi, Triple
+from kdseg.geometry import Roi, Triple, VoxelSize, triple
 from kdseg.volumes.sources import Source
-from kdseg.volumes.volume import VoxelSize
 
 TOLERANCE = 1e-3
 """Of a voxel: how far two volumes may be off a common grid; of a voxel size: how far a ratio may be off an integer."""
@@ -62,7 +61,7 @@ class Placed:
         inner = [o - s for o, s in zip(roi.offset, self.start, strict=True)]
         low = [i // r for i, r in zip(inner, self.ratio, strict=True)]
         high = [-(-(i + n) // r) for i, n, r in zip(inner, roi.shape, self.ratio, strict=True)]
-        voxels = self.source.read(Roi(_triple(low), _triple(h - lo for h, lo in zip(high, low, strict=True))))
+        voxels = self.source.read(Roi(triple(low), triple(h - lo for h, lo in zip(high, low, strict=True))))
         for axis, r in enumerate(self.ratio):
             if r > 1:
                 first = inner[axis] - low[axis] * r
@@ -116,7 +115,7 @@ class Alignment:
         else:
             world = zip(pairs, self.origin, self.voxel_size, strict=True)
             bounds = [[math.ceil((v - o) / s - TOLERANCE) for v in pair] for pair, o, s in world]
-        roi = Roi(_triple(low for low, _ in bounds), _triple(high - low for low, high in bounds))
+        roi = Roi(triple(low for low, _ in bounds), triple(high - low for low, high in bounds))
         if min(roi.shape) <= 0:
             raise ConfigError(f"the region {text!r} holds no voxel")
         if not self.common.contains(roi):
@@ -140,7 +139,7 @@ def align(anchor: Source, *others: Source) -> Alignment:
     """
     sources = (anchor, *others)
     sizes = _sizes(sources)
-    fine = _three(min(size[axis] for size in sizes) for axis in range(3))
+    fine = triple(min(size[axis] for size in sizes) for axis in range(3))
     ratios = [_ratio(source, size, fine) for source, size in zip(sources, sizes, strict=True)]
     offsets = _offsets(sources, ratios)
     starts, offsets_are = _starts(sources, sizes, offsets, fine)
@@ -156,7 +155,7 @@ def align(anchor: Source, *others: Source) -> Alignment:
         )
     known = any(source.voxel_size for source in sources)
     half = 0.5 if offsets_are == "centres" else 0.0
-    origin = _three(o - half * (s - f) for o, s, f in zip(offsets[0], sizes[0], fine, strict=True))
+    origin = triple(o - half * (s - f) for o, s, f in zip(offsets[0], sizes[0], fine, strict=True))
     return Alignment(placed, fine if known else None, origin, common, offsets_are)
 
 
@@ -215,7 +214,7 @@ def _ratio(source: Source, size: VoxelSize, fine: VoxelSize) -> Triple:
             f"{source.address} has voxels of {size} nm, {[round(r, 4) for r in exact]} times the finest, {fine} nm; "
             "expected whole multiples: resample one of the two"
         )
-    return _triple(round(r) for r in exact)
+    return triple(round(r) for r in exact)
 
 
 def _offsets(sources: Sequence[Source], ratios: Sequence[Triple]) -> list[VoxelSize]:
@@ -246,20 +245,10 @@ def _starts(
         begin = [[o - half * s for o, s in zip(*one, strict=True)] for one in zip(offsets, sizes, strict=True)]
         steps = [[(b - a) / f for b, a, f in zip(one, begin[0], fine, strict=True)] for one in begin]
         if all(abs(step - round(step)) <= TOLERANCE for one in steps for step in one):
-            return [_triple(round(step) for step in one) for one in steps], name
+            return [triple(round(step) for step in one) for one in steps], name
         tried[name] = steps
     off = next(k for k, one in enumerate(tried["corners"]) if any(abs(s - round(s)) > TOLERANCE for s in one))
     raise VoxelSizeError(
         f"{sources[off].address} begins {tried['corners'][off]} voxels of {fine} nm from {sources[0].address}, "
         "expected whole voxels: correct its offset, or resample it"
     )
-
-
-def _triple(values: Any) -> Triple:
-    z, y, x = values
-    return (int(z), int(y), int(x))
-
-
-def _three(values: Any) -> VoxelSize:
-    z, y, x = values
-    return (z, y, x)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kdseg.evaluation.alignment import Placed, as_ids
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
+from kdseg.results.files import replacing
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.lut import lut
@@ -79,9 +80,8 @@ def join_components(
     a, b = (np.concatenate([table[name] for table in tables]) for name in ("a", "b"))
     names = np.unique(np.concatenate((a, b)))
     target = folder / "joined.npy"
-    partial_file = folder / "joined.partial.npy"
-    np.save(partial_file, np.stack([names, lut(names, a, b)]))
-    partial_file.replace(target)
+    with replacing(target) as file:
+        np.save(file, np.stack([names, lut(names, a, b)]))
     return target
 
 

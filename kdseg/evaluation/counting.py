@@ -25,12 +25,11 @@ from kdseg.evaluation.alignment import Placed, align, as_ids
 from kdseg.evaluation.components import block_components, join_components, joined
 from kdseg.evaluation.metrics.boundaries import away_from_borders, halo
 from kdseg.evaluation.metrics.contingency import Contingency, Located, block_located, drop_small_labels
-from kdseg.geometry import Block, Roi, Triple, block_name, blocks
+from kdseg.geometry import Block, Roi, Triple, VoxelSize, block_name, blocks
 from kdseg.results.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.volumes.sources import open_source
-from kdseg.volumes.volume import VoxelSize
 
 COLUMNS = (
     Column("section", np.uint64, "z of a section that was counted by itself, in voxels; 0 if all are one"),

@@ -21,10 +21,9 @@ from kdseg.evaluation.intervals import LEVEL, SEED, intervals
 from kdseg.evaluation.measures import conventions, details, measure
 from kdseg.evaluation.metrics.boundaries import boundary_scores, halo
 from kdseg.evaluation.metrics.objects import Fault, worst_merges, worst_splits
-from kdseg.geometry import Roi, Triple
+from kdseg.geometry import Roi, Triple, VoxelSize
 from kdseg.results.manifests import claim, source_fingerprint
 from kdseg.volumes.sources import Source, open_source, source_member, source_path
-from kdseg.volumes.volume import VoxelSize
 
 SAMPLING = (
     "a voxel of a coarser volume stands for all voxels of the grid inside of it: each takes the nearest coarse voxel"

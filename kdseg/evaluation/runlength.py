@@ -13,9 +13,8 @@ from kdseg.errors import DataError, VoxelSizeError
 from kdseg.evaluation.alignment import as_ids, expect_ids
 from kdseg.evaluation.metrics.skeletons import run_lengths
 from kdseg.evaluation.skeleton_files import read_skeletons
-from kdseg.geometry import Roi
+from kdseg.geometry import Roi, VoxelSize
 from kdseg.volumes.sources import Source, open_source
-from kdseg.volumes.volume import VoxelSize
 
 
 def run(

@@ -6,14 +6,11 @@ offsets and the voxel size. It is read with ``weights_only``, so that a file fro
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -21,9 +18,10 @@ from torch import Tensor
 
 from kdseg.config.networks import HeadOptions, NetworkOptions
 from kdseg.errors import KdsegError, MissingError, UnreadableError
-from kdseg.geometry import Offsets
+from kdseg.geometry import Offsets, VoxelSize
 from kdseg.networks.models import Network, build
 from kdseg.networks.models.base import placed
+from kdseg.results.files import replacing
 
 FORMAT = "kdseg-model"
 VERSION = 1
@@ -47,7 +45,7 @@ class LoadedModel:
     options: NetworkOptions
     heads: HeadOptions
     offsets: Offsets
-    voxel_size: tuple[float, float, float]
+    voxel_size: VoxelSize
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,30 +104,8 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values to ``path`` so that a reader sees the old file or the new one, never half."""
-    with replacing(path) as file:
+    with replacing(path, (OSError, RuntimeError)) as file:
         torch.save(content, file)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write, which takes the place of ``path`` once the body is done; see `save`.
-
-    Raises:
-        UnreadableError: if the disk refuses.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except (OSError, RuntimeError) as error:
-        raise UnreadableError(f"cannot write {path}: {error}") from None
 
 
 def load(path: Path) -> dict[str, Any]:

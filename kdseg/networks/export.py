@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from kdseg import __version__
 from kdseg.errors import ClaimError, ConfigError
-from kdseg.networks.checkpoint import LoadedModel, load_model, replacing, save_model
+from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import Network, fold, only_heads
+from kdseg.results.files import replacing
 from kdseg.results.manifests import private_folder, read
 
 FORMAT = "kdseg-export"
@@ -94,7 +95,7 @@ def export(model: Path, out: Path, *, also: Sequence[str] = (), overwrite: bool 
         return
     about = json.dumps(facts(loaded, heads), indent=2)
     graph = Graph(loaded.network, heads).eval()
-    with replacing(out) as file, torch.no_grad():
+    with replacing(out, (OSError, RuntimeError)) as file, torch.no_grad():
         WRITERS[out.suffix](graph, about, file)
 
 

@@ -20,7 +20,7 @@ from kdseg.config import PredictOptions
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import Product
 from kdseg.errors import ConfigError, DataError, DeviceError, StageError, VoxelSizeError
-from kdseg.geometry import Block, Roi, Triple, is_cubic
+from kdseg.geometry import Block, Roi, Triple, VoxelSize, is_cubic
 from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
@@ -371,7 +371,7 @@ def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str,
     return {"mvox_per_s": speed, "peak_mb": memory}
 
 
-def _check(source: Volume, trained_on: tuple[float, float, float], raw: Path) -> None:
+def _check(source: Volume, trained_on: VoxelSize, raw: Path) -> None:
     if source.dtype != np.uint8 or source.channels is not None:
         raise DataError(f"{raw} stands for {source.dtype} {source.array.shape}: expected uint8 (z, y, x), see convert")
     size = source.voxel_size

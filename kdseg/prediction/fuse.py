@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
 from kdseg.config.cluster import ClusterOptions
 from kdseg.errors import ShapeError
-from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, blocks, is_multiple
+from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, block_name, blocks, is_multiple
 from kdseg.prediction.blocks import HERE, Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import Predictor, predict_tiles, read_reflected, tiled
 from kdseg.results.manifests import claim
@@ -23,7 +23,7 @@ from kdseg.segmentation.fragments.block import cell_fragments, channels_used, ch
 from kdseg.segmentation.fragments.checks import thin_halo
 from kdseg.segmentation.fragments.store import create_fragments
 from kdseg.segmentation.graph.faces import NEAREST, cell_part, nearest_offsets
-from kdseg.volumes.volume import Volume, VoxelSize, open_volume
+from kdseg.volumes.volume import Volume, open_volume
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from kdseg.report.comparison import collect
 from kdseg.report.comparison_page import budget, figures, page
 from kdseg.report.comparison_table import notes, sentence, table_csv, table_text, trials_csv
 from kdseg.report.figures import standalone
-from kdseg.results.manifests import write_json, write_text
+from kdseg.results.files import write_text
+from kdseg.results.manifests import write_json
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import VoxelSizeError
-from kdseg.geometry import Roi
+from kdseg.geometry import Roi, VoxelSize
 from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, data_uri, palette, png
 from kdseg.report.results import Results
-from kdseg.volumes.volume import Volume, VoxelSize, open_volume
+from kdseg.volumes.volume import Volume, open_volume
 
 BUDGET = 1_100_000
 """Pixels of greyscale in all sections together: a pixel takes about a byte of the page."""

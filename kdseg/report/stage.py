@@ -13,7 +13,8 @@ from kdseg.report.page import page
 from kdseg.report.results import collect
 from kdseg.report.table import TUNED_COLUMNS, rows, table_text, tuned_rows
 from kdseg.report.verdict import headline, verdicts
-from kdseg.results.manifests import write_json, write_text
+from kdseg.results.files import write_text
+from kdseg.results.manifests import write_json
 
 log = logging.getLogger(__name__)
 

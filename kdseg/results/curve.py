@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -11,6 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from kdseg.errors import UnreadableError
+from kdseg.results.files import write_text
 
 
 class Curve:
@@ -29,14 +31,12 @@ class Curve:
         """
         self.columns = list(columns)
         rows = [row for row in read_curve(path) if int(row["step"]) <= keep]
-        part = path.with_name(f".{path.name}.part")
+        kept = StringIO()
+        writer = csv.DictWriter(kept, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(path, kept.getvalue())
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(rows)
-            part.replace(path)
             self._file = path.open("a", newline="")
         except OSError as error:
             raise UnreadableError(f"cannot write {path}: {error}") from None

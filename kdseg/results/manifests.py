@@ -18,13 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import resource
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +35,7 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
+from kdseg.results.files import write_text
 from kdseg.results.locks import locked
 
 log = logging.getLogger(__name__)
@@ -268,26 +268,6 @@ def write_json(path: Path, values: Any) -> None:
         UnreadableError: if the disk does not take it.
     """
     write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that it is there whole or not at all.
-
-    Raises:
-        UnreadableError: if the disk does not take it.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise UnreadableError(f"cannot write {path}: {error}") from error
 
 
 @contextmanager

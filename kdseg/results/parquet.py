@@ -8,19 +8,18 @@ says in JSON what each column is and in which unit.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 from numpy.typing import DTypeLike, NDArray
 
-from kdseg.errors import DataError, KdsegError, MissingError, ShapeError, UnreadableError
+from kdseg.errors import DataError, MissingError, ShapeError, UnreadableError
+from kdseg.results.files import replacing
 
 ROW_GROUP = 1 << 20
 """Rows per group: what is held in memory, and what a reader can skip at once."""
@@ -114,24 +113,13 @@ def write_parquet(
     """
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} to write {path.name} to")
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            # ids hardly repeat: a dictionary of them would only cost
-            options = {"compression": "zstd", "use_dictionary": False}
-            with pyarrow.parquet.ParquetWriter(file, _schema(columns, notes or {}), **options) as writer:
-                rows = ParquetFile(writer, columns, row_group)
-                yield rows
-                rows._flush(1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        if isinstance(error, KdsegError):  # of the body, not of this file
-            raise
-        raise UnreadableError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file:
+        # ids hardly repeat: a dictionary of them would only cost
+        options = {"compression": "zstd", "use_dictionary": False}
+        with pyarrow.parquet.ParquetWriter(file, _schema(columns, notes or {}), **options) as writer:
+            rows = ParquetFile(writer, columns, row_group)
+            yield rows
+            rows._flush(1)
 
 
 def read_parquet(path: Path) -> dict[str, NDArray[Any]]:

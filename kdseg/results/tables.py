@@ -6,18 +6,17 @@ alone. A file appears complete or not at all, and equal tables are equal files.
 
 from __future__ import annotations
 
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, MissingError, UnreadableError
+from kdseg.results.files import replacing
 
 
 def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -40,21 +39,11 @@ def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
             raise DataError(f"column {name!r} of {path.name} must hold numbers, got {column.dtype}")
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} to write {path.name} to")
-    partial = path.with_name(f"{path.name}.{uuid4().hex}.partial")
-    try:
-        with partial.open("xb") as file:
-            with zipfile.ZipFile(file, "w") as archive:
-                for name, column in columns.items():
-                    # a `ZipInfo` made by hand holds no time: equal tables are equal files
-                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(column), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise UnreadableError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        for name, column in columns.items():
+            # a `ZipInfo` made by hand holds no time: equal tables are equal files
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(column), allow_pickle=False)
 
 
 def read_table(path: Path) -> dict[str, NDArray[Any]]:

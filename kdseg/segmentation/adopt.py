@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from kdseg.config import StorageOptions
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Block, Offsets, Roi
+from kdseg.geometry import Block, Offsets, Roi, VoxelSize
 from kdseg.results.manifests import claim, source_fingerprint
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.sources import ChannelSource, open_channels, source_path
-from kdseg.volumes.volume import VoxelSize, create_volume, open_volume
+from kdseg.volumes.volume import create_volume, open_volume
 
 
 def run(

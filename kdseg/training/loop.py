@@ -24,6 +24,7 @@ from kdseg.networks.models import Batch
 from kdseg.networks.models.base import channels_last
 from kdseg.networks.models.device import deterministic, joined, keep_memory
 from kdseg.results.curve import Curve
+from kdseg.results.files import replacing
 from kdseg.training.budget import Pace, fixed_steps
 from kdseg.training.losses import term_weight
 from kdseg.training.run import Data, Run, prepare, resume
@@ -236,10 +237,8 @@ def _validate(run: Run, best: Path) -> Scored:
 
 
 def _publish(best: Path, out: Path) -> None:
-    part = out.with_name(f".{out.name}.part")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(best, part)
-    part.replace(out)
+    with best.open("rb") as found, replacing(out) as file:
+        shutil.copyfileobj(found, file)
 
 
 def _bar(run: Run, name: str, progress: bool | None) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdseg.errors import ShapeError
-from kdseg.geometry import Offsets, Slices, Triple, pair_slices
+from kdseg.geometry import Offsets, Slices, Triple, VoxelSize, pair_slices
 
 
 def affinities(
@@ -66,9 +66,7 @@ def boundary_voxels(labels: Tensor, axes: str) -> Tensor:
     return (low < high) & (high > 0)
 
 
-def local_shape_descriptors(
-    labels: Tensor, voxel_size: tuple[float, float, float], sigma: float
-) -> tuple[Tensor, Tensor]:
+def local_shape_descriptors(labels: Tensor, voxel_size: VoxelSize, sigma: float) -> tuple[Tensor, Tensor]:
     """Return the local shape descriptors of Sheridan et al. 2022 (Nature Methods), all in [0, 1].
 
     They are moments of the part of a neuron that a Gaussian window around a voxel of it sees: with weights

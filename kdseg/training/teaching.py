@@ -16,6 +16,7 @@ from kdseg.geometry import Offsets
 from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast, widths
 from kdseg.prediction.averaging import averaged_over, tta_mean
 from kdseg.training.augment import Symmetry
+from kdseg.training.losses.base import EPSILON
 
 CERTAIN = 0.5 / 255
 """Affinities closer than this to 0 or 1 are taken for as close: stored ones are known no better."""
@@ -67,7 +68,7 @@ class Teachers:
             probabilities, outputs = tta_mean(network, raw, self.offsets, self.symmetries)
         if "embedding" not in outputs.logits:
             return probabilities, None
-        return probabilities, normalize(outputs.logits["embedding"].float(), dim=1, eps=1e-6)
+        return probabilities, normalize(outputs.logits["embedding"].float(), dim=1, eps=EPSILON)
 
     def _stored(self, batch: Batch) -> Outputs:
         if batch.taught is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.errors import ConfigError
-from kdseg.geometry import Block, Roi, Triple
+from kdseg.geometry import Block, Roi, Triple, VoxelSize
 from kdseg.results.manifests import Claim, claim, source_fingerprint, write_json
 from kdseg.running.blockwise import run_blocks
 from kdseg.volumes.phantom import phantom_block
@@ -18,7 +18,7 @@ from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.sources import open_source, source_path
-from kdseg.volumes.volume import VoxelSize, create_volume, open_volume
+from kdseg.volumes.volume import create_volume, open_volume
 
 Kind = Literal["raw", "labels", "baseline", "mask"]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from kdseg.config.data import VolumeOptions
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Block, Roi, Triple
+from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
 from kdseg.volumes.sources import Source
-from kdseg.volumes.volume import VoxelSize, open_volume
+from kdseg.volumes.volume import open_volume
 
 Content = Literal["raw", "labels", "mask"]
 """Meaning of a volume's voxels: grey values, ids of neurons, or tissue."""
@@ -290,8 +290,7 @@ def _shift(source: Source, raw: Source, origin: VoxelSize, voxel_size: VoxelSize
 
 
 def _position(origin: VoxelSize, roi: Roi, voxel_size: VoxelSize) -> VoxelSize:
-    z, y, x = (o + n * v for o, n, v in zip(origin, roi.offset, voxel_size, strict=True))
-    return (z, y, x)
+    return triple(o + n * v for o, n, v in zip(origin, roi.offset, voxel_size, strict=True))
 
 
 def _close(a: VoxelSize, b: VoxelSize) -> bool:

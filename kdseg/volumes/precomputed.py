@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError
-from kdseg.geometry import Slices, Triple
-from kdseg.volumes.volume import VoxelSize
+from kdseg.geometry import Slices, Triple, VoxelSize, triple
 
 _PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
 """Endings of packed files; names of chunks and shards end otherwise."""
@@ -107,7 +106,7 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         sizes = [float(v) for v in reversed(scale["resolution"])]
         first = [int(v) for v in reversed(scale.get("voxel_offset", (0, 0, 0)))]
         unit = [int(n) for n in reversed(scale["chunk_sizes"][0])]
-        voxel_size, offset = _three(sizes), _three([v * s for v, s in zip(first, sizes, strict=True)])
+        voxel_size, offset = triple(sizes), triple([v * s for v, s in zip(first, sizes, strict=True)])
         chunk = (unit[0], unit[1], unit[2])
     except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
         raise UnreadableError(
@@ -139,8 +138,3 @@ def _check_chunks(folder: Path) -> None:
             f"the chunks in {folder} are packed one by one, e.g. {first}, as CloudVolume does: unpack them, e.g. with "
             "gunzip -r, or write them with compress=False"
         )
-
-
-def _three(values: list[float]) -> VoxelSize:
-    z, y, x = values
-    return (z, y, x)

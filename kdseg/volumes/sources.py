@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from kdseg.config.data import is_remote
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
-from kdseg.geometry import Roi, Slices, Triple
+from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
 from kdseg.results import remote
 from kdseg.volumes.precomputed import is_precomputed, open_precomputed, split_scale
 from kdseg.volumes.tiff import SUFFIXES, open_stack
-from kdseg.volumes.volume import VoxelSize, open_volume
+from kdseg.volumes.volume import open_volume
 
 _HDF5 = re.compile(r"^(?P<file>.+\.(?:h5|hdf5|hdf))(?::(?P<dataset>.*))?$", re.IGNORECASE)
 
@@ -295,10 +295,9 @@ def _attribute(address: str, node: h5py.Dataset, name: str) -> VoxelSize | None:
         return None
     value = node.attrs[name]
     try:
-        z, y, x = (float(v) for v in value)
+        return triple(float(v) for v in value)
     except (TypeError, ValueError) as error:
         raise VoxelSizeError(f"the attribute {name} of {address} is {value!r}, expected (z, y, x) in nm") from error
-    return (z, y, x)
 
 
 def _source(

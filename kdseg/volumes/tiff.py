@@ -22,8 +22,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError
-from kdseg.geometry import Slices, Triple
-from kdseg.volumes.volume import VoxelSize
+from kdseg.geometry import Slices, Triple, VoxelSize
 
 SUFFIXES = (".tif", ".tiff")
 _TO_NM = {"nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "\\u00b5m": 1e3, "micron": 1e3, "mm": 1e6}

@@ -23,13 +23,12 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, triple
 from kdseg.results import remote
 from kdseg.volumes.phantom.unstored import Computed, open_computed
 
 _BATCH = 16
 """Chunks that a thread is given at a time; all of them are in memory at once."""
-VoxelSize = tuple[float, float, float]
 AXES = ("z", "y", "x")
 _TO_NM = {"nanometer": 1.0, "nm": 1.0, "micrometer": 1e3, "um": 1e3, "µm": 1e3, "angstrom": 0.1, "meter": 1e9}
 
@@ -65,8 +64,7 @@ class Volume:
     @property
     def shape(self) -> Triple:
         """Extent in voxels, without channels."""
-        z, y, x = self.array.shape[-3:]
-        return (z, y, x)
+        return triple(self.array.shape[-3:])
 
     @property
     def channels(self) -> int | None:
@@ -86,8 +84,7 @@ class Volume:
     @property
     def write_unit(self) -> Triple:
         """Extent in voxels of one file: two writers must never meet in one (zarr 3 loses data silently)."""
-        z, y, x = (self.array.shards or self.array.chunks)[-3:]
-        return (z, y, x)
+        return triple((self.array.shards or self.array.chunks)[-3:])
 
     def read(self, roi: Roi, channels: Sequence[int] | None = None) -> NDArray[Any]:
         """Return the voxels of ``roi``, channels first if there are any.
@@ -355,8 +352,7 @@ def _array(
 
 
 def _halved(shape: Triple, level: int) -> Triple:
-    z, y, x = (-(-n // 2**level) for n in shape)
-    return (z, y, x)
+    return triple(-(-n // 2**level) for n in shape)
 
 
 def _ome(name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, channels: bool) -> dict[str, Any]:
@@ -425,8 +421,8 @@ def _in_nm(
     if unknown:
         raise VoxelSizeError(f"{path} has axes in {unknown}, expected units of length such as 'nanometer'")
     factors = [_TO_NM[str(unit)] for unit in units]
-    voxel_size = _three(s * f for s, f in zip(scale, factors, strict=True))
-    return voxel_size, _three(t * f for t, f in zip(translation, factors, strict=True))
+    voxel_size = triple(s * f for s, f in zip(scale, factors, strict=True))
+    return voxel_size, triple(t * f for t, f in zip(translation, factors, strict=True))
 
 
 def _transforms(image: dict[str, Any], dataset: dict[str, Any], ndim: int) -> tuple[list[float], list[float]]:
@@ -449,10 +445,9 @@ def _plain_metadata(attributes: dict[str, Any]) -> tuple[VoxelSize | None, Voxel
 
 def _three(values: Any) -> VoxelSize:
     try:
-        z, y, x = (float(v) for v in values)
+        return triple(float(v) for v in values)
     except (TypeError, ValueError) as error:
         raise VoxelSizeError(f"expected three numbers (z, y, x) in nm, got {values!r}") from error
-    return (z, y, x)
 
 
 def _checked(volume: Volume, path: str | Path) -> Volume:

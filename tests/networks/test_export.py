@@ -24,7 +24,6 @@ from workflow import ROOT
 from kdseg.config import ModelOptions
 from kdseg.config.networks import DynUNetOptions, HeadOptions, NetworkOptions, UNetOptions
 from kdseg.errors import ClaimError, ConfigError, KdsegError
-from kdseg.networks import checkpoint
 from kdseg.networks.checkpoint import LoadedModel, load, load_model, save_model
 from kdseg.networks.export import export, facts
 from kdseg.networks.models import build, fold, only_heads
@@ -213,7 +212,7 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(KdsegError, match="No space left"):
         export(tmp_path / "model.pt", tmp_path / "a.ts", overwrite=True)
     assert (tmp_path / "a.ts").read_text() == "mine"

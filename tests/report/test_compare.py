@@ -271,7 +271,7 @@ def test_the_files_hold_the_same(tmp_path, values):
     texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
     assert {"VOI on tune [bits]: less is better", "ARAND on tune: less is better"} <= set(texts)
     assert len(page.specs) == 2
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
 
 
 def test_a_chart_places_dots_means_rules_and_what_is_missing(tmp_path, values):

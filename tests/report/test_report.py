@@ -372,7 +372,7 @@ def test_text_and_summary_hold_the_same(run):
     fast = next(row for row in summary["rows"] if row["model"] == "fast")
     assert (fast["voi"], fast["arand"], fast["time_percent"]) == (0.7, 0.07, 10.0)
     assert summary["verdicts"][0]["closures"] == pytest.approx({"voi": 0.6, "arand": 0.8})
-    assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in run.iterdir() if path.suffix == ".part"]
 
 
 def test_the_text_table_is_aligned():
@@ -493,7 +493,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
     (out / "report.html").mkdir(parents=True)
     with pytest.raises(UnreadableError, match=r"cannot write .*report\.html"):
         report.run(configuration(tmp_path), out / "report.html")
-    assert not [path for path in out.iterdir() if path.suffix == ".tmp"]
+    assert not [path for path in out.iterdir() if path.suffix == ".part"]
 
 
 @pytest.mark.parametrize("text", ["step,total\n1,abc\n", "step,other\n1,2\n"])

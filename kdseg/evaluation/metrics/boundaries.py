@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Slices, Triple
-
-VoxelSize = tuple[float, float, float]
+from kdseg.geometry import Slices, Triple, VoxelSize
 
 _ROUNDING = 1 + 1e-9
 """Voxels at just the tolerance are within it, however the nearest of several equally near ones was rounded."""

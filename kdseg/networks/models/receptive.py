@@ -14,7 +14,7 @@ from math import prod
 from typing import NamedTuple
 
 from kdseg.config.base import Extent
-from kdseg.geometry import Triple
+from kdseg.geometry import Triple, triple
 
 
 class Window(NamedTuple):
@@ -56,8 +56,7 @@ def receptive_radius(levels: Sequence[Level]) -> Triple:
     Args:
         levels: finest first; the last one is the bottleneck.
     """
-    z, y, x = (_axis_radius(levels, axis) for axis in range(3))
-    return (z, y, x)
+    return triple(_axis_radius(levels, axis) for axis in range(3))
 
 
 def halo_and_stride(levels: Sequence[Level]) -> tuple[Triple, Triple]:

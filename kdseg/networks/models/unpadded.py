@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kdseg.geometry import Triple
+from kdseg.geometry import Triple, triple
 from kdseg.networks.models.unet import Block, UNet
 
 LANES = 16
@@ -275,8 +275,7 @@ def _grouped(weight: Tensor, group: int) -> Tensor:
 
 
 def _each(function: Callable[[int, int], int], first: Triple, second: Triple) -> Triple:
-    z, y, x = map(function, first, second)
-    return (z, y, x)
+    return triple(map(function, first, second))
 
 
 def _span(low: Triple, shape: Triple) -> Span:

@@ -30,8 +30,8 @@ from kdseg.segmentation.agglomeration.contraction import (
     reaches,
     undecided,
 )
-from kdseg.segmentation.agglomeration.edge_table import join, take
 from kdseg.segmentation.graph.details import Details, any_of_pair
+from kdseg.segmentation.graph.edge_table import join, take
 from kdseg.segmentation.graph.histograms import Histograms, totals
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.threshold import least_mean

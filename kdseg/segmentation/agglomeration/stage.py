@@ -17,13 +17,13 @@ from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
 from kdseg.results.manifests import Claim, Manifest, claim, expect_made_of, expect_stage, file_fingerprint, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
-from kdseg.segmentation.agglomeration.edge_table import from_columns, join, to_columns
+from kdseg.segmentation.agglomeration.contraction import Rows
 from kdseg.segmentation.agglomeration.edits import Links, check_known, fragments_at, read_edits, resolve
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, rows_of
 from kdseg.segmentation.agglomeration.store import table_path
 from kdseg.segmentation.agglomeration.tree import Layout, decide, inside, layout, node_of
-from kdseg.segmentation.graph.details import from_columns as details_of
-from kdseg.segmentation.graph.details import join as join_details
+from kdseg.segmentation.graph.details import Details
+from kdseg.segmentation.graph.edge_table import from_columns, join, to_columns
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.threshold import least_mean
 from kdseg.segmentation.waterz import waterz_segments
@@ -137,8 +137,9 @@ def leaf(work: Work, block: Block) -> None:
     """Make the merges of one leaf from its tables of edges."""
     where = work.where
     tables = [read_table(work.edges / block_name(part.index)) for part in blocks(block.roi, work.edge_block)]
-    edges = Edges(*(np.concatenate([table[name] for table in tables]) for name in Edges._fields))
-    details = join_details([details_of(table) for table in tables])
+    edges = join(from_columns(Edges, table) for table in tables)
+    detailed = all("touch" in table for table in tables)
+    details = join(from_columns(Details, table) for table in tables) if detailed else None
     fragment = np.unique(np.concatenate([table["fragment"] for table in tables]))
     links = Links(**read_table(work.private / "links.npz"))
     must, cannot = (_mine(pairs, where, block.index) for pairs in links)
@@ -152,7 +153,7 @@ def leaf(work: Work, block: Block) -> None:
 def node(work: Work, level: int, block: Block) -> None:
     """Make the merges of one node from what its children left."""
     children = blocks(block.roi, work.where.node(level - 1))
-    rows = join(from_columns(read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
+    rows = join(from_columns(Rows, read_table(_rows_path(work.private, level - 1, child.index))) for child in children)
     merges, left = decide(rows, work.where, level, block.index, work.threshold, work.percent)
     write_table(_rows_path(work.private, level, block.index), to_columns(left))
     write_table(table_path(work.out, level, block.index), merges._asdict())

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import ShapeError
-from kdseg.geometry import Triple, fits_or_covers, grid_shape
+from kdseg.geometry import Triple, fits_or_covers, grid_shape, triple
 from kdseg.running.compiled import compiled
 from kdseg.segmentation.agglomeration.contraction import Rows
-from kdseg.segmentation.agglomeration.edge_table import join, take
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, contract
+from kdseg.segmentation.graph.edge_table import join, take
 from kdseg.segmentation.lut import lut
 
 
@@ -49,8 +49,7 @@ class Layout(NamedTuple):
 
     def node(self, level: int) -> Triple:
         """Return the extent of a node in voxels."""
-        z, y, x = (n << level for n in self.chunk)
-        return (z, y, x)
+        return triple(n << level for n in self.chunk)
 
 
 def layout(shape: Triple, chunk: Triple, *grids: Triple) -> Layout:

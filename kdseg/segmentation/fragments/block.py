@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from kdseg.config.segmentation import FragmentsOptions
 from kdseg.errors import DataError
-from kdseg.geometry import Offsets, Roi, Slices, Triple, block_number, grid_shape
+from kdseg.geometry import Offsets, Roi, Slices, Triple, VoxelSize, block_number, grid_shape
 from kdseg.segmentation.fragments.watershed import clean, drop_weak, fragments
 from kdseg.segmentation.links import nearest_channels
 from kdseg.segmentation.waterz import waterz_segments
@@ -34,7 +34,7 @@ def cell_fragments(
     options: FragmentsOptions,
     core: Slices,
     tissue: NDArray[np.bool_] | None,
-    voxel_size: tuple[float, float, float],
+    voxel_size: VoxelSize,
 ) -> NDArray[np.uint64]:
     """Return the fragments of one cell; a pure function of its arguments.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdseg.config.base import exact
 from kdseg.config.segmentation import FragmentsOptions
-from kdseg.geometry import Offsets, Triple, offsets_reach
+from kdseg.geometry import Offsets, Triple, VoxelSize, offsets_reach
 from kdseg.segmentation.links import nearest_channels, nearest_links
 
 _WATERZ_HALO, _SEEDED_HALO = 8, 16  # voxels of the finest axis; the second by benchmarks/halo.py
@@ -80,9 +80,7 @@ def _contradictions(joined: NDArray[np.bool_]) -> int:
     return count
 
 
-def thin_halo(
-    options: FragmentsOptions, offsets: Offsets, voxel_size: tuple[float, float, float], shape: Triple
-) -> str:
+def thin_halo(options: FragmentsOptions, offsets: Offsets, voxel_size: VoxelSize, shape: Triple) -> str:
     """Return a warning if fragments at the faces of blocks depend on where these are; else an empty string.
 
     Volumes of one block need no halo. The halos that suffice were measured on fragments of whole volumes and of

@@ -8,12 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.geometry import VoxelSize
 from kdseg.running.compiled import compiled
 
 REACH = 16
 """Voxels of the finest axis up to which distances are told apart: the inside of a soma is one plateau."""
-
-Spacing = tuple[float, float, float]
 
 
 @compiled
@@ -58,7 +57,7 @@ def _runs(inside: NDArray[np.bool_], step: float, most: float) -> NDArray[np.flo
     return out
 
 
-def distance(inside: NDArray[np.bool_], spacing: Spacing, first: int) -> NDArray[np.float32]:
+def distance(inside: NDArray[np.bool_], spacing: VoxelSize, first: int) -> NDArray[np.float32]:
     """Return the Euclidean distance to the next voxel that is not inside, at most ``REACH``.
 
     Separable (Saito & Toriwaki 1994). The border of the array is not a boundary.
@@ -133,7 +132,7 @@ def _smooth_within(height: NDArray[np.float32], out: NDArray[np.float32], weight
         new[n - 1] = centre * row[n - 1] + weight * (row[max(n - 2, 0)] + row[n - 1])
 
 
-def smooth(height: NDArray[np.float32], spacing: Spacing, first: int) -> NDArray[np.float32]:
+def smooth(height: NDArray[np.float32], spacing: VoxelSize, first: int) -> NDArray[np.float32]:
     """Return heights smoothed by two binomial filters per axis, together of the variance of one voxel.
 
     Args:

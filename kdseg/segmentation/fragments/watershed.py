@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdseg.config.base import exact
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, ShapeError
-from kdseg.geometry import Offsets, Slices, pair_slices
+from kdseg.geometry import Offsets, Slices, VoxelSize, pair_slices
 from kdseg.running.compiled import compiled
 from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
@@ -27,7 +27,7 @@ def fragments(
     offsets: Offsets,
     options: WatershedOptions | MutexOptions | WaterzOptions,
     mask: NDArray[np.bool_] | None = None,
-    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    voxel_size: VoxelSize = (1.0, 1.0, 1.0),
 ) -> NDArray[np.uint64]:
     """Return the fragments of one block with its halo; a pure function of its arguments.
 
@@ -139,7 +139,7 @@ def _seeded(
     links: NDArray[np.uint8],
     options: WatershedOptions,
     mask: NDArray[np.bool_],
-    voxel_size: tuple[float, float, float],
+    voxel_size: VoxelSize,
 ) -> NDArray[np.int32]:
     first = int(options.per_section)
     finest = min(voxel_size[first:])

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.geometry import Offsets, Roi, Slices, pair_slices
 from kdseg.running.compiled import compiled
-from kdseg.segmentation.graph import histograms
 from kdseg.segmentation.graph.histograms import Histograms, starts
 from kdseg.segmentation.graph.rag import Edges
 
@@ -62,25 +60,6 @@ def block_details(
         start, stop, step = np.array(box.offset), np.array(box.end), np.array(offset)
         _collect(fragments, channel, start, stop, step, edges.u, edges.v, filled, values)
     return Details(touch, Histograms(*_tally(values, place)))
-
-
-def join(tables: Sequence[Details | None]) -> Details | None:
-    """Return the details of all tables, one after the other; none if one of the tables has none."""
-    found = [table for table in tables if table is not None]
-    if not found or len(found) < len(tables):
-        return None
-    touch = np.concatenate([table.touch for table in found])
-    return Details(touch, histograms.join([table.histograms for table in found]))
-
-
-def to_columns(details: Details | None) -> dict[str, NDArray[Any]]:
-    """Return details as columns of a table on disk."""
-    return {} if details is None else {"touch": details.touch, **histograms.to_columns(details.histograms)}
-
-
-def from_columns(table: Mapping[str, NDArray[Any]]) -> Details | None:
-    """Return the details of a table on disk, or none if it has none."""
-    return Details(table["touch"], histograms.from_columns(table)) if "touch" in table else None
 
 
 def any_of_pair(edges: Edges, wanted: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, Roi, Triple, blocks
+from kdseg.segmentation.graph.edge_table import from_columns
 from kdseg.segmentation.graph.rag import Edges, block_edges, merge
 
 NEAREST = 3
@@ -46,8 +47,7 @@ class Part(NamedTuple):
     @staticmethod
     def of(columns: dict[str, NDArray[Any]]) -> Part:
         """Return the part that a table holds."""
-        edges = Edges(*(columns[name] for name in Edges._fields))
-        return Part(edges, tuple(columns[f"face_{c}"] for c in range(NEAREST)))
+        return Part(from_columns(Edges, columns), tuple(columns[f"face_{c}"] for c in range(NEAREST)))
 
 
 def nearest_offsets(offsets: Offsets) -> Offsets:

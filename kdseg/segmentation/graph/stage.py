@@ -15,7 +15,8 @@ from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_cove
 from kdseg.results.manifests import Manifest, claim, expect_made_of, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
-from kdseg.segmentation.graph.details import Details, block_details, to_columns
+from kdseg.segmentation.graph.details import Details, block_details
+from kdseg.segmentation.graph.edge_table import to_columns
 from kdseg.segmentation.graph.faces import NEAREST, Part, joined_edges
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.graph.statistics import block_statistics
@@ -132,7 +133,10 @@ def _write(
     tables: Path, block: Block, edges: Edges, details: Details | None, ids: NDArray[np.uint64], read_roi: Roi
 ) -> None:
     statistics = block_statistics(ids, block.roi.slices(read_roi), read_roi.offset)
-    write_table(tables / block_name(block.index), {**edges._asdict(), **to_columns(details), **statistics._asdict()})
+    write_table(
+        tables / block_name(block.index),
+        {**edges._asdict(), **to_columns(details), **statistics._asdict()},
+    )
 
 
 def _kept(fragments: Manifest, options: EdgesOptions, shape: Triple) -> Kept:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, VoxelSizeError
-from kdseg.geometry import Triple, grid_shape
+from kdseg.geometry import Triple, VoxelSize, grid_shape
 from kdseg.results.manifests import expect_made_of, expect_stage, read
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table
@@ -22,7 +22,7 @@ from kdseg.segmentation.graph.statistics import Statistics, centroid
 from kdseg.segmentation.graph.statistics import merge as merge_statistics
 from kdseg.segmentation.proofreading.external_sort import gathered
 from kdseg.segmentation.proofreading.supervoxels import least_spatial_bits, pychunkedgraph_ids
-from kdseg.volumes.volume import VoxelSize, open_volume
+from kdseg.volumes.volume import open_volume
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
-from kdseg.results.manifests import write_text
+from kdseg.results.files import write_text
 
 NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32")
 """Types of numbers that the format knows."""

@@ -9,8 +9,11 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from kdseg.geometry import Offsets
+from kdseg.geometry import Offsets, VoxelSize
 from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast
+
+EPSILON = 1e-6
+"""Least length that a vector, and least weight that a mean, is divided by."""
 
 
 class Context(NamedTuple):
@@ -25,7 +28,7 @@ class Context(NamedTuple):
     """
 
     offsets: Offsets
-    voxel_size: tuple[float, float, float]
+    voxel_size: VoxelSize
     lsd_sigma: float = 80.0
     student: Widths | None = None
     teacher: Widths | None = None
@@ -114,10 +117,7 @@ def part_name(term: str, part: str) -> str:
 
 
 def balance(target: Tensor, known: Tensor) -> Tensor:
-    """Return weights that let positive and negative pairs of each channel and crop count alike.
-
-    With ``f`` the positive share among the known pairs, cut to [0.05, 0.99], the rarer class is weighted by
-    the ratio of the two, the other by 1 (the balance of Liu et al., arXiv 2401.06370).
+    """Return weights that let positive and negative pairs of each channel and crop count alike; see `class_weights`.
 
     Args:
         target: bool (n, c, z, y, x).
@@ -128,10 +128,20 @@ def balance(target: Tensor, known: Tensor) -> Tensor:
     """
     space = (-3, -2, -1)
     count = known.sum(space, keepdim=True).clamp_min(1)
-    share = ((target & known).sum(space, keepdim=True) / count).clamp(0.05, 0.99)
-    positive = torch.where(share > 0.5, 1.0, (1 - share) / share)
-    negative = torch.where(share > 0.5, share / (1 - share), 1.0)
+    positive, negative = class_weights((target & known).sum(space, keepdim=True) / count)
     return torch.where(target, positive, negative) * known
+
+
+def class_weights(share: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weights of positive and of negative pairs, the rarer ones' the ratio of the two, the others' 1.
+
+    This is the balance of Liu et al., arXiv 2401.06370.
+
+    Args:
+        share: float, any shape, of the positive pairs among all; cut to [0.05, 0.99].
+    """
+    share = share.clamp(0.05, 0.99)
+    return torch.where(share > 0.5, 1.0, (1 - share) / share), torch.where(share > 0.5, share / (1 - share), 1.0)
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -146,5 +156,5 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """
     space = (-3, -2, -1)
     total = weights.sum(space)
-    mean = (values * weights).sum(space) / total.clamp_min(1e-6)
+    mean = (values * weights).sum(space) / total.clamp_min(EPSILON)
     return mean.sum() / (total > 0).sum().clamp_min(1)

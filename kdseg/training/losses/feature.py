@@ -10,10 +10,9 @@ from torch.nn.functional import log_softmax, mse_loss, normalize, softplus
 
 from kdseg.config.terms import AttentionOptions, CwdOptions, FitNetsOptions, VidOptions
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses.base import Context, Term
+from kdseg.training.losses.base import EPSILON, Context, Term
 from kdseg.training.losses.taps import aligned, both, projector, same_affinities, tapped, widths
 
-EPSILON = 1e-6
 NOWHERE = -1e30
 """A logit that no softmax sees; finite, so that differences of two are 0."""
 

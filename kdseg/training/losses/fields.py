@@ -19,10 +19,9 @@ from torch import Tensor
 
 from kdseg.errors import ShapeError
 from kdseg.geometry import Offsets, Slices, Triple, pair_slices
+from kdseg.training.losses.base import EPSILON, class_weights
 from kdseg.training.losses.instances import look_up, members, sums
 
-EPS = 1e-6
-"""Least length of a vector in a cosine; shorter ones are divided by it."""
 _SLAB = 2**19
 """Numbers in a slab on a CPU: 2 MiB."""
 
@@ -245,7 +244,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _normalise(rows: Tensor) -> Tensor:
     """Divide rows by their length, in place, and return what they were multiplied by."""
-    scale = _dot(rows, rows).clamp_min_(EPS**2).rsqrt_()
+    scale = _dot(rows, rows).clamp_min_(EPSILON**2).rsqrt_()
     rows.mul_(scale[..., None])
     return scale
 
@@ -253,7 +252,7 @@ def _normalise(rows: Tensor) -> Tensor:
 def _through_unit(slope: Tensor, unit: Tensor, scale: Tensor) -> Tensor:
     """Return the gradient by vectors from that by their unit vectors, in place; too short ones are only scaled."""
     along = _dot(slope, unit)
-    along[scale >= 1 / EPS] = 0
+    along[scale >= 1 / EPSILON] = 0
     return slope.addcmul_(unit, along[..., None], value=-1).mul_(scale[..., None])
 
 
@@ -287,9 +286,7 @@ def _balance(difference: Tensor, joined: Tensor, offset: Triple) -> Tensor:
     for n, o in zip(difference.shape, offset, strict=True):
         pairs *= n - abs(o)
     positives = joined.count_nonzero().to(difference.dtype)
-    share = (positives / pairs).clamp(0.05, 0.99)
-    positive = torch.where(share > 0.5, 1.0, (1 - share) / share)
-    negative = torch.where(share > 0.5, share / (1 - share), 1.0)
+    positive, negative = class_weights(positives / pairs)
     total = positive * positives + negative * (pairs - positives)
     weighted = difference * torch.where(joined, positive, negative).to(difference.dtype)
     loss = torch.dot(weighted.view(-1), difference.reshape(-1)) / total

@@ -14,12 +14,11 @@ from kdseg.config.terms import GraphRelationOptions, Tap
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, Triple
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses.base import Context, Term
+from kdseg.training.losses.base import EPSILON, Context, Term
 from kdseg.training.losses.fields import Compared, compare
 from kdseg.training.losses.instances import at_level, core, given
 from kdseg.training.losses.memory import Moment, TokenQueue, moment_distances, spread
 from kdseg.training.losses.nodes import (
-    EPS,
     Nodes,
     contact_areas,
     contact_distance,
@@ -196,13 +195,13 @@ class _Link(nn.Module):
         if not self.wanted.intersection(("node", "inter_edge")):
             return
         ours, theirs = self.projector(found.student), found.teacher
-        units = normalize(ours, dim=1, eps=EPS), normalize(theirs, dim=1, eps=EPS)
+        units = normalize(ours, dim=1, eps=EPSILON), normalize(theirs, dim=1, eps=EPSILON)
         if "node" in self.wanted:
             one, other = units if self.options.node_space == "unit" else (ours, theirs)
             distance = ((one - other) ** 2).sum(1)
             if self.options.node_power == 1:
                 # the root has no gradient at 0
-                distance = (distance + EPS**2).sqrt() - EPS
+                distance = (distance + EPSILON**2).sqrt() - EPSILON
             yield "node", nodes.mean(distance, weights)
         if isinstance(self.nodes, Moment):
             yield "inter_edge", nodes.mean(moment_distances(units[0] - units[1], self.nodes.metric()), weights)
@@ -216,8 +215,8 @@ class _Link(nn.Module):
 
     def _of_tokens(self, queue: TokenQueue, ours: Tensor, theirs: Tensor) -> Tensor:
         tokens = self.options.tokens
-        one = normalize(self.projector(spread(ours, tokens)), dim=1, eps=EPS)
-        other = normalize(spread(theirs, tokens), dim=1, eps=EPS)
+        one = normalize(self.projector(spread(ours, tokens)), dim=1, eps=EPSILON)
+        other = normalize(spread(theirs, tokens), dim=1, eps=EPSILON)
         value = queue.divergences(one, other, self.options.temperature).mean()
         if self.training:
             queue.push(other, torch.ones(len(other), dtype=torch.bool, device=other.device))

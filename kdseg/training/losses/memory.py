@@ -17,6 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from kdseg.training.losses.base import EPSILON
+
 _RIDGE = 1e-3
 """Share of the mean eigenvalue of a moment that is added to all: few vectors do not span the space."""
 
@@ -51,7 +53,7 @@ class Moment(nn.Module):
 
         It is 0 before `start`. The result does not change when the moment does.
         """
-        mean = self.total / self.weight.clamp_min(1e-6)
+        mean = self.total / self.weight.clamp_min(EPSILON)
         ridge = _RIDGE * mean.diagonal().mean() * torch.eye(len(mean), device=mean.device)
         return (mean + ridge) * (self.seen >= self.start)
 

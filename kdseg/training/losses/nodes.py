@@ -10,11 +10,8 @@ from torch.nn.functional import normalize
 
 from kdseg.config.terms import GraphRelationOptions
 from kdseg.geometry import Offsets, pair_slices
-from kdseg.training.losses.base import balance, weighted_mean
+from kdseg.training.losses.base import EPSILON, balance, weighted_mean
 from kdseg.training.losses.instances import faces, owners
-
-EPS = 1e-6
-"""Least length of a vector in a cosine."""
 
 
 class Nodes(NamedTuple):
@@ -106,7 +103,7 @@ def edge_distance(
     Returns:
         Scalar: mean over crops, without the diagonal; 0, with a gradient of 0, where there is no pair.
     """
-    ours, theirs = normalize(student, dim=-1, eps=EPS), normalize(teacher, dim=-1, eps=EPS)
+    ours, theirs = normalize(student, dim=-1, eps=EPSILON), normalize(teacher, dim=-1, eps=EPSILON)
     target = theirs @ theirs.transpose(1, 2)
     error = (ours @ ours.transpose(1, 2) - target) ** 2
     pairs = weights[:, :, None] * weights[:, None, :]
@@ -154,7 +151,7 @@ def contact_distance(student: Tensor, teacher: Tensor, known: Tensor, nodes: Nod
     sums = edges.new_zeros(2, len(nodes.ids)).index_add(
         1, nodes.crop[first], torch.stack([weights * edges**2, weights.to(edges.dtype)])
     )
-    mean: Tensor = (sums[0] / sums[1].clamp_min(EPS)).sum() / (sums[1] > 0).sum().clamp_min(1)
+    mean: Tensor = (sums[0] / sums[1].clamp_min(EPSILON)).sum() / (sums[1] > 0).sum().clamp_min(1)
     return mean
 
 
@@ -188,7 +185,7 @@ def crop_mean(values: Tensor, weights: Tensor) -> Tensor:
         Scalar; 0, with a gradient of 0, where all weights are 0.
     """
     total = weights.flatten(1).sum(1)
-    mean = (values * weights).flatten(1).sum(1) / total.clamp_min(EPS)
+    mean = (values * weights).flatten(1).sum(1) / total.clamp_min(EPSILON)
     return mean.sum() / (total > 0).sum().clamp_min(1)
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import l1_loss
 
 from kdseg.networks.models.base import initialise
 from kdseg.training.losses.auxiliary import Auxiliary, all_reduce_sum
+from kdseg.training.losses.base import EPSILON
 
 SAMPLE = 65536
 """Voxels of a batch that moments are taken over."""
@@ -184,7 +185,7 @@ class AutoEncoder(Paraphraser):
         self.moments.update(values)
         mean, variance = self.moments.mean(), self.moments.covariance().diagonal()
         # a constant channel has nothing to say but rounding errors, which are not to be blown up
-        deviation = variance.clamp_min(0).sqrt().clamp_min(1e-6).maximum(1e-4 * mean.abs())
+        deviation = variance.clamp_min(0).sqrt().clamp_min(EPSILON).maximum(1e-4 * mean.abs())
         self.shift.copy_(mean.view_as(self.shift))
         self.scale.copy_(deviation.view_as(self.scale))
         inputs = (values.detach() - self.shift) / self.scale

@@ -9,10 +9,9 @@ from torch.nn.functional import normalize
 from kdseg.config.terms import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.affinity import bernoulli_divergence
-from kdseg.training.losses.base import Context, Term, weighted_mean
+from kdseg.training.losses.base import EPSILON, Context, Term, weighted_mean
 from kdseg.training.losses.instances import at_level, given, instance_means
 from kdseg.training.losses.similarity import (
-    EPSILON,
     block_mean,
     channel_relations,
     pearson_relations,

@@ -8,9 +8,8 @@ from torch.nn.functional import normalize
 
 from kdseg.errors import ShapeError
 from kdseg.geometry import Triple
-from kdseg.training.losses.base import weighted_mean
+from kdseg.training.losses.base import EPSILON, weighted_mean
 
-EPSILON = 1e-6
 CHUNK = 4096
 """Voxels whose products are summed in float32."""
 

@@ -9,7 +9,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses.base import Context, Term, balance, weighted_mean
+from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
 from kdseg.training.targets import affinities, boundary_voxels, local_shape_descriptors
 
 
@@ -76,7 +76,7 @@ def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:
         embedding: float32 (n, d, z, y, x).
         offsets: one (z, y, x) step in voxels per channel.
     """
-    unit = normalize(embedding, dim=1, eps=1e-6)
+    unit = normalize(embedding, dim=1, eps=EPSILON)
     n, _, z, y, x = unit.shape
     channels = []
     for offset in offsets:

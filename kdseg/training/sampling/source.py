@@ -18,7 +18,6 @@ from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
 
 Addresses = Mapping[str, tuple[str | Path, str | Path | None]]
 """(raw, labels) of each volume by its name; no labels where there is no ground truth."""
-VoxelSize = tuple[float, float, float]
 
 IN_MEMORY = 2 * 1024**3
 """Bytes up to which an array is read once and kept."""

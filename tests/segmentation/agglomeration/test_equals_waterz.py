@@ -16,10 +16,10 @@ from kdseg.config.segmentation import WatershedOptions
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Roi, blocks
-from kdseg.segmentation.agglomeration.edge_table import join
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, cut, rows_of, sort_merges
 from kdseg.segmentation.agglomeration.tree import decide, layout
 from kdseg.segmentation.fragments.watershed import clean, fragments
+from kdseg.segmentation.graph.edge_table import join
 from kdseg.segmentation.graph.rag import block_edges
 from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.waterz import waterz_segments

@@ -17,10 +17,11 @@ from pipeline import as_rows
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_number, blocks, grid_shape, offsets_reach
 from kdseg.results.tables import read_table, write_table
-from kdseg.segmentation.agglomeration.edge_table import from_columns, join, take, to_columns
+from kdseg.segmentation.agglomeration.contraction import Rows
 from kdseg.segmentation.agglomeration.linkage import agglomerate, rows_of, sort_merges
 from kdseg.segmentation.agglomeration.tree import decide, layout
 from kdseg.segmentation.graph.details import Details, block_details
+from kdseg.segmentation.graph.edge_table import from_columns, join, take, to_columns
 from kdseg.segmentation.graph.rag import Edges, block_edges
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
@@ -159,7 +160,7 @@ def test_rows_come_back_from_disk(tmp_path: Path) -> None:
     ids, affinities = random_volume(1, (4, 6, 8))
     rows = rows_of(*table(ids, affinities, OFFSETS, Block((0, 0, 0), Roi((0, 0, 0), (4, 6, 8)))))
     write_table(tmp_path / "rows.npz", to_columns(rows))
-    back = from_columns(read_table(tmp_path / "rows.npz"))
+    back = from_columns(Rows, read_table(tmp_path / "rows.npz"))
     assert back.histograms is not None
     assert rows.histograms is not None
     assert all(np.array_equal(a, b) for a, b in zip(back.histograms, rows.histograms, strict=True))

@@ -15,9 +15,9 @@ from pipeline import as_rows
 from kdseg.errors import DataError, ShapeError
 from kdseg.geometry import Triple, block_number, grid_shape
 from kdseg.segmentation.agglomeration.contraction import Rows
-from kdseg.segmentation.agglomeration.edge_table import join, take
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, agglomerate, contract, cut, rows_of, sort_merges
 from kdseg.segmentation.agglomeration.tree import decide, layout, node_of, rename
+from kdseg.segmentation.graph.edge_table import join, take
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.lut import lut
 

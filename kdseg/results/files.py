@@ -1,0 +1,48 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from kdseg.errors import KdsegError, UnreadableError
+
+
+@contextmanager
+def replacing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) -> Iterator[BinaryIO]:
+    """Open a file to write that takes the place of ``path`` once the body is done and the disk has all of it.
+
+    It lies in the same folder until then, which is made if need be. On any error of the body nothing is left.
+
+    Args:
+        path: of the file.
+        refusals: what the body raises where the disk does not take what it writes.
+
+    Raises:
+        UnreadableError: if the disk refuses.
+    """
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with part.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except refusals as error:
+        if isinstance(error, KdsegError):  # of the body, not of this file
+            raise
+        raise UnreadableError(f"cannot write {path}: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, see `replacing`."""
+    with replacing(path) as file:
+        file.write(text.encode())
