@@ -39,6 +39,7 @@ from kdseg.config import (
     SegmentOptions,
     StorageOptions,
 )
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, ScoreTask, SegmentTask, SweepTask
 from kdseg.evaluation import score
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.evaluation.metrics.contingency import block_contingency
@@ -111,21 +112,60 @@ def kdseg(work: Path, block: int, halo: int, threshold: float | None) -> Result:
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=cube)
     cut = FragmentsOptions(block=cube, dust=DUST, halo=(halo, halo, halo))
     clock = Laps()
-    fragments.run(affinities, fragment, cut, STORAGE, workers=WORKERS)
+    fragments.run(
+        FragmentsTask(affinities=affinities, manifest=fragment, options=cut, storage=STORAGE, workers=WORKERS)
+    )
     clock.lap("fragments")
-    edges.run(affinities, fragment, edge, EdgesOptions(block=cube), workers=WORKERS)
+    edges.run(
+        EdgesTask(
+            affinities=affinities, fragments=fragment, manifest=edge, options=EdgesOptions(block=cube), workers=WORKERS
+        )
+    )
     clock.lap("edges")
     chunk = tuple(max(block, 256) for _ in range(3))
-    agglomerate.run(affinities, fragment, edge, tree, AgglomerateOptions(chunk=chunk), workers=WORKERS)
+    agglomerate.run(
+        AgglomerateTask(
+            affinities=affinities,
+            fragments=fragment,
+            edges=edge,
+            manifest=tree,
+            options=AgglomerateOptions(chunk=chunk),
+            workers=WORKERS,
+        )
+    )
     clock.lap("agglomerate")
     if threshold is None:
-        sweep_stage.run(fragment, tree, labels, sweep, scoring, workers=WORKERS)
+        sweep_stage.run(
+            SweepTask(
+                fragments=fragment, agglomeration=tree, labels=labels, manifest=sweep, options=scoring, workers=WORKERS
+            )
+        )
         threshold = float(read(sweep).stats["best"])
         clock.start()
     options = SegmentOptions(block=cube, threshold=threshold)
-    segment.run(fragment, edge, tree, None, segmentation, options, STORAGE, workers=WORKERS)
+    segment.run(
+        SegmentTask(
+            fragments=fragment,
+            edges=edge,
+            agglomeration=tree,
+            manifest=segmentation,
+            options=options,
+            storage=STORAGE,
+            workers=WORKERS,
+        )
+    )
     clock.lap("relabel")
-    score.run(segmentation, labels, scored, scoring, workers=WORKERS)
+    score.run(
+        ScoreTask(
+            segmentation=segmentation,
+            labels=labels,
+            manifest=scored,
+            model="kdseg",
+            volume="synthetic",
+            options=scoring,
+            workers=WORKERS,
+        )
+    )
     found = read(scored).stats["scores"]
     return {"threshold": threshold, "steps": clock.steps, "cpu": clock.cpu, **found}
 

@@ -24,6 +24,7 @@ import zarr
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 
 from kdseg.config import FragmentsOptions, StorageOptions
+from kdseg.config.tasks import FragmentsTask
 from kdseg.geometry import Roi
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.volumes.inputs import open_input
@@ -153,7 +154,14 @@ def main() -> None:
     volume = open_input(options.affinities).volume
     z, y, x = (n // s * s for n, s in zip(volume.shape, SHARD, strict=True))
     made = options.work / "fragments.json"
-    fragments.run(options.affinities, made, FragmentsOptions(block=SHARD), StorageOptions(chunk=CHUNK, shard=SHARD))
+    fragments.run(
+        FragmentsTask(
+            affinities=options.affinities,
+            manifest=made,
+            options=FragmentsOptions(block=SHARD),
+            storage=StorageOptions(chunk=CHUNK, shard=SHARD),
+        )
+    )
     region = Roi((0, 0, 0), (z, y, x))
     table("affinities", volume.read(region), options.work, options.repeats, CODECS)
     table("fragments", open_input(made).volume.read(region), options.work, options.repeats, CODECS)

@@ -18,6 +18,7 @@ import torch
 
 from kdseg.config import Config, EdgesOptions, FragmentsOptions, PredictOptions, StorageOptions, VolumeOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask, FuseTask, PredictTask
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.prediction import fuse
@@ -69,7 +70,7 @@ def main() -> None:
         folder = Path(name)
         phantom = VolumeOptions.model_validate({"phantom": {"shape": given.shape}})
         raw = folder / "raw.json"
-        convert.run("raw", raw, phantom, storage)
+        convert.run(ConvertTask(kind="raw", manifest=raw, options=phantom, storage=storage))
         model = network(folder / "model.json", tuple(given.widths))
         print(
             "| block | tile | route | predicted per voxel | wall s | CPU s "
@@ -84,12 +85,33 @@ def main() -> None:
                 kept, made = out / "affinities.json", out / "fragments.json"
                 wall, used = time.monotonic(), cpu()
                 if route == "stored":
-                    predict.run(raw, model, kept, predicting, storage, device="cpu")
-                    fragments.run(kept, made, options, storage)
+                    predict.run(
+                        PredictTask(
+                            raw=raw, model=model, manifest=kept, options=predicting, storage=storage, device="cpu"
+                        )
+                    )
+                    fragments.run(FragmentsTask(affinities=kept, manifest=made, options=options, storage=storage))
                 else:
-                    fuse.run(raw, model, made, predicting, options, storage, device="cpu")
+                    fuse.run(
+                        FuseTask(
+                            raw=raw,
+                            model=model,
+                            manifest=made,
+                            options=predicting,
+                            fragments=options,
+                            storage=storage,
+                            device="cpu",
+                        )
+                    )
                 source = kept if route == "stored" else None
-                edges.run(source, made, out / "edges.json", EdgesOptions(block=(64,) * 3))
+                edges.run(
+                    EdgesTask(
+                        affinities=source,
+                        fragments=made,
+                        manifest=out / "edges.json",
+                        options=EdgesOptions(block=(64,) * 3),
+                    )
+                )
                 wall, used = time.monotonic() - wall, cpu() - used
                 times = read(made).stats.get("times_predicted", 1)
                 parts = [read_table(path) for path in (out / "fragments.tables").glob("*.npz")]

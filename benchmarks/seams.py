@@ -22,6 +22,7 @@ from against_volara import DUST, STORAGE, WORKERS, put
 from numpy.typing import NDArray
 
 from kdseg.config import AgglomerateOptions, EdgesOptions, EvaluateOptions, FragmentsOptions, SegmentOptions
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, SegmentTask, SweepTask
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
@@ -45,18 +46,53 @@ def kdseg(work: Path, chunks: list[int]) -> list[Ids]:
     cube = (GRID, GRID, GRID)
     affinities, labels = work / "affinities.json", work / "labels.json"
     fragment, edge, sweep = (work / f"{name}.json" for name in ("fragments", "edges", "sweep"))
-    fragments.run(affinities, fragment, FragmentsOptions(block=cube, dust=DUST), STORAGE, workers=WORKERS)
-    edges.run(affinities, fragment, edge, EdgesOptions(block=cube), workers=WORKERS)
+    fragments.run(
+        FragmentsTask(
+            affinities=affinities,
+            manifest=fragment,
+            options=FragmentsOptions(block=cube, dust=DUST),
+            storage=STORAGE,
+            workers=WORKERS,
+        )
+    )
+    edges.run(
+        EdgesTask(
+            affinities=affinities, fragments=fragment, manifest=edge, options=EdgesOptions(block=cube), workers=WORKERS
+        )
+    )
     found = []
     for chunk in chunks:
         tree, segmentation = work / f"tree{chunk}.json", work / f"segmentation{chunk}.json"
         options = AgglomerateOptions(chunk=(chunk, chunk, chunk))
-        agglomerate.run(affinities, fragment, edge, tree, options, workers=WORKERS)
+        agglomerate.run(
+            AgglomerateTask(
+                affinities=affinities, fragments=fragment, edges=edge, manifest=tree, options=options, workers=WORKERS
+            )
+        )
         if not sweep.exists():
             scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=cube)
-            sweep_stage.run(fragment, tree, labels, sweep, scoring, workers=WORKERS)
+            sweep_stage.run(
+                SweepTask(
+                    fragments=fragment,
+                    agglomeration=tree,
+                    labels=labels,
+                    manifest=sweep,
+                    options=scoring,
+                    workers=WORKERS,
+                )
+            )
         cut = SegmentOptions(block=cube, threshold=read(sweep).stats["best"])
-        segment.run(fragment, edge, tree, None, segmentation, cut, STORAGE, workers=WORKERS)
+        segment.run(
+            SegmentTask(
+                fragments=fragment,
+                edges=edge,
+                agglomeration=tree,
+                manifest=segmentation,
+                options=cut,
+                storage=STORAGE,
+                workers=WORKERS,
+            )
+        )
         volume = open_input(segmentation).volume
         found.append(volume.read(volume.roi))
     return found

@@ -23,6 +23,7 @@ import torch
 
 from kdseg.config import PredictOptions, StorageOptions, VolumeOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.config.tasks import ConvertTask
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.results.manifests import claim, clear
@@ -36,7 +37,9 @@ NM = (10.0, 10.0, 10.0)
 def prepare(work, side, offsets):
     """Make raw data that are not stored, and a network."""
     options = VolumeOptions.model_validate({"phantom": {"shape": (side,) * 3, "voxel_size": NM, "stored": False}})
-    convert.run("raw", work / "raw.json", options, StorageOptions(), overwrite=True)
+    convert.run(
+        ConvertTask(kind="raw", manifest=work / "raw.json", options=options, storage=StorageOptions(), overwrite=True)
+    )
     torch.manual_seed(0)
     options = UNetOptions(widths=(4, 8, 16))
     network = build(options, HeadOptions(), offsets)

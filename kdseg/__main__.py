@@ -2,4 +2,4 @@
 
 from kdseg.cli import main
 
-main(prog_name="kdseg")
+main()

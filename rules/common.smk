@@ -1,12 +1,11 @@
 """The validated configuration and the small functions that the rules share."""
 
-import json
 import re
 import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from kdseg.config import validate
+from kdseg.config import tasks, validate
 from kdseg.errors import ConfigError
 
 try:
@@ -25,19 +24,20 @@ def results(path):
     return f"{RUN.results}/{path}"
 
 
-def options(*sections):
-    """Return a params function that gives a section as JSON; a bare string would be read as wildcards."""
+def manifests(wildcards, **patterns):
+    """Return the paths of manifests by their roles."""
+    return {
+        role: results(pattern.format(**wildcards)) for role, pattern in patterns.items()
+    }
 
-    def section_json(wildcards):
-        section = RUN
-        for key in sections:
-            key = key.format(**wildcards)
-            section = (
-                section[key] if isinstance(section, dict) else getattr(section, key)
-            )
-        return section.model_dump_json()
 
-    return section_json
+def as_json(task):
+    """Return what a rule says of its task; params must be functions that return it: a string is read for wildcards.
+
+    This text makes a rule run again. It is made of wildcards alone: Snakemake does not compare params that are made of
+    input or output.
+    """
+    return task.model_dump_json(include=task.model_fields_set)
 
 
 def volume_inputs(names, labelled):
@@ -116,17 +116,6 @@ def stored_affinities(wildcards):
     return {"affinities": path}
 
 
-def optional(*names):
-    """Return a params function that gives the flags of those inputs that are there."""
-
-    def flags(wildcards, input):
-        return " ".join(
-            f"--{name} {input.get(name)}" for name in names if input.get(name)
-        )
-
-    return flags
-
-
 def threshold_inputs(wildcards):
     """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
     if RUN.segment.threshold is not None:
@@ -135,9 +124,10 @@ def threshold_inputs(wildcards):
 
 
 def tune_part(wildcards):
-    """Return the flag that lets a sweep choose on a part, where it is of the volume to choose on."""
-    chosen = wildcards.volume == RUN.evaluate.tune_on and RUN.evaluate.tune_roi
-    return "--part" if chosen else ""
+    """Return whether a sweep chooses on a part: if there is one, of the volume to choose on."""
+    return (
+        wildcards.volume == RUN.evaluate.tune_on and RUN.evaluate.tune_roi is not None
+    )
 
 
 def trial_inputs(wildcards):
@@ -162,10 +152,11 @@ GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
 # Where predictions have a cluster of their own, their GPUs and cores are there.
 PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 
-# How, but not what, is computed: no parameters of rules, so that they make nothing run again.
-HOW = ["export KDSEG_OVERWRITE=1; "] if RUN.overwrite else []
-if not LOCAL:
-    HOW.append(f"export KDSEG_CLUSTER={shlex.quote(RUN.cluster.model_dump_json())}; ")
-if RUN.storage.remote is not None:
-    HOW.append(f"export KDSEG_REMOTE={shlex.quote(RUN.storage.remote)}; ")
-shell.prefix("".join(HOW))
+# How, but not what, is computed: flags beside the task and no params, so that they make nothing run again.
+OVERWRITE = "--overwrite" if RUN.overwrite else ""
+CLUSTER = "" if LOCAL else f"--cluster {shlex.quote(RUN.cluster.model_dump_json())}"
+REMOTE = (
+    ""
+    if RUN.storage.remote is None
+    else f"--storage.remote {shlex.quote(RUN.storage.remote)}"
+)

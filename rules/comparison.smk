@@ -20,14 +20,22 @@ rule trial:
         mem_mb=16_000,
         runtime="4h",
     params:
-        options=options("trial"),
-        fragments=options("fragments"),
-        inputs=lambda wildcards: json.dumps(trial_inputs(wildcards)),
-        device=RUN.device,
+        task=lambda wildcards: as_json(
+            tasks.TrialTask(
+                **manifests(
+                    wildcards,
+                    model="{model}/model.json",
+                    manifest="{model}/trial.json",
+                ),
+                name=wildcards.model,
+                **trial_inputs(wildcards),
+                options=RUN.trial,
+                fragments=RUN.fragments,
+                device=RUN.device,
+            )
+        ),
     shell:
-        "python -m kdseg trial --model {input.model} --inputs {params.inputs:q} --manifest {output.manifest}"
-        " --name {wildcards.model}"
-        " --options {params.options:q} --fragments {params.fragments:q} --device {params.device} > {log} 2>&1"
+        "python -m kdseg trial --task {params.task:q} {OVERWRITE} > {log} 2>&1"
 
 
 rule compare:
@@ -47,8 +55,10 @@ rule compare:
         mem_mb=8_000,
         runtime="1h",
     params:
-        config=lambda wildcards: RUN.model_dump_json(),
+        task=lambda wildcards: as_json(
+            tasks.CompareTask(config=RUN, out=results("compare.html"))
+        ),
         text=results("compare.txt"),
     shell:
-        "python -m kdseg compare --config {params.config:q} --out {output.page} > {log} 2>&1"
+        "python -m kdseg compare --task {params.task:q} > {log} 2>&1"
         " && cat {params.text}"

@@ -20,9 +20,13 @@ rule convert:
         mem_mb=8_000,
         runtime="1d",
     params:
-        options=options("volumes", "{volume}"),
-        storage=options("storage"),
+        task=lambda wildcards: as_json(
+            tasks.ConvertTask(
+                **manifests(wildcards, manifest="volumes/{volume}/{kind}.json"),
+                kind=wildcards.kind,
+                options=RUN.volumes[wildcards.volume],
+                storage=RUN.storage,
+            )
+        ),
     shell:
-        "python -m kdseg convert --kind {wildcards.kind} --manifest {output.manifest}"
-        " --options {params.options:q} --storage {params.storage:q}"
-        " --workers {threads} > {log} 2>&1"
+        "python -m kdseg convert --task {params.task:q} --workers {threads} {OVERWRITE} {REMOTE} > {log} 2>&1"

@@ -20,12 +20,21 @@ rule sweep:
         mem_mb=8_000,
         runtime="4h",
     params:
-        options=options("evaluate"),
-        part=tune_part,
+        task=lambda wildcards: as_json(
+            tasks.SweepTask(
+                **manifests(
+                    wildcards,
+                    fragments="{model}/{volume}/fragments.json",
+                    agglomeration="{model}/{volume}/agglomeration.json",
+                    labels="volumes/{volume}/labels.json",
+                    manifest="{model}/{volume}/sweep.json",
+                ),
+                options=RUN.evaluate,
+                part=tune_part(wildcards),
+            )
+        ),
     shell:
-        "python -m kdseg sweep --fragments {input.fragments} --agglomeration {input.agglomeration}"
-        " --labels {input.labels} --manifest {output.manifest} --options {params.options:q} {params.part}"
-        " --workers {threads} > {log} 2>&1"
+        "python -m kdseg sweep --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
 
 
 rule score:
@@ -47,12 +56,22 @@ rule score:
         mem_mb=8_000,
         runtime="4h",
     params:
-        options=options("evaluate"),
+        task=lambda wildcards: as_json(
+            tasks.ScoreTask(
+                **manifests(
+                    wildcards,
+                    segmentation="{model}/{volume}/segmentation.json",
+                    labels="volumes/{volume}/labels.json",
+                    sweep="{model}/{volume}/sweep.json",
+                    manifest="{model}/{volume}/scores.json",
+                ),
+                model=wildcards.model,
+                volume=wildcards.volume,
+                options=RUN.evaluate,
+            )
+        ),
     shell:
-        "python -m kdseg score --segmentation {input.segmentation} --labels {input.labels}"
-        " --sweep {input.sweep} --name {wildcards.model} --volume {wildcards.volume}"
-        " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} > {log} 2>&1"
+        "python -m kdseg score --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
 
 
 rule score_baseline:
@@ -73,12 +92,21 @@ rule score_baseline:
         mem_mb=8_000,
         runtime="4h",
     params:
-        options=options("evaluate"),
+        task=lambda wildcards: as_json(
+            tasks.ScoreTask(
+                **manifests(
+                    wildcards,
+                    segmentation="volumes/{volume}/baseline.json",
+                    labels="volumes/{volume}/labels.json",
+                    manifest="baseline/{volume}/scores.json",
+                ),
+                model="baseline",
+                volume=wildcards.volume,
+                options=RUN.evaluate,
+            )
+        ),
     shell:
-        "python -m kdseg score --segmentation {input.segmentation} --labels {input.labels}"
-        " --name baseline --volume {wildcards.volume}"
-        " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} > {log} 2>&1"
+        "python -m kdseg score --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
 
 
 rule report:
@@ -107,6 +135,8 @@ rule report:
         mem_mb=8_000,
         runtime="1h",
     params:
-        config=lambda wildcards: RUN.model_dump_json(),
+        task=lambda wildcards: as_json(
+            tasks.ReportTask(config=RUN, out=results("report.html"))
+        ),
     shell:
-        "python -m kdseg report --config {params.config:q} --out {output.page} > {log} 2>&1"
+        "python -m kdseg report --task {params.task:q} > {log} 2>&1"

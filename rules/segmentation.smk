@@ -25,16 +25,23 @@ rule predict:
         mem_mb=32_000,
         runtime="1d",
     params:
-        options=options("predict"),
-        storage=options("storage"),
-        device=RUN.device,
-        gpus=RUN.gpus,
-        product="--product affinities",
-        mask=optional("mask"),
+        task=lambda wildcards: as_json(
+            tasks.PredictTask(
+                **manifests(
+                    wildcards,
+                    raw="volumes/{volume}/raw.json",
+                    model="{model}/model.json",
+                    manifest="{model}/{volume}/affinities.json",
+                ),
+                **predicted_mask(wildcards),
+                options=RUN.predict,
+                storage=RUN.storage,
+                device=RUN.device,
+                gpus=RUN.gpus,
+            )
+        ),
     shell:
-        "python -m kdseg predict --raw {input.raw} --model {input.model} {params.mask} --manifest {output.manifest} {params.product}"
-        " --options {params.options:q} --storage {params.storage:q} --device {params.device}"
-        " --gpus {params.gpus} --workers {threads} > {log} 2>&1"
+        "python -m kdseg predict --task {params.task:q} --workers {threads} {OVERWRITE} {CLUSTER} {REMOTE} > {log} 2>&1"
 
 
 use rule predict as teach with:
@@ -50,12 +57,21 @@ use rule predict as teach with:
     wildcard_constraints:
         product="affinities_flips|affinities_all|embedding",
     params:
-        options=options("predict"),
-        storage=options("storage"),
-        device=RUN.device,
-        gpus=RUN.gpus,
-        product=lambda wildcards: f"--product {wildcards.product}",
-        mask="",
+        task=lambda wildcards: as_json(
+            tasks.PredictTask(
+                **manifests(
+                    wildcards,
+                    raw="volumes/{volume}/raw.json",
+                    model="{model}/model.json",
+                    manifest="{model}/{volume}/{product}.json",
+                ),
+                product=wildcards.product,
+                options=RUN.predict,
+                storage=RUN.storage,
+                device=RUN.device,
+                gpus=RUN.gpus,
+            )
+        ),
 
 
 if RUN.predict.fused:
@@ -80,16 +96,24 @@ if RUN.predict.fused:
             mem_mb=32_000,
             runtime="1d",
         params:
-            options=options("predict"),
-            fragments=options("fragments"),
-            storage=options("storage"),
-            device=RUN.device,
-            gpus=RUN.gpus,
-            mask=optional("mask"),
+            task=lambda wildcards: as_json(
+                tasks.FuseTask(
+                    **manifests(
+                        wildcards,
+                        raw="volumes/{volume}/raw.json",
+                        model="{model}/model.json",
+                        manifest="{model}/{volume}/fragments.json",
+                    ),
+                    **mask_input(wildcards),
+                    options=RUN.predict,
+                    fragments=RUN.fragments,
+                    storage=RUN.storage,
+                    device=RUN.device,
+                    gpus=RUN.gpus,
+                )
+            ),
         shell:
-            "python -m kdseg fuse --raw {input.raw} --model {input.model} {params.mask} --manifest {output.manifest}"
-            " --options {params.options:q} --fragments {params.fragments:q} --storage {params.storage:q}"
-            " --device {params.device} --gpus {params.gpus} --workers {threads} > {log} 2>&1"
+            "python -m kdseg fuse --task {params.task:q} --workers {threads} {OVERWRITE} {CLUSTER} {REMOTE} > {log} 2>&1"
 
 else:
 
@@ -111,13 +135,20 @@ else:
             mem_mb=32_000,
             runtime="1d",
         params:
-            options=options("fragments"),
-            storage=options("storage"),
-            mask=optional("mask"),
+            task=lambda wildcards: as_json(
+                tasks.FragmentsTask(
+                    **manifests(
+                        wildcards,
+                        affinities="{model}/{volume}/affinities.json",
+                        manifest="{model}/{volume}/fragments.json",
+                    ),
+                    **mask_input(wildcards),
+                    options=RUN.fragments,
+                    storage=RUN.storage,
+                )
+            ),
         shell:
-            "python -m kdseg fragments --affinities {input.affinities} {params.mask} --manifest {output.manifest}"
-            " --options {params.options:q} --storage {params.storage:q}"
-            " --workers {threads} > {log} 2>&1"
+            "python -m kdseg fragments --task {params.task:q} --workers {threads} {OVERWRITE} {REMOTE} > {log} 2>&1"
 
 
 rule edges:
@@ -138,12 +169,19 @@ rule edges:
         mem_mb=32_000,
         runtime="1d",
     params:
-        options=options("edges"),
-        affinities=optional("affinities"),
+        task=lambda wildcards: as_json(
+            tasks.EdgesTask(
+                **manifests(
+                    wildcards,
+                    fragments="{model}/{volume}/fragments.json",
+                    manifest="{model}/{volume}/edges.json",
+                ),
+                **stored_affinities(wildcards),
+                options=RUN.edges,
+            )
+        ),
     shell:
-        "python -m kdseg edges {params.affinities} --fragments {input.fragments}"
-        " --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} > {log} 2>&1"
+        "python -m kdseg edges --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
 
 
 rule agglomerate:
@@ -166,12 +204,20 @@ rule agglomerate:
         mem_mb=32_000,
         runtime="1d",
     params:
-        options=options("agglomerate"),
-        affinities=optional("affinities"),
+        task=lambda wildcards: as_json(
+            tasks.AgglomerateTask(
+                **manifests(
+                    wildcards,
+                    fragments="{model}/{volume}/fragments.json",
+                    edges="{model}/{volume}/edges.json",
+                    manifest="{model}/{volume}/agglomeration.json",
+                ),
+                **stored_affinities(wildcards),
+                options=RUN.agglomerate,
+            )
+        ),
     shell:
-        "python -m kdseg agglomerate {params.affinities} --fragments {input.fragments}"
-        " --edges {input.edges} --manifest {output.manifest} --options {params.options:q}"
-        " --workers {threads} > {log} 2>&1"
+        "python -m kdseg agglomerate --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
 
 
 rule segment:
@@ -194,10 +240,19 @@ rule segment:
         mem_mb=32_000,
         runtime="1d",
     params:
-        options=options("segment"),
-        storage=options("storage"),
-        sweep=optional("sweep"),
+        task=lambda wildcards: as_json(
+            tasks.SegmentTask(
+                **manifests(
+                    wildcards,
+                    fragments="{model}/{volume}/fragments.json",
+                    edges="{model}/{volume}/edges.json",
+                    agglomeration="{model}/{volume}/agglomeration.json",
+                    manifest="{model}/{volume}/segmentation.json",
+                ),
+                **threshold_inputs(wildcards),
+                options=RUN.segment,
+                storage=RUN.storage,
+            )
+        ),
     shell:
-        "python -m kdseg segment --fragments {input.fragments} --edges {input.edges} --agglomeration {input.agglomeration}"
-        " {params.sweep} --manifest {output.manifest} --options {params.options:q}"
-        " --storage {params.storage:q} --workers {threads} > {log} 2>&1"
+        "python -m kdseg segment --task {params.task:q} --workers {threads} {OVERWRITE} {REMOTE} > {log} 2>&1"

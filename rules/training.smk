@@ -19,17 +19,22 @@ rule train:
         mem_mb=32_000,
         runtime="2d",
     params:
-        options=options("all_models", "{model}"),
-        offsets=json.dumps(RUN.offsets),
-        fragments=options("fragments"),
-        inputs=lambda wildcards: json.dumps(training_inputs(wildcards)),
+        task=lambda wildcards: as_json(
+            tasks.TrainTask(
+                **manifests(wildcards, manifest="{model}/model.json"),
+                **training_inputs(wildcards),
+                name=wildcards.model,
+                options=RUN.all_models[wildcards.model],
+                offsets=RUN.offsets,
+                fragments=RUN.fragments,
+                device=RUN.device,
+            )
+        ),
         launch=(
             f"-m torch.distributed.run --standalone --nproc-per-node {GPUS}"
             if GPUS > 1
             else ""
         ),
-        device=RUN.device,
     shell:
-        "python {params.launch} -m kdseg train --manifest {output.manifest} --options {params.options:q}"
-        " --fragments {params.fragments:q} --offsets {params.offsets:q} --inputs {params.inputs:q}"
-        " --name {wildcards.model} --device {params.device} --workers {threads} > {log} 2>&1"
+        "python {params.launch} -m kdseg train --task {params.task:q} --workers {threads} {OVERWRITE}"
+        " > {log} 2>&1"

@@ -12,6 +12,7 @@ from kdseg.config import (
     SegmentOptions,
     StorageOptions,
 )
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, ScoreTask, SegmentTask, SweepTask
 from kdseg.evaluation import score
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.geometry import pair_slices
@@ -68,7 +69,9 @@ def voxels(manifest):
 
 def run_fragments(folder, affinities, options, workers=1):
     manifest = folder / "fragments.json"
-    fragments.run(affinities, manifest, options, STORAGE, workers=workers)
+    fragments.run(
+        FragmentsTask(affinities=affinities, manifest=manifest, options=options, storage=STORAGE, workers=workers)
+    )
     return manifest
 
 
@@ -110,11 +113,34 @@ def run_rest(
 ):
     """Return the tables and the segmentation, and with labels the sweep and the scores."""
     edge, agglomeration, segmentation = (folder / f"{n}.json" for n in ("edges", "agglomeration", "segmentation"))
-    edges.run(affinities, fragment, edge, EdgesOptions(block=block), workers=workers)
+    edges.run(
+        EdgesTask(
+            affinities=affinities, fragments=fragment, manifest=edge, options=EdgesOptions(block=block), workers=workers
+        )
+    )
     options = AgglomerateOptions(engine=engine, thresholds=(0.1, threshold, 0.9), chunk=chunk, edits=edits)
-    agglomerate.run(affinities, fragment, edge, agglomeration, options, workers=workers)
+    agglomerate.run(
+        AgglomerateTask(
+            affinities=affinities,
+            fragments=fragment,
+            edges=edge,
+            manifest=agglomeration,
+            options=options,
+            workers=workers,
+        )
+    )
     how = SegmentOptions(block=block, threshold=threshold)
-    segment.run(fragment, edge, agglomeration, None, segmentation, how, STORAGE, workers=workers)
+    segment.run(
+        SegmentTask(
+            fragments=fragment,
+            edges=edge,
+            agglomeration=agglomeration,
+            manifest=segmentation,
+            options=how,
+            storage=STORAGE,
+            workers=workers,
+        )
+    )
     found = {
         "edges": graph(edge),
         "agglomeration": dendrogram(agglomeration),
@@ -122,8 +148,27 @@ def run_rest(
     }
     if labels is not None:
         scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=block)
-        sweep_stage.run(fragment, agglomeration, labels, folder / "sweep.json", scoring, workers=workers)
-        score.run(segmentation, labels, folder / "scores.json", scoring, sweep=folder / "sweep.json")
+        sweep_stage.run(
+            SweepTask(
+                fragments=fragment,
+                agglomeration=agglomeration,
+                labels=labels,
+                manifest=folder / "sweep.json",
+                options=scoring,
+                workers=workers,
+            )
+        )
+        score.run(
+            ScoreTask(
+                segmentation=segmentation,
+                labels=labels,
+                manifest=folder / "scores.json",
+                model="a",
+                volume="a",
+                options=scoring,
+                sweep=folder / "sweep.json",
+            )
+        )
         found["sweep"] = read(folder / "sweep.json").stats
         found["scores"] = read(folder / "scores.json").stats
     return found

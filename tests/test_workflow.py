@@ -42,6 +42,26 @@ def test_only_what_an_option_concerns_runs_again(finished, tmp_path, values, sec
     assert not spared & found
 
 
+def test_where_and_how_a_run_is_computed_makes_nothing_run_again(finished, tmp_path, values):
+    folder, _ = finished
+    changed = json.loads(json.dumps(values))
+    changed |= {"overwrite": True, "cluster": {"kind": "scheduler", "address": "tcp://node1:8786"}}
+    changed["storage"]["remote"] = "s3://bucket/x"
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(changed))
+    assert jobs(folder, config) <= {"all", "report"}  # which shows the configuration
+    text = snakemake(folder, config, "--dry-run", "--printshellcmds", "--forceall")
+    commands = [line.split("-m kdseg ")[1] for line in text.splitlines() if "-m kdseg " in line]
+    assert {line.split()[0] for line in commands} >= {"convert", "train", "predict", "segment", "score", "report"}
+    for line in commands:
+        name = line.split()[0]
+        assert ("--overwrite" in line) == (name != "report"), line
+        assert ("--cluster '{" in line) == (name == "predict"), line
+        assert ("--storage.remote s3://bucket/x" in line) == (name in ("convert", "predict", "fragments", "segment")), (
+            line
+        )
+
+
 def test_the_threshold_is_chosen_on_a_part_of_the_volume_to_tune_on_only(finished, tmp_path, values):
     folder, _ = finished
     changed = json.loads(json.dumps(values))
@@ -50,7 +70,8 @@ def test_the_threshold_is_chosen_on_a_part_of_the_volume_to_tune_on_only(finishe
     config.write_text(yaml.safe_dump(changed))
     text = snakemake(folder, config, "--dry-run", "--printshellcmds")
     commands = [line for line in text.splitlines() if "kdseg sweep" in line]
-    assert {("/tune/sweep.json" in line, "--part" in line) for line in commands} == {(True, True), (False, False)}
+    parts = {("/tune/sweep.json" in line, '"part":true' in line) for line in commands}
+    assert parts == {(True, True), (False, False)}
 
 
 def test_a_changed_option_is_refused_until_it_is_cleared_or_overwritten(finished, tmp_path, values):

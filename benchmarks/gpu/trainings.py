@@ -23,7 +23,7 @@ from job import ROOT, Job, data
 from weights import read_weights, write_weights
 
 from kdseg.config import Config, ModelOptions, validate
-from kdseg.config.tasks import TrainInputs, VolumeInputs
+from kdseg.config.tasks import ConvertTask, TrainTask, VolumeInputs
 from kdseg.networks.checkpoint import load_model, save_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel
 from kdseg.results.curve import read_curve
@@ -141,7 +141,7 @@ def _converted(job: Job, config: Config) -> dict[str, VolumeInputs]:
         for kind in ("raw", "labels") if options.labelled else ("raw",):
             manifest = job.work / "volumes" / name / f"{kind}.json"
             if not manifest.exists():
-                convert.run(kind, manifest, options, config.storage)
+                convert.run(ConvertTask(kind=kind, manifest=manifest, options=options, storage=config.storage))
             manifests.setdefault(name, {})[kind] = manifest
     return {name: VolumeInputs(**kinds) for name, kinds in manifests.items()}
 
@@ -156,12 +156,18 @@ def _begun(job: Job, config: Config, training: Training, volumes: Mapping[str, V
         train = training.model.train.model_copy(update={"seconds": seconds, "steps": None})
         kept.write_text(training.model.model_copy(update={"train": train}).model_dump_json())
     names = {*training.model.train.volumes, training.model.train.validate_on, *training.model.train.active_unlabelled}
-    command = [sys.executable, "-m", "kdseg", "train", "--manifest", str(folder / "model.json")]
-    command += ["--options", kept.read_text(), "--fragments", config.fragments.model_dump_json()]
-    command += ["--offsets", json.dumps(config.offsets), "--device", job.device, "--workers", "1"]
     teachers = {} if training.teacher is None else {training.model.train.teachers[0]: _teacher(job, training)}
-    inputs = TrainInputs(volumes={name: volumes[name] for name in volumes if name in names}, teachers=teachers)
-    command += ["--inputs", inputs.model_dump_json(), "--name", training.name]
+    task = TrainTask(
+        manifest=folder / "model.json",
+        name=training.name,
+        options=ModelOptions.model_validate_json(kept.read_text()),
+        offsets=config.offsets,
+        volumes={name: volumes[name] for name in volumes if name in names},
+        teachers=teachers,
+        fragments=config.fragments,
+        device=job.device,
+    )
+    command = [sys.executable, "-m", "kdseg", "train", "--task", task.model_dump_json()]
     log = (folder / "log.txt").open("a")
     return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, text=True, start_new_session=True)
 

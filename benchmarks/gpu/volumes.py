@@ -20,6 +20,7 @@ from timing import rounded
 
 from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
 from kdseg.config.networks import HeadOptions
+from kdseg.config.tasks import FuseTask, PredictTask
 from kdseg.geometry import Roi, Triple, blocks
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.prediction import fuse
@@ -74,7 +75,9 @@ def predicted(job: Job, side: int, block: int, tile: int, folder: Path, bare: fl
     storage, options = _storage(job), PredictOptions(block=(block,) * 3, tile=(tile,) * 3)
 
     def stage(raw: Path, model: Path, manifest: Path) -> None:
-        predict.run(raw, model, manifest, options, storage, device=job.device)
+        predict.run(
+            PredictTask(raw=raw, model=model, manifest=manifest, options=options, storage=storage, device=job.device)
+        )
 
     found = _run(stage, f"predict{side}", side, block, folder, storage)
     whole = Roi((0, 0, 0), (side,) * 3)
@@ -88,7 +91,17 @@ def fused(job: Job, side: int, block: int, tile: int, folder: Path, bare: float 
     predicting = PredictOptions(block=(block,) * 3, tile=(tile,) * 3)
 
     def stage(raw: Path, model: Path, manifest: Path) -> None:
-        fuse.run(raw, model, manifest, predicting, options, storage, device=job.device)
+        fuse.run(
+            FuseTask(
+                raw=raw,
+                model=model,
+                manifest=manifest,
+                options=predicting,
+                fragments=options,
+                storage=storage,
+                device=job.device,
+            )
+        )
 
     found = _run(stage, f"fuse{side}", side, block, folder, storage)
     whole = Roi((0, 0, 0), (side,) * 3)

@@ -2,7 +2,67 @@
 
 from __future__ import annotations
 
-from kdseg.cli import evaluation, learning, outside, people, scoring, segmentation
-from kdseg.cli.common import main
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
 
-__all__ = ["evaluation", "learning", "main", "outside", "people", "scoring", "segmentation"]
+from cyclopts import App, CycloptsError, Group
+
+from kdseg import __version__
+from kdseg.cli.evaluation import add_evaluation
+from kdseg.cli.generated import UsageError, in_a_line, whole_task
+from kdseg.cli.people import add_people
+from kdseg.cli.stages import add_stages
+from kdseg.errors import KdsegError
+
+HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
+
+Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
+by hand (docs/segmentation.md).
+"""
+TROUBLE = {"same": 2}
+"""Exit codes on errors, where 1 means something else: as of cmp and diff."""
+
+
+def main(tokens: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Errors that were raised on purpose, or by the disk, are one line, with the exit code 1 (or `TROUBLE`); with 2 if
+    flags or a task are not understood.
+
+    Args:
+        tokens: its name and flags; default: those of this process.
+    """
+    # Read when torch is loaded, hence now. Its threads would spin while they wait for each other: beside other jobs a
+    # step of a training took up to ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    words = list(sys.argv[1:] if tokens is None else tokens)
+    command = words[0] if words else ""
+    try:
+        _app(words)(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _end(command, in_a_line(error), 2)
+    except UsageError as error:
+        _end(command, str(error), 2)
+    except (KdsegError, OSError, json.JSONDecodeError) as error:
+        _end(command, str(error), TROUBLE.get(command, 1))
+
+
+def _app(words: Sequence[str]) -> App:
+    app = App(name="kdseg", help=HELP, version=__version__, result_action="return_value")
+    run, look, tools, stages = (
+        Group(name, sort_key=k) for k, name in enumerate(("Run", "Look", "Tools", "Stages of the workflow"))
+    )
+    app["--help"].group = app["--version"].group = Group("Other", sort_key=4)
+    add_people(app, run, look, tools)
+    add_evaluation(app, look)
+    add_stages(app, stages, tools, whole=whole_task(words))
+    return app
+
+
+def _end(command: str, message: str, code: int) -> None:
+    print(f"kdseg {command}: {message}", file=sys.stderr)
+    sys.exit(code)

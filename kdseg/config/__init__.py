@@ -10,10 +10,10 @@ import json
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from kdseg.config.base import Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
@@ -44,9 +44,8 @@ __all__ = [
     "StorageOptions",
     "TrialOptions",
     "VolumeOptions",
+    "explain",
     "load",
-    "parse_cluster",
-    "parse_options",
     "schema",
     "validate",
 ]
@@ -279,7 +278,7 @@ def validate(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
+        raise ConfigError(explain(error)) from None
 
 
 def load(path: Path) -> Config:
@@ -300,34 +299,6 @@ def load(path: Path) -> Config:
     return validate(values)
 
 
-S = TypeVar("S", bound=Section)
-
-
-def parse_options(section: type[S], text: str) -> S:
-    """Return one section from the JSON that a rule passes to its stage.
-
-    Raises:
-        ConfigError: if the text is not such a section.
-    """
-    try:
-        return section.model_validate_json(text)
-    except ValidationError as error:
-        raise ConfigError(_explain(error)) from None
-
-
-def parse_cluster(text: str) -> ClusterOptions:
-    """Return the section `cluster` from JSON.
-
-    Raises:
-        ConfigError: if the text is not such a section.
-    """
-    adapter: TypeAdapter[ClusterOptions] = TypeAdapter(ClusterOptions)
-    try:
-        return adapter.validate_json(text)
-    except ValidationError as error:
-        raise ConfigError(_explain(error, "cluster")) from None
-
-
 def schema() -> str:
     """Return the JSON Schema of a configuration file, for editors."""
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
@@ -345,7 +316,8 @@ _PLAIN = {
 """Messages by pydantic's name of the error, where its own speak of Python."""
 
 
-def _explain(error: ValidationError, whole: str = "configuration") -> str:
+def explain(error: ValidationError, whole: str = "configuration") -> str:
+    """Return a line per problem: where it is, what is wrong, what was got."""
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or whole

@@ -1,16 +1,80 @@
-"""Which manifests a stage reads, each under the name of its role."""
+"""What each stage is to do, as one value: its inputs by their roles, its options, and how it is to run.
+
+A rule of the workflow writes its task as JSON; by hand its fields are flags, which `kdseg.cli` makes of them. Three
+fields mean the same in every task that has them:
+
+- ``manifest``: the small JSON file that is written last; what the stage makes lies beside it
+- ``workers``: processes; no result depends on their number.
+- ``overwrite``: clear what other options or inputs made, instead of refusing.
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from kdseg.config.base import Section
+from kdseg.config import (
+    AgglomerateOptions,
+    Config,
+    EdgesOptions,
+    EvaluateOptions,
+    FragmentsOptions,
+    ModelOptions,
+    PredictOptions,
+    SegmentOptions,
+    StorageOptions,
+    TrialOptions,
+    VolumeOptions,
+    load,
+)
+from kdseg.config.base import Count, Section, Step
+from kdseg.config.cluster import ClusterOptions, LocalOptions
+from kdseg.config.data import RoiOptions
 
+Kind = Literal["raw", "labels", "baseline", "mask"]
+"""Datasets of a volume; a baseline is somebody else's segmentation, stored like labels."""
 Product = Literal["affinities", "affinities_flips", "affinities_all", "embedding"]
 """What a network predicts: affinities, as they are or averaged over images of each tile, or the embedding."""
+
+
+def _device(name: Any) -> Any:
+    if not isinstance(name, str) or not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError(f"expected auto, cpu, cuda or cuda:N, got {name!r}")
+    return name
+
+
+def _region(text: Any) -> Any:
+    """Return the box that ``z0:z1,y0:y1,x0:x1`` means."""
+    if not isinstance(text, str):
+        return text
+    match = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    bounds = [int(v) for v in match.groups()] if match else []
+    first, last = bounds[::2], bounds[1::2]
+    if not match or any(e <= o for o, e in zip(first, last, strict=True)):
+        raise ValueError(f"expected z0:z1,y0:y1,x0:x1 with z0 < z1 and so on, got {text!r}")
+    return {"offset": first, "shape": [e - o for o, e in zip(first, last, strict=True)]}
+
+
+def steps(text: Any) -> Any:
+    """Return the steps that ``-1,0,0 0,-1,0`` means."""
+    if not isinstance(text, str):
+        return text
+    try:
+        return [[int(value) for value in step.split(",")] for step in text.split()]
+    except ValueError:
+        raise ValueError(f"expected steps like '-1,0,0 0,-1,0 0,0,-1', got {text!r}") from None
+
+
+def _config(text: Any) -> Any:
+    """Return the configuration of a YAML file."""
+    return load(Path(text)) if isinstance(text, str) else text
+
+
+Device = Annotated[str, BeforeValidator(_device)]
+Offsets = Annotated[tuple[Step, ...], BeforeValidator(steps)]
 
 
 class VolumeInputs(Section):
@@ -22,14 +86,200 @@ class VolumeInputs(Section):
     """Of ground truth, if there is any."""
 
 
-class TrainInputs(Section):
-    """The manifests that a network is trained on."""
+class Task(Section):
+    """What one stage is to do and leaves a manifest of."""
 
+    manifest: Path
+    """Manifest to write."""
+    overwrite: bool = False
+    """Clear what other options or inputs made."""
+
+
+class BlockTask(Task):
+    """A task that is done block by block."""
+
+    workers: Count = 1
+    """Processes; changes no result."""
+
+
+class ConvertTask(BlockTask):
+    """Raw data, labels or a mask of any format → OME-Zarr."""
+
+    kind: Kind
+    """Raw data as uint8, labels and a baseline as uint64, a mask as 0 and 1."""
+    options: VolumeOptions
+    """Where the volume comes from, and which part of it to take."""
+    storage: StorageOptions = StorageOptions()
+
+
+class TrainTask(Task):
+    """Volumes → one network."""
+
+    name: str
+    """Of the network, noted in its file."""
+    options: ModelOptions
+    """Network, heads, training."""
+    offsets: Offsets
+    """One affinity channel each: '-1,0,0 0,-1,0 0,0,-1'."""
     volumes: dict[str, VolumeInputs]
-    """By name."""
+    """Manifests of the volumes, by name."""
     teachers: dict[str, Path] = Field(default_factory=dict)
-    """Networks to distil from, by name, where they predict online."""
+    """Manifests of networks to distil from, by name, where they predict online."""
     stored: dict[str, dict[str, dict[Product, Path]]] = Field(default_factory=dict)
-    """What teachers predicted, where that is stored: by teacher, volume and product."""
+    """Manifests of what teachers predicted, where that is stored: by teacher, volume and product."""
     instances: dict[str, Path] = Field(default_factory=dict)
-    """Segmentations by the first teacher, of volumes without ground truth, by volume."""
+    """Manifests of segmentations by the first teacher, of volumes without ground truth, by volume."""
+    fragments: FragmentsOptions = FragmentsOptions()
+    """How validation makes fragments; the run's own section."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: Count = 1
+    """CPU threads. Their number may change the last bit of a float: a run goes on with as many as it began with."""
+
+
+class NetworkTask(BlockTask):
+    """A task that runs a network over a volume."""
+
+    raw: Path
+    """Manifest of uint8 raw data."""
+    model: Path
+    """Manifest of a network."""
+    mask: Path | None = None
+    """Manifest of a volume on the raw data's voxels, integers or bools, that is 0 where there is no tissue."""
+    options: PredictOptions = PredictOptions()
+    storage: StorageOptions = StorageOptions()
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    gpus: Count = 1
+    """Processes on CUDA, one GPU each; `workers` are those on a CPU, one of whose threads computes."""
+    cluster: ClusterOptions = LocalOptions()
+    """Where the processes run: the section `cluster`, as JSON."""
+
+
+class PredictTask(NetworkTask):
+    """Raw data and a network → affinities."""
+
+    product: Product = "affinities"
+    """Affinities, as they are or averaged over images of each tile, or the embedding."""
+    roi: Annotated[RoiOptions | None, BeforeValidator(_region)] = None
+    """Predict these voxels only: z0:z1,y0:y1,x0:x1; the others are 0. The same bytes as without it."""
+
+
+class FuseTask(NetworkTask):
+    """Raw data and a network → supervoxels, without storing affinities."""
+
+    fragments: FragmentsOptions = FragmentsOptions()
+
+
+class FragmentsTask(BlockTask):
+    """Affinities → supervoxels."""
+
+    affinities: Path
+    """Manifest of uint8 affinities."""
+    mask: Path | None = None
+    """Manifest of a volume on the affinities' voxels, integers or bools, that is 0 where there is no tissue."""
+    options: FragmentsOptions = FragmentsOptions()
+    storage: StorageOptions = StorageOptions()
+
+
+class EdgesTask(BlockTask):
+    """Affinities and supervoxels → the region graph."""
+
+    affinities: Path | None = None
+    """Manifest of the affinities; not after `kdseg fuse`, whose fragments keep what is needed."""
+    fragments: Path
+    """Manifest of the fragments."""
+    options: EdgesOptions = EdgesOptions()
+
+
+class AgglomerateTask(BlockTask):
+    """The region graph → the dendrogram, node by node of a tree."""
+
+    affinities: Path | None = None
+    """Manifest of the affinities, read by the engine `waterz` only; not after `kdseg fuse`."""
+    fragments: Path
+    """Manifest of the fragments."""
+    edges: Path
+    """Manifest of the region graph."""
+    options: AgglomerateOptions = AgglomerateOptions()
+
+
+class SegmentTask(BlockTask):
+    """Supervoxels and the dendrogram → the segmentation."""
+
+    fragments: Path
+    """Manifest of the fragments."""
+    edges: Path
+    """Manifest of the region graph, for the segments' sizes and places."""
+    agglomeration: Path
+    """Manifest of the dendrogram."""
+    sweep: Path | None = None
+    """Manifest of the sweep that the threshold is chosen from; needed unless options.threshold is set."""
+    options: SegmentOptions = SegmentOptions()
+    storage: StorageOptions = StorageOptions()
+
+
+class SweepTask(BlockTask):
+    """VOI and ARAND at every threshold."""
+
+    fragments: Path
+    """Manifest of the fragments."""
+    agglomeration: Path
+    """Manifest of the dendrogram."""
+    labels: Path
+    """Manifest of the ground truth."""
+    options: EvaluateOptions
+    """The section `evaluate`: dust, thresholds, block."""
+    part: bool = False
+    """Choose the threshold on the part `tune_roi` of the options."""
+
+
+class ScoreTask(BlockTask):
+    """VOI and ARAND of a segmentation of the workflow."""
+
+    segmentation: Path
+    """Manifest of the segmentation."""
+    labels: Path
+    """Manifest of the ground truth."""
+    sweep: Path | None = None
+    """Manifest of this volume's sweep; its best row is noted too, unless it is of a part."""
+    model: str
+    """Name of the model, for the report."""
+    volume: str
+    """Name of the volume, for the report."""
+    options: EvaluateOptions
+    """The section `evaluate`: dust, block, bootstrap."""
+
+
+class TrialTask(Task):
+    """A network → its scores on crops, in memory, and what its training cost."""
+
+    model: Path
+    """Manifest of the network."""
+    name: str
+    """Of the network, for the report."""
+    volumes: dict[str, VolumeInputs]
+    """Manifests of the volumes, by name."""
+    options: TrialOptions
+    """Volumes, extent of the crops, precision."""
+    fragments: FragmentsOptions = FragmentsOptions()
+    """How crops are segmented; the run's own section."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+class PageTask(Section):
+    """All that is below a folder of results → one HTML page."""
+
+    config: Annotated[Config, BeforeValidator(_config)]
+    """The whole configuration: the path of a YAML file, or JSON."""
+    out: Path
+    """HTML file to write; the others lie beside it."""
+
+
+class ReportTask(PageTask):
+    """The page of a run, with `report.txt` and `summary.json` beside it."""
+
+
+class CompareTask(PageTask):
+    """The page that compares methods of distillation, and the same as text, CSV, JSON and SVG beside it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.questions import EvaluateTask
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.evaluation.alignment import Alignment, align, expect_ids
 from kdseg.evaluation.boundary_counting import CONVENTIONS, count_boundaries, dust_labels
@@ -21,7 +22,7 @@ from kdseg.evaluation.intervals import LEVEL, SEED, intervals
 from kdseg.evaluation.measures import conventions, details, measure
 from kdseg.evaluation.metrics.boundaries import boundary_scores, halo
 from kdseg.evaluation.metrics.objects import Fault, worst_merges, worst_splits
-from kdseg.geometry import Roi, Triple, VoxelSize
+from kdseg.geometry import Roi, VoxelSize
 from kdseg.results.manifests import claim, source_fingerprint
 from kdseg.volumes.sources import Source, open_source, source_member, source_path
 
@@ -34,57 +35,8 @@ WORST = 20
 """Objects that are listed of each kind."""
 
 
-@dataclass(frozen=True)
-class Question:
-    """Volumes to score, and the options that the scores depend on.
-
-    Attributes:
-        segmentation: address of the segments, of any format of `kdseg.volumes.sources`.
-        labels: address of the ground truth.
-        mask: address of a volume; voxels where it is 0 are left out, and those that it does not cover.
-        roi: region to score, as `alignment.Alignment.region` reads it; default: all that the volumes cover.
-        ignore_labels: voxels of these labels are left out.
-        ignore_segments: voxels of these segments are left out.
-        dust: labels of fewer voxels of the region are left out.
-        per_section: score each z as an image of its own.
-        components: split labels into connected components within the region first.
-        block: voxels per task, and per unit of the bootstrap; changes no score.
-        ignore_border: nm; voxels at most so far from a border of the labels, within the section, are left out, as in
-            CREMI; None: none is, 0: the voxels at borders.
-        boundaries: nm, 0 or above; score boundary voxels, which are right within so far of a counterpart; None: do not.
-        bootstrap: resamples for intervals; 0: none.
-        voxel_size: nm, (z, y, x), of files that do not say.
-        segmentation_offset: nm, (z, y, x), of the first voxel, instead of what the file says.
-        labels_offset: likewise.
-    """
-
-    segmentation: str
-    labels: str
-    mask: str | None = None
-    roi: str | None = None
-    ignore_labels: tuple[int, ...] = (0,)
-    ignore_segments: tuple[int, ...] = ()
-    dust: int = 0
-    per_section: bool = False
-    components: bool = False
-    block: Triple = (128, 128, 128)
-    ignore_border: float | None = None
-    boundaries: float | None = None
-    bootstrap: int = 0
-    voxel_size: VoxelSize | None = None
-    segmentation_offset: VoxelSize | None = None
-    labels_offset: VoxelSize | None = None
-
-
-def run(question: Question, out: Path | None = None, *, workers: int = 1, overwrite: bool = False) -> dict[str, Any]:
+def run(task: EvaluateTask) -> dict[str, Any]:
     """Score a segmentation.
-
-    Args:
-        question: what is scored.
-        out: folder for the tables of blocks, `evaluation.parquet` (the table of overlaps) and `evaluation.json` (what
-            is returned): a run that was killed goes on where it was. Default: a temporary folder.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs left in ``out``.
 
     Returns:
         JSON values: ``scores`` and ``details`` by name, ``conventions`` of these, the ``worst`` false splits and merges
@@ -100,69 +52,67 @@ def run(question: Question, out: Path | None = None, *, workers: int = 1, overwr
         MissingError: if a volume is not there.
         UnreadableError: if one is damaged or of no known format.
         StageError: if a block failed, e.g. for negative ids or a damaged chunk.
-        ClaimError: if ``out`` holds the answer to another question, or is being written.
+        ClaimError: if ``out`` holds the answer to another task, or is being written.
     """
-    if question.boundaries is not None and question.ignore_border is not None:
+    if task.boundaries is not None and task.ignore_border is not None:
         raise ConfigError("--ignore-border leaves out the voxels that --boundaries scores: ask for one of the two")
-    sources = _sources(question)
+    sources = _sources(task)
     aligned = align(*sources)
-    size = _size_for_distances(question, aligned)
+    size = _size_for_distances(task, aligned)
     segmentation = aligned.placed[1]
     what = Count(
         segmentation,
         aligned.placed[0],
-        aligned.common if question.roi is None else aligned.region(question.roi),
-        question.block,
-        aligned.placed[2] if question.mask else None,
-        question.ignore_labels,
-        question.ignore_segments,
-        question.per_section,
-        question.components,
-        question.ignore_border,
+        aligned.common if task.roi is None else aligned.region(task.roi),
+        task.block,
+        aligned.placed[2] if task.mask else None,
+        task.ignore_labels,
+        task.ignore_segments,
+        task.per_section,
+        task.components,
+        task.ignore_border,
         size,
     )
-    made_of = {
-        name: value for name, value in asdict(question).items() if name not in ("segmentation", "labels", "mask")
-    }
-    if question.boundaries is None:
+    made_of = task.model_dump(exclude={"segmentation", "labels", "mask", "out", "workers", "overwrite"})
+    if task.boundaries is None:
         del made_of["boundaries"]  # folders of earlier versions do not know it
-    named = {"segmentation": question.segmentation, "labels": question.labels, "mask": question.mask}
+    named = {"segmentation": task.segmentation, "labels": task.labels, "mask": task.mask}
     inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
     members = {name: source_member(address) for name, address in named.items() if address and source_member(address)}
     if members:  # the fingerprints are those of files, which may hold several volumes
         made_of["members"] = members
     with (
-        _folder(out) as folder,
-        claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=overwrite) as held,
+        _folder(task.out) as folder,
+        claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=task.overwrite) as held,
     ):
-        progress = held.progress(question.block)
-        components = count_blocks(what, progress, held.parquet, workers=workers)
-        counts = read_count(held.parquet, question.dust)
-        background = objects(read_rows(held.parquet), question.dust) if question.per_section else None
+        progress = held.progress(task.block)
+        components = count_blocks(what, progress, held.parquet, workers=task.workers)
+        counts = read_count(held.parquet, task.dust)
+        background = objects(read_rows(held.parquet), task.dust) if task.per_section else None
         answer: dict[str, Any] = {
             "scores": measure(counts),
             "details": details(counts, background),
             "conventions": conventions(),
         }
-        if not question.per_section:  # there, ids are numbers of sections' own
+        if not task.per_section:  # there, ids are numbers of sections' own
             answer["worst"] = {
                 "splits": _faults(worst_splits(counts, WORST), what.roi),
                 "merges": _faults(worst_merges(counts, WORST), what.roi),
             }
-        if question.boundaries is not None:
+        if task.boundaries is not None:
             answer["boundaries"] = _boundaries(
                 what,
-                question.boundaries,
-                dust_labels(read_rows(held.parquet), question.dust),
+                task.boundaries,
+                dust_labels(read_rows(held.parquet), task.dust),
                 components,
                 progress,
-                workers,
+                task.workers,
             )
-        if question.bootstrap:
+        if task.bootstrap:
             tables = partial(block_counts, what, progress)
-            answer["intervals"] = intervals(read_rows(held.parquet), tables, question.bootstrap, dust=question.dust)
-            answer["bootstrap"] = {"resamples": question.bootstrap, "level": LEVEL, "seed": SEED}
-        answer["what"] = _facts(question, what, aligned) | {
+            answer["intervals"] = intervals(read_rows(held.parquet), tables, task.bootstrap, dust=task.dust)
+            answer["bootstrap"] = {"resamples": task.bootstrap, "level": LEVEL, "seed": SEED}
+        answer["what"] = _facts(task, what, aligned) | {
             "scored_voxels": int(counts.count.sum()),
             "segments": int(np.unique(counts.segment).size),
             "labels": int(np.unique(counts.label).size),
@@ -185,12 +135,12 @@ def _boundaries(
     }
 
 
-def _size_for_distances(question: Question, aligned: Alignment) -> VoxelSize:
-    asked = question.ignore_border is not None or question.boundaries is not None
+def _size_for_distances(task: EvaluateTask, aligned: Alignment) -> VoxelSize:
+    asked = task.ignore_border is not None or task.boundaries is not None
     if asked and aligned.voxel_size is None:
         raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, in nm, as --voxel-size")
     size = aligned.voxel_size or (1.0, 1.0, 1.0)
-    for distance in (question.ignore_border, question.boundaries):
+    for distance in (task.ignore_border, task.boundaries):
         halo(distance or 0.0, size)  # refuses what is no distance, before the first block
     return size
 
@@ -213,25 +163,25 @@ def _voxel(first: int, region: Roi) -> list[int]:
     return [int(v) + o for v, o in zip(where, region.offset, strict=True)]
 
 
-def _sources(question: Question) -> list[Source]:
+def _sources(task: EvaluateTask) -> list[Source]:
     """Open labels, segments and perhaps the mask, with the places and sizes that the user gives."""
-    places = {"labels": question.labels_offset, "segmentation": question.segmentation_offset, "mask": None}
+    places = {"labels": task.labels_offset, "segmentation": task.segmentation_offset, "mask": None}
     found = []
     for name, place in places.items():
-        address = getattr(question, name)
+        address = getattr(task, name)
         if address is None:
             continue
         source = open_source(address)
         expect_ids(source, f"the {name}")
         if place is not None:
             source = replace(source, offset=place, placed=True)
-        if question.voxel_size is not None:
-            if source.voxel_size is not None and source.voxel_size != question.voxel_size:
+        if task.voxel_size is not None:
+            if source.voxel_size is not None and source.voxel_size != task.voxel_size:
                 raise VoxelSizeError(
-                    f"{address} says that its voxels are {source.voxel_size} nm, {question.voxel_size} nm were given: "
+                    f"{address} says that its voxels are {source.voxel_size} nm, {task.voxel_size} nm were given: "
                     "the option is for files that do not say"
                 )
-            source = replace(source, voxel_size=question.voxel_size)
+            source = replace(source, voxel_size=task.voxel_size)
         found.append(source)
     for option, given, other in (("segmentation", found[1], found[0]), ("labels", found[0], found[1])):
         if places[option] is not None and not other.placed:
@@ -242,7 +192,7 @@ def _sources(question: Question) -> list[Source]:
     return found
 
 
-def _facts(question: Question, what: Count, aligned: Alignment) -> dict[str, Any]:
+def _facts(task: EvaluateTask, what: Count, aligned: Alignment) -> dict[str, Any]:
     """Return what was scored, as JSON values."""
     names = ("labels", "segmentation", "mask")
     volumes = {
@@ -265,8 +215,8 @@ def _facts(question: Question, what: Count, aligned: Alignment) -> dict[str, Any
         "region": {"offset": list(what.roi.offset), "shape": list(what.roi.shape), "voxels": what.roi.size},
         "ignored_labels": list(what.ignore_labels),
         "ignored_segments": list(what.ignore_segments),
-        "dust": question.dust,
-        "ignored_border_nm": question.ignore_border,
+        "dust": task.dust,
+        "ignored_border_nm": task.ignore_border,
         "per_section": what.per_section,
         "components": ("4-connected" if what.per_section else "6-connected") if what.components else None,
     }

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.questions import RunlengthTask
 from kdseg.errors import DataError, VoxelSizeError
 from kdseg.evaluation.alignment import as_ids, expect_ids
 from kdseg.evaluation.metrics.skeletons import run_lengths
@@ -17,28 +17,10 @@ from kdseg.geometry import Roi, VoxelSize
 from kdseg.volumes.sources import Source, open_source
 
 
-def run(
-    segmentation: str,
-    skeletons: Path,
-    *,
-    nm_per_unit: float = 1.0,
-    tolerance: int = 0,
-    runs: Literal["segment", "path"] = "segment",
-    voxel_size: VoxelSize | None = None,
-    offset: VoxelSize | None = None,
-) -> dict[str, Any]:
+def run(task: RunlengthTask) -> dict[str, Any]:
     """Return the expected run length of a segmentation, see `kdseg.evaluation.metrics.skeletons.run_lengths`.
 
     Reads the parts of the volume that hold nodes, one chunk at a time, each once.
-
-    Args:
-        segmentation: address of the segments, of any format of `kdseg.volumes.sources`.
-        skeletons: file or folder, see `kdseg.evaluation.skeleton_files.read_skeletons`.
-        nm_per_unit: what SWC and CSV files count in.
-        tolerance: nodes of another neuron that a segment may have without merging.
-        runs: what one run is.
-        voxel_size: nm, (z, y, x), of a file that does not say.
-        offset: nm, (z, y, x), centre of the first voxel, instead of what the file says.
 
     Returns:
         JSON values: ``erl``, ``best``, ``nerl``; nm of edges ``correct``, ``split``, ``merged``, ``omitted``;
@@ -51,7 +33,8 @@ def run(
         MissingError: if a file is not there.
         UnreadableError: if one is damaged.
     """
-    source, truth = open_source(segmentation), read_skeletons(skeletons, nm_per_unit=nm_per_unit)
+    segmentation, voxel_size = task.segmentation, task.voxel_size
+    source, truth = open_source(segmentation), read_skeletons(task.skeletons, nm_per_unit=task.nm_per_unit)
     expect_ids(source, "the segmentation")
     size = source.voxel_size or voxel_size
     if size is None or (voxel_size is not None and not np.allclose(size, voxel_size, rtol=1e-3)):
@@ -62,14 +45,14 @@ def run(
     first = source.offset or (0.0, 0.0, 0.0)
     if source.corner:
         first = (first[0] + size[0] / 2, first[1] + size[1] / 2, first[2] + size[2] / 2)
-    placed = replace(source, voxel_size=size, offset=offset or first)
+    placed = replace(source, voxel_size=size, offset=task.offset or first)
     segments, inside = _segments_at(placed, truth.position, size)
     if not inside.any():
         raise DataError(
-            f"none of the {len(truth.position)} nodes of {skeletons} lies in {segmentation}: nodes are (z, y, x) in nm "
-            "of the world, see --nm-per-unit and --offset"
+            f"none of the {len(truth.position)} nodes of {task.skeletons} lies in {segmentation}: nodes are (z, y, x) "
+            "in nm of the world, see --nm-per-unit and --offset"
         )
-    found = run_lengths(truth, segments, tolerance=tolerance, runs=runs)
+    found = run_lengths(truth, segments, tolerance=task.tolerance, runs=task.runs)
     share = found.run / np.where(found.length > 0, found.length, 1)
     names = ("erl", "best", "nerl", "correct", "split", "merged", "omitted")
     return {

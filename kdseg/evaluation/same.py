@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.questions import SameTask
 from kdseg.errors import ShapeError
 from kdseg.evaluation.alignment import align, as_ids, expect_ids
 from kdseg.evaluation.counting import Count, count_blocks, read_count
 from kdseg.evaluation.matching import best_matching
 from kdseg.evaluation.metrics.contingency import Contingency, Located
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.geometry import Block, Roi, Triple, block_name, blocks
+from kdseg.geometry import Block, Roi, block_name, blocks
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.volumes.sources import open_source
@@ -31,19 +32,8 @@ class Matched(NamedTuple):
     partner: Ids
 
 
-def run(
-    a: str, b: str, *, roi: str | None = None, block: Triple = (128, 128, 128), pairs: int = 10, workers: int = 1
-) -> dict[str, Any]:
+def run(task: SameTask) -> dict[str, Any]:
     """Compare two segmentations, block by block, in two passes: the second only where they differ.
-
-    Args:
-        a: address of the first, of any format of `kdseg.volumes.sources`.
-        b: address of the second.
-        roi: region to compare, as `alignment.Alignment.region` reads it, in voxels of ``b``; default: all, which
-            must be the same voxels of both.
-        block: voxels per task; the result does not depend on it.
-        pairs: how many pairs of ids to list.
-        workers: processes; the result does not depend on them.
 
     Returns:
         JSON values: ``same``; ``voxels`` compared and ``differing`` under the best matching; ``first``, the first of
@@ -57,24 +47,25 @@ def run(
         DataError: if ids are no integers.
         StageError: if a block failed, e.g. for negative ids or a damaged chunk.
     """
+    a, b, workers = task.a, task.b, task.workers
     sources = [open_source(address) for address in (b, a)]
     for source in sources:
         expect_ids(source, "the segments of")
     aligned = align(*sources)
     second, first = aligned.placed
-    if roi is None and first.roi != second.roi:
+    if task.roi is None and first.roi != second.roi:
         raise ShapeError(
             f"{a} covers {first.roi} and {b} covers {second.roi}, in voxels of the second: name a region of both with "
             f"--roi, e.g. voxels:{','.join(f'{o}:{e}' for o, e in _ends(aligned.common))}"
         )
-    total = aligned.common if roi is None else aligned.region(roi)
-    what = Count(first, second, total, block, ignore_labels=())
+    total = aligned.common if task.roi is None else aligned.region(task.roi)
+    what = Count(first, second, total, task.block, ignore_labels=())
     with TemporaryDirectory(prefix="kdseg-") as name:
         folder = Path(name)
         count_blocks(what, folder / "count", folder / "count.parquet", workers=workers)
         table = read_count(folder / "count.parquet")
         matched = best_matching(table)
-        listed, at = _differences(what, table, matched, folder, workers, pairs)
+        listed, at = _differences(what, table, matched, folder, workers, task.pairs)
     numbers = scores(table)
     return {
         "same": bool(matched.all()),

@@ -2,43 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdseg.config import EvaluateOptions
+from kdseg.config.tasks import ScoreTask
 from kdseg.evaluation.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.evaluation.intervals import intervals
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.results.manifests import claim, read
 
 
-def run(
-    segmentation: Path,
-    labels: Path,
-    manifest: Path,
-    options: EvaluateOptions,
-    *,
-    sweep: Path | None = None,
-    facts: Mapping[str, Any] | None = None,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: ScoreTask) -> None:
     """Score a segmentation; the table of overlaps lies beside the manifest, as Parquet.
-
-    Args:
-        segmentation: manifest of the segmentation.
-        labels: manifest of the ground truth.
-        manifest: to write; ``stats.scores`` are the numbers of `kdseg.evaluation.measures`, ``stats.intervals``
-            where 95 % of the resamples lie.
-        options: dust, block, bootstrap.
-        sweep: manifest of this volume's own sweep; its best row is noted beside the scores, unless it is of a part.
-        facts: what else the manifest should say, e.g. the names of model and volume.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ShapeError: if segmentation and labels do not overlap.
@@ -46,12 +23,13 @@ def run(
         DataError: if no voxel of the segmentation has a label.
         ClaimError: if the store holds something else, or is being written.
     """
-    scored, truth = read(segmentation), read(labels)
+    options, workers = task.options, task.workers
+    scored, truth = read(task.segmentation), read(task.labels)
     inputs = {"segmentation": scored.fingerprint, "labels": truth.fingerprint}
     made_of: dict[str, Any] = {"dust": options.dust, "bootstrap": options.bootstrap}
     if options.bootstrap:
         made_of["block"] = options.block  # what is resampled
-    with claim(manifest, "score", made_of, inputs, overwrite=overwrite) as held:
+    with claim(task.manifest, "score", made_of, inputs, overwrite=task.overwrite) as held:
         what = of_stores(scored.result, truth.result, options.block)
         folder = held.progress(options.block)
         count_blocks(what, folder, held.parquet, workers=workers)
@@ -59,10 +37,11 @@ def run(
         if options.bootstrap:
             tables = partial(block_counts, what, folder)
             held.stats["intervals"] = intervals(read_rows(held.parquet), tables, options.bootstrap, dust=options.dust)
-        swept = read(sweep).stats if sweep else {}
+        swept = read(task.sweep).stats if task.sweep else {}
         rows = [] if "rest" in swept else swept.get("sweep", [])  # a part's least VOI is none of the volume's
         held.stats.update(
-            facts or {},
+            model=task.model,
+            volume=task.volume,
             voxels=what.roi.size,
             threshold=scored.stats.get("threshold"),
             scores=measure(counts),

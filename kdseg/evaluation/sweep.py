@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kdseg.config import EvaluateOptions
+from kdseg.config.tasks import SweepTask
 from kdseg.errors import ShapeError
 from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read_rows, scored, subtract
 from kdseg.evaluation.measures import least_voi, measure
@@ -19,30 +18,8 @@ from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, 
 from kdseg.segmentation.agglomeration.store import Tree
 
 
-def run(
-    fragments: Path,
-    agglomeration: Path,
-    labels: Path,
-    manifest: Path,
-    options: EvaluateOptions,
-    *,
-    part: Roi | None = None,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: SweepTask) -> None:
     """Score every threshold from one table of fragments against labels, without relabelling voxels.
-
-    Args:
-        fragments: manifest of the fragments.
-        agglomeration: manifest of the dendrogram.
-        labels: manifest of the ground truth.
-        manifest: to write; ``stats.sweep`` has a row per threshold, ``stats.best`` the one of least VOI. With ``part``
-            both are of that part, and ``stats.rest`` are the scores of the rest of the volume at the best threshold.
-            The table of fragments lies beside it, as Parquet.
-        options: dust, thresholds, block.
-        part: voxels of the labels on which the threshold is chosen; default: all that fragments cover.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ShapeError: if fragments and labels do not overlap, or ``part`` is not inside of both.
@@ -51,21 +28,24 @@ def run(
         ConfigError: if a threshold is larger than the one agglomerated with.
         ClaimError: if the store holds something else, or is being written.
     """
-    expect_stage(agglomeration, "agglomerate")
-    expect_made_of(agglomeration, fragments=fragments)
-    named = {"fragments": fragments, "agglomeration": agglomeration, "labels": labels}
+    expect_stage(task.agglomeration, "agglomerate")
+    expect_made_of(task.agglomeration, fragments=task.fragments)
+    options, workers = task.options, task.workers
+    chosen = options.tune_roi if task.part else None
+    part = None if chosen is None else Roi(chosen.offset, chosen.shape)
+    named = {"fragments": task.fragments, "agglomeration": task.agglomeration, "labels": task.labels}
     made = {name: read(path) for name, path in named.items()}
     inputs = {name: one.fingerprint for name, one in made.items()}
     thresholds = options.thresholds or tuple(made["agglomeration"].stat("thresholds"))
     made_of: dict[str, Any] = {"dust": options.dust, "thresholds": list(thresholds)}
     if part is not None:
         made_of["part"] = [list(part.offset), list(part.shape)]
-    with claim(manifest, "sweep", made_of, inputs, overwrite=overwrite) as held:
+    with claim(task.manifest, "sweep", made_of, inputs, overwrite=task.overwrite) as held:
         what = of_stores(made["fragments"].result, made["labels"].result, options.block)
         if part is not None and not what.roi.contains(part):
             raise ShapeError(f"evaluate.tune_roi {part} is not inside of {what.roi}, which labels and fragments cover")
         count_blocks(what, held.progress(options.block), held.parquet, workers=workers)
-        whole, tree = read_rows(held.parquet), Tree(agglomeration)
+        whole, tree = read_rows(held.parquet), Tree(task.agglomeration)
         tuned = whole if part is None else _count_part(what, part, held, workers)
         rows = _swept(tuned, tree, thresholds, options.dust)
         best = least_voi(rows)

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
-from kdseg.config import PredictOptions
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
-from kdseg.config.tasks import Product
+from kdseg.config.tasks import NetworkTask, Product
 from kdseg.errors import ConfigError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, is_cubic
 from kdseg.networks.checkpoint import LoadedModel, load_model
@@ -36,7 +35,6 @@ log = logging.getLogger(__name__)
 
 VOXEL_SIZE_TOLERANCE = 0.05
 """Largest relative difference between the voxels of the training data and of the volume."""
-HERE = LocalOptions()
 ATTEMPTS = 3
 """Attempts at a block that meets a transient error."""
 MANY = 10
@@ -106,42 +104,25 @@ class Prepared(NamedTuple):
         return resident_mb() + (tile + blocks + reading) / 2**20
 
 
-def prepare(
-    raw: Path,
-    model: Path,
-    options: PredictOptions,
-    *,
-    product: Product = "affinities",
-    mask: Path | None = None,
-    device: str = "auto",
-    gpus: int = 1,
-    workers: int = 1,
-    cluster: ClusterOptions = HERE,
-) -> Prepared:
+def prepare(task: NetworkTask, product: Product = "affinities") -> Prepared:
     """Return what is needed to predict, when network, raw data and mask fit each other.
 
     Args:
-        raw: manifest of uint8 raw data.
-        model: manifest of a network.
-        options: tile, precision.
+        task: SLURM and running schedulers have numbers of workers of their own.
         product: what is predicted.
-        mask: manifest of a volume on the raw data's voxels; None: it is tissue throughout.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        gpus: processes on CUDA, one GPU each.
-        workers: processes on a CPU, one of whose threads computes.
-        cluster: where the processes run; SLURM and running schedulers have numbers of workers of their own.
 
     Raises:
-        DeviceError: if the device is not there, or there are fewer GPUs than ``gpus``.
-        ConfigError: if the cluster is elsewhere and ``device`` is ``auto``.
+        DeviceError: if the device is not there, or there are fewer GPUs than ``task.gpus``.
+        ConfigError: if the cluster is elsewhere and ``task.device`` is ``auto``.
         VoxelSizeError: if the network was trained on voxels of another size.
         DataError: if the raw data are not uint8 (z, y, x).
     """
-    where, precision = _kind(device, options.precision, gpus, cluster)
-    image, weights = open_input(raw), read(model).result
+    options, cluster = task.options, task.cluster
+    where, precision = _kind(task.device, options.precision, task.gpus, cluster)
+    image, weights = open_input(task.raw), read(task.model).result
     loaded = load_model(weights)
-    _check(image.volume, loaded.voxel_size, raw)
-    tissue = open_mask(mask, image.volume)
+    _check(image.volume, loaded.voxel_size, task.raw)
+    tissue = open_mask(task.mask, image.volume)
     # The last bit of a float differs between kinds of device: a run is finished where it was begun.
     averages: dict[str, Product] = {"flips": "affinities_flips", "all": "affinities_all"}
     averaged = averages.get(options.average) if product == "affinities" else None
@@ -155,7 +136,7 @@ def prepare(
         loaded,
         Weights(weights, options.tile, where, precision, averaged or product),
         cluster,
-        _processes(cluster, gpus if on_gpu else workers),
+        _processes(cluster, task.gpus if on_gpu else task.workers),
         3 if on_gpu else 2,
         made_of,
         {"raw": image.fingerprint, "model": file_fingerprint(weights), **fingerprints(mask=tissue)},

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
-from kdseg.config.cluster import ClusterOptions
+from kdseg.config import FragmentsOptions
+from kdseg.config.tasks import FuseTask
 from kdseg.errors import ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, block_name, blocks, is_multiple
-from kdseg.prediction.blocks import HERE, Weights, prepare, run_predicted, worker_predictor
+from kdseg.prediction.blocks import Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import Predictor, predict_tiles, read_reflected, tiled
 from kdseg.results.manifests import claim
 from kdseg.results.tables import write_table
@@ -59,41 +59,13 @@ class Work:
     tables: Path
 
 
-def run(
-    raw: Path,
-    model: Path,
-    manifest: Path,
-    predicting: PredictOptions,
-    options: FragmentsOptions,
-    storage: StorageOptions,
-    *,
-    mask: Path | None = None,
-    device: str = "auto",
-    gpus: int = 1,
-    workers: int = 1,
-    cluster: ClusterOptions = HERE,
-    overwrite: bool = False,
-) -> None:
+def run(task: FuseTask) -> None:
     """Predict each block with the halo that its fragments need, and keep the fragments only.
 
     The fragments, and the edges that the stage `edges` makes of them, are to the byte those of affinities that
     are stored first: a voxel is predicted alike in every block. What the edges need of the affinities lies in a
     folder beside the volume, one table per shard (`kdseg.segmentation.graph.faces`): edges, and planes of affinities at
     three faces, some 3 % of the nearest affinities at shards of 128 voxels.
-
-    Args:
-        raw: manifest of uint8 raw data.
-        model: manifest of a network.
-        manifest: of the fragments, to write.
-        predicting: tile and precision.
-        options: method, canonical grid, halo of the fragments.
-        storage: layout on disk.
-        mask: manifest of a volume (z, y, x) on the raw data's voxels, of integers or bools; 0 is no tissue.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        gpus: processes on CUDA, one GPU each.
-        workers: processes on a CPU, one of whose threads computes. The result depends on neither.
-        cluster: where the processes run.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         DeviceError: if the device is not there.
@@ -104,7 +76,7 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    ready = prepare(raw, model, predicting, mask=mask, device=device, gpus=gpus, workers=workers, cluster=cluster)
+    ready, options, storage = prepare(task), task.fragments, task.storage
     source, offsets = ready.raw.volume, ready.loaded.offsets
     nearest, grid = nearest_offsets(offsets), checked_grid(source.shape, options.block)
     if not is_multiple(options.block, storage.shard):
@@ -112,21 +84,27 @@ def run(
     size = source.voxel_size or ready.loaded.voxel_size
     if halo := thin_halo(options, offsets, size, source.shape):
         log.warning("fuse: %s", halo)
-    inputs = ready.inputs
     made_of = {
         **options.model_dump(mode="json"),
         "predict": ready.made_of,
         "storage": storage.model_dump(mode="json"),
     }
     with claim(
-        manifest, "fuse", made_of, inputs, volume=True, tables=True, bucket=storage.remote, overwrite=overwrite
+        task.manifest,
+        "fuse",
+        made_of,
+        ready.inputs,
+        volume=True,
+        tables=True,
+        bucket=storage.remote,
+        overwrite=task.overwrite,
     ) as held:
         create_fragments(held.store, source, storage)
         held.tables.mkdir(exist_ok=True)
         tissue = None if ready.mask is None else ready.mask.store
         places = size, source.roi, storage.shard, held.store, held.tables
         work = Work(ready.raw.store, tissue, ready.weights, offsets, options, grid, *places)
-        times = _times_predicted(source, options, predicting.tile)
+        times = _times_predicted(source, options, task.options.tile)
         log.info("fuse: each voxel is predicted %.2f times on the mean, for the halos", times)
         held.stats.update(
             voxels=source.roi.size,
@@ -136,7 +114,7 @@ def run(
             kept={"unit": storage.shard, "offsets": nearest},
         )
         block = halo_roi(options, Roi((0, 0, 0), options.block).intersect(source.roi), source.roi)
-        announced = ready.announced_mb(tiled(block, predicting.tile).grow(ready.loaded.network.halo), block)
+        announced = ready.announced_mb(tiled(block, task.options.tile).grow(ready.loaded.network.halo), block)
         run_predicted("fuse", source.roi, options.block, partial(fuse_block, work), held, ready, announced)
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kdseg.config import PredictOptions, StorageOptions
-from kdseg.config.cluster import ClusterOptions
-from kdseg.config.tasks import Product
+from kdseg.config.tasks import PredictTask
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks, is_multiple
-from kdseg.prediction.blocks import HERE, Weights, prepare, run_predicted, worker_predictor
+from kdseg.prediction.blocks import Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import predict_tiles, read_reflected, tiled
 from kdseg.results.manifests import claim
 from kdseg.running.attempt import Clock
@@ -31,40 +29,8 @@ class Work:
     out: Path
 
 
-def run(
-    raw: Path,
-    model: Path,
-    manifest: Path,
-    options: PredictOptions,
-    storage: StorageOptions,
-    *,
-    product: Product = "affinities",
-    mask: Path | None = None,
-    roi: Roi | None = None,
-    device: str = "auto",
-    gpus: int = 1,
-    workers: int = 1,
-    cluster: ClusterOptions = HERE,
-    overwrite: bool = False,
-) -> None:
+def run(task: PredictTask) -> None:
     """Predict the affinities of a volume, or what else a student learns from.
-
-    Args:
-        raw: manifest of uint8 raw data.
-        model: manifest of a network.
-        manifest: to write; uint8 affinities (c, z, y, x) lie beside it, with the offsets as an attribute; or the
-            float16 embedding (d, z, y, x).
-        options: block, tile, precision.
-        storage: layout on disk.
-        product: affinities, as they are or averaged over mirror images (and quarter turns), or the embedding.
-        mask: manifest of a volume (z, y, x) on the raw data's voxels, of integers or bools. Tiles where it is 0
-            throughout are not predicted: there the result is 0.
-        roi: predict these voxels only, (z, y, x); the others are 0. The same bytes as without it.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``.
-        gpus: processes on CUDA, one GPU each.
-        workers: processes on a CPU, one of whose threads computes. The result depends on neither.
-        cluster: where the processes run.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         DeviceError: if the device is not there.
@@ -73,35 +39,35 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed, e.g. since the network yields NaN; the status beside the store lists them.
     """
-    ready = prepare(
-        raw, model, options, product=product, mask=mask, device=device, gpus=gpus, workers=workers, cluster=cluster
-    )
+    ready, options, storage = prepare(task, task.product), task.options, task.storage
     source, loaded = ready.raw.volume, ready.loaded
-    if product == "embedding" and not loaded.heads.embedding:
-        raise ConfigError(f"{model} has no embedding to predict: train it with heads.embedding")
+    if task.product == "embedding" and not loaded.heads.embedding:
+        raise ConfigError(f"{task.model} has no embedding to predict: train it with heads.embedding")
     if not is_multiple(options.block, storage.shard):
         raise ShapeError(f"predict.block {options.block} must be a multiple of the shard {storage.shard}")
+    roi = None if task.roi is None else Roi(task.roi.offset, task.roi.shape)
     made_of = {
         **ready.made_of,
-        **({} if product == "affinities" else {"product": product}),
+        **({} if task.product == "affinities" else {"product": task.product}),
         **({} if roi is None else {"roi": [list(roi.offset), list(roi.shape)]}),
         "storage": storage.model_dump(mode="json"),
     }
     if roi is not None and not source.roi.contains(roi):
-        raise ShapeError(f"the region {roi} does not lie in {raw}, which is {source.roi}")
-    inputs = ready.inputs
-    with claim(manifest, "predict", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+        raise ShapeError(f"the region {roi} does not lie in {task.raw}, which is {source.roi}")
+    with claim(
+        task.manifest, "predict", made_of, ready.inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+    ) as held:
         create_volume(
             held.store,
             shape=source.shape,
-            dtype=np.float16 if product == "embedding" else np.uint8,
+            dtype=np.float16 if task.product == "embedding" else np.uint8,
             chunk=storage.chunk,
             shard=storage.shard,
             voxel_size=source.voxel_size or loaded.voxel_size,
             offset=source.offset,
-            channels=loaded.heads.embedding if product == "embedding" else len(loaded.offsets),
+            channels=loaded.heads.embedding if task.product == "embedding" else len(loaded.offsets),
             compress=False,
-            attributes={} if product == "embedding" else {"offsets": [list(o) for o in loaded.offsets]},
+            attributes={} if task.product == "embedding" else {"offsets": [list(o) for o in loaded.offsets]},
         )
         tissue = None if ready.mask is None else ready.mask.store
         work = Work(ready.raw.store, tissue, roi, ready.weights, held.store)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import lcm, prod
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from kdseg.config import StorageOptions
+from kdseg.config.questions import TuneTask
 from kdseg.geometry import Triple
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network, resolve_device, resolve_precision
@@ -55,27 +55,22 @@ class Trial:
         return f"predict: {{ block: {self.block}, tile: {list(self.tile)}, precision: {self.precision} }}"
 
 
-def run(model: Path, *, device: str = "auto", memory_mb: float = 2000, seconds: float = 2) -> list[Trial]:
+def run(task: TuneTask) -> list[Trial]:
     """Measure tiles and precisions, and return what was found, fastest first.
-
-    Args:
-        model: manifest of a network (.json), or its weights.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; on a CPU a single thread, as workers have.
-        memory_mb: tiles that would take more are not tried.
-        seconds: to spend on each, at least; the fastest of the passes counts.
 
     Raises:
         DeviceError: if the device is not there.
     """
-    where = resolve_device(device)
-    network = load_model(read(model).result if model.suffix == ".json" else model).network
+    where = resolve_device(task.device)
+    model = read(task.model).result if task.model.suffix == ".json" else task.model
+    network = load_model(model).network
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         found = [
-            _trial(network, tile, where, dtype, size, seconds)
+            _trial(network, tile, where, dtype, size, task.seconds)
             for dtype in _precisions(where)
-            for tile, size in _tiles(network, dtype, memory_mb)
+            for tile, size in _tiles(network, dtype, task.memory)
         ]
     finally:
         torch.set_num_threads(threads)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 from kdseg import __version__
-from kdseg.config import Config
+from kdseg.config.tasks import CompareTask
 from kdseg.report.comparison import collect
 from kdseg.report.comparison_page import budget, figures, page
 from kdseg.report.comparison_table import notes, sentence, table_csv, table_text, trials_csv
@@ -19,21 +18,18 @@ from kdseg.results.manifests import write_json
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, out: Path) -> None:
+def run(task: CompareTask) -> None:
     """Write the comparison, each file whole or not at all.
 
     Beside ``compare.html`` come ``compare.txt``, ``compare.csv`` (a row per method), ``compare_trials.csv`` (a row
     per trial), ``compare.json`` and ``compare.svg``.
-
-    Args:
-        config: configuration of the run; trials that are missing below ``config.results`` are shown as not measured.
-        out: HTML file to write; the others take its name.
 
     Raises:
         ConfigError: if the configuration has no section ``compare``.
         MissingError: if there is not one trial.
         UnreadableError: if a manifest is damaged, or the disk does not take a file.
     """
+    config, out = task.config, task.out
     comparison = collect(config)
     volumes = config.trial.volumes
     made = datetime.now(UTC)

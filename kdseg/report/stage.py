@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 
 from kdseg import __version__
-from kdseg.config import Config
+from kdseg.config.tasks import ReportTask
 from kdseg.report.page import page
 from kdseg.report.results import collect
 from kdseg.report.table import TUNED_COLUMNS, rows, table_text, tuned_rows
@@ -19,17 +18,14 @@ from kdseg.results.manifests import write_json
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, out: Path) -> None:
+def run(task: ReportTask) -> None:
     """Write the report of a run, whole or not at all, with ``report.txt`` and ``summary.json`` beside it.
-
-    Args:
-        config: configuration of the run; what is missing below ``config.results`` is shown as not measured.
-        out: HTML file to write.
 
     Raises:
         MissingError: if there are no results at all.
         UnreadableError: if a result is damaged, or the disk does not take the page.
     """
+    config, out = task.config, task.out
     results = collect(config)
     table, tuned = rows(results), tuned_rows(results)
     found = verdicts(config, table)

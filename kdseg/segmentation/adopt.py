@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config import StorageOptions
+from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Offsets, Roi, VoxelSize
 from kdseg.results.manifests import claim, source_fingerprint
@@ -20,29 +20,8 @@ from kdseg.volumes.sources import ChannelSource, open_channels, source_path
 from kdseg.volumes.volume import create_volume, open_volume
 
 
-def run(
-    address: str,
-    manifest: Path,
-    storage: StorageOptions,
-    *,
-    offsets: Sequence[Sequence[int]],
-    voxel_size: VoxelSize | None = None,
-    invert: bool = False,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: AdoptTask) -> None:
     """Write affinities of another program as uint8 OME-Zarr (c, z, y, x), 255 = same neuron.
-
-    Args:
-        address: ``path.zarr/group`` or ``path.h5:/dataset``, (c, z, y, x); uint8 in 1/255, or floats in 0..1.
-        manifest: to write; the store lies beside it.
-        storage: layout on disk.
-        offsets: one ``(z, y, x)`` step in voxels per channel: ``[c, p]`` is the affinity of ``p`` and
-            ``p + offsets[c]``. One-voxel steps along z, y and x must be among them.
-        voxel_size: nm, (z, y, x), where the file does not say.
-        invert: the values are the opposite, high between neurons.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ConfigError: if a one-voxel step is missing.
@@ -52,9 +31,10 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
+    address, invert, storage = task.address, task.invert, task.storage
     source = open_channels(address)
-    steps = _steps(address, source, offsets)
-    size = _size(address, source.voxel_size, voxel_size)
+    steps = _steps(address, source, task.offsets)
+    size = _size(address, source.voxel_size, task.voxel_size)
     if source.dtype != np.uint8 and source.dtype.kind != "f":
         raise DataError(
             f"{address} holds {source.dtype}, expected uint8 (255: same neuron) or floats in 0..1: convert it"
@@ -67,7 +47,9 @@ def run(
         "storage": storage.model_dump(mode="json"),
     }
     inputs = {"source": source_fingerprint(source_path(address))}
-    with claim(manifest, "adopt", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+    with claim(
+        task.manifest, "adopt", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+    ) as held:
         create_volume(
             held.store,
             shape=source.shape,
@@ -81,7 +63,7 @@ def run(
             attributes={"offsets": made_of["offsets"]},
         )
         roi, function = Roi((0, 0, 0), source.shape), partial(adopt_block, source, held.store, invert)
-        run_blocks("adopt", roi, storage.shard, function, workers=workers, done=held.progress(storage.shard))
+        run_blocks("adopt", roi, storage.shard, function, workers=task.workers, done=held.progress(storage.shard))
         held.stats["voxels"] = roi.size
 
 

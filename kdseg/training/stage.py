@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kdseg.config import FragmentsOptions, ModelOptions
-from kdseg.config.tasks import TrainInputs
+from kdseg.config.tasks import TrainTask
 from kdseg.errors import ConfigError
-from kdseg.geometry import Offsets
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device, resolve_precision
 from kdseg.networks.models.device import gpu_peak_mb
@@ -22,34 +20,11 @@ HOW = {"train": {"loader_workers", "checkpoint_every"}}
 """Options that change how, but not what, is computed."""
 
 
-def run(
-    manifest: Path,
-    options: ModelOptions,
-    offsets: Offsets,
-    given: TrainInputs,
-    fragments: FragmentsOptions,
-    *,
-    name: str,
-    device: str = "auto",
-    threads: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: TrainTask) -> None:
     """Train a network, or go on where a killed run stopped.
 
     The weights lie beside the manifest, the curve and the resumable state in ``model.training/``. Under
     ``torchrun`` every process calls this with the same arguments; the first one writes.
-
-    Args:
-        manifest: to write, e.g. ``results/student/model.json``.
-        options: network, heads, training.
-        offsets: one affinity channel each.
-        given: manifests of volumes and teachers.
-        fragments: how validation makes fragments; the run's own section.
-        name: of the network, noted in its file.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        threads: CPU threads. Their number may change the last bit of a float, so that a run goes on with as
-            many as it was begun with.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ConfigError: if the options and the volumes or the teacher do not fit each other.
@@ -59,44 +34,45 @@ def run(
     """
     import torch
 
+    options = task.options
     order = options.train.teachers
-    _expect_named(given, order)
-    inputs = _fingerprints(given, order)
+    _expect_named(task, order)
+    inputs = _fingerprints(task, order)
     volumes = {
         volume: (read(one.raw).result, None if one.labels is None else read(one.labels).result)
-        for volume, one in given.volumes.items()
+        for volume, one in task.volumes.items()
     }
-    teachers = [read(given.teachers[teacher]).result for teacher in order if teacher in given.teachers]
-    guides = _guides(given, order)
+    teachers = [read(task.teachers[teacher]).result for teacher in order if teacher in task.teachers]
+    guides = _guides(task, order)
 
     def work(held: Claim) -> Result:
-        torch.set_num_threads(_as_begun(held.private / "threads", threads))
+        torch.set_num_threads(_as_begun(held.private / "threads", task.workers))
         return train(
             options,
-            offsets=offsets,
+            offsets=task.offsets,
             volumes=volumes,
             out=held.model,
-            folder=training_folder(manifest),
+            folder=training_folder(task.manifest),
             teachers=teachers,
             guides=guides,
-            watershed=fragments.watershed,
-            name=name,
-            device=device,
+            watershed=task.fragments.watershed,
+            name=task.name,
+            device=task.device,
         )
 
-    where = resolve_device(device)
+    where = resolve_device(task.device)
     if int(os.environ.get("RANK", "0")) > 0:
-        work(Claim(manifest, ""))
+        work(Claim(task.manifest, ""))
         return
     made_of = {
         **options.model_dump(mode="json", exclude=HOW),
-        "offsets": [list(o) for o in offsets],
-        "watershed": fragments.watershed.model_dump(mode="json"),
+        "offsets": [list(o) for o in task.offsets],
+        "watershed": task.fragments.watershed.model_dump(mode="json"),
         # The last bit of a float differs between kinds of device: a run is finished where it was begun.
         "device": where.type,
         "computed_in": str(resolve_precision(options.train.precision, where)).removeprefix("torch."),
     }
-    with claim(manifest, "train", made_of, inputs, overwrite=overwrite) as held:
+    with claim(task.manifest, "train", made_of, inputs, overwrite=task.overwrite) as held:
         result = work(held)
         network = load_model(held.model).network
         held.stats.update(
@@ -107,8 +83,8 @@ def run(
             best_step=result.step,
             best_voi=result.scores.voi,
             best_arand=result.scores.arand,
-            device=str(resolve_device(device)),
-            gpu_peak_mb=gpu_peak_mb(device),
+            device=str(where),
+            gpu_peak_mb=gpu_peak_mb(task.device),
         )
 
 
@@ -125,33 +101,33 @@ def _as_begun(note: Path, threads: int) -> int:
     return threads
 
 
-def _expect_named(given: TrainInputs, teachers: tuple[str, ...]) -> None:
+def _expect_named(task: TrainTask, teachers: tuple[str, ...]) -> None:
     """Refuse what comes of teachers that the options do not name."""
-    found = {*given.teachers, *given.stored}
+    found = {*task.teachers, *task.stored}
     if unknown := found - set(teachers):
         raise ConfigError(f"got results of the teachers {sorted(unknown)}, but the options name {list(teachers)}")
-    if given.instances and not teachers:
-        raise ConfigError(f"got segmentations of {sorted(given.instances)} by a teacher, but the options name none")
+    if task.instances and not teachers:
+        raise ConfigError(f"got segmentations of {sorted(task.instances)} by a teacher, but the options name none")
 
 
-def _fingerprints(given: TrainInputs, teachers: tuple[str, ...]) -> dict[str, str]:
-    found = volume_fingerprints(given.volumes)
-    for teacher, path in given.teachers.items():
+def _fingerprints(task: TrainTask, teachers: tuple[str, ...]) -> dict[str, str]:
+    found = volume_fingerprints(task.volumes)
+    for teacher, path in task.teachers.items():
         found[f"{teacher}/model"] = file_fingerprint(read(path).result)
-    for teacher, predicted in given.stored.items():
+    for teacher, predicted in task.stored.items():
         for volume, products in predicted.items():
             for product, path in products.items():
                 found[f"{teacher}/{volume}/{product}.json"] = read(path).fingerprint
-    for volume, path in given.instances.items():
+    for volume, path in task.instances.items():
         found[f"{teachers[0]}/{volume}/segmentation.json"] = read(path).fingerprint
     return found
 
 
-def _guides(given: TrainInputs, teachers: tuple[str, ...]) -> dict[str, Guide]:
+def _guides(task: TrainTask, teachers: tuple[str, ...]) -> dict[str, Guide]:
     """Return what teachers stored, by volume, in the order in which the options name the teachers."""
     found: dict[str, Guide] = {}
     for teacher in teachers:
-        for volume, products in given.stored.get(teacher, {}).items():
+        for volume, products in task.stored.get(teacher, {}).items():
             guide = found.get(volume, Guide())
             for product, path in products.items():
                 store = (read(path).result,)
@@ -160,6 +136,6 @@ def _guides(given: TrainInputs, teachers: tuple[str, ...]) -> dict[str, Guide]:
                 else:
                     guide = guide._replace(affinities=guide.affinities + store)
             found[volume] = guide
-    for volume, path in given.instances.items():
+    for volume, path in task.instances.items():
         found[volume] = found.get(volume, Guide())._replace(instances=read(path).result)
     return found

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from kdseg.config import FragmentsOptions, TrialOptions
-from kdseg.config.tasks import VolumeInputs
+from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
@@ -21,31 +19,10 @@ COSTS = ("parameters", "kmac_per_voxel", "steps", "best_step", "device", "peak_m
 """Facts of the training in the manifest of a network."""
 
 
-def run(
-    model: Path,
-    manifest: Path,
-    options: TrialOptions,
-    volumes: Mapping[str, VolumeInputs],
-    fragments: FragmentsOptions,
-    *,
-    name: str,
-    device: str = "auto",
-    overwrite: bool = False,
-) -> None:
+def run(task: TrialTask) -> None:
     """Score a network: choose the threshold on one volume, and score others at it.
 
     The central crop of each volume is segmented in one piece, in memory, as validation does it.
-
-    Args:
-        model: manifest of the network.
-        manifest: to write; ``stats.threshold``, ``stats.tuned`` (scores on ``tune_on``), ``stats.scores`` by
-            volume, ``stats.training`` with what the training cost.
-        options: volumes, extent of the crops, precision.
-        volumes: manifests of the volumes, by name.
-        fragments: how fragments are made; the run's own section.
-        name: of the network, noted in the manifest.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ConfigError: if raw data or labels of a volume are not among ``volumes``.
@@ -55,32 +32,33 @@ def run(
     """
     import torch
 
-    where = resolve_device(device)
+    options, watershed = task.options, task.fragments.watershed
+    where = resolve_device(task.device)
     dtype = resolve_precision(options.precision, where)
-    trained = read(model)
-    inputs = volume_fingerprints(volumes) | {"model": file_fingerprint(trained.result)}
+    trained = read(task.model)
+    inputs = volume_fingerprints(task.volumes) | {"model": file_fingerprint(trained.result)}
     made_of = {
         **options.model_dump(mode="json"),
         "precision": str(dtype).removeprefix("torch."),
         # The last bit of a float differs between kinds of device.
         "device": where.type,
         "thresholds": list(THRESHOLDS),
-        "watershed": fragments.watershed.model_dump(mode="json"),
+        "watershed": watershed.model_dump(mode="json"),
     }
-    with claim(manifest, "trial", made_of, inputs, overwrite=overwrite) as held:
+    with claim(task.manifest, "trial", made_of, inputs, overwrite=task.overwrite) as held:
         torch.set_num_threads(1)  # more would change the last bit of a float
         loaded = load_model(trained.result, where)
 
         def scored(volume: str) -> list[Scored]:
-            source = _source(volume, volumes, loaded.voxel_size)
+            source = _source(volume, task.volumes, loaded.voxel_size)
             crop = validation_crop(source, options.shape)
-            return sweep(loaded.network, crop, loaded.offsets, dtype, where, fragments.watershed, dust=options.dust)
+            return sweep(loaded.network, crop, loaded.offsets, dtype, where, watershed, dust=options.dust)
 
         sweeps = {volume: scored(volume) for volume in dict.fromkeys((options.tune_on, *options.volumes))}
         tuned = least(sweeps[options.tune_on])
         chosen = sweeps[options.tune_on].index(tuned)
         held.stats.update(
-            model=name,
+            model=task.name,
             threshold=tuned.threshold,
             tuned=tuned._asdict(),
             scores={volume: sweeps[volume][chosen]._asdict() for volume in options.volumes},

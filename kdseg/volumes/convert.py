@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
+from kdseg.config.data import PhantomOptions
+from kdseg.config.tasks import ConvertTask, Kind
 from kdseg.errors import ConfigError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize
 from kdseg.results.manifests import Claim, claim, source_fingerprint, write_json
@@ -20,29 +21,11 @@ from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.sources import open_source, source_path
 from kdseg.volumes.volume import create_volume, open_volume
 
-Kind = Literal["raw", "labels", "baseline", "mask"]
 
-
-def run(
-    kind: Kind,
-    manifest: Path,
-    options: VolumeOptions,
-    storage: StorageOptions,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: ConvertTask) -> None:
     """Write one dataset of a volume as sharded OME-Zarr 0.5: raw data as uint8, labels as uint64, a mask as 0 and 1.
 
     Of a phantom that is not to be stored, only what it is to be computed from is written.
-
-    Args:
-        kind: ``raw``, ``labels``, ``baseline`` (somebody else's segmentation, stored like labels) or ``mask``.
-        manifest: to write; the volume lies beside it.
-        options: where the volume comes from, and which part of it to take.
-        storage: layout on disk.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ConfigError: if the volume has no dataset of this kind.
@@ -54,10 +37,10 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed, e.g. at a NaN or a damaged chunk.
     """
-    if options.phantom is not None:
-        _run_phantom(kind, manifest, options.phantom, storage, workers, overwrite)
+    if task.options.phantom is not None:
+        _run_phantom(task, task.options.phantom)
     else:
-        _run_source(kind, manifest, options, storage, workers, overwrite)
+        _run_source(task)
 
 
 def write_phantom_block(options: PhantomOptions, kind: Kind, out: Path, block: Block) -> None:
@@ -66,31 +49,32 @@ def write_phantom_block(options: PhantomOptions, kind: Kind, out: Path, block: B
     open_volume(out).write(block.roi, raw if kind == "raw" else labels)
 
 
-def _run_phantom(
-    kind: Kind, manifest: Path, options: PhantomOptions, storage: StorageOptions, workers: int, overwrite: bool
-) -> None:
+def _run_phantom(task: ConvertTask, options: PhantomOptions) -> None:
+    kind, storage = task.kind, task.storage
     if kind == "baseline":
         raise ConfigError("a phantom has no baseline: remove it from what is scored")
     if kind == "mask":
         raise ConfigError("a phantom has no mask: it is tissue throughout")
     if not options.stored:
         described = description(options, kind)
-        with claim(manifest, "convert", described | {"stored": False}, {}, volume=True, overwrite=overwrite) as held:
+        made_of = described | {"stored": False}
+        with claim(task.manifest, "convert", made_of, {}, volume=True, overwrite=task.overwrite) as held:
             write_json(held.store, described)
             held.stats |= {"voxels": Roi((0, 0, 0), options.shape).size, "mvox_per_s": None}
         return
     phantom = options.model_dump(mode="json", exclude={"stored"})
     made_of = {"kind": kind, "phantom": phantom, "storage": storage.model_dump(mode="json")}
-    with claim(manifest, "convert", made_of, {}, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+    with claim(
+        task.manifest, "convert", made_of, {}, volume=True, bucket=storage.remote, overwrite=task.overwrite
+    ) as held:
         offset = _product(options.offset, options.voxel_size)
-        _create(held, kind, options.shape, options.voxel_size, offset, storage)
+        _create(held, task, options.shape, options.voxel_size, offset)
         function = partial(write_phantom_block, options, kind, held.store)
-        _fill(held, kind, options.shape, storage.shard, storage, function, workers)
+        _fill(held, task, options.shape, storage.shard, function)
 
 
-def _run_source(
-    kind: Kind, manifest: Path, options: VolumeOptions, storage: StorageOptions, workers: int, overwrite: bool
-) -> None:
+def _run_source(task: ConvertTask) -> None:
+    kind, options, storage = task.kind, task.options, task.storage
     address = getattr(options, kind)
     if address is None or options.raw is None:
         raise ConfigError(f"the volume has no {kind}: set `{kind}` to the address of a dataset")
@@ -102,55 +86,47 @@ def _run_source(
         source = open_source(address)
         inputs[kind] = source_fingerprint(source_path(address))
         plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
-    made_of = _made_of(kind, address, options, plan, storage)
-    with claim(manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
-        _create(held, kind, plan.roi.shape, plan.voxel_size, plan.offset, storage)
+    made_of = _made_of(task, address, plan)
+    with claim(
+        task.manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+    ) as held:
+        _create(held, task, plan.roi.shape, plan.voxel_size, plan.offset)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)
-        _fill(held, kind, plan.roi.shape, block, storage, function, workers)
+        _fill(held, task, plan.roi.shape, block, function)
 
 
-def _made_of(kind: Kind, address: str, options: VolumeOptions, plan: Plan, storage: StorageOptions) -> dict[str, Any]:
+def _made_of(task: ConvertTask, address: str, plan: Plan) -> dict[str, Any]:
     return {
-        "kind": kind,
+        "kind": task.kind,
         "address": address,
-        "raw": options.raw,
+        "raw": task.options.raw,
         "roi": {"offset": list(plan.roi.offset), "shape": list(plan.roi.shape)},
         "voxel_size": list(plan.voxel_size),
         "offset": list(plan.offset),
         "intensity": None if plan.intensity is None else list(plan.intensity),
-        "storage": storage.model_dump(mode="json"),
+        "storage": task.storage.model_dump(mode="json"),
     }
 
 
-def _create(
-    held: Claim, kind: Kind, shape: Triple, voxel_size: VoxelSize, offset: VoxelSize, storage: StorageOptions
-) -> None:
+def _create(held: Claim, task: ConvertTask, shape: Triple, voxel_size: VoxelSize, offset: VoxelSize) -> None:
     create_volume(
         held.store,
         shape=shape,
-        dtype=np.uint8 if kind in ("raw", "mask") else np.uint64,
-        chunk=storage.chunk,
-        shard=storage.shard,
+        dtype=np.uint8 if task.kind in ("raw", "mask") else np.uint64,
+        chunk=task.storage.chunk,
+        shard=task.storage.shard,
         voxel_size=voxel_size,
         offset=offset,
-        levels=storage.levels,
+        levels=task.storage.levels,
     )
 
 
-def _fill(
-    held: Claim,
-    kind: Kind,
-    shape: Triple,
-    block: Triple,
-    storage: StorageOptions,
-    function: partial[None],
-    workers: int,
-) -> None:
+def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function: partial[None]) -> None:
     total = Roi((0, 0, 0), shape)
-    run_blocks(f"convert-{kind}", total, block, function, workers=workers, done=held.progress(block))
-    method: Literal["mean", "mode"] = "mean" if kind == "raw" else "mode"
-    build_levels(held.store, storage.levels, method, workers=workers, done=held.private)
+    run_blocks(f"convert-{task.kind}", total, block, function, workers=task.workers, done=held.progress(block))
+    method: Literal["mean", "mode"] = "mean" if task.kind == "raw" else "mode"
+    build_levels(held.store, task.storage.levels, method, workers=task.workers, done=held.private)
     held.stats["voxels"] = total.size
 
 

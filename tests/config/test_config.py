@@ -1,6 +1,5 @@
 """One YAML per dataset: valid examples, a schema in step with the code, one clear line per mistake."""
 
-import json
 import re
 from typing import Any
 
@@ -8,9 +7,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from workflow import ROOT
 
-from kdseg.config import PredictOptions, load, parse_options, schema, validate
+from kdseg.config import PredictOptions, load, schema, validate
+from kdseg.config.tasks import PredictTask
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import fits_or_covers
 from kdseg.segmentation.agglomeration.tree import layout
@@ -159,9 +160,10 @@ def test_files_that_are_no_configuration(tmp_path):
 
 def test_sections_travel_as_json():
     options = PredictOptions(block=(64, 64, 64), tile=(32, 32, 32))
-    assert parse_options(PredictOptions, options.model_dump_json()) == options
-    with pytest.raises(ConfigError, match="tile"):
-        parse_options(PredictOptions, json.dumps({"tile": [0, 1, 1]}))
+    task = PredictTask(raw="raw.json", model="model.json", manifest="affinities.json", options=options)
+    assert PredictTask.model_validate_json(task.model_dump_json()) == task
+    with pytest.raises(ValidationError, match="tile"):
+        PredictTask.model_validate({**task.model_dump(), "options": {"tile": [0, 1, 1]}})
 
 
 def distilled(**changes: Any) -> dict[str, Any]:

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 from counted_volumes import BLOCKS, OPTIONS, SHAPE, Voxels, named_components
 from counted_volumes import made as made_of_files
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_volumes import cells, write_hdf5, write_volume
 
-from kdseg.cli import main
 from kdseg.errors import StageError
 from kdseg.evaluation import boundary_counting
 from kdseg.evaluation.boundary_counting import count_boundaries, dust_labels
@@ -131,7 +130,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def evaluate(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+    return invoke("evaluate", *map(str, arguments))
 
 
 @pytest.fixture

@@ -15,14 +15,13 @@ import h5py
 import numpy as np
 import pytest
 import tifffile
-from click.testing import CliRunner
+from command import invoke
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.metrics import adapted_rand_error, variation_of_information
 from toy_volumes import cells, write_hdf5, write_volume, write_zarr
 from workflow import ROOT
 
-from kdseg.cli import main
 from kdseg.evaluation.counting import COLUMNS
 from kdseg.evaluation.measures import conventions
 from kdseg.results.parquet import read_parquet
@@ -34,7 +33,7 @@ NM = (30.0, 8.0, 8.0)
 
 
 def kdseg(*arguments: object) -> Any:
-    return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
+    return invoke("evaluate", *map(str, arguments))
 
 
 def answer(folder: Path, *arguments: object) -> dict[str, Any]:
@@ -368,7 +367,7 @@ def test_the_commands_of_the_readme_and_of_the_documentation(tmp_path: Path, mon
         commands = [line for line in lines if line[1] in ("evaluate", "same")]
         assert {line[1] for line in commands} == {"evaluate", "same"}
         for command in commands:
-            done = CliRunner().invoke(main, command[1:])
+            done = invoke(*command[1:])
             assert done.exit_code == 0, (command, done.output)
     table = read_parquet(Path("scored") / "evaluation.parquet")
     assert sum(table["count"].tolist()) == (LABELS > 0).sum()

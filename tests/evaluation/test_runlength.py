@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 from toy_volumes import write_volume
-
-from kdseg.cli import main
 
 NM, OFFSET = (40.0, 8.0, 4.0), (400.0, 80.0, 0.0)
 SHAPE = (5, 20, 40)
@@ -33,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def call(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(main, ["runlength", *map(str, arguments)])
+    result = invoke("runlength", *map(str, arguments))
     return result.exit_code, result.output
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from command import Result, invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toy_volumes import cells, write_hdf5, write_volume
 
-from kdseg.cli import main
 from kdseg.evaluation.matching import best_matching
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
@@ -27,7 +26,7 @@ Ids = NDArray[np.uint64]
 
 
 def kdseg(*arguments: object) -> Result:
-    return CliRunner().invoke(main, ["same", *map(str, arguments)])
+    return invoke("same", *map(str, arguments))
 
 
 def most_agreeing(a: Ids, b: Ids) -> int:

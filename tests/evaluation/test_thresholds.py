@@ -5,20 +5,21 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pipeline import NEAREST, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 from toy_volumes import cells
 
-from kdseg.cli import main
 from kdseg.config import EvaluateOptions
 from kdseg.config.data import RoiOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.tasks import SweepTask
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.evaluation import sweep
 from kdseg.evaluation.measures import least_voi, measure
@@ -107,12 +108,13 @@ def by_voxels(folder: Path, labels: NDArray[np.uint64], threshold: float, kept: 
 def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray[np.uint64]]) -> None:
     folder, labels = made
     part = Roi((0, 3, 5), (20, 17, 20))
-    names = [folder / f"{name}.json" for name in ("fragments", "agglomeration", "labels")]
+    names = {name: folder / f"{name}.json" for name in ("fragments", "agglomeration", "labels")}
     options = EvaluateOptions(
         volumes=("a",), tune_on="a", models=("a",), block=(8, 16, 16), thresholds=(0.3, 0.55, 0.8)
     )
-    sweep.run(*names, folder / "part.json", options, part=part, workers=2)
-    sweep.run(*names, folder / "whole.json", options)
+    section = options.model_copy(update={"tune_roi": RoiOptions(offset=part.offset, shape=part.shape)})
+    sweep.run(SweepTask(**names, manifest=folder / "part.json", options=section, part=True, workers=2))
+    sweep.run(SweepTask(**names, manifest=folder / "whole.json", options=options))
     inside = np.zeros(labels.shape, np.bool_)
     inside[part.slices()] = True
     for name, kept in (("part", inside), ("whole", inside | True)):
@@ -121,11 +123,10 @@ def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray
         assert stats["sweep"] == rows
         assert len({row["voi"] for row in rows}) > 1
         assert stats["best"] == min(rows, key=lambda row: row["voi"])["threshold"]
-    section = options.model_copy(update={"tune_roi": RoiOptions(offset=part.offset, shape=part.shape)})
-    flags = [f"--{name}={path}" for name, path in zip(("fragments", "agglomeration", "labels"), names, strict=True)]
+    flags = [f"--{name}={path}" for name, path in names.items()]
     command = ["sweep", *flags, "--options", section.model_dump_json()]
     for name, flag in (("part", ["--part"]), ("whole", [])):  # done by now: another part would be refused
-        done = CliRunner().invoke(main, [*command, *flag, "--manifest", str(folder / f"{name}.json")])
+        done = invoke(*command, *flag, "--manifest", str(folder / f"{name}.json"))
         assert done.exit_code == 0, done.output
     stats = read(folder / "part.json").stats
     best = stats["best"]
@@ -142,14 +143,19 @@ def test_a_threshold_is_reached_where_it_means_the_same_fraction(made: tuple[Pat
 
 def test_what_cannot_be_swept_is_refused(made: tuple[Path, NDArray[np.uint64]]) -> None:
     folder, _ = made
-    names = [folder / f"{name}.json" for name in ("fragments", "agglomeration", "labels")]
+    names = {name: folder / f"{name}.json" for name in ("fragments", "agglomeration", "labels")}
     options = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=BLOCK)
+
+    def swept(name: str, **changes: Any) -> None:
+        section = options.model_copy(update=changes)
+        sweep.run(SweepTask(**names, manifest=folder / f"{name}.json", options=section, part=True))
+
     with pytest.raises(ShapeError, match=r"tune_roi \[0:21, 0:5, 0:5\] is not inside of"):
-        sweep.run(*names, folder / "a.json", options, part=Roi((0, 0, 0), (21, 5, 5)))
+        swept("a", tune_roi=RoiOptions(shape=(21, 5, 5)))
     with pytest.raises(DataError, match="nothing to score"):
-        sweep.run(*names, folder / "b.json", options, part=Roi((0, 0, 0), (20, 40, 34)))
+        swept("b", tune_roi=RoiOptions(shape=(20, 40, 34)))
     with pytest.raises(ConfigError, match=r"up to a score of 0\.9, it cannot be cut at 0\.95"):
-        sweep.run(*names, folder / "c.json", options.model_copy(update={"thresholds": (0.95,)}))
+        swept("c", thresholds=(0.95,))
 
 
 def test_merges_of_some_fragments_are_those_that_decide_about_them(made: tuple[Path, NDArray[np.uint64]]) -> None:

@@ -13,6 +13,7 @@ from pipeline import STORAGE, store, voxels
 from subjects import OFFSETS, grey, network_of, predicted, save
 
 from kdseg.config import PredictOptions
+from kdseg.config.tasks import PredictTask
 from kdseg.errors import StageError
 from kdseg.geometry import Block, Roi
 from kdseg.networks.models import resolve_precision
@@ -38,7 +39,17 @@ def test_processes_and_lost_workers_change_no_byte(
 
     def run(processes: int) -> None:
         count = {"gpus": processes} if gpu else {"workers": processes}
-        predict.run(tmp_path / "raw.json", model, manifest, options, STORAGE, device=str(device), **count)
+        predict.run(
+            PredictTask(
+                raw=tmp_path / "raw.json",
+                model=model,
+                manifest=manifest,
+                options=options,
+                storage=STORAGE,
+                device=str(device),
+                **count,
+            )
+        )
 
     with pytest.raises(StageError, match=r"1 of 4 blocks failed.*OutOfMemoryError: CUDA out of memory.*predict\.tile"):
         run(2)

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from click.testing import CliRunner
+from command import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import STORAGE, FragmentsOptions, store, voxels
 from toy_models import OFFSETS, TILE, save
 
-from kdseg.cli import main
 from kdseg.config import AgglomerateOptions, EdgesOptions, PredictOptions, SegmentOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, FuseTask, PredictTask, SegmentTask
 from kdseg.errors import ClaimError, ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.prediction import fuse
@@ -63,17 +63,41 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store(path / "mask.json", mask)
     save(path / "model.json")
     out = path / "stored"
-    predict.run(path / "raw.json", path / "model.json", out / "affinities.json", PREDICT, STORAGE, device="cpu")
-    fragments.run(out / "affinities.json", out / "fragments.json", OPTIONS, STORAGE, mask=path / "mask.json")
-    edges.run(out / "affinities.json", out / "fragments.json", out / "edges.json", EdgesOptions(block=EDGES))
+    predict.run(
+        PredictTask(
+            raw=path / "raw.json",
+            model=path / "model.json",
+            manifest=out / "affinities.json",
+            options=PREDICT,
+            storage=STORAGE,
+            device="cpu",
+        )
+    )
+    fragments.run(
+        FragmentsTask(
+            affinities=out / "affinities.json",
+            manifest=out / "fragments.json",
+            options=OPTIONS,
+            storage=STORAGE,
+            mask=path / "mask.json",
+        )
+    )
+    edges.run(
+        EdgesTask(
+            affinities=out / "affinities.json",
+            fragments=out / "fragments.json",
+            manifest=out / "edges.json",
+            options=EdgesOptions(block=EDGES),
+        )
+    )
     return path
 
 
 def fused(folder: Path, name: str, workers: int = 1, **changes: Any) -> Path:
-    inputs = [folder / "raw.json", folder / changes.pop("model", "model.json")]
+    inputs = {"raw": folder / "raw.json", "model": folder / changes.pop("model", "model.json")}
     manifest = folder / name / "fragments.json"
     options = {"mask": folder / "mask.json", "device": "cpu", "workers": workers, **changes}
-    fuse.run(*inputs, manifest, PREDICT, OPTIONS, STORAGE, **options)
+    fuse.run(FuseTask(**inputs, manifest=manifest, options=PREDICT, fragments=OPTIONS, storage=STORAGE, **options))
     return manifest
 
 
@@ -83,7 +107,15 @@ def files(path: Path) -> dict[str, bytes]:
 
 def expect_the_same_bytes(folder: Path, name: str, workers: int = 1) -> None:
     found, stored = folder / name, folder / "stored"
-    edges.run(None, found / "fragments.json", found / "edges.json", EdgesOptions(block=EDGES), workers=workers)
+    edges.run(
+        EdgesTask(
+            affinities=None,
+            fragments=found / "fragments.json",
+            manifest=found / "edges.json",
+            options=EdgesOptions(block=EDGES),
+            workers=workers,
+        )
+    )
     assert len(np.unique(voxels(found / "fragments.json"))) > 100
     for result in ("fragments.zarr", "edges.tables"):
         ours, theirs = files(found / result), files(stored / result)
@@ -130,16 +162,26 @@ def test_the_neurons_follow_without_affinities(folder: Path) -> None:
         out = folder / name
         if affinities is None:
             fused(folder, name)
-            edges.run(None, out / "fragments.json", out / "edges.json", EdgesOptions(block=EDGES))
-        names = [out / f"{n}.json" for n in ("fragments", "edges", "agglomeration")]
-        agglomerate.run(affinities, *names, AgglomerateOptions(chunk=(64, 64, 32)))
+            edges.run(
+                EdgesTask(
+                    affinities=None,
+                    fragments=out / "fragments.json",
+                    manifest=out / "edges.json",
+                    options=EdgesOptions(block=EDGES),
+                )
+            )
+        inputs = {n: out / f"{n}.json" for n in ("fragments", "edges")}
+        tree, chunk = out / "agglomeration.json", AgglomerateOptions(chunk=(64, 64, 32))
+        agglomerate.run(AgglomerateTask(affinities=affinities, **inputs, manifest=tree, options=chunk))
         how = SegmentOptions(block=(32, 32, 32), threshold=0.5)
-        segment.run(*names, None, out / "segmentation.json", how, STORAGE)
+        segment.run(
+            SegmentTask(**inputs, agglomeration=tree, manifest=out / "segmentation.json", options=how, storage=STORAGE)
+        )
         found.append(voxels(out / "segmentation.json"))
     assert np.array_equal(*found)
     one = AgglomerateOptions(engine="waterz")
     with pytest.raises(ConfigError, match="waterz needs the affinities of the whole volume"):
-        agglomerate.run(None, *names[:2], folder / "x.json", one)
+        agglomerate.run(AgglomerateTask(**inputs, manifest=folder / "x.json", options=one))
 
 
 def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) -> list[int]:
@@ -172,13 +214,26 @@ def test_the_mask_is_decoded_in_one_thread_too(folder: Path) -> None:
 def test_refusals(folder: Path) -> None:
     made = folder / "stored" / "fragments.json"
     with pytest.raises(MissingError, match="keeps nothing of its affinities: name them"):
-        edges.run(None, made, folder / "x.json", EdgesOptions(block=EDGES))
+        edges.run(
+            EdgesTask(affinities=None, fragments=made, manifest=folder / "x.json", options=EdgesOptions(block=EDGES))
+        )
     one = fused(folder, "refused")
     for option in ("long_range", "histograms"):
         with pytest.raises(ConfigError, match="need affinities"):
-            edges.run(None, one, folder / "x.json", EdgesOptions(block=EDGES, **{option: True}))  # type: ignore[arg-type]
+            edges.run(
+                EdgesTask(
+                    affinities=None,
+                    fragments=one,
+                    manifest=folder / "x.json",
+                    options=EdgesOptions(block=EDGES, **{option: True}),
+                )
+            )  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match=r"edges\.block \(32, 32, 16\) must be a multiple of the shard \(32, 32, 32\)"):
-        edges.run(None, one, folder / "x.json", EdgesOptions(block=(32, 32, 16)))
+        edges.run(
+            EdgesTask(
+                affinities=None, fragments=one, manifest=folder / "x.json", options=EdgesOptions(block=(32, 32, 16))
+            )
+        )
     with pytest.raises(ClaimError, match=r"inputs\.mask was"):
         fused(folder, "refused", mask=None)
     store(folder / "small.json", np.ones((40, 70, 49), np.uint8))
@@ -197,11 +252,11 @@ def test_the_command(folder: Path) -> None:
     arguments = ["fuse", "--manifest", str(out / "fragments.json"), "--device", "cpu"]
     arguments += [part for name, path in manifests.items() for part in (f"--{name}", str(path))]
     arguments += [part for name, one in sections.items() for part in (f"--{name}", one.model_dump_json())]
-    done = CliRunner().invoke(main, arguments)
+    done = invoke(*arguments)
     assert done.exit_code == 0, done.output
     section = EdgesOptions(block=EDGES).model_dump_json()
     places = ["--fragments", str(out / "fragments.json"), "--manifest", str(out / "edges.json")]
-    done = CliRunner().invoke(main, ["edges", *places, "--options", section])
+    done = invoke("edges", *places, "--options", section)
     assert done.exit_code == 0, done.output
     assert files(read(out / "edges.json").result) == files(folder / "stored" / "edges.tables")
 

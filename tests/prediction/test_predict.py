@@ -15,6 +15,7 @@ from toy_models import OFFSETS, TILE, save
 
 from kdseg.config import PredictOptions
 from kdseg.config.cluster import LocalOptions
+from kdseg.config.tasks import PredictTask
 from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.prediction import stage as predict
@@ -39,7 +40,15 @@ def run(folder, name, block=(32, 32, 32), workers=1, model="model.json", **kwarg
     manifest = folder / name / "affinities.json"
     options = PredictOptions(block=block, tile=TILE)
     predict.run(
-        folder / "raw.json", folder / model, manifest, options, STORAGE, workers=workers, **{"device": "cpu", **kwargs}
+        PredictTask(
+            raw=folder / "raw.json",
+            model=folder / model,
+            manifest=manifest,
+            options=options,
+            storage=STORAGE,
+            workers=workers,
+            **{"device": "cpu", **kwargs},
+        )
     )
     return manifest
 
@@ -104,7 +113,16 @@ def test_finished_blocks_are_not_done_again(folder, reference):
 def test_other_weights_or_tiles_are_noticed(folder, reference):
     options = PredictOptions(block=(64, 64, 64), tile=(32, 32, 32))
     with pytest.raises(ClaimError, match=r"options\.tile was \[16, 16, 16\], is \[32, 32, 32\]"):
-        predict.run(folder / "raw.json", folder / "model.json", reference, options, STORAGE, device="cpu")
+        predict.run(
+            PredictTask(
+                raw=folder / "raw.json",
+                model=folder / "model.json",
+                manifest=reference,
+                options=options,
+                storage=STORAGE,
+                device="cpu",
+            )
+        )
     save(folder / "other" / "model.json", voxel_size=(10.0, 10.0, 10.1))
     with pytest.raises(ClaimError, match=r"inputs\.model was"):
         run(folder, "reference", model="other/model.json")
@@ -120,13 +138,27 @@ def test_averages_are_those_that_students_learn_from(folder):
         ("b", "none", "affinities_flips"),
     ):
         options = PredictOptions(block=(64, 64, 64), tile=TILE, average=average)
-        predict.run(raw, model, out / f"{name}.json", options, STORAGE, product=product, device="cpu")
-        found[name] = voxels(out / f"{name}.json")
+        manifest = out / f"{name}.json"
+        predict.run(
+            PredictTask(
+                raw=raw,
+                model=model,
+                manifest=manifest,
+                options=options,
+                storage=STORAGE,
+                product=product,
+                device="cpu",
+            )
+        )
+        found[name] = voxels(manifest)
     assert (found["a"] == found["b"]).all()
     assert (found["a"] != found["plain"]).any()
     options = PredictOptions(block=(64, 64, 64), tile=TILE, average="flips")
+    other = PredictTask(
+        raw=raw, model=model, manifest=out / "plain.json", options=options, storage=STORAGE, device="cpu"
+    )
     with pytest.raises(ClaimError, match="average"):
-        predict.run(raw, model, out / "plain.json", options, STORAGE, device="cpu")
+        predict.run(other)
 
 
 @pytest.mark.parametrize(("size", "fits"), [(9.4, False), (9.6, True), (10.6, False)])
@@ -156,7 +188,16 @@ def test_refusals(folder, monkeypatch):
     store(folder / "float.json", np.zeros(SHAPE, np.float32))
     options = PredictOptions(block=(32, 32, 32), tile=TILE)
     with pytest.raises(DataError, match="expected uint8"):
-        predict.run(folder / "float.json", folder / "model.json", folder / "x.json", options, STORAGE, device="cpu")
+        predict.run(
+            PredictTask(
+                raw=folder / "float.json",
+                model=folder / "model.json",
+                manifest=folder / "x.json",
+                options=options,
+                storage=STORAGE,
+                device="cpu",
+            )
+        )
 
 
 def square(number):

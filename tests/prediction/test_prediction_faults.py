@@ -15,12 +15,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from click.testing import CliRunner
+from command import invoke
 from pipeline import STORAGE, store, voxels
 from toy_models import save
 
-from kdseg.cli import main
 from kdseg.config import FragmentsOptions, PredictOptions
+from kdseg.config.data import RoiOptions
+from kdseg.config.tasks import FragmentsTask, FuseTask, PredictTask
 from kdseg.errors import ShapeError, StageError
 from kdseg.geometry import Block, Roi
 from kdseg.prediction import fuse
@@ -49,7 +50,17 @@ def folder(tmp_path_factory):
 
 def run(folder, manifest, raw="raw.json", model="model.json", block=BLOCK, **how):
     options = PredictOptions(block=block, tile=TILE)
-    predict.run(folder / raw, folder / model, manifest, options, STORAGE, device="cpu", **how)
+    predict.run(
+        PredictTask(
+            raw=folder / raw,
+            model=folder / model,
+            manifest=manifest,
+            options=options,
+            storage=STORAGE,
+            device="cpu",
+            **how,
+        )
+    )
     return manifest
 
 
@@ -97,7 +108,7 @@ def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
     assert facts["blocks"]["retries"] == (ATTEMPTS - 1) * len(failed)
     (stopped,) = [one for one in status.run(tmp_path) if one.stage == "predict"]
     assert stopped.state == "stopped"
-    told = CliRunner().invoke(main, ["status", str(tmp_path)])
+    told = invoke("status", str(tmp_path))
     assert told.exit_code == 1
     assert f"{BLOCKS - len(failed)} of {BLOCKS} blocks" in told.output
     assert "cannot read" in told.output
@@ -106,7 +117,7 @@ def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
     run(folder, manifest, raw=tmp_path / "raw" / "raw.json")
     assert telemetry(manifest)["blocks"]["done"] == len(failed)
     assert (voxels(manifest) == voxels(reference)).all()
-    assert CliRunner().invoke(main, ["status", str(tmp_path)]).exit_code == 0
+    assert invoke("status", str(tmp_path)).exit_code == 0
 
 
 def test_weights_that_are_damaged_end_a_run_early(folder, tmp_path):
@@ -306,12 +317,13 @@ def test_tiles_without_tissue_are_not_predicted(folder, reference, mask, tmp_pat
 
 def test_a_region_has_the_bytes_of_the_whole(folder, reference, tmp_path):
     roi = Roi((3, 0, 50), (20, 31, 100))
-    manifest = run(folder, tmp_path / "affinities.json", roi=roi)
+    part = RoiOptions(offset=roi.offset, shape=roi.shape)
+    manifest = run(folder, tmp_path / "affinities.json", roi=part)
     inside = np.zeros(SHAPE, bool)
     inside[roi.slices()] = True
     assert (voxels(manifest) == np.where(inside, voxels(reference), 0)).all()
     with pytest.raises(ShapeError, match="does not lie in"):
-        run(folder, tmp_path / "beyond.json", roi=Roi((3, 0, 50), (20, 33, 100)))
+        run(folder, tmp_path / "beyond.json", roi=RoiOptions(offset=(3, 0, 50), shape=(20, 33, 100)))
 
 
 def test_fragments_do_not_depend_on_what_is_not_predicted(folder, reference, mask, tmp_path):
@@ -319,18 +331,28 @@ def test_fragments_do_not_depend_on_what_is_not_predicted(folder, reference, mas
     sparse = run(folder, tmp_path / "affinities.json", mask=tmp_path / "mask.json")
     options = FragmentsOptions(block=BLOCK, halo=(8, 8, 8))
     for name, affinities in (("dense", reference), ("sparse", sparse)):
-        fragments.run(affinities, tmp_path / name / "f.json", options, STORAGE, mask=tmp_path / "mask.json")
+        fragments.run(
+            FragmentsTask(
+                affinities=affinities,
+                manifest=tmp_path / name / "f.json",
+                options=options,
+                storage=STORAGE,
+                mask=tmp_path / "mask.json",
+            )
+        )
     fused = tmp_path / "fused" / "f.json"
     predicting = PredictOptions(block=BLOCK, tile=TILE)
     fuse.run(
-        folder / "raw.json",
-        folder / "model.json",
-        fused,
-        predicting,
-        options,
-        STORAGE,
-        mask=tmp_path / "mask.json",
-        device="cpu",
+        FuseTask(
+            raw=folder / "raw.json",
+            model=folder / "model.json",
+            manifest=fused,
+            options=predicting,
+            fragments=options,
+            storage=STORAGE,
+            mask=tmp_path / "mask.json",
+            device="cpu",
+        )
     )
     dense = voxels(tmp_path / "dense" / "f.json")
     assert dense.any()
@@ -340,7 +362,7 @@ def test_fragments_do_not_depend_on_what_is_not_predicted(folder, reference, mas
 
 
 def test_status_of_nothing(tmp_path):
-    told = CliRunner().invoke(main, ["status", str(tmp_path)])
+    told = invoke("status", str(tmp_path))
     assert told.exit_code == 1
     assert "no stage of kdseg has begun" in told.output
 

@@ -7,9 +7,8 @@ import sys
 import pytest
 import torch
 import yaml
-from click.testing import CliRunner
+from command import invoke
 
-from kdseg.cli import main
 from kdseg.config import PredictOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.networks.checkpoint import LoadedModel, save_model
@@ -35,7 +34,7 @@ def few(monkeypatch):
 
 
 def tuned(model, *more):
-    result = CliRunner().invoke(main, ["tune", str(model), "--device", "cpu", "--seconds", "0", *more])
+    result = invoke("tune", str(model), "--device", "cpu", "--seconds", "0", *more)
     assert result.exit_code == 0, result.output
     return result.output
 

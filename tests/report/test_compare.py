@@ -23,7 +23,7 @@ from kdseg.config import FragmentsOptions, TrialOptions, validate
 from kdseg.config.compare import ALONE, trial_name
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.config.segmentation import WatershedOptions
-from kdseg.config.tasks import VolumeInputs
+from kdseg.config.tasks import CompareTask, TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, MissingError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import build
@@ -250,7 +250,7 @@ def test_a_doubtful_comparison_is_marked(tmp_path, values):
 def test_the_files_hold_the_same(tmp_path, values):
     comparison(tmp_path, values)
     values = {**values, "results": str(tmp_path), "title": "Mouse <cube> & more"}
-    compare.run(validate(values), tmp_path / "compare.html")
+    compare.run(CompareTask(config=validate(values), out=tmp_path / "compare.html"))
     html = (tmp_path / "compare.html").read_text()
     page = Page(html)
     assert not page.links
@@ -339,7 +339,17 @@ def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path):
     model = small_model(tmp_path / "kd.seed0" / "model.json")
     fragments = FragmentsOptions(watershed=WatershedOptions(seeds="maxima", seed_distance=2))
     options = TrialOptions(tune_on="tune", volumes=("test",), shape=(16, 16, 16))
-    trial.run(model, model.with_name("trial.json"), options, volumes, fragments, name="kd.seed0", device="cpu")
+    trial.run(
+        TrialTask(
+            model=model,
+            manifest=model.with_name("trial.json"),
+            options=options,
+            volumes=volumes,
+            fragments=fragments,
+            name="kd.seed0",
+            device="cpu",
+        )
+    )
     stats = json.loads(model.with_name("trial.json").read_text())["stats"]
 
     cpu, loaded = torch.device("cpu"), load_model(read(model).result, torch.device("cpu"))
@@ -360,7 +370,17 @@ def test_a_trial_needs_the_data_of_its_volumes(tmp_path):
     model = small_model(tmp_path / "kd.seed0" / "model.json")
     options = TrialOptions(tune_on="tune", volumes=("tune",), shape=(8, 8, 8))
     with pytest.raises(ConfigError, match=r"\['labels', 'raw'\] of the volume 'tune'"):
-        trial.run(model, model.with_name("trial.json"), options, {}, FragmentsOptions(), name="kd.seed0", device="cpu")
+        trial.run(
+            TrialTask(
+                model=model,
+                manifest=model.with_name("trial.json"),
+                options=options,
+                volumes={},
+                fragments=FragmentsOptions(),
+                name="kd.seed0",
+                device="cpu",
+            )
+        )
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from report_page import MODELS, Page, configuration
 
+from kdseg.config.tasks import ReportTask
 from kdseg.errors import MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.report import stage as report
@@ -124,7 +125,7 @@ def put_stages(folder, model, volume, labels, scores):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     make_run(folder)
-    report.run(configuration(folder), folder / "report.html")
+    report.run(ReportTask(config=configuration(folder), out=folder / "report.html"))
     return folder
 
 
@@ -466,7 +467,7 @@ def test_the_headline_counts(tmp_path):
 
 def test_a_part_of_the_results_is_reported(tmp_path):
     put(tmp_path, "heavy/model", {"parameters": 1_000_000})
-    report.run(configuration(tmp_path), tmp_path / "report.html")
+    report.run(ReportTask(config=configuration(tmp_path), out=tmp_path / "report.html"))
     page = Page((tmp_path / "report.html").read_text())
     assert page.cells["heavy", "cube", "parameters"] == "1,000,000 100 %"
     assert page.cells["fast", "cube", "voi"] == "not measured"
@@ -483,7 +484,7 @@ def test_other_machines_are_not_compared(tmp_path):
 
 def test_no_results_at_all(tmp_path):
     with pytest.raises(MissingError, match="run the workflow first, `snakemake"):
-        report.run(configuration(tmp_path / "nothing"), tmp_path / "report.html")
+        report.run(ReportTask(config=configuration(tmp_path / "nothing"), out=tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
 
 
@@ -492,7 +493,7 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path):
     out = tmp_path / "page"
     (out / "report.html").mkdir(parents=True)
     with pytest.raises(UnreadableError, match=r"cannot write .*report\.html"):
-        report.run(configuration(tmp_path), out / "report.html")
+        report.run(ReportTask(config=configuration(tmp_path), out=out / "report.html"))
     assert not [path for path in out.iterdir() if path.suffix == ".part"]
 
 

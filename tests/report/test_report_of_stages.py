@@ -14,6 +14,7 @@ from report_page import Page, configuration
 from toy_volumes import cells
 
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.tasks import ReportTask, ScoreTask, SweepTask
 from kdseg.evaluation import score, sweep
 from kdseg.evaluation.measures import measure
 from kdseg.evaluation.metrics.contingency import block_contingency
@@ -54,10 +55,28 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray[np.uin
             "tune_roi": {"offset": PART.offset, "shape": PART.shape},
         },
     )
-    names = [folder / "fragments.json", folder / "agglomeration.json", truth]
-    sweep.run(*names, folder / "sweep.json", config.evaluate, part=PART)
-    score.run(folder / "segmentation.json", truth, folder / "scores.json", config.evaluate, sweep=folder / "sweep.json")
-    report.run(config, results / "report.html")
+    sweep.run(
+        SweepTask(
+            fragments=folder / "fragments.json",
+            agglomeration=folder / "agglomeration.json",
+            labels=truth,
+            manifest=folder / "sweep.json",
+            options=config.evaluate,
+            part=True,
+        )
+    )
+    score.run(
+        ScoreTask(
+            segmentation=folder / "segmentation.json",
+            labels=truth,
+            manifest=folder / "scores.json",
+            options=config.evaluate,
+            sweep=folder / "sweep.json",
+            model="heavy",
+            volume="tune",
+        )
+    )
+    report.run(ReportTask(config=config, out=results / "report.html"))
     return results, labels
 
 

@@ -23,13 +23,12 @@ import numpy as np
 import pytest
 import s3fs
 import yaml
-from click.testing import CliRunner
+from command import invoke
 from pipeline import STORAGE, voxels
 from toy_models import TILE, save
 from toy_volumes import cells, write_volume
 from workflow import jobs
 
-from kdseg.cli import main
 from kdseg.config import (
     AgglomerateOptions,
     EdgesOptions,
@@ -38,6 +37,8 @@ from kdseg.config import (
     SegmentOptions,
     VolumeOptions,
 )
+from kdseg.config.questions import EvaluateTask
+from kdseg.config.tasks import AgglomerateTask, ConvertTask, EdgesTask, FragmentsTask, PredictTask, SegmentTask
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, MissingError, StageError, UnreadableError
 from kdseg.evaluation import evaluate
 from kdseg.prediction import stage as predict
@@ -171,20 +172,47 @@ def run_all(folder, inputs, raw, storage, workers):
         name: folder / f"{name}.json"
         for name in ("raw", "affinities", "fragments", "edges", "agglomeration", "segmentation")
     }
-    convert.run("raw", paths["raw"], VolumeOptions(raw=raw), storage, workers=workers)
+    convert.run(
+        ConvertTask(kind="raw", manifest=paths["raw"], options=VolumeOptions(raw=raw), storage=storage, workers=workers)
+    )
     predict_all(folder, inputs, storage)
-    fragments.run(paths["affinities"], paths["fragments"], FRAGMENTS, storage, workers=workers)
-    graph = [paths[name] for name in ("affinities", "fragments", "edges", "agglomeration")]
-    edges.run(*graph[:3], EdgesOptions(block=BLOCK), workers=workers)
+    fragments.run(
+        FragmentsTask(
+            affinities=paths["affinities"],
+            manifest=paths["fragments"],
+            options=FRAGMENTS,
+            storage=storage,
+            workers=workers,
+        )
+    )
+    graph = {name: paths[name] for name in ("affinities", "fragments")}
+    edges.run(EdgesTask(**graph, manifest=paths["edges"], options=EdgesOptions(block=BLOCK), workers=workers))
     how = AgglomerateOptions(thresholds=(0.1, 0.5), chunk=(64, 64, 64))
-    agglomerate.run(*graph, how, workers=workers)
-    segment.run(*graph[1:], None, paths["segmentation"], SegmentOptions(block=BLOCK, threshold=0.5), storage)
+    graph["edges"] = paths["edges"]
+    agglomerate.run(AgglomerateTask(**graph, manifest=paths["agglomeration"], options=how, workers=workers))
+    segment.run(
+        SegmentTask(
+            **{name: paths[name] for name in ("fragments", "edges", "agglomeration")},
+            manifest=paths["segmentation"],
+            options=SegmentOptions(block=BLOCK, threshold=0.5),
+            storage=storage,
+        )
+    )
     return paths
 
 
 def predict_all(folder, inputs, storage):
     how = PredictOptions(block=BLOCK, tile=TILE)
-    predict.run(folder / "raw.json", inputs / "model.json", folder / "affinities.json", how, storage, device="cpu")
+    predict.run(
+        PredictTask(
+            raw=folder / "raw.json",
+            model=inputs / "model.json",
+            manifest=folder / "affinities.json",
+            options=how,
+            storage=storage,
+            device="cpu",
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -214,13 +242,13 @@ def test_all_volumes_have_the_bytes_of_a_run_on_disk(bucket, local, remote):
 
 def test_scores_read_from_the_bucket(local, remote, inputs):
     def scores(segmentation, labels):
-        return evaluate.run(evaluate.Question(str(segmentation), str(labels), block=BLOCK))["scores"]
+        return evaluate.run(EvaluateTask(segmentation=str(segmentation), labels=str(labels), block=BLOCK))["scores"]
 
     expected = scores(read(local["segmentation"]).result, inputs / "labels.zarr")
     link = read(remote["segmentation"]).result
     assert scores(link, "s3://bucket/in/labels.zarr") == expected
     assert scores(read_link(link), "s3://bucket/in/labels.zarr/0") == expected
-    same = CliRunner().invoke(main, ["same", str(link), str(read(local["segmentation"]).result)])
+    same = invoke("same", str(link), str(read(local["segmentation"]).result))
     assert same.exit_code == 0, same.output
 
 
@@ -233,7 +261,14 @@ def test_a_level_below_a_link(local, remote):
 
 
 def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, local):
-    convert.run("raw", tmp_path / "raw.json", VolumeOptions(raw="s3://bucket/in/raw.zarr"), IN_BUCKET)
+    convert.run(
+        ConvertTask(
+            kind="raw",
+            manifest=tmp_path / "raw.json",
+            options=VolumeOptions(raw="s3://bucket/in/raw.zarr"),
+            storage=IN_BUCKET,
+        )
+    )
     program = (
         "import sys; from pathlib import Path; import test_remote as t; "
         "t.predict_all(Path(sys.argv[1]), Path(sys.argv[2]), t.IN_BUCKET)"
@@ -279,7 +314,11 @@ def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
             volume.read(volume.roi)
         bucket.delete(key)
         with pytest.raises((DataError, StageError), match="a file of it was lost or changed"):
-            segment.run(*ways, None, tmp_path / "segmentation.json", how, IN_BUCKET)
+            segment.run(
+                SegmentTask(
+                    *ways, edges=None, agglomeration=tmp_path / "segmentation.json", sweep=how, manifest=IN_BUCKET
+                )
+            )
     finally:
         bucket.put(key, whole)
 
@@ -300,7 +339,7 @@ def test_clear_removes_what_was_made_in_the_bucket_and_nothing_else(tmp_path, bu
     bucket.put(f"{url}x", b"mine")
     before = bucket.files("clear")
     assert len(before) > 2
-    done = CliRunner().invoke(main, ["clear", str(tmp_path / "a.json")])
+    done = invoke("clear", str(tmp_path / "a.json"))
     assert f"removed {url}\n" in done.output
     assert list(bucket.files("clear").values()) == [b"mine"]
     assert list(tmp_path.iterdir()) == []
@@ -450,10 +489,9 @@ def test_the_workflow_waits_for_no_files_in_a_bucket(tmp_path, values):
     assert "convert" in jobs(tmp_path, tmp_path / "config.yaml")
 
 
-def test_the_command_takes_the_bucket_from_the_workflow(tmp_path, bucket, inputs, monkeypatch):
-    monkeypatch.setenv("KDSEG_REMOTE", "s3://bucket/command")
-    section = VolumeOptions(raw="s3://bucket/in/raw.zarr").model_dump_json()
-    command = ["convert", "--kind", "raw", "--manifest", str(tmp_path / "raw.json"), "--options", section]
-    done = CliRunner().invoke(main, [*command, "--storage", STORAGE.model_dump_json()])
+def test_the_command_takes_the_bucket_beside_the_task(tmp_path, bucket, inputs):
+    options = VolumeOptions(raw="s3://bucket/in/raw.zarr")
+    task = ConvertTask(kind="raw", manifest=tmp_path / "raw.json", options=options, storage=STORAGE)
+    done = invoke("convert", "--task", task.model_dump_json(), "--storage.remote", "s3://bucket/command")
     assert done.exit_code == 0, done.output
     assert read_link(tmp_path / "raw.zarr").startswith("s3://bucket/command/raw-")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,10 +10,13 @@ import time
 
 import numpy as np
 import pytest
+from command import invoke
 from pipeline import STORAGE, store, voxels
 from toy_models import save
 
-from kdseg.config import PredictOptions, parse_cluster
+from kdseg.config import PredictOptions
+from kdseg.config.cluster import SlurmOptions
+from kdseg.config.tasks import PredictTask
 from kdseg.errors import ConfigError, StageError
 from kdseg.prediction import stage as predict
 from kdseg.running import slurm
@@ -33,7 +37,17 @@ def run(folder, name, cluster, device="cpu"):
     manifest = folder / name / "affinities.json"
     options = PredictOptions(block=(32, 32, 32), tile=(16, 16, 16), precision="float32")
     model, raw = folder / "model.json", folder / "raw.json"
-    predict.run(raw, model, manifest, options, STORAGE, device=device, cluster=parse_cluster(cluster))
+    predict.run(
+        PredictTask(
+            raw=raw,
+            model=model,
+            manifest=manifest,
+            options=options,
+            storage=STORAGE,
+            device=device,
+            cluster=json.loads(cluster),
+        )
+    )
     return voxels(manifest)
 
 
@@ -100,8 +114,9 @@ def test_what_workers_elsewhere_have_is_not_guessed(folder):
     ],
 )
 def test_sections_that_are_not_understood(text, problem):
-    with pytest.raises(ConfigError, match=problem):
-        parse_cluster(text)
+    done = invoke("predict", "--raw", "r.json", "--model", "m.json", "--manifest", "a.json", "--cluster", text)
+    assert done.exit_code == 2
+    assert re.search(problem, done.stderr), done.stderr
 
 
 needs_slurm = pytest.mark.skipif(
@@ -189,7 +204,9 @@ def test_jobs_that_all_end_and_others_that_are_refused(folder, tmp_path, monkeyp
 def test_a_job_that_ends_before_its_worker_came_is_submitted_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(slurm, "ASK_S", 4.0)
-    options = parse_cluster(SLURM.replace('"cores"', '"prologue": ["mkdir tried && exit 3"], "cores"'))
+    options = SlurmOptions.model_validate_json(
+        SLURM.replace('"cores"', '"prologue": ["mkdir tried && exit 3"], "cores"')
+    )
     with workers_of(options, 2, 1) as workers:
         for _ in run_tasks(workers, time.sleep, [0.5] * 600):
             if len(workers.client.nthreads()) == 2:

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from click.testing import CliRunner
+from command import invoke
 from numpy.typing import NDArray
 from pipeline import STORAGE, voxels
 
-from kdseg.cli import main
+from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, MissingError, ShapeError, StageError, VoxelSizeError
 from kdseg.segmentation import adopt
 from kdseg.volumes.volume import affinity_offsets, open_volume
@@ -43,9 +43,18 @@ def hdf5(path: Path, data: NDArray[np.generic], **attributes: object) -> str:
 def test_floats_of_hdf5_and_bytes_of_zarr_become_the_same(tmp_path: Path, affinities: NDArray[np.uint8]) -> None:
     floats = (affinities / 255).astype(np.float32)
     address = hdf5(tmp_path / "a.h5", floats, resolution=SIZE, offset=(80.0, 0.0, 16.0))
-    adopt.run(address, tmp_path / "a.json", STORAGE, offsets=STEPS, workers=2)
+    adopt.run(AdoptTask(address=address, manifest=tmp_path / "a.json", storage=STORAGE, offsets=STEPS, workers=2))
     zarr.create_array(str(tmp_path / "b.zarr"), data=255 - affinities, chunks=(1, 6, 16, 16))
-    adopt.run(str(tmp_path / "b.zarr"), tmp_path / "c.json", STORAGE, offsets=STEPS, voxel_size=SIZE, invert=True)
+    adopt.run(
+        AdoptTask(
+            address=str(tmp_path / "b.zarr"),
+            manifest=tmp_path / "c.json",
+            storage=STORAGE,
+            offsets=STEPS,
+            voxel_size=SIZE,
+            invert=True,
+        )
+    )
     for name in ("a", "c"):
         np.testing.assert_array_equal(voxels(tmp_path / f"{name}.json"), affinities)
     volume = open_volume(tmp_path / "a.zarr")
@@ -58,7 +67,7 @@ def test_from_a_file_to_neurons_on_the_command_line(tmp_path: Path, affinities: 
     paths = {name: str(tmp_path / f"{name}.json") for name in ("affinities", "fragments", "edges", "agglomeration")}
 
     def call(*arguments: str, **options: object) -> None:
-        result = CliRunner().invoke(main, [*arguments, *(["--options", json.dumps(options)] if options else [])])
+        result = invoke(*arguments, *(["--options", json.dumps(options)] if options else []))
         assert result.exit_code == 0, result.output
 
     def inputs(*names: str) -> list[str]:
@@ -111,5 +120,5 @@ def test_bad_input_is_refused(
         file["affs"] = data
     address = str(options.pop("address", "a.h5:/affs"))
     with pytest.raises(error, match=message):
-        adopt.run(address, tmp_path / "a.json", STORAGE, **options)  # type: ignore[arg-type]
+        adopt.run(AdoptTask(address=address, manifest=tmp_path / "a.json", storage=STORAGE, **options))  # type: ignore[arg-type]
     assert not (tmp_path / "a.json").exists()

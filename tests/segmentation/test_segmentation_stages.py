@@ -9,6 +9,7 @@ from pipeline import STORAGE, FragmentsOptions, perfect_affinities, run_fragment
 from kdseg.config import AgglomerateOptions, EdgesOptions, EvaluateOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, ScoreTask, SegmentTask
 from kdseg.errors import ConfigError, DataError, ShapeError, StageError
 from kdseg.evaluation import score
 from kdseg.geometry import Roi
@@ -117,15 +118,27 @@ def test_results_of_two_runs_are_not_mixed(tmp_path, noisy):
     (tmp_path / "later").mkdir()
     other = run_fragments(tmp_path / "later", affinities, OPTIONS.model_copy(update={"dust": 50}))
     with pytest.raises(DataError, match="not made of"):
-        agglomerate_stage.run(affinities, other, edge, out, AgglomerateOptions())
+        agglomerate_stage.run(
+            AgglomerateTask(
+                affinities=affinities, fragments=other, edges=edge, manifest=out, options=AgglomerateOptions()
+            )
+        )
     how = SegmentOptions(block=(32, 32, 32), threshold=0.5)
     with pytest.raises(DataError, match="not made of"):
-        segment.run(other, edge, agglomeration, None, out, how, STORAGE)
+        segment.run(
+            SegmentTask(
+                fragments=other, edges=edge, agglomeration=agglomeration, manifest=out, options=how, storage=STORAGE
+            )
+        )
     with pytest.raises(DataError, match="a result of `kdseg agglomerate`, expected one of `kdseg edges`"):
-        segment.run(fragment, agglomeration, edge, None, out, how, STORAGE)
+        segment.run(
+            SegmentTask(
+                fragments=fragment, edges=agglomeration, agglomeration=edge, manifest=out, options=how, storage=STORAGE
+            )
+        )
     changed = store(tmp_path / "changed.json", noisy // 2, offsets=OFFSETS)
     with pytest.raises(DataError, match="not made of"):
-        edges_stage.run(changed, fragment, out, EdgesOptions())
+        edges_stage.run(EdgesTask(affinities=changed, fragments=fragment, manifest=out, options=EdgesOptions()))
     assert not out.exists()
 
 
@@ -133,11 +146,11 @@ def test_a_lost_file_of_fragments_does_not_become_background(tmp_path, noisy):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
     fragment = run_fragments(tmp_path, affinities, OPTIONS)
     run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
-    names = [tmp_path / f"{name}.json" for name in ("fragments", "edges", "agglomeration")]
+    names = {name: tmp_path / f"{name}.json" for name in ("fragments", "edges", "agglomeration")}
     next(path for path in sorted((read(fragment).result / "0" / "c").rglob("*")) if path.is_file()).unlink()
     how = SegmentOptions(block=(64, 64, 32), threshold=0.5)
     with pytest.raises(StageError, match="a file of it was lost or changed"):
-        segment.run(*names, None, tmp_path / "again.json", how, STORAGE)
+        segment.run(SegmentTask(**names, manifest=tmp_path / "again.json", options=how, storage=STORAGE))
 
 
 def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):
@@ -159,15 +172,27 @@ def test_a_threshold_beyond_the_dendrogram_is_refused(tmp_path, noisy):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
     fragment = run_fragments(tmp_path, affinities, OPTIONS)
     found = run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
-    names = [tmp_path / f"{name}.json" for name in ("edges", "agglomeration")]
+    names = {name: tmp_path / f"{name}.json" for name in ("edges", "agglomeration")}
     how = SegmentOptions(block=(32, 32, 32), threshold=0.95)
     with pytest.raises(ConfigError, match=r"up to a score of 0\.9, it cannot be cut at 0\.95"):
-        segment.run(fragment, *names, None, tmp_path / "other.json", how, STORAGE)
+        segment.run(
+            SegmentTask(fragments=fragment, **names, manifest=tmp_path / "other.json", options=how, storage=STORAGE)
+        )
     with pytest.raises(ConfigError, match="no threshold"):
-        segment.run(fragment, *names, None, tmp_path / "other.json", SegmentOptions(block=(32, 32, 32)), STORAGE)
+        segment.run(
+            SegmentTask(
+                fragments=fragment,
+                **names,
+                manifest=tmp_path / "other.json",
+                options=SegmentOptions(block=(32, 32, 32)),
+                storage=STORAGE,
+            )
+        )
     # any stricter one is a cut of the dendrogram
     how = SegmentOptions(block=(32, 32, 32), threshold=0.37)
-    segment.run(fragment, *names, None, tmp_path / "other.json", how, STORAGE)
+    segment.run(
+        SegmentTask(fragments=fragment, **names, manifest=tmp_path / "other.json", options=how, storage=STORAGE)
+    )
     edges, ids = (Edges(*(found["edges"][name] for name in Edges._fields)), voxels(fragment))
     known = found["edges"]["fragment"]
     expected = apply(ids, known, lut(known, *cut(agglomerate(edges, 0.37), 0.37)))
@@ -217,7 +242,13 @@ def test_edits_hold_in_the_segmentation(tmp_path, noisy):
     table.write_text("edit,u,v\nmerge,1,999999999\n")
     with pytest.raises(DataError, match="999999999 does not exist"):
         agglomerate_stage.run(
-            affinities, fragment, tmp_path / "edges.json", tmp_path / "x.json", AgglomerateOptions(edits=str(table))
+            AgglomerateTask(
+                affinities=affinities,
+                fragments=fragment,
+                edges=tmp_path / "edges.json",
+                manifest=tmp_path / "x.json",
+                options=AgglomerateOptions(edits=str(table)),
+            )
         )
 
 
@@ -230,10 +261,10 @@ def test_a_lost_table_of_edges_is_noticed(tmp_path, noisy):
     columns = read_table(table)
     write_table(table, {name: column[:0] for name, column in columns.items()})
     with pytest.raises(StageError, match="missing or stale"):
-        agglomerate_stage.run(*where, AgglomerateOptions(chunk=(64, 128, 64)))
+        agglomerate_stage.run(AgglomerateTask(*where, fragments=AgglomerateOptions(chunk=(64, 128, 64))))
     table.write_bytes(b"PK")
     with pytest.raises(StageError, match="damaged"):
-        agglomerate_stage.run(*where, AgglomerateOptions(chunk=(64, 128, 64)))
+        agglomerate_stage.run(AgglomerateTask(*where, fragments=AgglomerateOptions(chunk=(64, 128, 64))))
 
 
 def test_affinities_without_offsets_are_refused(tmp_path, noisy):
@@ -247,7 +278,7 @@ def test_labels_of_a_part_are_compared_with_that_part(tmp_path, labels):
     whole = store(tmp_path / "whole.json", labels)
     part = store(tmp_path / "part.json", labels[8:, 4:, :33].copy(), offset=(80.0, 40.0, 0.0))
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 32, 32))
-    score.run(whole, part, tmp_path / "scores.json", scoring)
+    score.run(ScoreTask(segmentation=whole, labels=part, manifest=tmp_path / "scores.json", options=scoring))
     stats = read(tmp_path / "scores.json").stats
     assert stats["scores"]["voi"] == 0
     assert stats["voxels"] == 32 * 66 * 33
@@ -257,7 +288,7 @@ def test_scores_come_with_their_table_and_intervals(tmp_path, labels):
     whole = store(tmp_path / "whole.json", labels % 7)
     truth = store(tmp_path / "truth.json", labels)
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(16, 32, 32), bootstrap=30)
-    score.run(whole, truth, tmp_path / "scores.json", scoring)
+    score.run(ScoreTask(segmentation=whole, labels=truth, manifest=tmp_path / "scores.json", options=scoring))
     stats = read(tmp_path / "scores.json").stats
     low, high = stats["intervals"]["voi_merge"]
     assert low < stats["scores"]["voi_merge"] < high

@@ -10,8 +10,7 @@ import pytest
 from pipeline import store
 from small_trainings import OFFSETS, options
 
-from kdseg.config import FragmentsOptions
-from kdseg.config.tasks import TrainInputs, VolumeInputs
+from kdseg.config.tasks import TrainTask, VolumeInputs
 from kdseg.errors import ConfigError
 from kdseg.networks.checkpoint import load_model
 from kdseg.results.manifests import claim, read
@@ -32,10 +31,15 @@ def given(tmp_path: Path) -> dict[str, Any]:
     return {name: store(path, arrays[name]) for name, path in paths}
 
 
+def task(manifest: Path, volumes: dict[str, VolumeInputs], name: str = "m", **more: Any) -> TrainTask:
+    made = options(steps=1)
+    return TrainTask(manifest=manifest, name=name, options=made, offsets=OFFSETS, volumes=volumes, device="cpu", **more)
+
+
 def test_roles_are_taken_from_the_task(tmp_path: Path, given: dict[str, Any]) -> None:
-    inputs = TrainInputs(volumes={"a": VolumeInputs(raw=given["raw"], labels=given["labels"])})
+    volumes = {"a": VolumeInputs(raw=given["raw"], labels=given["labels"])}
     manifest = tmp_path / "y" / "z.json"
-    stage.run(manifest, options(steps=1), OFFSETS, inputs, FragmentsOptions(), name="thrifty", device="cpu")
+    stage.run(task(manifest, volumes, name="thrifty"))
     made = read(manifest)
     fingerprints = {"a/raw": read(given["raw"]).fingerprint, "a/labels": read(given["labels"]).fingerprint}
     assert made.inputs == fingerprints
@@ -47,7 +51,7 @@ def test_guides_are_in_the_order_of_the_teachers(given: dict[str, Any]) -> None:
         "second": {"a": {"affinities": given["two"]}},
         "first": {"a": {"embedding": given["near"], "affinities_flips": given["one"]}},
     }
-    inputs = TrainInputs(volumes={}, stored=stored, instances={"b": given["ids"]})
+    inputs = task(Path("m.json"), {}, stored=stored, instances={"b": given["ids"]})
     where = {name: read(path).result for name, path in given.items()}
     assert stage._guides(inputs, ("first", "second")) == {
         "a": Guide(affinities=(where["one"], where["two"]), embeddings=(where["near"],)),
@@ -72,6 +76,5 @@ def test_results_of_teachers_that_the_options_do_not_name_are_refused(
         "stored": {"other": {"a": {"affinities": given["one"]}}},
         "instances": {"a": given["ids"]},
     }
-    inputs = TrainInputs(volumes={}, **{role: values[role]})
     with pytest.raises(ConfigError, match=r"but the options name (\[\]|none)"):
-        stage.run(tmp_path / "m.json", options(), OFFSETS, inputs, FragmentsOptions(), name="m", device="cpu")
+        stage.run(task(tmp_path / "m.json", {}, **{role: values[role]}))

@@ -23,6 +23,7 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
+from kdseg.config.tasks import ConvertTask
 from kdseg.errors import (
     ClaimError,
     ConfigError,
@@ -71,7 +72,11 @@ def write_hdf5(
 
 def run(kind: Any, folder: Path, options: dict[str, Any], **changes: Any) -> Path:
     manifest = folder / "out" / f"{kind}.json"
-    convert.run(kind, manifest, VolumeOptions.model_validate(options), STORAGE, **changes)
+    convert.run(
+        ConvertTask(
+            kind=kind, manifest=manifest, options=VolumeOptions.model_validate(options), storage=STORAGE, **changes
+        )
+    )
     return manifest
 
 
@@ -202,7 +207,7 @@ def test_ome_zarr_opens_the_result(tmp_path: Path) -> None:
 def test_blocks_may_come_in_any_order_and_twice(tmp_path: Path) -> None:
     options = VolumeOptions.model_validate(write_hdf5(tmp_path / "a.h5"))
     whole, parts = tmp_path / "whole" / "raw.json", tmp_path / "raw.zarr"
-    convert.run("raw", whole, options, STORAGE)
+    convert.run(ConvertTask(kind="raw", manifest=whole, options=options, storage=STORAGE))
     source = open_source(str(options.raw))
     plan = plan_raw(source, options)
     create_volume(parts, shape=RAW.shape, dtype="u1", chunk=STORAGE.chunk, shard=STORAGE.shard, voxel_size=VOXEL_SIZE)

@@ -13,9 +13,10 @@ import pytest
 from numpy.typing import NDArray
 from toy_volumes import cells, write_volume
 
+from kdseg.config.questions import EvaluateTask, RunlengthTask
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.evaluation import runlength
-from kdseg.evaluation.evaluate import Question, run
+from kdseg.evaluation.evaluate import run
 from kdseg.geometry import Roi
 from kdseg.volumes import precomputed
 from kdseg.volumes.sources import open_source, source_path
@@ -135,7 +136,7 @@ def test_run_lengths_take_its_offset_for_a_corner(tmp_path: Path) -> None:
     address = write(tmp_path / "a", ids, voxel_offset=[0, 0, 10], resolution=[4, 4, 40])
     nodes = [f"1,{x},{x - 1},{11.9 * 40},{2.1 * 4},{(x + 0.9) * 4}" for x in range(4)]
     (tmp_path / "truth.csv").write_text("\n".join(["neuron,node,parent,z,y,x", *nodes]))
-    assert runlength.run(address, tmp_path / "truth.csv")["nerl"] == 1
+    assert runlength.run(RunlengthTask(segmentation=address, skeletons=tmp_path / "truth.csv"))["nerl"] == 1
 
 
 def test_is_scored_by_several_workers(tmp_path: Path) -> None:
@@ -147,5 +148,5 @@ def test_is_scored_by_several_workers(tmp_path: Path) -> None:
     command = ["evaluate", "a", "labels.zarr", "--block", "5", "9", "9", "--workers", "2", "--json", "a.json"]
     subprocess.run([sys.executable, "-m", "kdseg", *command], cwd=tmp_path, check=True, timeout=300)
     found = json.loads((tmp_path / "a.json").read_text())
-    expected = run(Question(str(tmp_path / "a.zarr"), str(tmp_path / "labels.zarr")))
+    expected = run(EvaluateTask(segmentation=str(tmp_path / "a.zarr"), labels=str(tmp_path / "labels.zarr")))
     assert found["scores"] == expected["scores"]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config import AgglomerateOptions
+from kdseg.config.tasks import AgglomerateTask
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
 from kdseg.results.manifests import Claim, Manifest, claim, expect_made_of, expect_stage, file_fingerprint, read
@@ -56,29 +57,11 @@ class Work:
     private: Path
 
 
-def run(
-    affinities: Path | None,
-    fragments: Path,
-    edges: Path,
-    manifest: Path,
-    options: AgglomerateOptions,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: AgglomerateTask) -> None:
     """Merge fragments, best first, up to the largest threshold.
 
     Beside the manifest lies a folder with one table of merges per node of the tree, see `store`. The merges do not
     depend on the chunk, the number of workers or the order: they are those of one pass over the whole graph.
-
-    Args:
-        affinities: manifest of the affinities (read by the engine ``waterz`` only); None where they are not stored.
-        fragments: manifest of the fragments.
-        edges: manifest of the region graph.
-        manifest: to write.
-        options: engine, score, thresholds, chunk, edits.
-        workers: processes.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ConfigError: if edits contradict each other, or edits or missing affinities do not go with the engine.
@@ -89,6 +72,7 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a node failed.
     """
+    options, fragments, edges, affinities = task.options, task.fragments, task.edges, task.affinities
     if affinities is None and options.engine == "waterz":
         raise ConfigError(
             "agglomerate.engine waterz needs the affinities of the whole volume: use `exact`, or store them"
@@ -107,13 +91,13 @@ def run(
     chunk = source.shape if options.engine == "waterz" else options.chunk
     where = layout(source.shape, chunk, made["fragments"].block, made["edges"].block)
     links = _links(source, where, options)
-    with claim(manifest, "agglomerate", made_of, inputs, tables=True, overwrite=overwrite) as held:
+    with claim(task.manifest, "agglomerate", made_of, inputs, tables=True, overwrite=task.overwrite) as held:
         held.tables.mkdir(exist_ok=True)
         if options.engine == "waterz" and affinities is not None:
             _one_shot(open_volume(made["affinities"].result), source, options, held)
         else:
             write_table(held.private / "links.npz", links._asdict())
-            _tree(made["edges"], where, options, held, workers)
+            _tree(made["edges"], where, options, held, task.workers)
         held.stats.update(
             voxels=source.roi.size,
             shape=where.shape,

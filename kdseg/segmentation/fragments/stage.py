@@ -6,7 +6,8 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from kdseg.config import FragmentsOptions, StorageOptions
+from kdseg.config import FragmentsOptions
+from kdseg.config.tasks import FragmentsTask
 from kdseg.geometry import Block, Roi, Triple
 from kdseg.results.manifests import claim
 from kdseg.running.blockwise import run_blocks
@@ -23,31 +24,12 @@ _SAMPLE = 64
 log = logging.getLogger(__name__)
 
 
-def run(
-    affinities: Path,
-    manifest: Path,
-    options: FragmentsOptions,
-    storage: StorageOptions,
-    *,
-    mask: Path | None = None,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: FragmentsTask) -> None:
     """Cut a volume into fragments with globally unique uint64 ids; 0 is background.
 
     The id of a fragment is ``block number * voxels per block + number within the block``, both in C order,
     so that ids need no communication and follow from (affinities, mask, grid, options) alone. Warns of
     affinities that look wrong and of a halo that is too thin.
-
-    Args:
-        affinities: manifest of uint8 affinities.
-        manifest: to write; the fragments lie beside it.
-        options: method, canonical grid, halo.
-        storage: layout on disk.
-        mask: manifest of a volume (z, y, x) of the affinities' shape, of integers or bools; where it is 0 is
-            no tissue: background.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ShapeError: if the affinities do not fit the offsets they name, or the mask does not fit them.
@@ -55,21 +37,25 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    predicted = open_input(affinities)
+    options, storage = task.options, task.storage
+    predicted = open_input(task.affinities)
     source = predicted.volume
     offsets = affinity_offsets(source)
     nearest_channels(offsets)
     grid = checked_grid(source.shape, options.block)
-    tissue = open_mask(mask, source)
+    tissue = open_mask(task.mask, source)
     inputs = fingerprints(affinities=predicted, mask=tissue)
     for doubt in _doubts(source, options):
-        log.warning("fragments: %s: %s", affinities, doubt)
+        log.warning("fragments: %s: %s", task.affinities, doubt)
     made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
-    with claim(manifest, "fragments", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+    with claim(
+        task.manifest, "fragments", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+    ) as held:
         create_fragments(held.store, source, storage)
         paths = predicted.store, None if tissue is None else tissue.store, held.store
         function = partial(fragment_block, *paths, options, grid)
-        run_blocks("fragments", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
+        done = held.progress(options.block)
+        run_blocks("fragments", source.roi, options.block, function, workers=task.workers, done=done)
         held.stats["voxels"] = source.roi.size
 
 

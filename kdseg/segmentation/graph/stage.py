@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config import EdgesOptions
+from kdseg.config.tasks import EdgesTask
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_covers, offsets_reach
 from kdseg.results.manifests import Manifest, claim, expect_made_of, read
@@ -43,29 +44,13 @@ class Kept(NamedTuple):
         return Part.of(read_table(self.folder / block_name(index)))
 
 
-def run(
-    affinities: Path | None,
-    fragments: Path,
-    manifest: Path,
-    options: EdgesOptions,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: EdgesTask) -> None:
     """Sum the affinities between touching fragments, exactly, as integers.
 
     Each table beside the manifest holds the edges ``u < v``, ``affinity_sum`` (1/255) and ``contact`` (number of
     voxel pairs), sorted, with the options what `kdseg.segmentation.graph.details` adds, and the block's fragments with
     their size, box and centre (`kdseg.segmentation.graph.statistics`). A pair of voxels is counted by the block that
     holds its reference voxel; the block of the other voxel has a row of contact 0.
-
-    Args:
-        affinities: manifest of uint8 affinities; None for fragments of `kdseg fuse`, which keep what is needed.
-        fragments: manifest of the fragments made of them.
-        manifest: to write; the tables lie in the folder beside it.
-        options: block.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ShapeError: if fragments and affinities do not cover the same voxels, or the block is not made of the cells
@@ -76,28 +61,30 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    fragment = open_input(fragments)
+    options = task.options
+    fragment = open_input(task.fragments)
     labelled, predicted = fragment.volume, None
-    if affinities is None:
+    if task.affinities is None:
         if options.long_range or options.histograms:
             raise ConfigError(
                 "edges.long_range and edges.histograms need affinities (--affinities): `kdseg fuse` keeps sums of the "
                 "nearest ones only"
             )
-        function = partial(joined_block, fragment.store, _kept(read(fragments), options, labelled.shape))
+        function = partial(joined_block, fragment.store, _kept(read(task.fragments), options, labelled.shape))
     else:
-        predicted = open_input(affinities)
+        predicted = open_input(task.affinities)
         if predicted.volume.shape != labelled.shape:
             raise ShapeError(
                 f"affinities cover {predicted.volume.shape} voxels, fragments {labelled.shape}: they are of two runs"
             )
-        expect_made_of(fragments, affinities=affinities)
+        expect_made_of(task.fragments, affinities=task.affinities)
         function = partial(edges_block, predicted.store, fragment.store, options)
     inputs = fingerprints(fragments=fragment, affinities=predicted)
-    with claim(manifest, "edges", options.model_dump(mode="json"), inputs, tables=True, overwrite=overwrite) as held:
+    made_of = options.model_dump(mode="json")
+    with claim(task.manifest, "edges", made_of, inputs, tables=True, overwrite=task.overwrite) as held:
         held.tables.mkdir(exist_ok=True)
         write, done = partial(function, held.tables), held.progress(options.block)
-        run_blocks("edges", labelled.roi, options.block, write, workers=workers, done=done)
+        run_blocks("edges", labelled.roi, options.block, write, workers=task.workers, done=done)
         held.stats.update(voxels=labelled.roi.size)
 
 

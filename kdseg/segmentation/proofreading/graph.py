@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.questions import GraphTask
 from kdseg.errors import MissingError, VoxelSizeError
 from kdseg.geometry import Triple, VoxelSize, grid_shape
 from kdseg.results.manifests import expect_made_of, expect_stage, read
@@ -66,19 +67,12 @@ class _World(NamedTuple):
     offset: VoxelSize
 
 
-def run(edges: Path, agglomeration: Path, fragments: Path, out: Path, *, spatial_bits: int | None = None) -> None:
+def run(task: GraphTask) -> None:
     """Write `region_graph.parquet`, `merge_tree.parquet` and `fragments.parquet`, each whole or not at all.
 
     Memory does not grow with the volume but for 16 bytes per block: it holds one table of a block, or
     `external_sort.ROWS` rows (or those of one block, if it has more) and a few copies of them, below 2 GB. While it
     runs, one uncompressed copy of the edges or fragments lies in ``out``.
-
-    Args:
-        edges: manifest of the region graph; its tables, one per block, lie in ``edges.tables``.
-        agglomeration: manifest of the merges; its tables, one per node of the tree, likewise.
-        fragments: manifest of the fragments.
-        out: folder to write to; it is made, files of these names are replaced.
-        spatial_bits: of each chunk coordinate of PyChunkedGraph's ids; default the fewest that hold the grid.
 
     Raises:
         MissingError: if a manifest or its tables are missing.
@@ -87,12 +81,13 @@ def run(edges: Path, agglomeration: Path, fragments: Path, out: Path, *, spatial
         VoxelSizeError: if the fragments have no voxel size.
         UnreadableError: if a table is damaged, or the disk does not take a file.
     """
+    edges, agglomeration, fragments, out = task.edges, task.agglomeration, task.fragments, task.out
     expect_stage(edges, "edges")
     expect_stage(agglomeration, "agglomerate")
     expect_made_of(agglomeration, edges=edges, fragments=fragments)
     expect_made_of(edges, fragments=fragments)
     world = _world(fragments)
-    bits = least_spatial_bits(world.grid) if spatial_bits is None else spatial_bits
+    bits = least_spatial_bits(world.grid) if task.spatial_bits is None else task.spatial_bits
     out.mkdir(parents=True, exist_ok=True)
     notes = {"voxel_size_nm": world.voxel_size, "offset_nm": world.offset}
     blocks, nodes = _tables(edges), _tables(agglomeration)

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config import SegmentOptions, StorageOptions
+from kdseg.config import SegmentOptions
+from kdseg.config.tasks import SegmentTask
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.results.manifests import Manifest, claim, expect_made_of, expect_stage, read
@@ -31,31 +32,8 @@ SEGMENTS = (
 )
 
 
-def run(
-    fragments: Path,
-    edges: Path,
-    agglomeration: Path,
-    sweep: Path | None,
-    manifest: Path,
-    options: SegmentOptions,
-    storage: StorageOptions,
-    *,
-    workers: int = 1,
-    overwrite: bool = False,
-) -> None:
+def run(task: SegmentTask) -> None:
     """Write the segmentation as uint64 OME-Zarr with a pyramid of modes, and a table of the segments as Parquet.
-
-    Args:
-        fragments: manifest of the fragments.
-        edges: manifest of the region graph, for the segments' sizes and places.
-        agglomeration: manifest of the dendrogram.
-        sweep: manifest of the scores over thresholds that the threshold is chosen from; needed unless
-            ``options.threshold`` is set.
-        manifest: to write; the segmentation lies beside it.
-        options: block, threshold.
-        storage: layout on disk.
-        workers: processes; the result does not depend on them.
-        overwrite: clear what other options or inputs made.
 
     Raises:
         ConfigError: if the agglomeration does not reach the threshold.
@@ -63,7 +41,9 @@ def run(
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    threshold = _threshold(options, sweep)
+    storage, workers = task.storage, task.workers
+    fragments, edges, agglomeration = task.fragments, task.edges, task.agglomeration
+    threshold = _threshold(task.options, task.sweep)
     expect_stage(edges, "edges")
     expect_stage(agglomeration, "agglomerate")
     expect_made_of(agglomeration, fragments=fragments, edges=edges)
@@ -71,7 +51,9 @@ def run(
     tree.expect_reached(threshold)
     made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
     inputs = {"fragments": read(fragments).fingerprint, "agglomeration": read(agglomeration).fingerprint}
-    with claim(manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=overwrite) as held:
+    with claim(
+        task.manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+    ) as held:
         source = open_input(fragments).volume
         if source.voxel_size is None:
             raise ShapeError(f"{fragments} has no voxel size")
@@ -93,7 +75,8 @@ def run(
             slices, marks = partial(lut_block, agglomeration, threshold, luts, level), held.private / f"luts-{level}"
             run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, workers=workers, done=marks)
         function = partial(segment_block, fragments, read(edges), luts, chunk, held.store)
-        run_blocks("segment", source.roi, options.block, function, workers=workers, done=held.progress(options.block))
+        block = task.options.block
+        run_blocks("segment", source.roi, block, function, workers=workers, done=held.progress(block))
         build_levels(held.store, storage.levels, "mode", workers=workers, done=held.private)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)

@@ -15,6 +15,7 @@ from pipeline import STORAGE, FragmentsOptions, dendrogram, perfect_affinities, 
 from kdseg.config import AgglomerateOptions, EdgesOptions, SegmentOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, SegmentTask
 from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.results.manifests import read
 from kdseg.results.parquet import read_parquet
@@ -43,17 +44,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     affinities = store(path / "affinities.json", noisy, offsets=[list(offset) for offset in OFFSETS])
     options = FragmentsOptions(block=(32, 32, 32), halo=(4, 4, 4), watershed=WatershedOptions(seed_distance=2))
     run_fragments(path, affinities, options)
-    edges.run(affinities, path / "fragments.json", path / "edges.json", EdgesOptions(block=(32, 32, 32)))
+    edges.run(
+        EdgesTask(
+            affinities=affinities,
+            fragments=path / "fragments.json",
+            manifest=path / "edges.json",
+            options=EdgesOptions(block=(32, 32, 32)),
+        )
+    )
     return path
 
 
 def run(folder: Path, name: str, chunk: Triple, edge: str = "edges", score: str = "mean", workers: int = 1) -> Path:
     """Agglomerate into a folder of its own; return the manifest."""
-    inputs = [folder / f"{manifest}.json" for manifest in ("affinities", "fragments", edge)]
+    roles = {"affinities": "affinities", "fragments": "fragments", "edges": edge}
+    inputs = {role: folder / f"{name}.json" for role, name in roles.items()}
     out = folder / name
     out.mkdir(exist_ok=True)
     options = AgglomerateOptions(chunk=chunk, thresholds=(0.2, 0.6), score=score)
-    stage.run(*inputs, out / "agglomeration.json", options, workers=workers)
+    stage.run(AgglomerateTask(**inputs, manifest=out / "agglomeration.json", options=options, workers=workers))
     return out / "agglomeration.json"
 
 
@@ -71,7 +80,15 @@ def test_chunks_and_workers_change_nothing(folder: Path, score: str, long_range:
 
     name = f"{score}-{long_range}"
     options = EdgesOptions(block=(32, 32, 96), histograms=score != "mean", long_range=long_range)
-    edges.run(folder / "affinities.json", folder / "fragments.json", folder / f"edges-{name}.json", options, workers=2)
+    edges.run(
+        EdgesTask(
+            affinities=folder / "affinities.json",
+            fragments=folder / "fragments.json",
+            manifest=folder / f"edges-{name}.json",
+            options=options,
+            workers=2,
+        )
+    )
     for workers, chunk in zip((1, 2, 2), CHUNKS, strict=True):
         found = dendrogram(run(folder, f"{name}-{chunk[0]}", chunk, f"edges-{name}", score, workers))
         assert all(np.array_equal(found[column], expected[column]) for column in expected)
@@ -86,7 +103,9 @@ def test_the_order_of_channels_changes_nothing(folder: Path) -> None:
         found = []
         for name, source in (("ordered", folder / "affinities.json"), ("shuffled", shuffled)):
             manifest = folder / f"edges-{name}-{options.long_range}.json"
-            edges.run(source, folder / "fragments.json", manifest, options)
+            edges.run(
+                EdgesTask(affinities=source, fragments=folder / "fragments.json", manifest=manifest, options=options)
+            )
             found.append({path.name: path.read_bytes() for path in read(manifest).result.iterdir()})
         assert found[0] == found[1]
 
@@ -103,7 +122,17 @@ def test_neurons_of_a_tree_are_those_of_the_whole(folder: Path, threshold: float
     assert Tree(made).layout.levels == 3
     out = folder / f"segmentation-{threshold}.json"
     how = SegmentOptions(block=(32, 64, 96), threshold=threshold)
-    segment.run(folder / "fragments.json", folder / "edges.json", made, None, out, how, STORAGE, workers=2)
+    segment.run(
+        SegmentTask(
+            fragments=folder / "fragments.json",
+            edges=folder / "edges.json",
+            agglomeration=made,
+            manifest=out,
+            options=how,
+            storage=STORAGE,
+            workers=2,
+        )
+    )
     assert np.array_equal(voxels(out), expected)
     table = read_parquet(out.with_suffix(".parquet"))
     segments, sizes = np.unique(expected[expected > 0], return_counts=True)

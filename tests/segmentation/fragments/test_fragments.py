@@ -4,12 +4,12 @@ import logging
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 from pipeline import NEAREST, STORAGE, FragmentsOptions, perfect_affinities, store, voxels
 from scipy.ndimage import gaussian_filter
 
-from kdseg.cli import main
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
+from kdseg.config.tasks import FragmentsTask
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
@@ -39,7 +39,11 @@ def run(folder, affinities, options=OPTIONS, mask=None, offsets=OFFSETS):
     folder.mkdir(exist_ok=True)
     source = store(folder / "affinities.json", affinities, offsets=offsets)
     tissue = None if mask is None else store(folder / "mask.json", mask)
-    fragments.run(source, folder / "fragments.json", options, STORAGE, mask=tissue)
+    fragments.run(
+        FragmentsTask(
+            affinities=source, manifest=folder / "fragments.json", options=options, storage=STORAGE, mask=tissue
+        )
+    )
     return voxels(folder / "fragments.json")
 
 
@@ -63,7 +67,11 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path, labels):
     source = store(tmp_path / "affinities.json", affinities, offsets=OFFSETS)
     moved = store(tmp_path / "moved.json", np.ones(SHAPE, np.uint8), offset=(10.0, 0.0, 0.0))
     with pytest.raises(ShapeError, match="on its grid"):
-        fragments.run(source, tmp_path / "fragments.json", OPTIONS, STORAGE, mask=moved)
+        fragments.run(
+            FragmentsTask(
+                affinities=source, manifest=tmp_path / "fragments.json", options=OPTIONS, storage=STORAGE, mask=moved
+            )
+        )
     assert not (tmp_path / "fragments.json").exists()
 
 
@@ -205,6 +213,6 @@ def test_the_command_takes_a_mask(tmp_path, labels):
     tissue = store(tmp_path / "mask.json", np.zeros(SHAPE, bool))
     words = ["--affinities", source, "--mask", tissue, "--manifest", tmp_path / "fragments.json"]
     words += ["--options", OPTIONS.model_dump_json(), "--storage", STORAGE.model_dump_json()]
-    result = CliRunner().invoke(main, ["fragments", *map(str, words)])
+    result = invoke("fragments", *map(str, words))
     assert result.exit_code == 0, result.output
     assert not voxels(tmp_path / "fragments.json").any()

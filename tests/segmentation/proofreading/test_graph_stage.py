@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 from numpy.typing import NDArray
 from workflow import ROOT
 
-from kdseg.cli import main
+from kdseg.config.questions import GraphTask
 from kdseg.errors import DataError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, block_number, blocks, grid_shape
 from kdseg.results.manifests import claim, read
@@ -38,6 +38,10 @@ class World(NamedTuple):
     @property
     def manifests(self) -> tuple[Path, Path, Path]:
         return self.folder / "edges.json", self.folder / "agglomeration.json", self.folder / "fragments.json"
+
+    @property
+    def roles(self) -> dict[str, Path]:
+        return dict(zip(("edges", "agglomeration", "fragments"), self.manifests, strict=True))
 
 
 def random_ids() -> NDArray[np.uint64]:
@@ -140,7 +144,7 @@ def check(world: World, out: Path, spatial_bits: int) -> None:
 def test_equals_sums_over_all_tables(world: World, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     gathered = graph.gathered
     monkeypatch.setattr(graph, "gathered", lambda *args, **kwargs: gathered(*args, **kwargs, rows=rows))
-    graph.run(*world.manifests, world.folder / "a" / "b", spatial_bits=9)
+    graph.run(GraphTask(**world.roles, out=world.folder / "a" / "b", spatial_bits=9))
     check(world, world.folder / "a" / "b", 9)
 
 
@@ -148,7 +152,7 @@ def test_the_command_writes_files_that_say_what_they_are(world: World) -> None:
     edges, agglomeration, fragments = map(str, world.manifests)
     options = ["--edges", edges, "--agglomeration", agglomeration, "--fragments", fragments]
     out = world.folder / "out"
-    done = CliRunner().invoke(main, ["graph", *options, str(out)])
+    done = invoke("graph", *options, str(out))
     assert done.exit_code == 0, done.output
     check(world, out, 2)
     notes = read_notes(out / NAMES[2])
@@ -161,7 +165,7 @@ def test_the_command_writes_files_that_say_what_they_are(world: World) -> None:
     back = fragment_ids(found["pychunkedgraph"], tuple(chunks["grid"]), BLOCK, chunks["spatial_bits"])
     np.testing.assert_array_equal(back, found["fragment"])
     before = [(out / name).read_bytes() for name in NAMES]
-    assert CliRunner().invoke(main, ["graph", *options, str(out)]).exit_code == 0
+    assert invoke("graph", *options, str(out)).exit_code == 0
     assert [(out / name).read_bytes() for name in NAMES] == before
 
 
@@ -171,7 +175,9 @@ def test_refuses_manifests_of_different_runs(world: World) -> None:
         text = path.read_text()
         path.write_text(text.replace(read(path).fingerprint, "0" * 64))
         with pytest.raises(DataError, match=f"was not made of .*{name}.json"):
-            graph.run(edges, agglomeration, fragments, world.folder / "out")
+            graph.run(
+                GraphTask(edges=edges, agglomeration=agglomeration, fragments=fragments, out=world.folder / "out")
+            )
         path.write_text(text)
     assert not (world.folder / "out").exists()
 
@@ -181,7 +187,7 @@ def test_refuses_ids_of_another_grid(world: World) -> None:
     assert text != world.manifests[2].read_text()
     world.manifests[2].write_text(text)
     with pytest.raises(DataError, match=r"is not among .* blocks"):
-        graph.run(*world.manifests, world.folder / "out")
+        graph.run(GraphTask(**world.roles, out=world.folder / "out"))
     assert {entry.name for entry in (world.folder / "out").iterdir()} <= set(NAMES[:2])
 
 
@@ -189,14 +195,14 @@ def test_refuses_what_is_gone_or_damaged(world: World) -> None:
     table = world.folder / "edges.tables" / "0_0_0.npz"
     table.write_bytes(table.read_bytes()[:-30])
     with pytest.raises(UnreadableError, match="0_0_0"):
-        graph.run(*world.manifests, world.folder / "out")
+        graph.run(GraphTask(**world.roles, out=world.folder / "out"))
     for path in (world.folder / "edges.tables").iterdir():
         path.unlink()
     with pytest.raises(MissingError, match=r"no tables in .*edges\.tables"):
-        graph.run(*world.manifests, world.folder / "out")
+        graph.run(GraphTask(**world.roles, out=world.folder / "out"))
     world.manifests[1].unlink()
     with pytest.raises(MissingError, match="no manifest"):
-        graph.run(*world.manifests, world.folder / "out")
+        graph.run(GraphTask(**world.roles, out=world.folder / "out"))
 
 
 def test_refuses_fragments_without_a_voxel_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +210,7 @@ def test_refuses_fragments_without_a_voxel_size(world: World, monkeypatch: pytes
     bare = type(opened)(opened.array, None, opened.offset)
     monkeypatch.setattr(graph, "open_volume", lambda path: bare)
     with pytest.raises(VoxelSizeError, match="no voxel size"):
-        graph.run(*world.manifests, world.folder / "out")
+        graph.run(GraphTask(**world.roles, out=world.folder / "out"))
 
 
 def test_the_documentation_names_every_column() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from command import invoke
 from numpy.typing import NDArray
 from pipeline import NEAREST, VOXEL_SIZE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 from toy_volumes import cells
 
-from kdseg.cli import main
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.geometry import pair_slices
 from kdseg.results.parquet import read_parquet
@@ -80,7 +79,7 @@ def test_the_exported_graph_is_that_of_the_voxels(made: tuple[Path, NDArray[np.u
     folder, affinities = made
     names = ("edges", "agglomeration", "fragments")
     options = [part for name in names for part in (f"--{name}", str(folder / f"{name}.json"))]
-    done = CliRunner().invoke(main, ["graph", *options, str(folder / "out")])
+    done = invoke("graph", *options, str(folder / "out"))
     assert done.exit_code == 0, done.output
     ids = voxels(folder / "fragments.json")
     expected = touching(ids, affinities)
@@ -111,7 +110,7 @@ def test_segment_properties_are_those_of_the_voxels(made: tuple[Path, NDArray[np
     least = int(np.sort(sizes)[len(sizes) // 2])
     assert open_input(segmentation).volume.voxel_size == VOXEL_SIZE
     command = ["properties", "--segmentation", str(segmentation), "--least", str(least), str(folder / "properties")]
-    done = CliRunner().invoke(main, command)
+    done = invoke(*command)
     assert done.exit_code == 0, done.output
     info = json.loads((folder / "properties" / "info").read_text())["inline"]
     expected = unique[sizes >= least].tolist()
@@ -128,7 +127,7 @@ def test_segment_properties_are_those_of_the_voxels(made: tuple[Path, NDArray[np
 
 
 def test_properties_of_an_unfinished_segmentation_are_refused(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["properties", "--segmentation", str(tmp_path / "s.json"), str(tmp_path / "out")])
+    done = invoke("properties", "--segmentation", str(tmp_path / "s.json"), str(tmp_path / "out"))
     assert done.exit_code == 1
     assert "no manifest at" in done.output
     assert not (tmp_path / "out").exists()

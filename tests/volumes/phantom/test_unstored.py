@@ -6,14 +6,14 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
+from command import invoke
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pipeline import STORAGE, voxels
 
-from kdseg.cli import main
 from kdseg.config import PredictOptions, VolumeOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.config.tasks import ConvertTask, PredictTask
 from kdseg.errors import ClaimError, MissingError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.networks.checkpoint import LoadedModel, save_model
@@ -34,7 +34,7 @@ OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 def make(folder, kind="raw", stored=False, overwrite=False, **changes):
     options = VolumeOptions.model_validate({"phantom": {**PHANTOM, "stored": stored, **changes}})
     manifest = folder / f"{kind}.json"
-    convert.run(kind, manifest, options, STORAGE, overwrite=overwrite)
+    convert.run(ConvertTask(kind=kind, manifest=manifest, options=options, storage=STORAGE, overwrite=overwrite))
     return manifest
 
 
@@ -103,7 +103,16 @@ def test_prediction_gives_the_same_bytes(folder, model):
     for name in NAMES:
         manifest = folder / name / "affinities.json"
         options = PredictOptions(block=(32, 32, 32), tile=(16, 16, 16))
-        predict.run(folder / name / "raw.json", model, manifest, options, STORAGE, device="cpu")
+        predict.run(
+            PredictTask(
+                raw=folder / name / "raw.json",
+                model=model,
+                manifest=manifest,
+                options=options,
+                storage=STORAGE,
+                device="cpu",
+            )
+        )
         found.append(voxels(manifest))
     assert np.ptp(found[0]) > 20
     assert (found[0] == found[1]).all()
@@ -113,7 +122,7 @@ def test_it_is_a_source_of_other_volumes(folder, tmp_path):
     options = VolumeOptions.model_validate(
         {"raw": str(folder / "computed" / "raw.zarr"), "roi": {"offset": (1, 2, 3), "shape": (9, 11, 13)}}
     )
-    convert.run("raw", tmp_path / "raw.json", options, STORAGE)
+    convert.run(ConvertTask(kind="raw", manifest=tmp_path / "raw.json", options=options, storage=STORAGE))
     roi = Roi((1, 2, 3), (9, 11, 13))
     assert (voxels(tmp_path / "raw.json") == open_volume(folder / "stored" / "raw.zarr").read(roi)).all()
 
@@ -209,7 +218,7 @@ def test_stored_phantoms_of_before_are_still_whole(folder):
 def test_the_command_makes_it(tmp_path):
     shape = ["--shape", "8", "9", "10"]
     for name, flags in (("a", ["--unstored"]), ("b", [])):
-        result = CliRunner().invoke(main, ["phantom", str(tmp_path / name), *shape, *flags])
+        result = invoke("phantom", str(tmp_path / name), *shape, *flags)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "a" / "labels.zarr").is_file()
     for kind in ("raw", "labels"):

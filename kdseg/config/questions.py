@@ -1,0 +1,167 @@
+"""What the stages that people call by hand are to do; see `kdseg.config.tasks`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from kdseg.config.base import Count, Extent, Nanometres, Section
+from kdseg.config.data import StorageOptions
+from kdseg.config.tasks import BlockTask, Device, steps
+
+Least = Annotated[int, Field(ge=0)]
+Position = tuple[float, float, float]
+"""nm, (z, y, x)."""
+
+
+def _ids(values: Any) -> Any:
+    """Return the ids of a list of words, none for the word ``none`` alone."""
+    if isinstance(values, str):
+        values = values.split()
+    if list(values) == ["none"]:
+        return ()
+    wrong = [value for value in values if not (str(value).isdecimal() and int(value) < 1 << 64)]
+    if wrong:
+        raise ValueError(f"expected ids, 0 to 2**64 - 1, or `none` alone; got {wrong[0]!r}")
+    return tuple(int(value) for value in values)
+
+
+Ids = Annotated[tuple[int, ...], BeforeValidator(_ids)]
+
+
+class AdoptTask(BlockTask):
+    """Affinities that another program made → affinities for kdseg."""
+
+    address: str
+    """path.zarr/group or path.h5:/dataset, (c, z, y, x); uint8 in 1/255, or floats in 0..1."""
+    offsets: Annotated[tuple[tuple[int, ...], ...], BeforeValidator(steps)]
+    """One step z,y,x in voxels per channel: '-1,0,0 0,-1,0 0,0,-1'."""
+    voxel_size: Nanometres | None = None
+    """nm, z y x, where the file does not say."""
+    invert: bool = False
+    """Values are high between neurons, not within."""
+    storage: StorageOptions = StorageOptions()
+
+
+class GraphTask(Section):
+    """Region graph, merge tree and fragments → Parquet files in the folder OUT."""
+
+    edges: Path
+    """Manifest of the region graph."""
+    agglomeration: Path
+    """Manifest of the dendrogram."""
+    fragments: Path
+    """Manifest of the fragments."""
+    out: Path
+    """Folder to write to."""
+    spatial_bits: Count | None = None
+    """Of PyChunkedGraph's chunk coordinates; default the fewest."""
+
+
+class PropertiesTask(Section):
+    """Size, place and bounding box of segments → neuroglancer's segment properties in the folder OUT."""
+
+    segmentation: Path
+    """Manifest of the segmentation, with its table of segments beside it."""
+    out: Path
+    """Folder to write to; it is made."""
+    least: Least = 0
+    """Leave out segments of fewer voxels."""
+
+
+class EvaluateTask(Section):
+    """Score SEGMENTATION against LABELS, addresses as in docs/evaluation.md; a killed run goes on if OUT is given."""
+
+    segmentation: str
+    """Address of the segments."""
+    labels: str
+    """Address of the ground truth."""
+    out: Path | None = None
+    """Folder for the tables of blocks, the table of overlaps and the result; default: a temporary one."""
+    mask: str | None = None
+    """Address of a volume; voxels where it is 0, or which it does not cover, are left out."""
+    roi: str | None = None
+    """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of the labels. Default: all that the volumes cover."""
+    ignore_labels: Ids = (0,)
+    """Labels to leave out instead of 0; repeat, or `none`."""
+    ignore_segments: Ids = ()
+    """Segments to leave out; repeat, or `none`."""
+    dust: Least = 0
+    """Leave out labels of fewer scored voxels."""
+    per_section: bool = False
+    """Score each z as an image of its own."""
+    components: bool = False
+    """Split labels into connected components of the region first."""
+    block: Extent = (128, 128, 128)
+    """Voxels per task, and per unit of the bootstrap; changes no score."""
+    ignore_border: float | None = None
+    """Leave out voxels within so many nm of labels' borders in their section, as CREMI."""
+    boundaries: float | None = None
+    """Score boundary voxels, too, with this tolerance in nm."""
+    bootstrap: Least = 0
+    """Resamples of blocks, for 95 % intervals."""
+    voxel_size: Position | None = None
+    """nm, z y x, of files that do not say."""
+    segmentation_offset: Position | None = None
+    """nm, z y x, of the first voxel, instead of what the file says."""
+    labels_offset: Position | None = None
+    """nm, z y x, of the first voxel, instead of what the file says."""
+    workers: Count = 1
+    """Processes; changes no result."""
+    overwrite: bool = False
+    """Clear what other options or inputs left in OUT."""
+
+
+class RunlengthTask(Section):
+    """Expected run length of SEGMENTATION along SKELETONS (.swc, a folder of these, .csv or .npz)."""
+
+    segmentation: str
+    """Address of the segments."""
+    skeletons: Path
+    """File or folder."""
+    nm_per_unit: float = 1.0
+    """What SWC and CSV files count in; micrometres: 1000."""
+    tolerance: Least = 0
+    """Nodes of another neuron that are no merge yet."""
+    runs: Literal["segment", "path"] = "segment"
+    """What one run is."""
+    voxel_size: Position | None = None
+    """nm, z y x, of files that do not say."""
+    offset: Position | None = None
+    """nm, z y x, of the first voxel's centre, instead of what the file says."""
+
+
+class SameTask(Section):
+    """Compare the segmentations A and B: exit 0 if they are the same but for ids, 1 if they differ, 2 on trouble."""
+
+    a: str
+    """Address of the first."""
+    b: str
+    """Address of the second."""
+    roi: str | None = None
+    """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of B. Default: all, which must be the same voxels of both."""
+    block: Extent = (128, 128, 128)
+    """Voxels per task; changes no result."""
+    pairs: Least = 10
+    """Pairs of ids to list."""
+    workers: Count = 1
+    """Processes; changes no result."""
+
+
+class TuneTask(Section):
+    """Measure which tile and precision MODEL (model.json or model.pt) predicts fastest with on this machine.
+
+    The tile and the precision are part of what the affinities are: with others, their last bits may change, and what
+    was predicted before is predicted anew.
+    """
+
+    model: Path
+    """Manifest of a network (.json), or its weights."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N; on a CPU a single thread, as workers have."""
+    memory: Annotated[float, Field(ge=0)] = 2000.0
+    """MB that a tile may take."""
+    seconds: Annotated[float, Field(ge=0)] = 2.0
+    """To spend on each tile and precision, at least."""

@@ -1,0 +1,185 @@
+"""Flags and JSON become one validated task; what is wrong with them is one line, exit code 2."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from importlib import import_module
+from inspect import signature
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from command import invoke
+from small_trainings import options
+
+from kdseg.cli.stages import STAGES
+from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
+from kdseg.config.base import Section
+from kdseg.config.cluster import SlurmOptions
+from kdseg.config.data import RoiOptions
+from kdseg.config.questions import EvaluateTask
+from kdseg.config.segmentation import MutexOptions
+from kdseg.config.tasks import FragmentsTask, PredictTask, TrainTask, VolumeInputs
+from kdseg.evaluation import evaluate
+
+PREDICT = ("--raw", "r.json", "--model", "m.json", "--manifest", "a.json")
+HEAVY = ("torch", "zarr", "numba", "scipy", "dask", "numpy")
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Section]:
+    """Catch the tasks that stages are given."""
+    found: list[Section] = []
+    for module in (*(module for _, module in STAGES.values()), "kdseg.segmentation.adopt"):
+        monkeypatch.setattr(import_module(module), "run", found.append)
+    monkeypatch.setattr(evaluate, "run", lambda task: found.append(task) or sys.exit(0))  # before it prints
+    return found
+
+
+def task(made: list[Section], *words: object) -> Section:
+    done = invoke(*words)
+    assert done.exit_code == 0, done.stderr
+    return made.pop()
+
+
+def test_nested_options_are_flags_or_json_or_both(made: list[Section]) -> None:
+    expected = PredictTask(
+        raw="r.json",
+        model="m.json",
+        manifest="a.json",
+        options=PredictOptions(tile=(64, 64, 64), block=(64, 64, 128)),
+        storage=StorageOptions(levels=2),
+    )
+    nested = ("--options.block", 64, 64, 128, "--storage.levels", 2)
+    assert task(made, "predict", *PREDICT, "--options.tile", 64, 64, 64, *nested) == expected
+    assert task(made, "predict", *PREDICT, "--options", '{"tile": [64, 64, 64]}', *nested) == expected
+
+
+def test_what_is_not_given_is_the_default(made: list[Section]) -> None:
+    assert task(made, "predict", *PREDICT) == PredictTask(raw="r.json", model="m.json", manifest="a.json")
+
+
+def test_flags_come_on_top_of_a_task(made: list[Section]) -> None:
+    given = PredictTask(raw="r.json", model="m.json", manifest="a.json", storage=StorageOptions(levels=2))
+    text = given.model_dump_json(include=given.model_fields_set)
+    slurm = {"kind": "slurm", "jobs": 3}
+    how = ("--workers", 5, "--overwrite", "--cluster", json.dumps(slurm), "--storage.remote", "s3://bucket/x")
+    assert task(made, "predict", "--task", text, *how) == given.model_copy(
+        update={
+            "workers": 5,
+            "overwrite": True,
+            "cluster": SlurmOptions(kind="slurm", jobs=3),
+            "storage": StorageOptions(levels=2, remote="s3://bucket/x"),
+        }
+    )
+    assert task(made, "predict", f"--task={text}") == given
+
+
+def test_a_task_of_every_kind_of_field_travels_whole(made: list[Section]) -> None:
+    given = TrainTask(
+        manifest="m.json",
+        name="student",
+        options=options(heads={"embedding": 4}, terms=[{"name": "affinity"}, {"name": "embedding", "weight": 0.25}]),
+        offsets=((-1, 0, 0), (0, -1, 0), (0, 0, -1)),
+        volumes={"a": VolumeInputs(raw="r.json", labels="l.json"), "b": VolumeInputs(raw="s.json")},
+        stored={"heavy": {"a": {"affinities": "x.json", "embedding": "y.json"}}},
+        fragments=FragmentsOptions(watershed=MutexOptions(bias=0.1), premerge=0.3),
+    )
+    assert task(made, "train", "--task", given.model_dump_json()) == given
+
+
+def test_values_in_words(made: list[Section]) -> None:
+    found: Any = task(made, "predict", *PREDICT, "--roi", "1:3,0:4,2:7")
+    assert found.roi == RoiOptions(offset=(1, 0, 2), shape=(2, 4, 5))
+    found = task(
+        made, "fragments", "--affinities", "a", "--manifest", "m", "--options", '{"watershed": {"method": "mutex"}}'
+    )
+    assert found == FragmentsTask(affinities="a", manifest="m", options=FragmentsOptions(watershed=MutexOptions()))
+    found = task(
+        made, "evaluate", "a", "b", "out", "--ignore-label", 0, "--ignore-label", 7, "--ignore-segment", "none"
+    )
+    assert found == EvaluateTask(segmentation="a", labels="b", out="out", ignore_labels=(0, 7), ignore_segments=())
+    assert task(made, "evaluate", "a", "b") == EvaluateTask(segmentation="a", labels="b")
+
+
+WRONG = {
+    "unknown flag": ((*PREDICT, "--tile", "3"), r"--tile"),
+    "unknown nested flag": ((*PREDICT, "--options.til", "3", "3", "3"), r"--options\.til"),
+    "two of three": ((*PREDICT, "--options.tile", "64", "64"), r"--options\.tile.* 3 .*2"),
+    "no number": ((*PREDICT, "--workers", "x"), r"--workers.*\"x\".*int"),
+    "too small": ((*PREDICT, "--workers", "0"), r"workers: .*greater than or equal to 1 \(got 0\)"),
+    "missing": (("--raw", "r.json", "--model", "m.json"), r"--manifest"),
+    "device": ((*PREDICT, "--device", "gpu"), r"device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+    "region": ((*PREDICT, "--roi", "1:1,0:4,0:4"), r"roi: expected z0:z1,y0:y1,x0:x1.*'1:1,0:4,0:4'"),
+    "sections that do not fit": (
+        (*PREDICT, "--options.tile", "60", "64", "64"),
+        r"must be a multiple of predict\.tile",
+    ),
+    "bad JSON of options": ((*PREDICT, "--options", '{"tile": [3,'), r"--options.*JSON"),
+    "unknown key of options": ((*PREDICT, "--options", '{"til": [3, 3, 3]}'), r"--options.*til"),
+    "bad JSON of a task": (("--task", '{"raw": '), r"--task: expected JSON, got .*raw"),
+    "no task": (("--task", "[1]"), r"--task: expected the fields of a task as JSON, got \[1\]"),
+    "unknown key of a task": (("--task", '{"row": 1}'), r"row: unknown key"),
+    "missing in a task": (("--task", '{"raw": "r.json"}'), r"model: Field required"),
+    "wrong in a task": (("--task", '{"raw": "r", "model": "m", "manifest": "a", "gpus": 0}'), r"gpus: .*1 \(got 0\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_is_not_understood_is_told_in_a_line(made: list[Section], case: str) -> None:
+    words, message = WRONG[case]
+    done = invoke("predict", *words)
+    assert done.exit_code == 2
+    assert done.stderr.startswith("kdseg predict: ")
+    assert done.stderr.count("\n") == 1
+    assert re.search(message, done.stderr), done.stderr
+    assert not made
+
+
+def test_an_unknown_command_is_told() -> None:
+    done = invoke("segmentt")
+    assert done.exit_code == 2
+    assert re.fullmatch(r"kdseg segmentt: .*segmentt.*\n", done.stderr)
+
+
+def test_the_environment_changes_nothing(made: list[Section], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("OVERWRITE", "1"), ("CLUSTER", '{"kind": "slurm"}'), ("REMOTE", "s3://bucket/x")):
+        monkeypatch.setenv(f"KDSEG_{name}", value)
+    found: Any = task(made, "predict", *PREDICT)
+    assert (found.overwrite, found.cluster.kind, found.storage.remote) == (False, "local", None)
+
+
+def test_help_is_grouped_and_light() -> None:
+    program = f"""
+import sys
+from kdseg.cli import main
+main(["--help"])
+main(["predict", "--help"])
+sys.exit(", ".join(name for name in {HEAVY} if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""
+    places = [done.stdout.index(f"─ {group} ─") for group in ("Run", "Look", "Tools", "Stages of the workflow")]
+    assert places == sorted(places)
+    assert "--options.tile INT INT INT" in done.stdout
+    assert re.search(r"\* +--raw PATH +Manifest of uint8 raw data", done.stdout)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_runs_a_task(name: str) -> None:
+    kind, module = STAGES[name]
+    function = import_module(module).run
+    (parameter,) = signature(function).parameters
+    assert get_type_hints(function)[parameter] is kind
+
+
+def test_commands_of_the_docs_are_understood(made: list[Section]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "segmentation.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("kdseg ")]
+    assert [words[0] for words in commands] == ["adopt", "fragments", "edges", "agglomerate", "segment"]
+    for words in commands:
+        assert task(made, *words)
