@@ -322,11 +322,6 @@ def _store(where: str | Path) -> FsspecStore | str:
     return FsspecStore.from_url(where, storage_options=remote.OPTIONS)
 
 
-def level_shape(shape: Triple, level: int) -> Triple:
-    """Return the extent of one level of the pyramid over a volume of ``shape``."""
-    return _halved(shape, level)
-
-
 def _array(
     group: zarr.Group,
     level: int,
