@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Slices, Triple, VoxelSize
+from kdseg.volumes.volume import TO_NM
 
 SUFFIXES = (".tif", ".tiff")
-_TO_NM = {"nm": 1.0, "nanometer": 1.0, "um": 1e3, "µm": 1e3, "μm": 1e3, "\\u00b5m": 1e3, "micron": 1e3, "mm": 1e6}
 _DAMAGE = (
     OSError,
     ValueError,
@@ -197,7 +197,7 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
 def _voxel_size(file: tifffile.TiffFile) -> VoxelSize | None:
     imagej = file.imagej_metadata
     if imagej is not None and "spacing" in imagej:
-        unit = _TO_NM.get(str(imagej.get("unit", "")).lower())
+        unit = TO_NM.get(str(imagej.get("unit", "")).lower())
         tags = file.pages.first.tags
         if unit is None or "XResolution" not in tags or "YResolution" not in tags:
             return None
@@ -215,7 +215,7 @@ def _ome_voxel_size(text: str) -> VoxelSize | None:
     found = []
     for axis in "ZYX":
         size = pixels.get(f"PhysicalSize{axis}")
-        unit = _TO_NM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        unit = TO_NM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         if size is None or unit is None:
             return None
         found.append(float(size) * unit)

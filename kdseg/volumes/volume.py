@@ -30,7 +30,10 @@ from kdseg.volumes.phantom.unstored import Computed, open_computed
 _BATCH = 16
 """Chunks that a thread is given at a time; all of them are in memory at once."""
 AXES = ("z", "y", "x")
-_TO_NM = {"nanometer": 1.0, "nm": 1.0, "micrometer": 1e3, "um": 1e3, "µm": 1e3, "angstrom": 0.1, "meter": 1e9}
+TO_NM = {"angstrom": 0.1, "mm": 1e6, "meter": 1e9}
+TO_NM |= dict.fromkeys(("nm", "nanometer"), 1.0)
+TO_NM |= dict.fromkeys(("micrometer", "micron", "um", "µm", "μm", "\\u00b5m"), 1e3)
+"""Units of length as OME-Zarr, OME-TIFF and ImageJ name them; the last one is how ImageJ escapes it."""
 
 
 @dataclass(frozen=True)
@@ -316,11 +319,6 @@ def _store(where: str | Path) -> FsspecStore | str:
     return FsspecStore.from_url(where, storage_options=remote.OPTIONS)
 
 
-def level_shape(shape: Triple, level: int) -> Triple:
-    """Return the extent of one level of the pyramid over a volume of ``shape``."""
-    return _halved(shape, level)
-
-
 def _array(
     group: zarr.Group,
     level: int,
@@ -417,10 +415,10 @@ def _in_nm(
     if None in units and not any(translation):
         # A scale without a unit is a number of nobody knows what: as good as no voxel size.
         return None, (0.0, 0.0, 0.0)
-    unknown = [unit for unit in units if unit not in _TO_NM]
+    unknown = [unit for unit in units if unit not in TO_NM]
     if unknown:
         raise VoxelSizeError(f"{path} has axes in {unknown}, expected units of length such as 'nanometer'")
-    factors = [_TO_NM[str(unit)] for unit in units]
+    factors = [TO_NM[str(unit)] for unit in units]
     voxel_size = triple(s * f for s, f in zip(scale, factors, strict=True))
     return voxel_size, triple(t * f for t, f in zip(translation, factors, strict=True))
 

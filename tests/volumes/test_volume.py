@@ -9,14 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
-from kdseg.volumes.volume import Volume, affinity_offsets, create_volume, level_shape, open_volume
+from kdseg.volumes.volume import Volume, affinity_offsets, create_volume, open_volume
 
 
 def make(path: Path, **changes: Any) -> Volume:
@@ -111,15 +109,6 @@ def test_a_volume_that_is_there_is_kept(tmp_path: Path) -> None:
         make(tmp_path / "v.zarr", shape=(20, 18, 13))
     with pytest.raises(ShapeError, match="expected uint8"):
         make(tmp_path / "v.zarr", dtype="u1")
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.tuples(*[st.integers(1, 1000)] * 3), st.integers(0, 6))
-def test_levels_halve_and_round_up(shape: Any, level: int) -> None:
-    expected = shape
-    for _ in range(level):
-        expected = tuple((n + 1) // 2 for n in expected)
-    assert level_shape(shape, level) == expected
 
 
 def test_the_centre_of_a_volume_does_not_move_with_the_level(tmp_path: Path) -> None:
