@@ -1,4 +1,4 @@
-"""Imports of the jobs, read from the sources: kdseg whole, benchmarks/gpu, and tests/gpu.
+"""Imports of the jobs, read from the sources: kdseg but its reports, benchmarks/gpu, and tests/gpu.
 
 Sources are parsed, not run: most of kdseg imports its libraries inside functions, where running it would miss them.
 `pack.py --check` runs the imports.
@@ -18,13 +18,15 @@ from packaging.utils import NormalizedName, canonicalize_name
 
 DISTRIBUTIONS = {"cc3d": "connected-components-3d", "yaml": "pyyaml"}
 """Whose name is not that of the module."""
+LEFT_OUT = "report"
+"""Room of kdseg that no job enters: what draws its pages is larger than all the rest."""
 PLUGINS = {"pytest_timeout": "pytest-timeout", "pytest_benchmark": "pytest-benchmark"}
 """Of pytest, imported by nothing: options in pyproject.toml are theirs, and pytest refuses those it does not know."""
 
 
 def imported(root: Path = ROOT) -> set[str]:
     """Return the top-level modules that the jobs import, without those of Python and of this repository."""
-    folders = (root, root / "tests", root / "tests" / "gpu", root / "benchmarks" / "gpu")
+    folders = (root, *(root / name for name in ("tests", "tests/gpu", "benchmarks", "benchmarks/gpu")))
     queue = _sources(root)
     seen, names = set(queue), set[str]()
     while queue:
@@ -39,8 +41,8 @@ def imported(root: Path = ROOT) -> set[str]:
 
 
 def own_modules(root: Path = ROOT) -> list[str]:
-    """Return the names of all modules of kdseg."""
-    found = (path.relative_to(root).with_suffix("") for path in sorted((root / "kdseg").rglob("*.py")))
+    """Return the names of all modules of kdseg that jobs may enter."""
+    found = (path.relative_to(root).with_suffix("") for path in sorted(_room_sources(root)))
     names = (".".join(path.parts).removesuffix(".__init__") for path in found)
     return [name for name in names if not name.endswith(".__main__")]
 
@@ -73,9 +75,13 @@ def required(extras: tuple[str, ...] = (), root: Path = ROOT) -> tuple[list[Requ
 
 
 def _sources(root: Path) -> list[Path]:
-    folders = ("kdseg", "benchmarks/gpu", "tests/gpu")
-    found = [path for folder in folders for path in (root / folder).rglob("*.py")]
-    return [*found, root / "tests" / "conftest.py"]
+    found = [path for folder in ("benchmarks/gpu", "tests/gpu") for path in (root / folder).rglob("*.py")]
+    return [*_room_sources(root), *found, root / "tests" / "conftest.py"]
+
+
+def _room_sources(root: Path) -> list[Path]:
+    left_out = root / "kdseg" / LEFT_OUT
+    return [path for path in (root / "kdseg").rglob("*.py") if not path.is_relative_to(left_out)]
 
 
 def _own(folder: Path, name: str) -> Path | None:
