@@ -38,6 +38,9 @@ WORST = 20
 def run(task: EvaluateTask) -> dict[str, Any]:
     """Score a segmentation.
 
+    In ``task.out`` lie the tables of blocks, `evaluation.parquet` (the table of overlaps) and `evaluation.json` (what
+    is returned): a run that was killed goes on where it was.
+
     Returns:
         JSON values: ``scores`` and ``details`` by name, ``conventions`` of these, the ``worst`` false splits and merges
         with the voxels to look at (not per section), ``boundaries`` and ``intervals`` if asked for, and ``what`` was

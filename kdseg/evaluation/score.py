@@ -17,6 +17,9 @@ from kdseg.results.manifests import claim, read
 def run(task: ScoreTask) -> None:
     """Score a segmentation; the table of overlaps lies beside the manifest, as Parquet.
 
+    In the manifest ``stats.scores`` are the numbers of `kdseg.evaluation.measures`, ``stats.intervals`` where 95 % of
+    the resamples lie.
+
     Raises:
         ShapeError: if segmentation and labels do not overlap.
         VoxelSizeError: if their voxels do not lie on one grid.

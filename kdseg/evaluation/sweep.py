@@ -21,6 +21,10 @@ from kdseg.segmentation.agglomeration.store import Tree
 def run(task: SweepTask) -> None:
     """Score every threshold from one table of fragments against labels, without relabelling voxels.
 
+    In the manifest ``stats.sweep`` has a row per threshold, ``stats.best`` is the one of least VOI. With ``task.part``
+    both are of that part, and ``stats.rest`` are the scores of the rest of the volume at the best threshold. The table
+    of fragments lies beside it, as Parquet.
+
     Raises:
         ShapeError: if fragments and labels do not overlap, or ``part`` is not inside of both.
         VoxelSizeError: if their voxels do not lie on one grid.

@@ -32,6 +32,9 @@ class Work:
 def run(task: PredictTask) -> None:
     """Predict the affinities of a volume, or what else a student learns from.
 
+    Beside the manifest lie uint8 affinities (c, z, y, x), with the offsets as an attribute, or the float16 embedding
+    (d, z, y, x).
+
     Raises:
         DeviceError: if the device is not there.
         ConfigError: if the network has no embedding, but it is asked for, or the cluster cannot be used.

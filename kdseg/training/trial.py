@@ -22,7 +22,9 @@ COSTS = ("parameters", "kmac_per_voxel", "steps", "best_step", "device", "peak_m
 def run(task: TrialTask) -> None:
     """Score a network: choose the threshold on one volume, and score others at it.
 
-    The central crop of each volume is segmented in one piece, in memory, as validation does it.
+    The central crop of each volume is segmented in one piece, in memory, as validation does it. In the
+    manifest are ``stats.threshold``, ``stats.tuned`` (scores on ``tune_on``), ``stats.scores`` by volume and
+    ``stats.training`` with what the training cost.
 
     Raises:
         ConfigError: if raw data or labels of a volume are not among ``volumes``.
