@@ -41,7 +41,7 @@ def _check(path: Path, /) -> None:
 
 def _clear(manifest: Path, /) -> None:
     """Remove what the stage of MANIFEST made, e.g. results/x/student/test/affinities.json."""
-    from kdseg.results.manifests import clear as remove
+    from kdseg.results.claims import clear as remove
 
     if manifest.suffix != ".json":
         raise ConfigError(f"expected the manifest of a stage (….json), got {manifest}")

@@ -11,7 +11,8 @@ from kdseg.config.tasks import ScoreTask
 from kdseg.evaluation.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.evaluation.intervals import intervals
 from kdseg.evaluation.measures import least_voi, measure
-from kdseg.results.manifests import claim, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 
 
 def run(task: ScoreTask) -> None:

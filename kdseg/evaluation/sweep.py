@@ -14,7 +14,8 @@ from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
-from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, read
+from kdseg.results.claims import Claim, claim
+from kdseg.results.manifests import expect_made_of, expect_stage, read
 from kdseg.segmentation.agglomeration.store import Tree
 
 

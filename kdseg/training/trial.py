@@ -9,8 +9,9 @@ from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
+from kdseg.results.claims import claim
 from kdseg.results.curve import seconds_per_step
-from kdseg.results.manifests import Manifest, claim, file_fingerprint, read
+from kdseg.results.manifests import Manifest, file_fingerprint, read
 from kdseg.training.sampling import Source
 from kdseg.training.validation import THRESHOLDS, Scored, least, sweep, validation_crop
 from kdseg.volumes.inputs import volume_fingerprints
