@@ -57,9 +57,10 @@ def _app(words: Sequence[str]) -> App:
         Group(name, sort_key=k) for k, name in enumerate(("Run", "Look", "Tools", "Stages of the workflow"))
     )
     app["--help"].group = app["--version"].group = Group("Other", sort_key=4)
-    add_people(app, run, look, tools)
-    add_evaluation(app, look)
-    add_stages(app, stages, tools, whole=whole_task(words))
+    whole = whole_task(words)
+    add_people(app, run, look, tools, whole=whole)
+    add_evaluation(app, look, whole=whole)
+    add_stages(app, stages, tools, whole=whole)
     return app
 
 

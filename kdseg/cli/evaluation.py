@@ -15,11 +15,11 @@ from kdseg.config.questions import EvaluateTask, RunlengthTask, SameTask
 JsonFile = Annotated[Path | None, Parameter(name="--json", help="Write all that is known of the result.")]
 
 
-def add_evaluation(app: App, look: Group) -> None:
+def add_evaluation(app: App, look: Group, *, whole: bool) -> None:
     """Add the commands."""
-    add(app, "evaluate", EvaluateTask, _evaluate, look, "segmentation", "labels", "out")
-    add(app, "same", SameTask, _same, look, "a", "b")
-    add(app, "runlength", RunlengthTask, _runlength, look, "segmentation", "skeletons")
+    add(app, "evaluate", EvaluateTask, _evaluate, look, "segmentation", "labels", "out", whole=whole)
+    add(app, "same", SameTask, _same, look, "a", "b", whole=whole)
+    add(app, "runlength", RunlengthTask, _runlength, look, "segmentation", "skeletons", whole=whole)
 
 
 def _evaluate(

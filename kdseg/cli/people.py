@@ -18,19 +18,17 @@ from kdseg.config.questions import PhantomTask, PropertiesTask, TuneTask
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
 
-Flag = Parameter(negative=())
 
-
-def add_people(app: App, run: Group, look: Group, tools: Group) -> None:
+def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
     """Add the commands."""
     app.command(_check, name="check", group=run)
     app.command(_clear, name="clear", group=run)
     app.command(_status, name="status", group=look)
     app.command(_schema, name="schema", group=tools)
-    add(app, "phantom", PhantomTask, _phantom, tools, "out")
-    add(app, "tune", TuneTask, _tune, tools, "model")
+    add(app, "phantom", PhantomTask, _phantom, tools, "out", whole=whole)
+    add(app, "tune", TuneTask, _tune, tools, "model", whole=whole)
     app.command(_export, name="export", group=tools)
-    add(app, "properties", PropertiesTask, _properties, tools, "out")
+    add(app, "properties", PropertiesTask, _properties, tools, "out", whole=whole)
 
 
 def _check(path: Path, /) -> None:
@@ -103,7 +101,7 @@ def _export(
     /,
     *,
     also: tuple[Literal["lsd", "embedding"], ...] = (),
-    overwrite: Annotated[bool, Flag] = False,
+    overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """MODEL (model.json or model.pt) → OUT: .onnx, .pt2 (torch.export), .ts (TorchScript), .pt (float16 weights).
 

@@ -104,6 +104,9 @@ def test_values_in_words(made: list[Section]) -> None:
     )
     assert found == EvaluateTask(segmentation="a", labels="b", out="out", ignore_labels=(0, 7), ignore_segments=())
     assert task(made, "evaluate", "a", "b") == EvaluateTask(segmentation="a", labels="b")
+    assert task(made, "evaluate", "--task", found.model_dump_json(), "--dust", 5) == found.model_copy(
+        update={"dust": 5}
+    )
 
 
 WRONG = {
