@@ -23,7 +23,8 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
-from kdseg.results.manifests import claim, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 from kdseg.results.tables import read_table
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges

@@ -31,7 +31,7 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.networks.models.device import resolve_precision
 from kdseg.prediction.tiles import predictor
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 from kdseg.running.telemetry import status_path
 from kdseg.volumes.volume import create_volume
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from kdseg.config.cluster import LocalOptions
 from kdseg.geometry import Roi
 from kdseg.prediction.blocks import run_predicted
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 
 
 def nothing(block, clock):

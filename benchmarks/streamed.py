@@ -26,7 +26,7 @@ from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.config.tasks import ConvertTask
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
-from kdseg.results.manifests import claim, clear
+from kdseg.results.claims import claim, clear
 from kdseg.running.telemetry import status_path
 from kdseg.volumes import convert
 

@@ -16,7 +16,8 @@ from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, ScoreT
 from kdseg.evaluation import score
 from kdseg.evaluation import sweep as sweep_stage
 from kdseg.geometry import pair_slices
-from kdseg.results.manifests import claim, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 from kdseg.results.tables import read_table
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, sort_merges

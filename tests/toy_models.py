@@ -5,7 +5,7 @@ import torch
 from kdseg.config.networks import AugmentOptions, HeadOptions, UNetOptions
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
 TILE = (16, 16, 16)

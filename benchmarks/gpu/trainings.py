@@ -26,8 +26,8 @@ from kdseg.config import Config, ModelOptions, validate
 from kdseg.config.tasks import ConvertTask, TrainTask, VolumeInputs
 from kdseg.networks.checkpoint import load_model, save_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel
+from kdseg.results.claims import claim
 from kdseg.results.curve import read_curve
-from kdseg.results.manifests import claim
 from kdseg.volumes import convert
 
 TEACHER = ROOT / "config" / "models" / "fib25_teacher.yaml"

@@ -26,7 +26,7 @@ from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.tiles import tiled
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 from kdseg.running.telemetry import status_path
 from kdseg.segmentation.fragments.block import cell_fragments, halo_roi
 from kdseg.segmentation.graph.faces import cell_part

@@ -14,8 +14,7 @@ from cyclopts.validators import Number
 
 from kdseg.cli.generated import add
 from kdseg.config import VolumeOptions, load, schema
-from kdseg.config.data import PhantomOptions
-from kdseg.config.questions import PropertiesTask, TuneTask
+from kdseg.config.questions import PhantomTask, PropertiesTask, TuneTask
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
 
@@ -28,7 +27,7 @@ def add_people(app: App, run: Group, look: Group, tools: Group) -> None:
     app.command(_clear, name="clear", group=run)
     app.command(_status, name="status", group=look)
     app.command(_schema, name="schema", group=tools)
-    app.command(_phantom, name="phantom", group=tools)
+    add(app, "phantom", PhantomTask, _phantom, tools, "out")
     add(app, "tune", TuneTask, _tune, tools, "model")
     app.command(_export, name="export", group=tools)
     add(app, "properties", PropertiesTask, _properties, tools, "out")
@@ -42,7 +41,7 @@ def _check(path: Path, /) -> None:
 
 def _clear(manifest: Path, /) -> None:
     """Remove what the stage of MANIFEST made, e.g. results/x/student/test/affinities.json."""
-    from kdseg.results.manifests import clear as remove
+    from kdseg.results.claims import clear as remove
 
     if manifest.suffix != ".json":
         raise ConfigError(f"expected the manifest of a stage (….json), got {manifest}")
@@ -88,40 +87,14 @@ def _schema() -> None:
     print(schema(), end="")
 
 
-def _phantom(
-    out: Path,
-    /,
-    *,
-    shape: tuple[int, int, int] = (128, 256, 256),
-    seed: int = 0,
-    voxel_size: tuple[float, float, float] = (10.0, 10.0, 10.0),
-    offset: tuple[int, int, int] = (0, 0, 0),
-    unstored: Annotated[bool, Flag] = False,
-    overwrite: Annotated[bool, Flag] = False,
-    workers: int = 1,
-) -> None:
-    """Write a neurite phantom to OUT/raw.zarr and OUT/labels.zarr.
-
-    Args:
-        out: folder.
-        shape: voxels, z y x.
-        seed: two phantoms of different seed show unrelated tissue.
-        voxel_size: nm, z y x.
-        offset: first voxel of the endless volume.
-        unstored: write small files only; regions are computed whenever they are read.
-        overwrite: clear what other options made.
-        workers: processes; changes no result.
-    """
+def _phantom(task: PhantomTask) -> None:
     from kdseg.volumes import convert
 
-    options = VolumeOptions(
-        phantom=PhantomOptions(shape=shape, seed=seed, voxel_size=voxel_size, offset=offset, stored=not unstored)
-    )
+    how = {"workers": task.workers, "overwrite": task.overwrite}
     kinds: tuple[Literal["raw", "labels"], ...] = ("raw", "labels")
     for kind in kinds:
-        convert.run(
-            ConvertTask(kind=kind, manifest=out / f"{kind}.json", options=options, workers=workers, overwrite=overwrite)
-        )
+        manifest = task.out / f"{kind}.json"
+        convert.run(ConvertTask(kind=kind, manifest=manifest, options=VolumeOptions(phantom=task.options), **how))
 
 
 def _export(

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kdseg.config.base import Count, Extent, Nanometres, Section
-from kdseg.config.data import StorageOptions
+from kdseg.config.base import Count, Extent, Nanometres, Section, Step
+from kdseg.config.data import PhantomOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, steps
 
 Least = Annotated[int, Field(ge=0)]
@@ -29,6 +29,33 @@ def _ids(values: Any) -> Any:
 
 
 Ids = Annotated[tuple[int, ...], BeforeValidator(_ids)]
+
+
+class PhantomTask(Section):
+    """Write a neurite phantom to OUT/raw.zarr and OUT/labels.zarr."""
+
+    out: Path
+    """Folder."""
+    shape: Extent = (128, 256, 256)
+    """Voxels, z y x."""
+    seed: Least = 0
+    """Two phantoms of different seed show unrelated tissue."""
+    voxel_size: Nanometres = (10.0, 10.0, 10.0)
+    """nm, z y x."""
+    offset: Step = (0, 0, 0)
+    """First voxel of the endless volume."""
+    unstored: bool = False
+    """Write small files only: regions are computed whenever they are read."""
+    workers: Count = 1
+    """Processes; changes no result."""
+    overwrite: bool = False
+    """Clear what other options made."""
+
+    @property
+    def options(self) -> PhantomOptions:
+        """The phantom as a section of the configuration."""
+        values = self.model_dump(include={"shape", "seed", "voxel_size", "offset"})
+        return PhantomOptions(stored=not self.unstored, **values)
 
 
 class AdoptTask(BlockTask):

@@ -23,7 +23,8 @@ from kdseg.evaluation.measures import conventions, details, measure
 from kdseg.evaluation.metrics.boundaries import boundary_scores, halo
 from kdseg.evaluation.metrics.objects import Fault, worst_merges, worst_splits
 from kdseg.geometry import Roi, VoxelSize
-from kdseg.results.manifests import claim, source_fingerprint
+from kdseg.results.claims import claim
+from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes.sources import Source, open_source, source_member, source_path
 
 SAMPLING = (
@@ -37,6 +38,9 @@ WORST = 20
 
 def run(task: EvaluateTask) -> dict[str, Any]:
     """Score a segmentation.
+
+    In ``task.out`` lie the tables of blocks, `evaluation.parquet` (the table of overlaps) and `evaluation.json` (what
+    is returned): a run that was killed goes on where it was.
 
     Returns:
         JSON values: ``scores`` and ``details`` by name, ``conventions`` of these, the ``worst`` false splits and merges

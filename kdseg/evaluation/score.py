@@ -11,11 +11,15 @@ from kdseg.config.tasks import ScoreTask
 from kdseg.evaluation.counting import block_counts, count_blocks, of_stores, read_count, read_rows
 from kdseg.evaluation.intervals import intervals
 from kdseg.evaluation.measures import least_voi, measure
-from kdseg.results.manifests import claim, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 
 
 def run(task: ScoreTask) -> None:
     """Score a segmentation; the table of overlaps lies beside the manifest, as Parquet.
+
+    In the manifest ``stats.scores`` are the numbers of `kdseg.evaluation.measures`, ``stats.intervals`` where 95 % of
+    the resamples lie.
 
     Raises:
         ShapeError: if segmentation and labels do not overlap.

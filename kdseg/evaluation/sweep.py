@@ -14,12 +14,17 @@ from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
-from kdseg.results.manifests import Claim, claim, expect_made_of, expect_stage, read
+from kdseg.results.claims import Claim, claim
+from kdseg.results.manifests import expect_made_of, expect_stage, read
 from kdseg.segmentation.agglomeration.store import Tree
 
 
 def run(task: SweepTask) -> None:
     """Score every threshold from one table of fragments against labels, without relabelling voxels.
+
+    In the manifest ``stats.sweep`` has a row per threshold, ``stats.best`` is the one of least VOI. With ``task.part``
+    both are of that part, and ``stats.rest`` are the scores of the rest of the volume at the best threshold. The table
+    of fragments lies beside it, as Parquet.
 
     Raises:
         ShapeError: if fragments and labels do not overlap, or ``part`` is not inside of both.

@@ -30,8 +30,9 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, ConfigError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import Network, fold, only_heads
+from kdseg.results.claims import private_folder
 from kdseg.results.files import replacing
-from kdseg.results.manifests import private_folder, read
+from kdseg.results.manifests import read
 
 FORMAT = "kdseg-export"
 VERSION = 1

@@ -23,7 +23,8 @@ from kdseg.geometry import Block, Roi, Triple, VoxelSize, is_cubic
 from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
-from kdseg.results.manifests import Claim, file_fingerprint, peak_mb, read, resident_mb, write_json
+from kdseg.results.claims import Claim, peak_mb, resident_mb
+from kdseg.results.manifests import file_fingerprint, read, write_json
 from kdseg.running.attempt import BlockWork, Outcome, attempt
 from kdseg.running.cluster import Finished, Workers, run_tasks, worker_number, workers_of
 from kdseg.running.progress import Done

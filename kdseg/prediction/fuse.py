@@ -16,7 +16,7 @@ from kdseg.errors import ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, block_name, blocks, is_multiple
 from kdseg.prediction.blocks import Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import Predictor, predict_tiles, read_reflected, tiled
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 from kdseg.results.tables import write_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids

@@ -13,7 +13,7 @@ from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks, is_multiple
 from kdseg.prediction.blocks import Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import predict_tiles, read_reflected, tiled
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 from kdseg.running.attempt import Clock
 from kdseg.volumes.volume import create_volume, open_volume
 
@@ -31,6 +31,9 @@ class Work:
 
 def run(task: PredictTask) -> None:
     """Predict the affinities of a volume, or what else a student learns from.
+
+    Beside the manifest lie uint8 affinities (c, z, y, x), with the offsets as an attribute, or the float16 embedding
+    (d, z, y, x).
 
     Raises:
         DeviceError: if the device is not there.

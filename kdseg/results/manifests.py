@@ -1,47 +1,19 @@
-"""What a stage leaves behind, and who may write it.
-
-Beside the manifest ``x.json`` of a stage lie::
-
-    x.zarr, x.tables, …  the result (never an output of Snakemake: it deletes the outputs of failed jobs);
-                         x.zarr is a file where the volume lies in a bucket (see `kdseg.results.remote`), or is computed
-                         when it is read (see `kdseg.volumes.phantom.unstored`)
-    .x/claim.json     what the result is made of: options and inputs, written before the first block
-    .x/64x64x64/      markers and parts of finished blocks, for blocks of this extent
-    .x/lock           who is writing
-
-A stage that finds its own claim goes on where it stopped. One that finds another claim refuses, and says
-what differs and how to clear it; with ``overwrite`` it clears by itself. The manifest comes last.
-"""
+"""The manifests that stages leave: read, checked against each other; and fingerprints of what they are made of."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import resource
-import shutil
-import time
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdseg import __version__
-from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
+from kdseg.errors import DataError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import write_text
-from kdseg.results.locks import locked
-
-log = logging.getLogger(__name__)
-
-CLEARING = "clearing"
-"""Fingerprint of a claim whose result is being removed; what is left of it is worth nothing."""
 
 
 class Manifest(BaseModel):
@@ -113,69 +85,6 @@ def _found(manifest: Manifest, part: str, name: str) -> Any:
     return values[name]
 
 
-@dataclass
-class Claim:
-    """A stage's hold on its result.
-
-    Attributes:
-        manifest: path of the manifest.
-        fingerprint: hash of stage, options and inputs.
-        resumed: whether an earlier attempt had begun; speeds are then not those of the whole.
-        stats: what the stage wants to be in the manifest.
-    """
-
-    manifest: Path
-    fingerprint: str
-    resumed: bool = False
-    stats: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def store(self) -> Path:
-        """The volume beside the manifest."""
-        return self.manifest.with_suffix(".zarr")
-
-    @property
-    def table(self) -> Path:
-        """The table beside the manifest."""
-        return self.manifest.with_suffix(".npz")
-
-    @property
-    def tables(self) -> Path:
-        """The folder of tables beside the manifest."""
-        return self.manifest.with_suffix(".tables")
-
-    @property
-    def parquet(self) -> Path:
-        """The table for other programs beside the manifest."""
-        return self.manifest.with_suffix(".parquet")
-
-    @property
-    def model(self) -> Path:
-        """The network beside the manifest."""
-        return self.manifest.with_suffix(".pt")
-
-    @property
-    def results(self) -> tuple[Path, ...]:
-        """Where the result of a stage may lie."""
-        return (self.store, self.table, self.tables, self.model, self.parquet)
-
-    @property
-    def private(self) -> Path:
-        """Folder of the claim, the markers and what else the stage keeps for itself."""
-        return private_folder(self.manifest)
-
-    def progress(self, block: Triple) -> Path:
-        """Return the folder of what is known of finished blocks of this extent; it is made."""
-        folder = self.private / "x".join(str(n) for n in block)
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-
-def private_folder(manifest: Path) -> Path:
-    """Return the hidden folder that belongs to a manifest."""
-    return manifest.with_name(f".{manifest.stem}")
-
-
 def fingerprint(stage: str, options: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
     """Return the SHA-256 of what determines a result, in hex.
 
@@ -225,7 +134,7 @@ def read(manifest: Path) -> Manifest:
         MissingError: if the stage has not finished.
         UnreadableError: if the file is no manifest.
     """
-    values = _read_json(manifest)
+    values = read_json(manifest)
     store = values.get("store")
     try:
         return Manifest.model_validate(
@@ -244,7 +153,7 @@ def read(manifest: Path) -> Manifest:
         ) from None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Return the values of a manifest or of a claim."""
     try:
         values = json.loads(path.read_text())
@@ -268,100 +177,6 @@ def write_json(path: Path, values: Any) -> None:
         UnreadableError: if the disk does not take it.
     """
     write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-@contextmanager
-def claim(
-    manifest: Path,
-    stage: str,
-    options: Mapping[str, Any],
-    inputs: Mapping[str, str],
-    *,
-    volume: bool = False,
-    tables: bool = False,
-    bucket: str | None = None,
-    overwrite: bool = False,
-) -> Iterator[Claim]:
-    """Hold a stage's result while the body makes it, and write the manifest when the body is done.
-
-    Args:
-        manifest: path of the manifest; the result lies beside it.
-        stage: name of the stage.
-        options: what determines the result, as JSON values.
-        inputs: fingerprint of each input.
-        volume: the result is a volume that grows block by block; if it is gone, so is the progress.
-        tables: likewise, a folder of tables.
-        bucket: URL below which a new volume is made, with a link to it beside the manifest; None: it is made here.
-        overwrite: clear what other options or inputs made, instead of refusing.
-
-    Yields:
-        The claim; fill its ``stats``.
-
-    Raises:
-        ClaimError: if the result is of other options or inputs, or another run is writing it.
-        UnreadableError: if the disk does not take it, or a bucket does not answer.
-    """
-    mark = fingerprint(stage, options, inputs)
-    held = Claim(manifest, mark)
-    with locked(held.private):
-        claimed = held.private / "claim.json"
-        made_of = {"fingerprint": mark, "stage": stage, "options": dict(options), "inputs": dict(inputs)}
-        if claimed.exists():
-            before = _read_json(claimed)
-            if before["fingerprint"] == CLEARING or (
-                (volume and _gone(held.store)) or (tables and not held.tables.exists())
-            ):
-                _remove(held)
-            elif before["fingerprint"] != mark:
-                _refuse_or_clear(held, before, made_of, overwrite)
-            else:
-                held.resumed = True
-        elif unclaimed := [path for path in held.results if path.exists()]:
-            raise ClaimError(
-                f"{unclaimed[0]} is there, but no claim says what it is made of; move it away or delete it"
-            )
-        write_json(claimed, made_of)
-        if volume and bucket is not None and not held.store.exists():
-            write_json(held.store, {"url": remote.new_url(bucket, manifest.stem)})
-        started = time.monotonic()
-        yield held
-        seconds = time.monotonic() - started
-        _finish(held, made_of, seconds)
-
-
-def clear(manifest: Path) -> list[Path | str]:
-    """Remove a manifest and all that its stage made, in a bucket too, and return what was removed: paths and URLs.
-
-    Raises:
-        UnreadableError: if a bucket does not answer; what is left is removed when it is tried again.
-        ClaimError: if a run is writing it.
-        MissingError: if there is nothing to remove.
-    """
-    held = Claim(manifest, "")
-    if not (held.private / "claim.json").exists():
-        raise MissingError(f"nothing to clear at {manifest}: no stage of kdseg has claimed it")
-    with locked(held.private):
-        found: list[Path | str] = [*_made(held)]
-        found += [remote.read_link(held.store)] if remote.is_link(held.store) else []
-        _remove(held)
-        # The lock goes while it is held: who waits for it finds another file at its path, and takes that.
-        shutil.rmtree(held.private)
-    return found
-
-
-def peak_mb() -> float:
-    """Return the largest resident memory that this process or one of its finished children had, in MB."""
-    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(usage) / 1024
-
-
-def resident_mb() -> float:
-    """Return the memory that this process has now, in MB; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * resource.getpagesize() / 2**20
 
 
 def expect_stage(manifest: Path, stage: str) -> None:
@@ -393,73 +208,3 @@ def expect_made_of(manifest: Path, **inputs: Path) -> None:
                 f"{manifest} was not made of {made_of}, or that was made again since: name the manifests of one run, "
                 "or make it again"
             )
-
-
-def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
-    voxels = held.stats.get("voxels")
-    speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
-    stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
-    store = next((path.name for path in held.results if path.exists()), None)
-    values = {
-        **made_of,
-        "store": store,
-        "run": uuid.uuid4().hex,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "kdseg": __version__,
-        "stats": stats,
-    }
-    write_json(held.manifest, values)
-
-
-def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
-    changes = "; ".join(_differences(before, now)) or "its fingerprint"
-    if not overwrite:
-        raise ClaimError(
-            f"{held.manifest.with_suffix('')} was made of something else: {changes}. Keep it by setting another "
-            f"`results:` folder, or remove it by: kdseg clear {held.manifest}  (or set "
-            "`overwrite: true`, by hand `--overwrite`)"
-        )
-    log.warning("clearing %s, since it was made of something else: %s", held.manifest.with_suffix(""), changes)
-    _remove(held)
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    keys = before.keys() | now.keys() if where else ("stage", "options", "inputs")
-    for key in sorted(keys):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{where}{key}.")
-        elif a != b:
-            yield f"{where}{key} was {_short(a)}, is {_short(b)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _made(held: Claim) -> list[Path]:
-    """Return the manifest and the results that are there; nothing else in the folder is kdseg's."""
-    beside = [held.manifest.with_name(f"{held.manifest.stem}.{what}") for what in ("training", "status.json")]
-    made = (held.manifest, *held.results, *beside)
-    return [path for path in made if path.exists()]
-
-
-def _gone(store: Path) -> bool:
-    """Return whether a volume is not there, be it here or in a bucket."""
-    return not store.exists() or (remote.is_link(store) and not remote.exists(remote.read_link(store)))
-
-
-def _remove(held: Claim) -> None:
-    # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
-    claimed = held.private / "claim.json"
-    write_json(claimed, {**_read_json(claimed), "fingerprint": CLEARING})
-    if remote.is_link(held.store):
-        remote.remove(remote.read_link(held.store))
-    private = [path for path in held.private.iterdir() if path.name not in ("lock", "claim.json")]
-    for path in [*_made(held), *private]:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    claimed.unlink()

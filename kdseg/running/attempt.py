@@ -19,7 +19,7 @@ from typing import Literal
 
 from kdseg.errors import KdsegError
 from kdseg.geometry import Block
-from kdseg.results.manifests import peak_mb
+from kdseg.results.claims import peak_mb
 
 log = logging.getLogger(__name__)
 

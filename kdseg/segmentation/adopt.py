@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Offsets, Roi, VoxelSize
-from kdseg.results.manifests import claim, source_fingerprint
+from kdseg.results.claims import claim
+from kdseg.results.manifests import source_fingerprint
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.sources import ChannelSource, open_channels, source_path

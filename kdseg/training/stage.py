@@ -10,8 +10,9 @@ from kdseg.errors import ConfigError
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device, resolve_precision
 from kdseg.networks.models.device import gpu_peak_mb
+from kdseg.results.claims import Claim, claim
 from kdseg.results.files import write_text
-from kdseg.results.manifests import Claim, claim, file_fingerprint, read
+from kdseg.results.manifests import file_fingerprint, read
 from kdseg.training import Result, train
 from kdseg.training.sampling import Guide
 from kdseg.volumes.inputs import volume_fingerprints

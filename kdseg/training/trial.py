@@ -9,8 +9,9 @@ from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
+from kdseg.results.claims import claim
 from kdseg.results.curve import seconds_per_step
-from kdseg.results.manifests import Manifest, claim, file_fingerprint, read
+from kdseg.results.manifests import Manifest, file_fingerprint, read
 from kdseg.training.sampling import Source
 from kdseg.training.validation import THRESHOLDS, Scored, least, sweep, validation_crop
 from kdseg.volumes.inputs import volume_fingerprints
@@ -22,7 +23,9 @@ COSTS = ("parameters", "kmac_per_voxel", "steps", "best_step", "device", "peak_m
 def run(task: TrialTask) -> None:
     """Score a network: choose the threshold on one volume, and score others at it.
 
-    The central crop of each volume is segmented in one piece, in memory, as validation does it.
+    The central crop of each volume is segmented in one piece, in memory, as validation does it. In the
+    manifest are ``stats.threshold``, ``stats.tuned`` (scores on ``tune_on``), ``stats.scores`` by volume and
+    ``stats.training`` with what the training cost.
 
     Raises:
         ConfigError: if raw data or labels of a volume are not among ``volumes``.

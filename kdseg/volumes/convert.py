@@ -12,7 +12,8 @@ from kdseg.config.data import PhantomOptions
 from kdseg.config.tasks import ConvertTask, Kind
 from kdseg.errors import ConfigError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize
-from kdseg.results.manifests import Claim, claim, source_fingerprint, write_json
+from kdseg.results.claims import Claim, claim
+from kdseg.results.manifests import source_fingerprint, write_json
 from kdseg.running.blockwise import run_blocks
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description

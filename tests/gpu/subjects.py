@@ -15,7 +15,7 @@ from kdseg.geometry import Offsets, Roi, Triple, blocks
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import Network, build
 from kdseg.prediction.tiles import Predictor, predict_roi
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 
 OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 KINDS = ("student", "teacher", "dynunet")

@@ -31,7 +31,8 @@ from kdseg.geometry import Block, Roi, Triple, blocks
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
-from kdseg.results.manifests import clear, read
+from kdseg.results.claims import clear
+from kdseg.results.manifests import read
 from kdseg.results.tables import read_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.agglomeration import stage as agglomerate

@@ -27,8 +27,9 @@ from kdseg.geometry import Block, Roi
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import ATTEMPTS, MANY, prepare
+from kdseg.results.claims import claim
 from kdseg.results.locks import STALE_S
-from kdseg.results.manifests import claim, read
+from kdseg.results.manifests import read
 from kdseg.running import status
 from kdseg.running.attempt import Clock, attempt, trouble_of
 from kdseg.running.telemetry import Telemetry, status_path

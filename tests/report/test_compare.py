@@ -32,8 +32,9 @@ from kdseg.report.comparison import Spread, collect, gain, spread
 from kdseg.report.comparison_page import figures
 from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
 from kdseg.report.figures import standalone
+from kdseg.results.claims import claim
 from kdseg.results.curve import Curve, seconds_per_step
-from kdseg.results.manifests import claim, read
+from kdseg.results.manifests import read
 from kdseg.training import trial
 from kdseg.training.sampling.source import Source
 from kdseg.training.validation import THRESHOLDS, sweep, validation_crop

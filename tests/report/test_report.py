@@ -29,8 +29,8 @@ from kdseg.report.results import STAGES, collect
 from kdseg.report.slices import read_section, sections, window
 from kdseg.report.table import COLUMNS, Row, rows, significant, table_text
 from kdseg.report.verdict import closure, compare, headline, verdicts
+from kdseg.results.claims import claim
 from kdseg.results.curve import Curve
-from kdseg.results.manifests import claim
 from kdseg.volumes.volume import create_volume, open_volume
 
 SHAPE = (12, 40, 48)

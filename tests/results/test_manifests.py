@@ -13,7 +13,8 @@ from importlib.metadata import version
 import pytest
 
 from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
-from kdseg.results.manifests import claim, clear, file_fingerprint, fingerprint, read, source_fingerprint, write_json
+from kdseg.results.claims import claim, clear
+from kdseg.results.manifests import file_fingerprint, fingerprint, read, source_fingerprint, write_json
 
 
 def make(manifest, options, **kwargs):
@@ -61,7 +62,7 @@ def test_changed_options_are_refused_and_named(tmp_path):
 
 def test_another_version_goes_on_with_a_result(tmp_path, monkeypatch):
     before = make(tmp_path / "a.json", {})
-    monkeypatch.setattr("kdseg.results.manifests.__version__", "9.9")
+    monkeypatch.setattr("kdseg.results.claims.__version__", "9.9")
     after = make(tmp_path / "a.json", {})
     assert (after.version, after.fingerprint) == ("9.9", before.fingerprint)
     assert before.version == version("kdseg")
@@ -86,7 +87,7 @@ def test_an_unclaimed_store_is_left_alone(tmp_path):
 
 HOLD = """
 import sys, time, pathlib
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 with claim(pathlib.Path(sys.argv[1]), "predict", {}, {}):
     print("held", flush=True)
     time.sleep(60)

@@ -42,7 +42,8 @@ from kdseg.config.tasks import AgglomerateTask, ConvertTask, EdgesTask, Fragment
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, MissingError, StageError, UnreadableError
 from kdseg.evaluation import evaluate
 from kdseg.prediction import stage as predict
-from kdseg.results.manifests import claim, clear, read, source_fingerprint
+from kdseg.results.claims import claim, clear
+from kdseg.results.manifests import read, source_fingerprint
 from kdseg.results.remote import read_link, resolve
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments

@@ -13,7 +13,8 @@ from small_trainings import OFFSETS, options
 from kdseg.config.tasks import TrainTask, VolumeInputs
 from kdseg.errors import ConfigError
 from kdseg.networks.checkpoint import load_model
-from kdseg.results.manifests import claim, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 from kdseg.training import stage
 from kdseg.training.sampling import Guide
 

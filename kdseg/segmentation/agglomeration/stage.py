@@ -15,7 +15,8 @@ from kdseg.config import AgglomerateOptions
 from kdseg.config.tasks import AgglomerateTask
 from kdseg.errors import ConfigError, DataError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
-from kdseg.results.manifests import Claim, Manifest, claim, expect_made_of, expect_stage, file_fingerprint, read
+from kdseg.results.claims import Claim, claim
+from kdseg.results.manifests import Manifest, expect_made_of, expect_stage, file_fingerprint, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.agglomeration.contraction import Rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from kdseg.config import FragmentsOptions
 from kdseg.config.tasks import FragmentsTask
 from kdseg.geometry import Block, Roi, Triple
-from kdseg.results.manifests import claim
+from kdseg.results.claims import claim
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.fragments.checks import doubts, thin_halo

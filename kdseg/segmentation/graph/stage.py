@@ -13,7 +13,8 @@ from kdseg.config import EdgesOptions
 from kdseg.config.tasks import EdgesTask
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_covers, offsets_reach
-from kdseg.results.manifests import Manifest, claim, expect_made_of, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import Manifest, expect_made_of, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks
 from kdseg.segmentation.graph.details import Details, block_details

@@ -12,7 +12,8 @@ from kdseg.config import SegmentOptions
 from kdseg.config.tasks import SegmentTask
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
-from kdseg.results.manifests import Manifest, claim, expect_made_of, expect_stage, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import Manifest, expect_made_of, expect_stage, read
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.blockwise import run_blocks

@@ -16,7 +16,8 @@ from workflow import ROOT
 from kdseg.config.questions import GraphTask
 from kdseg.errors import DataError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, block_number, blocks, grid_shape
-from kdseg.results.manifests import claim, read
+from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 from kdseg.results.parquet import read_notes, read_parquet
 from kdseg.results.tables import write_table
 from kdseg.segmentation.graph.statistics import block_statistics

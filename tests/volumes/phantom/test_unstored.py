@@ -20,7 +20,8 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
-from kdseg.results.manifests import claim, clear, read, source_fingerprint
+from kdseg.results.claims import claim, clear
+from kdseg.results.manifests import read, source_fingerprint
 from kdseg.volumes import convert
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.phantom import VERSION, unstored
