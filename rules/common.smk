@@ -32,10 +32,10 @@ def manifests(wildcards, **patterns):
 
 
 def as_json(task):
-    """Return what a rule says of its task; params must be functions that return it: a string is read for wildcards.
+    """Return a task as the text for its params, which must be functions, since strings are read for wildcards.
 
-    This text makes a rule run again. It is made of wildcards alone: Snakemake does not compare params that are made of
-    input or output.
+    A change of this text makes jobs run again. It is made of wildcards alone, since params that are made of input or
+    output are not compared.
     """
     return task.model_dump_json(include=task.model_fields_set)
 
@@ -152,11 +152,14 @@ GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
 # Where predictions have a cluster of their own, their GPUs and cores are there.
 PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 
+
+def flag(name, value):
+    """Return a flag for a shell command, in which braces stand for wildcards; nothing without a value."""
+    said = f" {name} {shlex.quote(value)}" if value else ""
+    return said.replace("{", "{{").replace("}", "}}")
+
+
 # How, but not what, is computed: flags beside the task and no params, so that they make nothing run again.
-OVERWRITE = "--overwrite" if RUN.overwrite else ""
-CLUSTER = "" if LOCAL else f"--cluster {shlex.quote(RUN.cluster.model_dump_json())}"
-REMOTE = (
-    ""
-    if RUN.storage.remote is None
-    else f"--storage.remote {shlex.quote(RUN.storage.remote)}"
-)
+OVERWRITE = " --overwrite" if RUN.overwrite else ""
+CLUSTER = flag("--cluster", None if LOCAL else RUN.cluster.model_dump_json())
+REMOTE = flag("--storage.remote", RUN.storage.remote)

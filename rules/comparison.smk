@@ -35,7 +35,7 @@ rule trial:
             )
         ),
     shell:
-        "python -m kdseg trial --task {params.task:q} {OVERWRITE} > {log} 2>&1"
+        f"python -m kdseg trial --task {{params.task:q}}{OVERWRITE} > {{log}} 2>&1"
 
 
 rule compare:

@@ -29,4 +29,4 @@ rule convert:
             )
         ),
     shell:
-        "python -m kdseg convert --task {params.task:q} --workers {threads} {OVERWRITE} {REMOTE} > {log} 2>&1"
+        f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{REMOTE} > {{log}} 2>&1"

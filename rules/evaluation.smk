@@ -34,7 +34,7 @@ rule sweep:
             )
         ),
     shell:
-        "python -m kdseg sweep --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
+        f"python -m kdseg sweep --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
 
 
 rule score:
@@ -71,7 +71,7 @@ rule score:
             )
         ),
     shell:
-        "python -m kdseg score --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
+        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
 
 
 rule score_baseline:
@@ -106,7 +106,7 @@ rule score_baseline:
             )
         ),
     shell:
-        "python -m kdseg score --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
+        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
 
 
 rule report:

@@ -41,7 +41,7 @@ rule predict:
             )
         ),
     shell:
-        "python -m kdseg predict --task {params.task:q} --workers {threads} {OVERWRITE} {CLUSTER} {REMOTE} > {log} 2>&1"
+        f"python -m kdseg predict --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE} > {{log}} 2>&1"
 
 
 use rule predict as teach with:
@@ -113,7 +113,7 @@ if RUN.predict.fused:
                 )
             ),
         shell:
-            "python -m kdseg fuse --task {params.task:q} --workers {threads} {OVERWRITE} {CLUSTER} {REMOTE} > {log} 2>&1"
+            f"python -m kdseg fuse --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE} > {{log}} 2>&1"
 
 else:
 
@@ -148,7 +148,7 @@ else:
                 )
             ),
         shell:
-            "python -m kdseg fragments --task {params.task:q} --workers {threads} {OVERWRITE} {REMOTE} > {log} 2>&1"
+            f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{REMOTE} > {{log}} 2>&1"
 
 
 rule edges:
@@ -181,7 +181,7 @@ rule edges:
             )
         ),
     shell:
-        "python -m kdseg edges --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
+        f"python -m kdseg edges --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
 
 
 rule agglomerate:
@@ -217,7 +217,7 @@ rule agglomerate:
             )
         ),
     shell:
-        "python -m kdseg agglomerate --task {params.task:q} --workers {threads} {OVERWRITE} > {log} 2>&1"
+        f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
 
 
 rule segment:
@@ -255,4 +255,4 @@ rule segment:
             )
         ),
     shell:
-        "python -m kdseg segment --task {params.task:q} --workers {threads} {OVERWRITE} {REMOTE} > {log} 2>&1"
+        f"python -m kdseg segment --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{REMOTE} > {{log}} 2>&1"

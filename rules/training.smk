@@ -36,5 +36,5 @@ rule train:
             else ""
         ),
     shell:
-        "python {params.launch} -m kdseg train --task {params.task:q} --workers {threads} {OVERWRITE}"
+        f"python {{params.launch}} -m kdseg train --task {{params.task:q}} --workers {{threads}}{OVERWRITE}"
         " > {log} 2>&1"
