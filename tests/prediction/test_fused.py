@@ -200,7 +200,8 @@ def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) 
 
 def test_the_mask_is_decoded_in_one_thread_too(folder: Path) -> None:
     fused(folder, "threads")
-    ready = prepare(folder / "raw.json", folder / "model.json", PREDICT, device="cpu")
+    inputs = {"raw": folder / "raw.json", "model": folder / "model.json", "manifest": folder / "x.json"}
+    ready = prepare(PredictTask(**inputs, options=PREDICT, device="cpu"))
     raw, mask, out = (read(folder / f"{name}.json").result for name in ("raw", "mask", "threads/fragments"))
     grid, voxels_of = checked_grid(SHAPE, OPTIONS.block), Roi((0, 0, 0), SHAPE)
     places = ready.loaded.voxel_size, voxels_of, STORAGE.shard, out, out.with_suffix(".tables")

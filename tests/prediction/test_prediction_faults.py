@@ -449,7 +449,8 @@ def test_a_block_is_done_when_the_disk_has_it(folder, reference, tmp_path, monke
     (shard,) = out.glob("0/c/*/0/0/1")
     whole = shard.read_bytes()
     shard.unlink()
-    ready = prepare(folder / "raw.json", folder / "model.json", PredictOptions(block=BLOCK, tile=TILE), device="cpu")
+    inputs = {"raw": folder / "raw.json", "model": folder / "model.json", "manifest": reference}
+    ready = prepare(PredictTask(**inputs, options=PredictOptions(block=BLOCK, tile=TILE), device="cpu"))
     kept, fsync = [], os.fsync
 
     def noted(handle):

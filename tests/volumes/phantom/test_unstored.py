@@ -233,6 +233,7 @@ def test_the_memory_of_reading_is_announced(folder, model):
     assert computed.working_bytes(roi) == unstored._TISSUE_BYTES + 9 * roi.size
     # no more for a large region, which is computed piece by piece
     assert computed.working_bytes(Roi((0, 0, 0), (4000, 4000, 4000))) <= unstored._TISSUE_BYTES + 9 * 330**3
-    ready = [prepare(folder / name / "raw.json", model, PredictOptions(), device="cpu") for name in NAMES]
+    tasks = [PredictTask(raw=folder / name / "raw.json", model=model, manifest=model, device="cpu") for name in NAMES]
+    ready = [prepare(task) for task in tasks]
     announced = [one.announced_mb(roi, roi) for one in ready]
     assert announced[1] - announced[0] > 100
