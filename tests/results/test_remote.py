@@ -306,7 +306,7 @@ def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
     url = f"{read_link(read(remote['fragments']).result)}/0/c/0/0/0"
     key = url.removeprefix("s3://bucket/")
     whole = bucket.get(key)
-    ways = [remote[name] for name in ("fragments", "edges", "agglomeration")]
+    ways = {name: remote[name] for name in ("fragments", "edges", "agglomeration")}
     how = SegmentOptions(block=BLOCK, threshold=0.5)
     try:
         bucket.put(key, whole[: len(whole) // 2])
@@ -315,11 +315,7 @@ def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
             volume.read(volume.roi)
         bucket.delete(key)
         with pytest.raises((DataError, StageError), match="a file of it was lost or changed"):
-            segment.run(
-                SegmentTask(
-                    *ways, edges=None, agglomeration=tmp_path / "segmentation.json", sweep=how, manifest=IN_BUCKET
-                )
-            )
+            segment.run(SegmentTask(**ways, manifest=tmp_path / "segmentation.json", options=how, storage=IN_BUCKET))
     finally:
         bucket.put(key, whole)
 

@@ -256,15 +256,16 @@ def test_a_lost_table_of_edges_is_noticed(tmp_path, noisy):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
     fragment = run_fragments(tmp_path, affinities, OPTIONS)
     run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
-    where = [affinities, fragment, tmp_path / "edges.json", tmp_path / "again.json"]
+    inputs = {"affinities": affinities, "fragments": fragment, "edges": tmp_path / "edges.json"}
+    again = AgglomerateTask(**inputs, manifest=tmp_path / "again.json", options=AgglomerateOptions(chunk=(64, 128, 64)))
     table = tmp_path / "edges.tables" / "0_1_1.npz"
     columns = read_table(table)
     write_table(table, {name: column[:0] for name, column in columns.items()})
     with pytest.raises(StageError, match="missing or stale"):
-        agglomerate_stage.run(AgglomerateTask(*where, fragments=AgglomerateOptions(chunk=(64, 128, 64))))
+        agglomerate_stage.run(again)
     table.write_bytes(b"PK")
     with pytest.raises(StageError, match="damaged"):
-        agglomerate_stage.run(AgglomerateTask(*where, fragments=AgglomerateOptions(chunk=(64, 128, 64))))
+        agglomerate_stage.run(again)
 
 
 def test_affinities_without_offsets_are_refused(tmp_path, noisy):
@@ -278,7 +279,8 @@ def test_labels_of_a_part_are_compared_with_that_part(tmp_path, labels):
     whole = store(tmp_path / "whole.json", labels)
     part = store(tmp_path / "part.json", labels[8:, 4:, :33].copy(), offset=(80.0, 40.0, 0.0))
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 32, 32))
-    score.run(ScoreTask(segmentation=whole, labels=part, manifest=tmp_path / "scores.json", options=scoring))
+    made = {"model": "m", "volume": "a", "manifest": tmp_path / "scores.json"}
+    score.run(ScoreTask(segmentation=whole, labels=part, options=scoring, **made))
     stats = read(tmp_path / "scores.json").stats
     assert stats["scores"]["voi"] == 0
     assert stats["voxels"] == 32 * 66 * 33
@@ -288,7 +290,8 @@ def test_scores_come_with_their_table_and_intervals(tmp_path, labels):
     whole = store(tmp_path / "whole.json", labels % 7)
     truth = store(tmp_path / "truth.json", labels)
     scoring = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(16, 32, 32), bootstrap=30)
-    score.run(ScoreTask(segmentation=whole, labels=truth, manifest=tmp_path / "scores.json", options=scoring))
+    made = {"model": "m", "volume": "a", "manifest": tmp_path / "scores.json"}
+    score.run(ScoreTask(segmentation=whole, labels=truth, options=scoring, **made))
     stats = read(tmp_path / "scores.json").stats
     low, high = stats["intervals"]["voi_merge"]
     assert low < stats["scores"]["voi_merge"] < high
