@@ -28,6 +28,7 @@ from kdseg.networks.checkpoint import LoadedModel, load, load_model, save_model
 from kdseg.networks.export import export, facts
 from kdseg.networks.models import build, fold, only_heads
 from kdseg.prediction.tiles import predictor
+from kdseg.results.claims import claim
 from kdseg.results.manifests import write_json
 from kdseg.training import train
 from kdseg.training.losses import TERMS
@@ -226,8 +227,8 @@ def test_the_commands_and_the_program_of_the_documentation(tmp_path: Path, monke
     assert commands
     folder = tmp_path / "results" / "phantom" / "student"
     made = model(UNetOptions(widths=(2, 3)))
-    save_model(folder / "model.pt", made)
-    write_json(folder / "model.json", {"fingerprint": "a", "store": "model.pt"})
+    with claim(folder / "model.json", "train", {}, {}) as held:
+        save_model(held.model, made)
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False,
