@@ -221,9 +221,11 @@ _STAGE = """
 import sys
 from pathlib import Path
 from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.tasks import ConvertTask
 from kdseg.volumes import convert
 storage = StorageOptions(chunk=(8, 8, 8), shard=(8, 8, 8), levels=2)
-convert.run("raw", Path(sys.argv[2]), VolumeOptions(raw=sys.argv[1]), storage)
+options = VolumeOptions(raw=sys.argv[1])
+convert.run(ConvertTask(kind="raw", manifest=Path(sys.argv[2]), options=options, storage=storage))
 """
 
 
@@ -479,6 +481,7 @@ _SMALL_FILES = """
 import resource, sys
 from pathlib import Path
 from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.tasks import ConvertTask
 from kdseg.volumes.plan import convert_block, plan_raw
 from kdseg.geometry import blocks
 from kdseg.volumes.sources import open_source
@@ -496,7 +499,7 @@ try:
     if mode == "block":
         convert_block(raw, plan, out, next(blocks(plan.roi, storage.shard)))
     else:
-        convert.run("raw", out, options, storage)
+        convert.run(ConvertTask(kind="raw", manifest=out, options=options, storage=storage))
 except Exception as error:
     print(type(error).__name__, error)
 """
