@@ -10,6 +10,7 @@ OUT, and the programme goes on where that one ended. `--rehearse` goes through a
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import signal
@@ -21,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from job import RESULTS, ROOT, Rows, no_cuda, read_rows
+from job import CARRIED, RESULTS, ROOT, Rows, no_cuda, read_rows
 
 HERE = Path(__file__).parent
 GRACE_S = 5.0
@@ -99,7 +100,7 @@ def machine(*, rehearse: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "commit": _said(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]),
+        "commit": _commit(),
         "card": "CPU",
     }
     if not rehearse:
@@ -112,6 +113,15 @@ def machine(*, rehearse: bool) -> dict[str, Any]:
             "cudnn": torch.backends.cudnn.version(),
         }
     return found
+
+
+def _commit() -> str | None:
+    """Return the commit that was packed, else that of the checkout."""
+    pack = CARRIED / "pack.json"
+    if pack.exists():
+        packed: str = json.loads(pack.read_text())["commit"][:7]
+        return packed
+    return _said(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"])
 
 
 def _said(command: Sequence[str]) -> str | None:
@@ -163,10 +173,16 @@ def _run(name: str, limit: float, rows: Rows, work: Path, *, rehearse: bool) -> 
         lines = file.read().decode(errors="replace").strip().splitlines()
     stopped = code is None or any("out of time" in line for line in lines[-3:])
     outcome = "out of time" if stopped else "done" if code == 0 else "failed"
-    said = lines[-1] if lines and outcome == "failed" else ""
+    said = _last(lines) if outcome == "failed" else ""
     took = round(time.monotonic() - begun, 1)
     rows.add(f"{name} {time.time():.0f}", of=name, outcome=outcome, seconds=took, said=said)
     return outcome != "failed"
+
+
+def _last(lines: Sequence[str]) -> str:
+    """Return the last line of a log that is not a warning of Python about what a killed process has left behind."""
+    kept = [line for line in lines if "resource_tracker" not in line]
+    return kept[-1] if kept else ""
 
 
 def _kill(job: subprocess.Popen[bytes]) -> None:

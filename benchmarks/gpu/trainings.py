@@ -207,7 +207,7 @@ def _reported(job: Job, training: Training, process: subprocess.Popen[str]) -> s
     folder = job.work / training.name
     rows = read_curve(folder / "model.training" / "curve.csv")
     if process.returncode > 0 or not any(row.get("voi") for row in rows):
-        said = (folder / "log.txt").read_text().strip().splitlines()
+        said = (folder / "log.txt").read_text().strip().splitlines() if process.returncode > 0 else []
         return f"{training.name}: {said[-1] if said else 'ended before its first validation'}"
     model = read_weights(job.rows.path.parent, training.name)
     job.rows.add(
