@@ -12,6 +12,7 @@ import argparse
 import csv
 import sys
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -87,15 +88,29 @@ def _verdict(row: Row) -> str:
 
 
 def tests_table(rows: Sequence[Row]) -> str:
-    """Return the outcome of each test and what it recorded."""
-    own = ("job", "key", "at", "outcome", "seconds", "message")
+    """Return for each test how many of its cases passed and the largest numbers they recorded; then what did not."""
+    last = {row["key"]: row for row in rows}
     cells = []
-    for name, row in {row["key"]: row for row in rows}.items():
-        said = [row["message"]] if row.get("message") else []
-        said += [f"{key} {value}" for key, value in row.items() if key not in own]
-        took = f"{row['seconds']:.1f} s" if "seconds" in row else ""
-        cells.append([f"`{name}`", row["outcome"], took, ", ".join(said)])
-    return table(["test", "outcome", "took", "found"], cells)
+    for name, cases in groupby(last.values(), key=lambda row: row["key"].partition("[")[0]):
+        group = list(cases)
+        passed = sum(row["outcome"] == "passed" for row in group)
+        took = sum(row.get("seconds", 0.0) for row in group)
+        cells.append([f"`{name}`", f"{passed} of {len(group)}", f"{took:.1f} s", ", ".join(_largest(group))])
+    text = table(["test", "passed", "took", "largest"], cells)
+    bad = [
+        f"- `{key}` {row['outcome']}: {row.get('message')}" for key, row in last.items() if row["outcome"] != "passed"
+    ]
+    return "\n\n".join([text, *(["\n".join(bad)] if bad else [])])
+
+
+def _largest(rows: Sequence[Row]) -> list[str]:
+    """Return the largest of each number that tests recorded."""
+    found: dict[str, float] = {}
+    for row in rows:
+        for key, value in row.items():
+            if key != "seconds" and isinstance(value, int | float):
+                found[key] = max(found.get(key, value), value)
+    return [f"{key} {value:.2g}" for key, value in found.items() if key != "value"]
 
 
 def trainings_table(rows: Sequence[Row]) -> str:

@@ -22,6 +22,10 @@ CARRIED = ROOT / "build" / "gpu"
 """Folder that `pack.py` fills: `wheels/`, `data/`, `models/`."""
 
 
+STUDENT = "fib25_4-8-16_1800.pt"
+"""Weights of `../shared/models` that a job predicts with."""
+
+
 class Rows:
     """The rows of one job in ``OUT/results.jsonl``; a row that was cut off is none."""
 

@@ -150,8 +150,9 @@ def test_tables_name_card_versions_and_outcomes(tmp_path: Path) -> None:
          "cudnn": 91002, "torch": "2.9", "python": "3.12", "cores": 16, "commit": "abc", "rehearsal": False},
         {"job": "run", "key": "guard 2", "at": "", "of": "guard", "outcome": "failed", "seconds": 3.2, "said": "no"},
         {"job": "guard", "key": "bf16", "extent": [1, 2, 3], "pieces": 0.5, "exact": 0.1, "wrong": True},
-        {"job": "tests", "key": "test_a", "at": "", "outcome": "failed", "seconds": 1, "message": "no"},
-        {"job": "tests", "key": "test_a", "at": "", "outcome": "passed", "seconds": 2, "message": None, "most": 0.5},
+        {"job": "tests", "key": "test_a[x]", "at": "", "outcome": "failed", "seconds": 1, "message": "no"},
+        {"job": "tests", "key": "test_a[x]", "at": "", "outcome": "passed", "seconds": 2, "message": None, "most": 0.5},
+        {"job": "tests", "key": "test_a[y]", "at": "", "outcome": "passed", "seconds": 3, "message": None, "most": 0.7},
         {"job": "tests", "key": "test_b", "at": "", "outcome": "crashed", "message": "its process ended"},
         {"job": "teacher", "key": "teacher", "parameters": 12795657, "kmac_per_voxel": 489.4, "steps": 4000,
          "seconds": 500.4, "finished": False, "best": {"step": 3500, "scores": {"voi": 0.91, "arand": 0.1}}},
@@ -160,8 +161,9 @@ def test_tables_name_card_versions_and_outcomes(tmp_path: Path) -> None:
     assert "2026-01-02: Card X, driver 5.1, torch 2.9, cuDNN 91002, Python 3.12, 16 cores, commit abc\n" in text
     assert "| guard | failed | 3 s | no |" in text
     assert "| bf16 | 1 × 2 × 3 | 5.0e-01 | 1.0e-01 | **wrong** |" in text
-    assert "| `test_a` | passed | 2.0 s | most 0.5 |" in text
-    assert "| `test_b` | crashed |  | its process ended |" in text
+    assert "| `test_a` | 2 of 2 | 5.0 s | most 0.7 |" in text
+    assert "| `test_b` | 0 of 1 | 0.0 s |  |" in text
+    assert "- `test_b` crashed: its process ended" in text
     assert text.count("test_a") == 1
     assert "| teacher | 12,795,657 | 489.4 | 4,000 (cut off) | 500 s | 3,500 | 0.910 | 0.100 |" in text
     page = tmp_path / "page.md"

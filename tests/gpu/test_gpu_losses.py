@@ -83,7 +83,7 @@ def test_a_term_is_what_it_is_on_the_cpu(
     assert gradients
     assert len(gradients) == len(slopes)
     # of its own size, or where it is nothing but rounding (a bias before a softmax) of the others'
-    least = max(float(b.abs().max()) for b in gradients) * 1e-3
+    least = max(float(b.abs().max()) for b in gradients) * 1e-2
     off = [float((a - b).abs().max() / b.abs().max().clamp_min(least)) for a, b in zip(slopes, gradients, strict=True)]
     record_property("value", found.item())
     record_property("value_off", abs(found.item() / expected.item() - 1))
