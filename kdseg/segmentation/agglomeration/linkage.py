@@ -37,6 +37,10 @@ from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.threshold import least_mean
 
 
+_LARGEST = 2.0**64 * (1 - 1e-9)
+"""Of sums over all edges: a little less than overflows, since this is compared with a sum in floats."""
+
+
 class Dendrogram(NamedTuple):
     """Merges, best first, those of equal score by ``(a, b)``; scores are ``1 - affinity_sum / (255 * contact)``.
 
@@ -98,7 +102,7 @@ def rows_of(
 
     Raises:
         DataError: if an edge joins a fragment to itself, or has more affinity than its contact allows, or not
-            as many pairs of voxels in its histogram.
+            as many pairs of voxels in its histogram; if sums could need more than 64 bits.
     """
     histograms = details and details.histograms
     u, v, sums, contacts = edges
@@ -109,6 +113,8 @@ def rows_of(
             "edges must have at most 255 of affinity per contact, and as many contacts as their histograms: the table "
             "is damaged or of another kind"
         )
+    if max(float(part.sum(dtype=np.float64)) for part in (sums, contacts)) >= _LARGEST:
+        raise DataError("the affinities of all edges add up to more than 64 bits hold: the table is damaged")
     touch = np.ones(u.size, np.bool_) if details is None else details.touch
     rows = Rows(u, v, sums, contacts, u, v, np.where(touch, TOUCH, 0).astype(np.uint8), histograms)
     if not touch.all():
