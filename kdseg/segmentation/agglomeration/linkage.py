@@ -36,7 +36,6 @@ from kdseg.segmentation.graph.histograms import Histograms, totals
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.threshold import least_mean
 
-
 _LARGEST = 2.0**64 * (1 - 1e-9)
 """Of sums over all edges: a little less than overflows, since this is compared with a sum in floats."""
 
