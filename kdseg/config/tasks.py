@@ -100,6 +100,8 @@ class BlockTask(Task):
 
     workers: Count = 1
     """Processes; changes no result."""
+    cluster: ClusterOptions = LocalOptions()
+    """Where the processes run: the section `cluster` or `cpu_cluster`, as JSON."""
 
 
 class ConvertTask(BlockTask):
@@ -152,8 +154,6 @@ class NetworkTask(BlockTask):
     """auto, cpu, cuda or cuda:N."""
     gpus: Count = 1
     """Processes on CUDA, one GPU each; `workers` are those on a CPU, one of whose threads computes."""
-    cluster: ClusterOptions = LocalOptions()
-    """Where the processes run: the section `cluster`, as JSON."""
 
 
 class PredictTask(NetworkTask):

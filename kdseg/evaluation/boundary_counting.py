@@ -17,7 +17,7 @@ from kdseg.evaluation.counting import Count, Rows, added, scored_voxels
 from kdseg.evaluation.metrics.boundaries import BoundaryCounts, boundary_counts, halo
 from kdseg.geometry import Block, block_name, blocks
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 
 CONVENTIONS: Mapping[str, str] = {
     "boundary_f": "harmonic mean of the two below; 1 is best",
@@ -28,7 +28,7 @@ CONVENTIONS: Mapping[str, str] = {
 
 
 def count_boundaries(
-    what: Count, tolerance: float, dust: NDArray[np.uint64], components: Path | None, folder: Path, *, workers: int
+    what: Count, tolerance: float, dust: NDArray[np.uint64], components: Path | None, folder: Path, *, place: Place
 ) -> BoundaryCounts:
     """Count the boundary voxels of a region, and those with a counterpart.
 
@@ -42,11 +42,11 @@ def count_boundaries(
         components: the file that `counting.count_blocks` returned.
         folder: for the tables of blocks; one per set of the arguments above. What is there from an earlier attempt is
             used.
-        workers: processes; the result does not depend on them.
+        place: where the blocks are done.
     """
     halo(tolerance, what.voxel_size)  # refuses what is wrong before the first block
     function = partial(_count_block, what, tolerance, dust, components, folder)
-    run_blocks("boundaries", what.roi, what.block, function, workers=workers, done=folder)
+    run_blocks("boundaries", what.roi, what.block, function, place, folder)
     total = BoundaryCounts(0, 0, 0, 0)
     for block in blocks(what.roi, what.block):
         table = read_table(folder / block_name(block.index))

@@ -18,7 +18,7 @@ from kdseg.evaluation.alignment import Placed, as_ids
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.results.files import replacing
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 from kdseg.segmentation.lut import lut
 
 
@@ -59,7 +59,7 @@ def block_components(
 
 
 def join_components(
-    labels: Placed, total: Roi, block: Triple, folder: Path, *, workers: int, per_section: bool
+    labels: Placed, total: Roi, block: Triple, folder: Path, *, place: Place, per_section: bool
 ) -> Path:
     """Find which components of blocks are one, and return the file that says so; see `joined`.
 
@@ -68,14 +68,14 @@ def join_components(
         total: the region, in voxels of the labels' grid.
         block: voxels per task; the result does not depend on it.
         folder: for markers and tables; one per labels and region. What is there from an earlier attempt is used.
-        workers: processes; the result does not depend on them.
+        place: where the blocks are done.
         per_section: components end at the faces between sections.
     """
     planes, pairs = folder / "planes", folder / "pairs"
     function = partial(_planes_block, labels, total, planes, per_section)
-    run_blocks("components", total, block, function, workers=workers, done=planes)
+    run_blocks("components", total, block, function, place, planes)
     axes = (1, 2) if per_section else (0, 1, 2)
-    run_blocks("faces", total, block, partial(_pairs_block, planes, pairs, axes), workers=workers, done=pairs)
+    run_blocks("faces", total, block, partial(_pairs_block, planes, pairs, axes), place, pairs)
     tables = [read_table(pairs / block_name(one.index)) for one in blocks(total, block)]
     a, b = (np.concatenate([table[name] for table in tables]) for name in ("a", "b"))
     names = np.unique(np.concatenate((a, b)))

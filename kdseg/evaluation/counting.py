@@ -28,7 +28,7 @@ from kdseg.evaluation.metrics.contingency import Contingency, Located, block_loc
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, block_name, blocks
 from kdseg.results.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 from kdseg.volumes.sources import open_source
 
 COLUMNS = (
@@ -91,14 +91,14 @@ def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
     return Count(segments, truth, aligned.common, block)
 
 
-def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> Path | None:
+def count_blocks(what: Count, folder: Path, table: Path, *, place: Place) -> Path | None:
     """Count all blocks and merge their tables.
 
     Args:
         what: to count.
         folder: for the tables of blocks; one per `Count`. What is there from an earlier attempt is used.
         table: Parquet file to write, with the columns `COLUMNS`.
-        workers: processes; the result does not depend on them.
+        place: where the blocks are done.
 
     Returns:
         The file of `join_components` if labels are split; `scored_voxels` takes it.
@@ -106,9 +106,9 @@ def count_blocks(what: Count, folder: Path, table: Path, *, workers: int) -> Pat
     file = None
     if what.components:
         file = join_components(
-            what.labels, what.roi, what.block, folder / "components", workers=workers, per_section=what.per_section
+            what.labels, what.roi, what.block, folder / "components", place=place, per_section=what.per_section
         )
-    run_blocks("count", what.roi, what.block, partial(count_block, what, folder, file), workers=workers, done=folder)
+    run_blocks("count", what.roi, what.block, partial(count_block, what, folder, file), place, folder)
     merged = folder / "merged"
     merged.mkdir(exist_ok=True)
     parts, level = [folder / block_name(block.index) for block in blocks(what.roi, what.block)], 0

@@ -25,6 +25,7 @@ from kdseg.evaluation.metrics.objects import Fault, worst_merges, worst_splits
 from kdseg.geometry import Roi, VoxelSize
 from kdseg.results.claims import claim
 from kdseg.results.manifests import source_fingerprint
+from kdseg.running.runner import Place
 from kdseg.volumes.sources import Source, open_source, source_member, source_path
 
 SAMPLING = (
@@ -90,7 +91,7 @@ def run(task: EvaluateTask) -> dict[str, Any]:
         claim(folder / "evaluation.json", "evaluate", made_of, inputs, overwrite=task.overwrite) as held,
     ):
         progress = held.progress(task.block)
-        components = count_blocks(what, progress, held.parquet, workers=task.workers)
+        components = count_blocks(what, progress, held.parquet, place=Place(task.workers))
         counts = read_count(held.parquet, task.dust)
         background = objects(read_rows(held.parquet), task.dust) if task.per_section else None
         answer: dict[str, Any] = {
@@ -110,7 +111,7 @@ def run(task: EvaluateTask) -> dict[str, Any]:
                 dust_labels(read_rows(held.parquet), task.dust),
                 components,
                 progress,
-                task.workers,
+                Place(task.workers),
             )
         if task.bootstrap:
             tables = partial(block_counts, what, progress)
@@ -126,10 +127,10 @@ def run(task: EvaluateTask) -> dict[str, Any]:
 
 
 def _boundaries(
-    what: Count, tolerance: float, dust: NDArray[np.uint64], components: Path | None, progress: Path, workers: int
+    what: Count, tolerance: float, dust: NDArray[np.uint64], components: Path | None, progress: Path, place: Place
 ) -> dict[str, Any]:
     """Score boundary voxels; JSON values."""
-    counts = count_boundaries(what, tolerance, dust, components, progress / "boundaries", workers=workers)
+    counts = count_boundaries(what, tolerance, dust, components, progress / "boundaries", place=place)
     scores = {f"boundary_{name}": value for name, value in boundary_scores(counts)._asdict().items()}
     return {
         "tolerance_nm": tolerance,

@@ -19,7 +19,7 @@ from kdseg.evaluation.metrics.contingency import Contingency, Located
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Block, Roi, block_name, blocks
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 from kdseg.volumes.sources import open_source
 
 Ids = NDArray[np.uint64]
@@ -47,7 +47,7 @@ def run(task: SameTask) -> dict[str, Any]:
         DataError: if ids are no integers.
         StageError: if a block failed, e.g. for negative ids or a damaged chunk.
     """
-    a, b, workers = task.a, task.b, task.workers
+    a, b, where = task.a, task.b, Place(task.workers)
     sources = [open_source(address) for address in (b, a)]
     for source in sources:
         expect_ids(source, "the segments of")
@@ -62,10 +62,10 @@ def run(task: SameTask) -> dict[str, Any]:
     what = Count(first, second, total, task.block, ignore_labels=())
     with TemporaryDirectory(prefix="kdseg-") as name:
         folder = Path(name)
-        count_blocks(what, folder / "count", folder / "count.parquet", workers=workers)
+        count_blocks(what, folder / "count", folder / "count.parquet", place=where)
         table = read_count(folder / "count.parquet")
         matched = best_matching(table)
-        listed, at = _differences(what, table, matched, folder, workers, task.pairs)
+        listed, at = _differences(what, table, matched, folder, where, task.pairs)
     numbers = scores(table)
     return {
         "same": bool(matched.all()),
@@ -84,7 +84,7 @@ def _ends(roi: Roi) -> list[tuple[int, int]]:
 
 
 def _differences(
-    what: Count, table: Contingency | Located, matched: NDArray[np.bool_], folder: Path, workers: int, pairs: int
+    what: Count, table: Contingency | Located, matched: NDArray[np.bool_], folder: Path, where: Place, pairs: int
 ) -> tuple[list[dict[str, Any]], list[int] | None]:
     """Return the largest pairs that do not match, and the first voxel of any."""
     if matched.all():
@@ -94,7 +94,7 @@ def _differences(
     partner[np.searchsorted(ids, table.segment[matched])] = table.label[matched]
     done = folder / "differ"
     function = partial(_first_voxels, what, folder / "count", Matched(ids, partner), done)
-    run_blocks("differences", what.roi, what.block, function, workers=workers, done=done)
+    run_blocks("differences", what.roi, what.block, function, where, done)
     parts = [read_table(done / block_name(block.index)) for block in blocks(what.roi, what.block)]
     a, b, place = (np.concatenate([part[name] for part in parts]) for name in ("a", "b", "place"))
     order = np.argsort(place)

@@ -13,6 +13,7 @@ from kdseg.evaluation.intervals import intervals
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.results.claims import claim
 from kdseg.results.manifests import read
+from kdseg.running.runner import place_of
 
 
 def run(task: ScoreTask) -> None:
@@ -27,7 +28,7 @@ def run(task: ScoreTask) -> None:
         DataError: if no voxel of the segmentation has a label.
         ClaimError: if the store holds something else, or is being written.
     """
-    options, workers = task.options, task.workers
+    options = task.options
     scored, truth = read(task.segmentation), read(task.labels)
     inputs = {"segmentation": scored.fingerprint, "labels": truth.fingerprint}
     made_of: dict[str, Any] = {"dust": options.dust, "bootstrap": options.bootstrap}
@@ -36,7 +37,7 @@ def run(task: ScoreTask) -> None:
     with claim(task.manifest, "score", made_of, inputs, overwrite=task.overwrite) as held:
         what = of_stores(scored.result, truth.result, options.block)
         folder = held.progress(options.block)
-        count_blocks(what, folder, held.parquet, workers=workers)
+        count_blocks(what, folder, held.parquet, place=place_of(task))
         counts = read_count(held.parquet, options.dust)
         if options.bootstrap:
             tables = partial(block_counts, what, folder)

@@ -16,6 +16,7 @@ from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import expect_made_of, expect_stage, read
+from kdseg.running.runner import Place, place_of
 from kdseg.segmentation.agglomeration.store import Tree
 
 
@@ -35,7 +36,7 @@ def run(task: SweepTask) -> None:
     """
     expect_stage(task.agglomeration, "agglomerate")
     expect_made_of(task.agglomeration, fragments=task.fragments)
-    options, workers = task.options, task.workers
+    options, place = task.options, place_of(task)
     chosen = options.tune_roi if task.part else None
     part = None if chosen is None else Roi(chosen.offset, chosen.shape)
     named = {"fragments": task.fragments, "agglomeration": task.agglomeration, "labels": task.labels}
@@ -49,9 +50,9 @@ def run(task: SweepTask) -> None:
         what = of_stores(made["fragments"].result, made["labels"].result, options.block)
         if part is not None and not what.roi.contains(part):
             raise ShapeError(f"evaluate.tune_roi {part} is not inside of {what.roi}, which labels and fragments cover")
-        count_blocks(what, held.progress(options.block), held.parquet, workers=workers)
+        count_blocks(what, held.progress(options.block), held.parquet, place=place)
         whole, tree = read_rows(held.parquet), Tree(task.agglomeration)
-        tuned = whole if part is None else _count_part(what, part, held, workers)
+        tuned = whole if part is None else _count_part(what, part, held, place)
         rows = _swept(tuned, tree, thresholds, options.dust)
         best = least_voi(rows)
         held.stats.update(sweep=rows, best=best["threshold"], voxels=what.roi.size)
@@ -60,10 +61,10 @@ def run(task: SweepTask) -> None:
             held.stats["rest"] = rest
 
 
-def _count_part(what: Count, part: Roi, held: Claim, workers: int) -> Rows:
+def _count_part(what: Count, part: Roi, held: Claim, place: Place) -> Rows:
     folder = held.progress(what.block) / "part"
     folder.mkdir(exist_ok=True)
-    count_blocks(replace(what, roi=part), folder, folder / "part.parquet", workers=workers)
+    count_blocks(replace(what, roi=part), folder, folder / "part.parquet", place=place)
     return read_rows(folder / "part.parquet")
 
 

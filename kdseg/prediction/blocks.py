@@ -6,29 +6,27 @@ import json
 import logging
 import sys
 import threading
-from collections import Counter, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import NetworkTask, Product
-from kdseg.errors import ConfigError, DataError, DeviceError, StageError, VoxelSizeError
-from kdseg.geometry import Block, Roi, Triple, VoxelSize, is_cubic
+from kdseg.errors import ConfigError, DataError, DeviceError, VoxelSizeError
+from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic
 from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
 from kdseg.results.claims import Claim, peak_mb, resident_mb
 from kdseg.results.manifests import file_fingerprint, read, write_json
-from kdseg.running.attempt import BlockWork, Outcome, attempt
-from kdseg.running.cluster import Finished, Workers, run_tasks, worker_number, workers_of
-from kdseg.running.progress import Done
-from kdseg.running.telemetry import Telemetry, status_path
+from kdseg.running.attempt import BlockWork
+from kdseg.running.cluster import worker_number
+from kdseg.running.runner import Place, run_work
+from kdseg.running.telemetry import status_path
 from kdseg.volumes.inputs import Input, fingerprints, open_input, open_mask
 from kdseg.volumes.volume import Volume, decode_in_one_thread
 
@@ -36,10 +34,6 @@ log = logging.getLogger(__name__)
 
 VOXEL_SIZE_TOLERANCE = 0.05
 """Largest relative difference between the voxels of the training data and of the volume."""
-ATTEMPTS = 3
-"""Attempts at a block that meets a transient error."""
-MANY = 10
-"""Give up after this many failed blocks, unless they are under a tenth of those done."""
 SWITCH_S = 2e-4
 """GIL switch interval in seconds. The compute thread takes the GIL hundreds of times per tile; with Python's default of
 5 ms a busy I/O thread slows it severalfold."""
@@ -201,38 +195,10 @@ def _loaded(weights: Weights) -> Predictor:
     )
 
 
-class _Queue:
-    """The blocks that are left; when it was empty it may fill again.
-
-    Attributes:
-        again: blocks to be tried next.
-        later: blocks to be tried when all others were.
-    """
-
-    def __init__(self, blocks: Iterator[Block]) -> None:
-        self.blocks, self.again, self.later = blocks, deque[Block](), deque[Block]()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Block:
-        if self.again:
-            return self.again.popleft()
-        block = next(self.blocks, None)
-        if block is None and self.later:
-            block = self.later.popleft()
-        if block is None:
-            raise StopIteration
-        return block
-
-
 def run_predicted(
     name: str, total: Roi, block: Triple, work: BlockWork, held: Claim, ready: Prepared, announced_mb: float
 ) -> None:
     """Run ``work`` on every block that is not done yet, and note speed and memory in ``held.stats``.
-
-    An attempt that met a transient error is repeated. A block that fails for good is listed in the status beside the
-    store and the others go on, unless the disk is full or most blocks fail.
 
     Args:
         name: of the stage, for messages and progress.
@@ -242,98 +208,11 @@ def run_predicted(
         held: the stage's claim.
         ready: where the workers are.
         announced_mb: memory that a worker will need; see `Prepared.announced_mb`.
-
-    Raises:
-        StageError: if a block failed; what is done stays done.
     """
-    done = Done(held.private / f"blocks-{'x'.join(map(str, block))}.txt", total, block)
-    before = int(done.finished.sum())
-    voxels = total.size - done.voxels()
-    todo = done.finished.size - before
-    log.info("%s: %d blocks to do, %d done before; %.0f MB per worker", name, todo, before, announced_mb)
-    telemetry = Telemetry(
-        status_path(held.manifest),
-        name,
-        blocks=done.finished.size,
-        before=before,
-        voxels=voxels,
-        announced_mb=announced_mb,
-    )
-    with telemetry:
-        if voxels:
-            count = min(ready.workers or 1, todo)
-            with workers_of(ready.cluster, count, ready.threads) as workers:
-                _run(name, workers, work, done, telemetry)
-        _expect_none_failed(name, done, telemetry, held)
-    held.stats.update(_measured(telemetry.busy_s, voxels, telemetry.peak_mb, held.private / "speed.json"))
-
-
-def _run(name: str, workers: Workers, work: BlockWork, done: Done, telemetry: Telemetry) -> None:
-    """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
-    from tqdm import tqdm
-
-    attempts, alone = Counter[Triple](), deque[Block]()
-    bar = tqdm(
-        total=telemetry.blocks, initial=telemetry.before, desc=name, unit="block", disable=not sys.stderr.isatty()
-    )
-
-    def record(finished: Finished, queue: _Queue, isolated: bool) -> None:
-        block, outcome = finished.item, finished.result or Outcome("", trouble="permanent", error=finished.error or "")
-        attempts[block.index] += 1
-        tried = attempts[block.index]
-        if finished.result is not None:
-            telemetry.add(block, outcome)
-        if outcome.trouble is None:
-            done.add(block.index)
-            del attempts[block.index]
-            bar.update()
-        elif outcome.trouble == "disk_full":
-            raise StageError(f"{name}: {outcome.error}; finished blocks are kept; make room and rerun")
-        elif finished.died and isolated:
-            telemetry.give_up(block, outcome.error, ATTEMPTS + tried)
-            _expect_few_failed(name, telemetry)
-        elif tried < ATTEMPTS and (finished.died or outcome.trouble == "transient"):
-            log.warning("%s: block %s will be tried again: %s", name, block.roi, outcome.error)
-            telemetry.retry()
-            (queue.later if finished.died else queue.again).append(block)
-        elif finished.died:  # it may be the one beside it that ends workers
-            alone.append(block)
-            del attempts[block.index]
-        else:
-            telemetry.give_up(block, outcome.error, tried + isolated * ATTEMPTS)
-            _expect_few_failed(name, telemetry)
-
-    def run(queue: _Queue, *, isolated: bool) -> None:
-        for finished in run_tasks(workers, partial(attempt, work), queue):
-            record(finished, queue, isolated)
-
-    with bar:
-        run(_Queue(done.missing()), isolated=False)
-        for block in alone:
-            run(_Queue(iter([block])), isolated=True)
-
-
-def _expect_few_failed(name: str, telemetry: Telemetry) -> None:
-    failed = len(telemetry.failures)
-    if failed >= MANY and failed > telemetry.done / MANY:
-        raise StageError(
-            f"{name}: {failed} blocks failed and {telemetry.done} did not, so that the rest was not tried; the first: "
-            f"{_first_failure(telemetry)}"
-        )
-
-
-def _expect_none_failed(name: str, done: Done, telemetry: Telemetry, held: Claim) -> None:
-    missing = done.finished.size - int(done.finished.sum())
-    if missing:
-        raise StageError(
-            f"{name}: {missing} of {done.finished.size} blocks failed, listed in {status_path(held.manifest)}; the "
-            f"first: {_first_failure(telemetry)}"
-        )
-
-
-def _first_failure(telemetry: Telemetry) -> str:
-    first = telemetry.failures[0]
-    return f"block {first['region']}: {first['error']}; finished blocks are kept; fix the cause and rerun"
+    log.info("%s: %.0f MB per worker", name, announced_mb)
+    place = Place(ready.workers, status_path(held.manifest), ready.cluster, ready.threads, announced_mb)
+    counted = run_work(name, total, block, work, place, held.progress(block))
+    held.stats.update(_measured(counted.busy_s, counted.voxels, counted.peak_mb, held.private / "speed.json"))
 
 
 def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str, float | None]:

@@ -10,12 +10,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kdseg.errors import KdsegError
 from kdseg.geometry import Block
@@ -30,6 +31,8 @@ _NO_ROOM = "OutOfMemoryError"
 """Torch's error when the memory of a GPU is full."""
 _LOST = "AcceleratorError"
 """Torch's error from a GPU's driver. All that its process asks of the GPU from then on may fail."""
+_LONGEST = 4000
+"""Letters of an error, which is told in one message."""
 _computing = threading.Lock()
 
 
@@ -94,7 +97,46 @@ class Outcome:
 
 
 BlockWork = Callable[[Block, Clock], bool]
-"""Predicts one block and writes what comes of it, idempotent and pickled; returns whether there was anything to do."""
+"""Does one block and writes what comes of it, idempotent and pickled; returns whether there was anything to do."""
+Do = Callable[[Block], Outcome]
+"""One attempt at a block, on a worker."""
+
+
+WORKER_ENDED = "its worker ended: it was killed, or ran out of memory"
+"""Why a block of a worker that died has no outcome."""
+
+
+class Finished(NamedTuple):
+    """Result of one attempt, as an engine tells it.
+
+    Attributes:
+        item: the block.
+        result: its outcome, None if there is an error.
+        error: why there is no outcome, in words.
+        died: a worker ended while it had this block, and perhaps others.
+    """
+
+    item: Block
+    result: Outcome | None
+    error: str | None = None
+    died: bool = False
+
+
+class Patience:
+    """For how long a block is waited for: much longer than the longest of those that are done."""
+
+    LEAST_S, TIMES = 120.0, 20.0
+
+    def __init__(self) -> None:
+        self.longest: float | None = None
+
+    def took(self, seconds: float) -> None:
+        """Note how long a block took."""
+        self.longest = max(seconds, self.longest or 0.0)
+
+    def ends(self, seconds: float) -> bool:
+        """Return whether a block that has been worked at for so long is not waited for any more."""
+        return self.longest is not None and seconds > max(self.LEAST_S, self.TIMES * self.longest)
 
 
 def attempt(work: BlockWork, block: Block) -> Outcome:
@@ -108,12 +150,17 @@ def attempt(work: BlockWork, block: Block) -> Outcome:
             log.error("block %s: %s: the worker ends, another one takes its place", block.roi, error)
             logging.shutdown()
             os._exit(1)  # the blocks that it holds are tried again, as those of any worker that died
-        trouble, said = trouble_of(error), str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
+        trouble, said = trouble_of(error), _in_words(error)
         no_room = _name(error) == _NO_ROOM
     if no_room:  # not above, where the error still holds the tensors of the tile
         said = _make_room(said)
     skipped = trouble is None and not done
     return Outcome(f"{os.uname().nodename}:{os.getpid()}", clock, peak_mb(), _gpu_mb(), skipped, trouble, said)
+
+
+def _in_words(error: Exception) -> str:
+    said = str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
+    return said[:_LONGEST]
 
 
 def trouble_of(error: BaseException) -> Trouble:
@@ -142,10 +189,10 @@ def _name(error: BaseException) -> str:
 
 def _gpu_lost() -> bool:
     """Return whether the GPU of this process answers it no more; cuDNN and cuBLAS say so in words of their own."""
-    import torch
-
     try:
         for device in _gpus():
+            import torch
+
             if torch.cuda.memory_reserved(device):
                 torch.cuda.synchronize(device)
     except RuntimeError:
@@ -154,15 +201,18 @@ def _gpu_lost() -> bool:
 
 
 def _gpu_mb() -> float | None:
-    import torch
+    most = None
+    for device in _gpus():  # a process has one GPU, which need not be the first, the present device of its threads
+        import torch
 
-    # a process has one GPU, which need not be the first, the present device of its threads
-    most = max((torch.cuda.max_memory_allocated(device) for device in _gpus()), default=None)
+        most = max(most or 0, torch.cuda.max_memory_allocated(device))
     return None if most is None else round(most / 2**20, 1)
 
 
 def _gpus() -> range:
     """Return the numbers of the GPUs that this process sees, none if it uses none."""
+    if "torch" not in sys.modules:
+        return range(0)
     import torch
 
     used = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]

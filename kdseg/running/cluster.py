@@ -14,17 +14,16 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
 from kdseg.errors import ConfigError, StageError
+from kdseg.geometry import Block
+from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Patience
 from kdseg.running.slurm import slurm_jobs
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 log = logging.getLogger(__name__)
 # Its import has set it to INFO: every coming and going of workers, here and in the workers, which import this, too.
@@ -64,22 +63,6 @@ class Workers(NamedTuple):
     patience: float
     revive: Callable[[], int] | None = None
     jobs: int = 0
-
-
-class Finished(NamedTuple):
-    """Result of an item.
-
-    Attributes:
-        item: of those that were to be done.
-        result: what the function returned, None if there is an error.
-        error: why there is no result, in words.
-        died: a worker ended while it had this item, and perhaps others.
-    """
-
-    item: Any
-    result: Any
-    error: str | None = None
-    died: bool = False
 
 
 @contextmanager
@@ -169,19 +152,19 @@ def _expect_worker(client: Client, minutes: float, advice: str, check: Callable[
     raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun")
 
 
-def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) -> Iterator[Finished]:
-    """Yield what became of each item, in the order in which they finish.
+def run_tasks(workers: Workers, do: Do, items: Iterable[Block]) -> Iterator[Finished]:
+    """Yield what became of each block, in the order in which they finish.
 
     Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
-    memory does not grow with the number of items. A task holds several items where these are done in less than
+    memory does not grow with the number of blocks. A task holds several of them where these are done in less than
     `BATCH_S` together, since a task costs the scheduler some milliseconds; those that it does not come to in this time
     are handed out again. ``items`` may yield again after it was exhausted, such as an item that failed.
     """
-    left = deque[T]()
+    left = deque[Block]()
     waiting = iter(items)
     client = workers.client
     done: SimpleQueue[Future[Any]] = SimpleQueue()
-    running: dict[Future[Any], list[T]] = {}
+    running: dict[Future[Any], list[Block]] = {}
 
     size = 1
 
@@ -190,7 +173,7 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
             batch = [left.popleft() for _ in range(min(size, len(left)))]
             batch += islice(waiting, size - len(batch))
             if batch:
-                future = client.submit(_each, function, batch, pure=False)
+                future = client.submit(_each, do, batch, pure=False)
                 running[future] = batch
                 future.add_done_callback(done.put)
 
@@ -207,10 +190,11 @@ def run_tasks(workers: Workers, function: Callable[[T], R], items: Iterable[T]) 
                 continue
             watch.news()
             batch = running.pop(future)
-            finished, seconds = _finished(batch, future)
+            finished, address, seconds = _finished(batch, future)
             left.extend(batch[len(finished) :])
             future.release()
             if seconds is not None:
+                watch.heard(address, seconds / len(finished))
                 size = max(1, min(_BATCH, int(BATCH_S * len(finished) / max(seconds, 1e-9))))
             yield from finished
             submit(1)  # not before: items may be tried again
@@ -224,48 +208,75 @@ def _window(client: Client) -> int:
     return AHEAD * max(threads, 1)
 
 
-def _each(function: Callable[[T], R], items: list[T]) -> tuple[list[Finished], float]:
-    """Do items on a worker, all or as many as `BATCH_S` suffices for; return what became of them, and the seconds."""
+_Ended = tuple[list[Finished], str, float | None]
+"""What became of a task's items, the address of its worker, and the seconds that it took; None if it did not end."""
+
+
+def _each(do: Do, items: list[Block]) -> _Ended:
+    """Do items on a worker, all or as many as `BATCH_S` suffices for."""
+    from distributed import get_worker
+
     started, out = time.monotonic(), list[Finished]()
     for item in items:
         if out and time.monotonic() - started > BATCH_S:
             break
         try:
-            out.append(Finished(item, function(item)))
+            out.append(Finished(item, do(item)))
         except Exception as error:  # noqa: BLE001 - what it is, is for the caller to say
             out.append(Finished(item, None, f"{type(error).__name__}: {error}"))
-    return out, time.monotonic() - started
+    return out, get_worker().address, time.monotonic() - started
 
 
-def _finished(items: list[Any], future: Future[Any]) -> tuple[list[Finished], float | None]:
-    """Return what became of the items of a task, and the seconds that it took, None if it did not end."""
+def _finished(items: list[Block], future: Future[Any]) -> _Ended:
+    """Return how a task ended."""
     error: BaseException | None = None
     try:
         if future.status == "finished":
-            finished: tuple[list[Finished], float] = future.result()
-            return finished
+            ended: _Ended = future.result()
+            return ended
         error = future.exception() if future.status == "error" else None
     except (KilledWorker, CancelledError) as gone:
         error = gone
     # a result may be lost with its worker before it is fetched: then the future is pending, or lost, again
     died = error is None or isinstance(error, KilledWorker | CancelledError)
-    said = "its worker ended: it was killed, or ran out of memory" if died else f"{type(error).__name__}: {error}"
-    return [Finished(item, None, said, died) for item in items], None
+    said = WORKER_ENDED if died else f"{type(error).__name__}: {error}"
+    return [Finished(item, None, said, died) for item in items], "", None
 
 
 class _Watch:
-    """Brings lost jobs back, and gives up where that does not help."""
+    """Brings lost jobs back, ends workers that are heard of no more, and gives up where that does not help."""
 
     def __init__(self, workers: Workers) -> None:
         self.workers = workers
         self.since = self.looked = time.monotonic()
         self.submitted = 0
+        self.patience = Patience()
+        self.busy: dict[str, float] = {}
         self.news()
 
     def news(self) -> None:
         """Note that a task was finished."""
         self.since = time.monotonic()
         self.fresh = True
+
+    def heard(self, address: str, seconds: float) -> None:
+        """Note that a worker finished blocks, and how long each of them took."""
+        self.patience.took(seconds)
+        self.busy[address] = 0.0
+
+    def _end_silent(self, seconds: float) -> None:
+        """End workers that have had blocks for much longer than others need: they are stopped, or hang."""
+        client = self.workers.client
+        tasks = {address for address, keys in client.processing().items() if keys}
+        self.busy = {address: self.busy.get(address, 0.0) + seconds for address in tasks}
+        silent = [address for address, lasted in self.busy.items() if self.patience.ends(lasted)]
+        if not silent:
+            return
+        log.warning("workers that say nothing any more are replaced: %s", ", ".join(silent))
+        with suppress(OSError, TimeoutError, ValueError):  # those that a nanny watches are started again
+            client.restart_workers(silent, timeout=_RESTART_S / 4, raise_for_error=False)
+        for address in set(silent) & set(client.nthreads()):
+            client.run_on_scheduler(_forget, address)
 
     def due(self) -> bool:
         """Return whether it is time to look."""
@@ -277,6 +288,8 @@ class _Watch:
         Raises:
             StageError: if there have been none for too long, or jobs end as soon as they start.
         """
+        # if this process was stopped itself, its workers are not to blame
+        self._end_silent(min(time.monotonic() - self.looked, 2 * _LOOK_S))
         self.looked = time.monotonic()
         if self.workers.client.nthreads():
             self.since = time.monotonic()
@@ -289,6 +302,11 @@ class _Watch:
             self.submitted, self.fresh = submitted, False
         elif submitted > self.submitted + self.workers.jobs + _BARREN:
             raise StageError(f"{submitted - self.submitted} jobs in a row ended without a finished block: {_LOGS}")
+
+
+async def _forget(address: str, dask_scheduler: Any) -> None:
+    """Have a scheduler hand the tasks of a worker to others."""
+    await dask_scheduler.remove_worker(address, stimulus_id="silent")
 
 
 def worker_number() -> int | None:

@@ -1,4 +1,4 @@
-"""Progress of a stage over Dask workers, as JSON beside its store, for `kdseg status` and other observers."""
+"""Progress of a stage over its blocks, as JSON beside its store, for `kdseg status` and other observers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Telemetry:
         peak_mb: most memory that one worker had.
     """
 
-    def __init__(self, path: Path, stage: str, *, blocks: int, before: int, voxels: int, announced_mb: float) -> None:
+    def __init__(
+        self, path: Path | None, stage: str, *, blocks: int, before: int, voxels: int, announced_mb: float
+    ) -> None:
         """Begin a run of ``blocks`` blocks, ``before`` of which were finished; ``voxels`` are left to do."""
         self.path, self.stage = path, stage
         self.blocks, self.before, self.voxels = blocks, before, voxels
@@ -122,6 +124,8 @@ class Telemetry:
 
     def _write(self, state: Literal["running", "finished", "failed"]) -> None:
         """Write all that is known; a run does not end because its status cannot be written."""
+        if self.path is None:
+            return
         try:
             with self._counting:
                 values = self._values(state)

@@ -15,7 +15,7 @@ from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Offsets, Roi, VoxelSize
 from kdseg.results.claims import claim
 from kdseg.results.manifests import source_fingerprint
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.sources import ChannelSource, open_channels, source_path
 from kdseg.volumes.volume import create_volume, open_volume
@@ -64,7 +64,7 @@ def run(task: AdoptTask) -> None:
             attributes={"offsets": made_of["offsets"]},
         )
         roi, function = Roi((0, 0, 0), source.shape), partial(adopt_block, source, held.store, invert)
-        run_blocks("adopt", roi, storage.shard, function, workers=task.workers, done=held.progress(storage.shard))
+        run_blocks("adopt", roi, storage.shard, function, place_of(task), held.progress(storage.shard))
         held.stats["voxels"] = roi.size
 
 

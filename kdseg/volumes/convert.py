@@ -14,7 +14,7 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import source_fingerprint, write_json
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import place_of, run_blocks
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
@@ -125,9 +125,9 @@ def _create(held: Claim, task: ConvertTask, shape: Triple, voxel_size: VoxelSize
 
 def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function: partial[None]) -> None:
     total = Roi((0, 0, 0), shape)
-    run_blocks(f"convert-{task.kind}", total, block, function, workers=task.workers, done=held.progress(block))
+    run_blocks(f"convert-{task.kind}", total, block, function, place_of(task), held.progress(block))
     method: Literal["mean", "mode"] = "mean" if task.kind == "raw" else "mode"
-    build_levels(held.store, task.storage.levels, method, workers=task.workers, done=held.private)
+    build_levels(held.store, task.storage.levels, method, place=place_of(task), done=held.private)
     held.stats["voxels"] = total.size
 
 

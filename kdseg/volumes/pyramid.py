@@ -17,27 +17,26 @@ from numpy.typing import NDArray
 
 from kdseg.errors import DataError, ShapeError
 from kdseg.geometry import Block, Roi, Triple
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 from kdseg.volumes.volume import open_volume
 
 Method = Literal["mean", "mode"]
 
 
-def build_levels(path: Path, levels: int, method: Method, *, workers: int, done: Path) -> None:
+def build_levels(path: Path, levels: int, method: Method, *, place: Place, done: Path) -> None:
     """Fill the levels 1, 2, … of a volume from its level 0, one shard of a level at a time.
 
     Args:
         path: volume made with `kdseg.volumes.volume.create_volume` and as many levels; level 0 is complete.
         levels: number of levels with the full resolution; 1 leaves nothing to do.
         method: ``mean`` of intensities or ``mode`` of labels.
-        workers: processes; the result does not depend on them.
-        done: folder for the markers of finished blocks, one folder per level in it.
+        place: where the blocks are done.
+        done: folder for the lists of finished blocks.
     """
     for level in range(1, levels):
         volume = open_volume(path, level=level)
         function = partial(downsample_block, path, level, method)
-        marks = done / f"level{level}"
-        run_blocks(f"level{level}", volume.roi, volume.write_unit, function, workers=workers, done=marks)
+        run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, done)
 
 
 def downsample_block(path: Path, level: int, method: Method, block: Block) -> None:

@@ -26,12 +26,13 @@ from kdseg.errors import ShapeError, StageError
 from kdseg.geometry import Block, Roi
 from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
-from kdseg.prediction.blocks import ATTEMPTS, MANY, prepare
+from kdseg.prediction.blocks import prepare
 from kdseg.results.claims import claim
 from kdseg.results.locks import STALE_S
 from kdseg.results.manifests import read
 from kdseg.running import status
 from kdseg.running.attempt import Clock, attempt, trouble_of
+from kdseg.running.runner import ATTEMPTS, MANY
 from kdseg.running.telemetry import Telemetry, status_path
 from kdseg.segmentation.fragments import stage as fragments
 

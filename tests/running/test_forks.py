@@ -13,8 +13,8 @@ import pytest
 
 from kdseg.errors import StageError
 from kdseg.geometry import Roi, blocks
-from kdseg.running.blockwise import run_blocks
 from kdseg.running.forks import POSSIBLE, forks
+from kdseg.running.runner import Place, run_blocks
 
 pytestmark = pytest.mark.skipif(not POSSIBLE, reason="processes do not survive a fork on this system")
 
@@ -98,7 +98,7 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
         (tmp_path / "_".join(map(str, cell.index))).touch()
 
-    run_blocks("once", total, block, once, workers=2, done=tmp_path / "done")
+    run_blocks("once", total, block, once, Place(2), tmp_path / "done")
     assert {path.name for path in tmp_path.glob("?_?_?")} == {"_".join(map(str, b.index)) for b in blocks(total, block)}
 
 

@@ -18,7 +18,7 @@ from kdseg.geometry import Block, Roi, Triple, block_name, blocks, grid_shape
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import Manifest, expect_made_of, expect_stage, file_fingerprint, read
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, place_of, run_blocks
 from kdseg.segmentation.agglomeration.contraction import Rows
 from kdseg.segmentation.agglomeration.edits import Links, check_known, fragments_at, read_edits, resolve
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, rows_of
@@ -98,7 +98,7 @@ def run(task: AgglomerateTask) -> None:
             _one_shot(open_volume(made["affinities"].result), source, options, held)
         else:
             write_table(held.private / "links.npz", links._asdict())
-            _tree(made["edges"], where, options, held, task.workers)
+            _tree(made["edges"], where, options, held, place_of(task))
         held.stats.update(
             voxels=source.roi.size,
             shape=where.shape,
@@ -108,14 +108,14 @@ def run(task: AgglomerateTask) -> None:
         )
 
 
-def _tree(edges: Manifest, where: Layout, options: AgglomerateOptions, held: Claim, workers: int) -> None:
+def _tree(edges: Manifest, where: Layout, options: AgglomerateOptions, held: Claim, place: Place) -> None:
     threshold = options.thresholds[-1]
     work = Work(edges.result, edges.block, where, threshold, options.percent, held.tables, held.private)
     roi = Roi((0, 0, 0), where.shape)
     for level in range(where.levels):
         function = partial(node, work, level) if level else partial(leaf, work)
         done = held.private / f"level{level}"
-        run_blocks(f"agglomerate, level {level}", roi, where.node(level), function, workers=workers, done=done)
+        run_blocks(f"agglomerate, level {level}", roi, where.node(level), function, place, done)
 
 
 def leaf(work: Work, block: Block) -> None:

@@ -10,7 +10,7 @@ from kdseg.config import FragmentsOptions
 from kdseg.config.tasks import FragmentsTask
 from kdseg.geometry import Block, Roi, Triple
 from kdseg.results.claims import claim
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.fragments.checks import doubts, thin_halo
 from kdseg.segmentation.fragments.store import create_fragments
@@ -55,7 +55,7 @@ def run(task: FragmentsTask) -> None:
         paths = predicted.store, None if tissue is None else tissue.store, held.store
         function = partial(fragment_block, *paths, options, grid)
         done = held.progress(options.block)
-        run_blocks("fragments", source.roi, options.block, function, workers=task.workers, done=done)
+        run_blocks("fragments", source.roi, options.block, function, place_of(task), done)
         held.stats["voxels"] = source.roi.size
 
 

@@ -16,7 +16,7 @@ from kdseg.geometry import Block, Offsets, Roi, Triple, block_name, fits_or_cove
 from kdseg.results.claims import claim
 from kdseg.results.manifests import Manifest, expect_made_of, read
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.graph.details import Details, block_details
 from kdseg.segmentation.graph.edge_table import to_columns
 from kdseg.segmentation.graph.faces import NEAREST, Part, joined_edges
@@ -85,7 +85,7 @@ def run(task: EdgesTask) -> None:
     with claim(task.manifest, "edges", made_of, inputs, tables=True, overwrite=task.overwrite) as held:
         held.tables.mkdir(exist_ok=True)
         write, done = partial(function, held.tables), held.progress(options.block)
-        run_blocks("edges", labelled.roi, options.block, write, workers=task.workers, done=done)
+        run_blocks("edges", labelled.roi, options.block, write, place_of(task), done)
         held.stats.update(voxels=labelled.roi.size)
 
 

@@ -16,7 +16,7 @@ from kdseg.results.claims import claim
 from kdseg.results.manifests import Manifest, expect_made_of, expect_stage, read
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table, write_table
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.agglomeration.store import Tree, table_path
 from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
 from kdseg.segmentation.lut import apply
@@ -42,7 +42,7 @@ def run(task: SegmentTask) -> None:
         ClaimError: if the store holds something else, or is being written.
         StageError: if a block failed.
     """
-    storage, workers = task.storage, task.workers
+    storage, place = task.storage, place_of(task)
     fragments, edges, agglomeration = task.fragments, task.edges, task.agglomeration
     threshold = _threshold(task.options, task.sweep)
     expect_stage(edges, "edges")
@@ -74,11 +74,11 @@ def run(task: SegmentTask) -> None:
         chunk = tree.layout.chunk
         for level in reversed(range(tree.layout.levels)):
             slices, marks = partial(lut_block, agglomeration, threshold, luts, level), held.private / f"luts-{level}"
-            run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, workers=workers, done=marks)
+            run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, place, marks)
         function = partial(segment_block, fragments, read(edges), luts, chunk, held.store)
         block = task.options.block
-        run_blocks("segment", source.roi, block, function, workers=workers, done=held.progress(block))
-        build_levels(held.store, storage.levels, "mode", workers=workers, done=held.private)
+        run_blocks("segment", source.roi, block, function, place, held.progress(block))
+        build_levels(held.store, storage.levels, "mode", place=place, done=held.private)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
 

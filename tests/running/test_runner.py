@@ -10,7 +10,7 @@ import pytest
 
 from kdseg.errors import DataError, StageError
 from kdseg.geometry import Roi, blocks
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 
 TOTAL, BLOCK = Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8)
 
@@ -27,7 +27,7 @@ def note(folder):
 def test_every_block_runs_once_and_border_blocks_too(tmp_path, workers):
     (tmp_path / "out").mkdir()
     for _ in range(2):  # the second run finds all of them done
-        run_blocks("note", TOTAL, BLOCK, note(tmp_path / "out"), workers=workers, done=tmp_path / "done")
+        run_blocks("note", TOTAL, BLOCK, note(tmp_path / "out"), Place(workers), tmp_path / "done")
     found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert found == {"_".join(map(str, b.index)): f"{b.roi}\n" for b in blocks(TOTAL, BLOCK)}
 
@@ -43,8 +43,8 @@ def test_a_failing_block_fails_the_stage_with_its_cause_and_keeps_the_rest(tmp_p
         write(block)
 
     with pytest.raises(StageError, match="this block is rotten"):
-        run_blocks("fail", TOTAL, BLOCK, fail, workers=workers, done=tmp_path / "done")
-    run_blocks("fail", TOTAL, BLOCK, write, workers=workers, done=tmp_path / "done")
+        run_blocks("fail", TOTAL, BLOCK, fail, Place(workers), tmp_path / "done")
+    run_blocks("fail", TOTAL, BLOCK, write, Place(workers), tmp_path / "done")
     texts = [path.read_text() for path in (tmp_path / "out").iterdir()]
     assert sorted(texts) == sorted(f"{b.roi}\n" for b in blocks(TOTAL, BLOCK))
 
@@ -55,7 +55,7 @@ def test_where_all_blocks_fail_the_first_cause_is_told(tmp_path, workers):
         raise DataError("the disk is upside down; turn it")
 
     with pytest.raises(StageError, match="the disk is upside down; turn it; finished blocks are kept"):
-        run_blocks("fail", Roi((0, 0, 0), (40, 8, 64)), BLOCK, fail, workers=workers, done=tmp_path / "done")
+        run_blocks("fail", Roi((0, 0, 0), (40, 8, 64)), BLOCK, fail, Place(workers), tmp_path / "done")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -67,37 +67,36 @@ def test_many_failures_are_told_in_one_line_and_soon(tmp_path, workers, capfd):
         write(block)
         raise DataError("negative ids")
 
-    with pytest.raises(StageError, match=r"200 of 200 blocks are not done: block .*: negative ids"):
-        run_blocks("fail", Roi((0, 0, 0), (8, 8, 1600)), BLOCK, fail, workers=workers, done=tmp_path / "done")
+    with pytest.raises(StageError, match=r"10 blocks failed and 0 did not, .*: negative ids; finished"):
+        run_blocks("fail", Roi((0, 0, 0), (8, 8, 1600)), BLOCK, fail, Place(workers), tmp_path / "done")
     assert len(list((tmp_path / "out").iterdir())) <= 16 + workers
     told = capfd.readouterr()
     assert "Traceback" not in told.err + told.out
 
 
-@pytest.mark.parametrize("bytes_left", [0, 100])
-def test_a_kill_while_daisy_wrote_its_metadata_is_mended(tmp_path, bytes_left):
+def test_a_list_of_finished_blocks_that_a_kill_cut_short_is_taken_up(tmp_path):
     (tmp_path / "out").mkdir()
     done = tmp_path / "done"
-    run_blocks("note", TOTAL, BLOCK, note(tmp_path / "out"), workers=1, done=done)
-    found = list(done.rglob("zarr.json"))
-    assert found
-    for metadata in found:
-        metadata.write_bytes(metadata.read_bytes()[:bytes_left])
+    run_blocks("note", TOTAL, BLOCK, note(tmp_path / "out"), Place(1), done)
+    listed = done / "note.txt"
+    lines = listed.read_bytes().splitlines(keepends=True)
+    assert len(lines) == len(list(blocks(TOTAL, BLOCK)))
+    listed.write_bytes(b"".join(lines)[:-2])
     redone = []
-    run_blocks("note", TOTAL, BLOCK, lambda block: redone.append(block.index), workers=1, done=done)
-    assert redone == []
+    run_blocks("note", TOTAL, BLOCK, lambda block: redone.append(block.index), Place(1), done)
+    assert redone == [tuple(map(int, lines[-1].split()))]
 
 
 SLOW = """
 import pathlib, sys, time
-from kdseg.running.blockwise import run_blocks
+from kdseg.running.runner import Place, run_blocks
 from kdseg.geometry import Roi
 folder = pathlib.Path(sys.argv[1])
 def slow(block):
     (folder / "_".join(map(str, block.index))).touch()
     time.sleep(0.4)
     (folder.parent / "late" / "_".join(map(str, block.index))).touch()
-run_blocks("slow", Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8), slow, workers=int(sys.argv[2]), done=folder.parent / "done")
+run_blocks("slow", Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8), slow, Place(int(sys.argv[2])), folder.parent / "done")
 """
 
 
@@ -117,7 +116,7 @@ def test_a_killed_run_does_the_rest_only(tmp_path, workers):
     assert set((tmp_path / "late").iterdir()) == late
     assert set(out.iterdir()) == before
     redone = []
-    run_blocks("slow", TOTAL, BLOCK, lambda b: redone.append(b.index), workers=1, done=tmp_path / "done")
+    run_blocks("slow", TOTAL, BLOCK, lambda b: redone.append(b.index), Place(1), tmp_path / "done")
     everything = {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
     assert {path.name for path in before} | {"_".join(map(str, i)) for i in redone} == everything
     assert len(redone) <= len(everything) - 5 + workers

@@ -1,0 +1,183 @@
+"""Blocks over forks of this process, scheduled by daisy. The only module that knows daisy.
+
+daisy schedules the *numbers* of blocks: which voxels they hold is said by `kdseg.geometry`, halos are the business of
+the block function, and two blocks never write the same voxel. What becomes of a block is told to the stage over a
+socket that its forks inherit: its messages stay whole whoever is killed, and no lock is held while one is sent.
+
+Blocks are handed to daisy in rounds, so that blocks that failed can be tried again in a later one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from multiprocessing.sharedctypes import RawValue
+from pathlib import Path
+from typing import Any
+
+import daisy
+
+from kdseg.errors import StageError
+from kdseg.geometry import Block
+from kdseg.running import forks
+from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Patience
+
+ROUND = 4096
+"""Blocks that daisy knows of at a time."""
+STOPPED_S = 30.0
+"""Seconds for which a worker may be stopped, as by SIGSTOP, before it is killed."""
+_LOOK_S = 0.2
+"""Seconds between two looks at the workers while none says anything."""
+_RESTARTS = 8
+"""Workers that may be killed in a round, beside one each, before the blocks that are left wait for the next round."""
+_DAY = 24 * 3600.0
+_LONGEST = 1 << 16
+_CONTEXT = "DAISY_CONTEXT"
+"""Variable in which daisy tells a worker where its server is."""
+
+
+def on_forks(workers: int, do: Do, items: Iterable[Block]) -> Iterator[Finished]:
+    """Yield what became of each block, in the order in which they finish.
+
+    Args:
+        workers: forks of this process.
+        do: attempts one block, in a fork.
+        items: the blocks; may yield again after it was exhausted, such as a block that failed.
+
+    Raises:
+        StageError: if no worker starts.
+    """
+    waiting, patience = iter(items), Patience()
+    left: list[Block] = []
+    while left := [*left, *islice(waiting, ROUND - len(left))]:
+        this = _Round(left, do, patience)
+        yield from this.run(min(workers, len(left)))
+        left = this.untried()
+
+
+class _Round:
+    """Some blocks that daisy hands out.
+
+    Attributes:
+        blocks: by their numbers.
+        begun: process and seconds of those that are being done.
+        told: which have been attempted.
+    """
+
+    def __init__(self, blocks: list[Block], do: Do, patience: Patience) -> None:
+        self.blocks, self.do, self.patience = blocks, do, patience
+        self.begun: dict[int, tuple[int, float, float]] = {}
+        self.told: set[int] = set()
+        self.over = RawValue("b", 0)
+        self.here, self.there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.said: list[str] = []
+
+    def untried(self) -> list[Block]:
+        """Return the blocks that no worker began."""
+        return [block for number, block in enumerate(self.blocks) if number not in self.told]
+
+    def run(self, workers: int) -> Iterator[Finished]:
+        """Yield what became of the blocks that were begun."""
+        with self.here, self.there, forks.forks(self._work) as ask:
+            scheduling = threading.Thread(target=self._schedule, args=(ask, workers), daemon=True, name="daisy")
+            scheduling.start()
+            try:
+                yield from self._finished(scheduling)
+            except GeneratorExit:
+                self.over.value = 1
+                for _ in self._finished(scheduling):  # what is being done: daisy waits for it
+                    pass
+                raise
+        if not self.told:
+            said = self.said[0] if self.said else "no worker began a block"
+            raise StageError(f"{said}; finished blocks are kept; fix the cause and rerun")
+
+    def _finished(self, scheduling: threading.Thread) -> Iterator[Finished]:
+        self.here.settimeout(_LOOK_S)
+        looked = time.monotonic()
+        while True:
+            going_on = scheduling.is_alive()
+            try:
+                number, process, outcome = pickle.loads(self.here.recv(_LONGEST))
+            except TimeoutError:
+                if not going_on:
+                    break
+            else:
+                if outcome is None:
+                    self.begun[number] = process, 0.0, 0.0
+                else:
+                    _, lasted, _ = self.begun.pop(number)
+                    self.patience.took(lasted)
+                    self.told.add(number)
+                    yield Finished(self.blocks[number], outcome)
+            now = time.monotonic()
+            self._look(min(now - looked, 1.0))  # if this process was stopped itself, its workers are not to blame
+            looked = now
+        for number in self.begun:
+            self.told.add(number)
+            yield Finished(self.blocks[number], None, WORKER_ENDED, died=True)
+
+    def _look(self, seconds: float) -> None:
+        """Kill workers that are stopped, or take much longer than others: their blocks are tried again."""
+        for number, (process, lasted, stopped) in self.begun.items():
+            stopped = stopped + seconds if _is_stopped(process) else 0.0
+            self.begun[number] = process, lasted + seconds, stopped
+            if stopped > STOPPED_S or self.patience.ends(lasted):
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+    def _schedule(self, ask: forks.Ask, workers: int) -> None:
+        """Have daisy hand out all blocks, once each."""
+        daisy.logging.set_log_basedir(None)
+        unit = daisy.Roi((0,), (1,))
+        task = daisy.Task(
+            "blocks",
+            total_roi=daisy.Roi((0,), (len(self.blocks),)),
+            read_roi=unit,
+            write_roi=unit,
+            process_function=lambda: ask(os.environ[_CONTEXT]),
+            read_write_conflict=False,
+            max_workers=workers,
+            max_retries=0,
+            max_worker_restarts=_RESTARTS + workers,
+            timeout=_DAY,
+        )
+        try:
+            daisy.run_blockwise(task, progress=False, block_tracking=False, host="127.0.0.1", summary=False)
+        except RuntimeError as error:
+            self.said.append(str(error).strip().splitlines()[-1])
+
+    def _work(self, context: str) -> None:
+        """Do blocks in a fork until the server has none left."""
+        logging.getLogger("daisy").setLevel(logging.ERROR)  # it warns of a server that ended before this worker began
+        os.environ[_CONTEXT] = context
+        self.here.close()
+        client = daisy.Client()
+        while True:
+            with client.acquire_block() as cell:
+                if cell is None:
+                    return
+                if self.over.value:
+                    cell.status = daisy.BlockStatus.FAILED
+                    continue
+                number = int(cell.write_roi.offset[0])
+                self._tell(number, None)
+                self._tell(number, self.do(self.blocks[number]))
+
+    def _tell(self, number: int, outcome: Any) -> None:
+        self.there.sendall(pickle.dumps((number, os.getpid(), outcome)))
+
+
+def _is_stopped(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
