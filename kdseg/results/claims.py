@@ -133,7 +133,6 @@ def claim(
 
     Raises:
         ClaimError: if the result is of other options or inputs, or another run is writing it.
-        UnreadableError: if the disk does not take it, or a bucket does not answer.
     """
     mark = fingerprint(stage, options, inputs)
     held = Claim(manifest, mark)
@@ -166,9 +165,9 @@ def claim(
 def clear(manifest: Path) -> list[Path | str]:
     """Remove a manifest and all that its stage made, in a bucket too, and return what was removed: paths and URLs.
 
+    A removal that fails, e.g. because a bucket does not answer, is completed by the next one.
+
     Raises:
-        UnreadableError: if a bucket does not answer; what is left is removed when it is tried again.
-        ClaimError: if a run is writing it.
         MissingError: if there is nothing to remove.
     """
     held = Claim(manifest, "")
