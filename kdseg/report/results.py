@@ -69,7 +69,6 @@ def collect(config: Config) -> Results:
 
     Raises:
         MissingError: if there is not one.
-        UnreadableError: if a file is there but is no manifest or no training curve.
     """
     folder = Path(config.results)
     manifests = {key: read(folder / f"{key}.json") for key in expected(config) if (folder / f"{key}.json").exists()}
