@@ -1,4 +1,4 @@
-"""What is there below the folder of results: manifests, training curves and stores."""
+"""Results that are there below the folder of a run: manifests, training curves and stores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage leaves behind, and who may write it.
+"""Files that a stage leaves behind, and the right to write them.
 
 Beside the manifest ``x.json`` of a stage lie::
 
@@ -84,7 +84,7 @@ class Claim:
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """Where the result of a stage may lie."""
+        """Paths where the result of a stage may lie."""
         return (self.store, self.table, self.tables, self.model, self.parquet)
 
     @property

@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
     @property
     def result(self) -> Path:
-        """Where the result lies.
+        """Path of the result.
 
         Raises:
             MissingError: if it is gone.
