@@ -1,6 +1,6 @@
-"""Network and raw data → affinities → fragments → region graph → look-up tables → segmentation.
+"""Network and raw data → affinities → fragments → region graph → dendrogram → segmentation.
 
-With `predict.fused` the network makes fragments at once, and affinities are there only where a student learns
+With `predict.fused` fragments come straight from the network, and affinities are stored only where a student learns
 from them.
 """
 
@@ -118,7 +118,7 @@ if RUN.predict.fused:
 else:
 
     rule fragments:
-        """Supervoxels, per block of a canonical grid."""
+        """Supervoxels, block by block on a fixed grid."""
         input:
             unpack(mask_input),
             affinities=results("{model}/{volume}/affinities.json"),
