@@ -32,10 +32,10 @@ def manifests(wildcards, **patterns):
 
 
 def as_json(task):
-    """Return a task as the text for its params, which must be functions, since strings are read for wildcards.
+    """Return a task as JSON text for the params of a rule.
 
-    A change of this text makes jobs run again. It is made of wildcards alone, since params that are made of input or
-    output are not compared.
+    Params are functions of it, since Snakemake looks for wildcards in strings. A change of the text reruns the job. It
+    is made from wildcards alone, since Snakemake does not compare params that are made from input or output.
     """
     return task.model_dump_json(include=task.model_fields_set)
 
@@ -97,7 +97,7 @@ def mask_input(wildcards):
 
 
 def predicted_mask(wildcards):
-    """Return the mask of a volume that is predicted, unless students learn from its affinities: 0 would teach them."""
+    """Return the mask of a volume to predict, unless students learn from its affinities: they would learn its zeros."""
     taught = (
         name
         for model in RUN.all_models.values()
@@ -124,7 +124,7 @@ def threshold_inputs(wildcards):
 
 
 def tune_part(wildcards):
-    """Return whether a sweep chooses on a part: if there is one, of the volume to choose on."""
+    """Return whether a sweep chooses on a part of its volume: on `tune_roi` of `tune_on`, if it is set."""
     return (
         wildcards.volume == RUN.evaluate.tune_on and RUN.evaluate.tune_roi is not None
     )
@@ -137,7 +137,7 @@ def trial_inputs(wildcards):
 
 
 def compared(wildcards):
-    """Return the manifests of all trials, and of the teachers, which are scored alike."""
+    """Return the manifests of all trials, and of the teachers, which are scored in the same way."""
     try:
         RUN.expect_compare()
     except ConfigError as error:
@@ -148,18 +148,23 @@ def compared(wildcards):
 
 
 LOCAL = RUN.cluster.kind == "local"
+CPU_LOCAL = RUN.cpu_cluster.kind == "local"
 GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
-# Where predictions have a cluster of their own, their GPUs and cores are there.
+# Predictions on a cluster of their own use its GPUs and cores, not those of their job.
 PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
+CPU_CORES = RUN.workers if CPU_LOCAL else 1
 
 
 def flag(name, value):
-    """Return a flag for a shell command, in which braces stand for wildcards; nothing without a value."""
+    """Return a flag for a shell command, with braces escaped, since they stand for wildcards; empty without a value."""
     said = f" {name} {shlex.quote(value)}" if value else ""
     return said.replace("{", "{{").replace("}", "}}")
 
 
-# How, but not what, is computed: flags beside the task and no params, so that they make nothing run again.
+# Flags that change how a stage runs, not what it computes: they are no params, so that a change reruns nothing.
 OVERWRITE = " --overwrite" if RUN.overwrite else ""
 CLUSTER = flag("--cluster", None if LOCAL else RUN.cluster.model_dump_json())
+CPU_CLUSTER = flag(
+    "--cluster", None if CPU_LOCAL else RUN.cpu_cluster.model_dump_json()
+)
 REMOTE = flag("--storage.remote", RUN.storage.remote)

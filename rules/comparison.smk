@@ -1,4 +1,4 @@
-"""The same student, trained with each method and seed → which method is worth it."""
+"""The same student, trained with each method and seed → a comparison of the methods."""
 
 
 rule trial:
@@ -39,7 +39,7 @@ rule trial:
 
 
 rule compare:
-    """One page: each method against the student alone and the teacher. Its table is printed too."""
+    """One page: each method against the student alone and the teacher; its table is also printed."""
     input:
         trials=compared,
     output:

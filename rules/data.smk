@@ -15,7 +15,7 @@ rule convert:
         kind="raw|labels|baseline|mask",
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=8_000,
         runtime="1d",
@@ -29,4 +29,4 @@ rule convert:
             )
         ),
     shell:
-        f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"

@@ -15,7 +15,7 @@ rule sweep:
         results("{model}/{volume}/benchmarks/sweep.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=8_000,
         runtime="4h",
@@ -34,7 +34,7 @@ rule sweep:
             )
         ),
     shell:
-        f"python -m kdseg sweep --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg sweep --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
 rule score:
@@ -51,7 +51,7 @@ rule score:
         results("{model}/{volume}/benchmarks/score.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=8_000,
         runtime="4h",
@@ -71,7 +71,7 @@ rule score:
             )
         ),
     shell:
-        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
 rule score_baseline:
@@ -87,7 +87,7 @@ rule score_baseline:
         results("baseline/{volume}/benchmarks/score.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=8_000,
         runtime="4h",
@@ -106,7 +106,7 @@ rule score_baseline:
             )
         ),
     shell:
-        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
 rule report:

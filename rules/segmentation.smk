@@ -1,6 +1,6 @@
-"""Network and raw data → affinities → fragments → region graph → look-up tables → segmentation.
+"""Network and raw data → affinities → fragments → region graph → dendrogram → segmentation.
 
-With `predict.fused` the network makes fragments at once, and affinities are there only where a student learns
+With `predict.fused` fragments come straight from the network, and affinities are stored only where a student learns
 from them.
 """
 
@@ -118,7 +118,7 @@ if RUN.predict.fused:
 else:
 
     rule fragments:
-        """Supervoxels, per block of a canonical grid."""
+        """Supervoxels, block by block on a fixed grid."""
         input:
             unpack(mask_input),
             affinities=results("{model}/{volume}/affinities.json"),
@@ -130,7 +130,7 @@ else:
             results("{model}/{volume}/benchmarks/fragments.tsv")
         conda:
             "../envs/kdseg.yaml"
-        threads: RUN.workers
+        threads: CPU_CORES
         resources:
             mem_mb=32_000,
             runtime="1d",
@@ -148,7 +148,7 @@ else:
                 )
             ),
         shell:
-            f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{REMOTE} > {{log}} 2>&1"
+            f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
 
 
 rule edges:
@@ -164,7 +164,7 @@ rule edges:
         results("{model}/{volume}/benchmarks/edges.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=32_000,
         runtime="1d",
@@ -181,7 +181,7 @@ rule edges:
             )
         ),
     shell:
-        f"python -m kdseg edges --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg edges --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
 rule agglomerate:
@@ -199,7 +199,7 @@ rule agglomerate:
         results("{model}/{volume}/benchmarks/agglomerate.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=32_000,
         runtime="1d",
@@ -217,7 +217,7 @@ rule agglomerate:
             )
         ),
     shell:
-        f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
 rule segment:
@@ -235,7 +235,7 @@ rule segment:
         results("{model}/{volume}/benchmarks/segment.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: RUN.workers
+    threads: CPU_CORES
     resources:
         mem_mb=32_000,
         runtime="1d",
@@ -255,4 +255,4 @@ rule segment:
             )
         ),
     shell:
-        f"python -m kdseg segment --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg segment --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"

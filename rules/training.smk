@@ -2,7 +2,7 @@
 
 
 rule train:
-    """One network. Its weights, curve and resumable state lie beside the manifest and are no outputs."""
+    """One network; its weights, curve and resumable state lie beside the manifest and are not outputs."""
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
     output:

@@ -16,8 +16,7 @@ from workflow import ROOT, snakemake, voxels
 def progress(work, claim):
     """Return whether a stage has something to resume, or is done."""
     folder, name = (work / claim).parent, Path(claim).name.removeprefix(".")
-    begun = [*folder.glob(f".{name}/blocks-*.txt"), *folder.glob(f"{name}.training/state.pt")]
-    begun += folder.glob(f".{name}/[0-9]*x*/*")
+    begun = [*folder.glob(f".{name}/[0-9]*x*/*"), *folder.glob(f"{name}.training/state.pt")]
     return bool(begun) or (folder / f"{name}.json").exists()
 
 

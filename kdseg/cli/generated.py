@@ -26,7 +26,7 @@ FLAGS = {"ignore_labels": "--ignore-label", "ignore_segments": "--ignore-segment
 
 
 class UsageError(Exception):
-    """What was typed is no command of kdseg; the message is one line."""
+    """A command line that kdseg does not understand; the message is one line."""
 
 
 def add(

@@ -55,7 +55,7 @@ def _status(
     everything: Annotated[bool, Parameter(name="--all", negative=())] = False,
     json_path: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
-    """How far the stages of a run are, e.g. `kdseg status results/mine`; exit 1 if one of them stopped.
+    """Show the progress of the stages of a run, e.g. `kdseg status results/mine`; exit 1 if one of them stopped.
 
     Args:
         folder: of the run.

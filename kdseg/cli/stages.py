@@ -23,7 +23,7 @@ STAGES: dict[str, tuple[type[Section], str]] = {
     "report": (tasks.ReportTask, "kdseg.report.stage"),
     "compare": (tasks.CompareTask, "kdseg.report.compare_stage"),
 }
-"""What the rules of the workflow call, in the order of a run: the task, and the module that runs it."""
+"""Stages that the rules of the workflow call, in the order of a run: the task, and the module that runs it."""
 
 
 def add_stages(app: App, stages: Group, tools: Group, *, whole: bool) -> None:

@@ -69,6 +69,8 @@ class Config(Section):
     jobs then run side by side. Changes no result."""
     cluster: ClusterOptions = LocalOptions()
     """Processes of predictions: on this machine, in jobs on SLURM, or of a Dask scheduler. Changes no result."""
+    cpu_cluster: ClusterOptions = LocalOptions()
+    """Likewise of all other stages that go block by block."""
     offsets: Annotated[tuple[Step, ...], Field(min_length=3)] = (
         (-1, 0, 0),
         (0, -1, 0),

@@ -38,7 +38,7 @@ class MethodOptions(Section):
 
 
 class CompareOptions(Section):
-    """The same student, trained with each method and each seed: which method is worth it?"""
+    """The same student, trained with each method and each seed, to find the method that is worth it."""
 
     student: str
     """Name of a model that has a teacher. Its network, data, steps and crops are those of every trial."""

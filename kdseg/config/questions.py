@@ -1,4 +1,4 @@
-"""What the stages that people call by hand are to do; see `kdseg.config.tasks`."""
+"""Tasks of the stages that people call by hand; see `kdseg.config.tasks`."""
 
 from __future__ import annotations
 
@@ -149,11 +149,11 @@ class RunlengthTask(Section):
     skeletons: Path
     """File or folder."""
     nm_per_unit: float = 1.0
-    """What SWC and CSV files count in; micrometres: 1000."""
+    """Unit of SWC and CSV files, in nm; 1000 for micrometres."""
     tolerance: Least = 0
     """Nodes of another neuron that are no merge yet."""
     runs: Literal["segment", "path"] = "segment"
-    """What one run is."""
+    """Definition of one run: all correct edges of a neuron in one segment, or those that are connected."""
     voxel_size: Position | None = None
     """nm, z y x, of files that do not say."""
     offset: Position | None = None

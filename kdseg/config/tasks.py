@@ -1,4 +1,4 @@
-"""What each stage is to do, as one value: its inputs by their roles, its options, and how it is to run.
+"""Tasks, each the work of one stage as one value: inputs by their roles, options, and how to run it.
 
 A rule of the workflow writes its task as JSON; by hand its fields are flags, which `kdseg.cli` makes of them. Three
 fields mean the same in every task that has them:
@@ -37,7 +37,7 @@ from kdseg.config.data import RoiOptions
 Kind = Literal["raw", "labels", "baseline", "mask"]
 """Datasets of a volume; a baseline is somebody else's segmentation, stored like labels."""
 Product = Literal["affinities", "affinities_flips", "affinities_all", "embedding"]
-"""What a network predicts: affinities, as they are or averaged over images of each tile, or the embedding."""
+"""Predictions of a network: affinities, as they are or averaged over images of each tile, or the embedding."""
 
 
 def _device(name: Any) -> Any:
@@ -87,7 +87,7 @@ class VolumeInputs(Section):
 
 
 class Task(Section):
-    """What one stage is to do and leaves a manifest of."""
+    """The work of one stage that leaves a manifest."""
 
     manifest: Path
     """Manifest to write."""
@@ -101,7 +101,7 @@ class BlockTask(Task):
     workers: Count = 1
     """Processes; changes no result."""
     cluster: ClusterOptions = LocalOptions()
-    """Where the processes run: the section `cluster` or `cpu_cluster`, as JSON."""
+    """Place where the processes run: the section `cluster` or `cpu_cluster`, as JSON."""
 
 
 class ConvertTask(BlockTask):
@@ -110,7 +110,7 @@ class ConvertTask(BlockTask):
     kind: Kind
     """Raw data as uint8, labels and a baseline as uint64, a mask as 0 and 1."""
     options: VolumeOptions
-    """Where the volume comes from, and which part of it to take."""
+    """Source of the volume, and the part of it to take."""
     storage: StorageOptions = StorageOptions()
 
 
@@ -132,7 +132,7 @@ class TrainTask(Task):
     instances: dict[str, Path] = Field(default_factory=dict)
     """Manifests of segmentations by the first teacher, of volumes without ground truth, by volume."""
     fragments: FragmentsOptions = FragmentsOptions()
-    """How validation makes fragments; the run's own section."""
+    """Options of the fragments in validation; the run's own section."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: Count = 1
@@ -263,7 +263,7 @@ class TrialTask(Task):
     options: TrialOptions
     """Volumes, extent of the crops, precision."""
     fragments: FragmentsOptions = FragmentsOptions()
-    """How crops are segmented; the run's own section."""
+    """Options of the fragments of crops; the run's own section."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
 

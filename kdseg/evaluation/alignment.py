@@ -130,12 +130,10 @@ def align(anchor: Source, *others: Source) -> Alignment:
 
     Args:
         anchor: whose first voxel is voxel 0 of the grid.
-        others: any number.
+        others: any number; voxel sizes are integer multiples of the finest, and voxels begin on the grid.
 
     Raises:
-        VoxelSizeError: if voxel sizes are not integer multiples of the finest, voxels do not begin on the grid, or a
-            size is missing that is needed.
-        ShapeError: if the sources do not all overlap, or one does not say where it lies and has another shape.
+        ShapeError: if the sources do not all overlap.
     """
     sources = (anchor, *others)
     sizes = _sizes(sources)

@@ -49,15 +49,7 @@ def run(task: EvaluateTask) -> dict[str, Any]:
         scored.
 
     Raises:
-        DataError: if ids are no integers, or negative, or nothing is left to score.
-        ShapeError: if the volumes do not overlap, or do not say where they lie and differ in shape.
-        VoxelSizeError: if their voxels do not lie on one grid, or a size or place is none.
-        ConfigError: if the region is not understood, boundaries are to be both scored and left out, or only one of two
-            files without a place is given one.
-        MissingError: if a volume is not there.
-        UnreadableError: if one is damaged or of no known format.
-        StageError: if a block failed, e.g. for negative ids or a damaged chunk.
-        ClaimError: if ``out`` holds the answer to another task, or is being written.
+        ConfigError: if boundaries are to be both scored and left out.
     """
     if task.boundaries is not None and task.ignore_border is not None:
         raise ConfigError("--ignore-border leaves out the voxels that --boundaries scores: ask for one of the two")

@@ -29,9 +29,7 @@ def run(task: RunlengthTask) -> dict[str, Any]:
 
     Raises:
         VoxelSizeError: if the voxel size is not known, or the file says another one.
-        DataError: if the segments are no ids, or no node lies in the volume, or the skeletons are not sound.
-        MissingError: if a file is not there.
-        UnreadableError: if one is damaged.
+        DataError: if no node lies in the volume.
     """
     segmentation, voxel_size = task.segmentation, task.voxel_size
     source, truth = open_source(segmentation), read_skeletons(task.skeletons, nm_per_unit=task.nm_per_unit)

@@ -42,10 +42,7 @@ def run(task: SameTask) -> dict[str, Any]:
         ``voxels`` in both, ``size_a``, ``size_b``, ``at`` the first voxel of the overlap.
 
     Raises:
-        ShapeError: if they do not overlap, or, without ``roi``, cover different voxels.
-        VoxelSizeError: if their voxels do not lie on one grid.
-        DataError: if ids are no integers.
-        StageError: if a block failed, e.g. for negative ids or a damaged chunk.
+        ShapeError: if, without ``roi``, they cover different voxels.
     """
     a, b, where = task.a, task.b, Place(task.workers)
     sources = [open_source(address) for address in (b, a)]

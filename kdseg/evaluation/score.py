@@ -21,12 +21,6 @@ def run(task: ScoreTask) -> None:
 
     In the manifest ``stats.scores`` are the numbers of `kdseg.evaluation.measures`, ``stats.intervals`` where 95 % of
     the resamples lie.
-
-    Raises:
-        ShapeError: if segmentation and labels do not overlap.
-        VoxelSizeError: if their voxels do not lie on one grid.
-        DataError: if no voxel of the segmentation has a label.
-        ClaimError: if the store holds something else, or is being written.
     """
     options = task.options
     scored, truth = read(task.segmentation), read(task.labels)

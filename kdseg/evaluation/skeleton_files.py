@@ -32,7 +32,7 @@ def read_skeletons(path: Path, *, nm_per_unit: float = 1.0) -> Skeletons:
 
     Raises:
         MissingError: if there is no such file, or no SWC file in the folder.
-        DataError: if the file is none of these, or a line of it is not what it should be.
+        DataError: if the file is none of these, or an npz has other columns.
     """
     if path.is_dir():
         files = sorted(path.glob("*.swc"))

@@ -28,11 +28,7 @@ def run(task: SweepTask) -> None:
     of fragments lies beside it, as Parquet.
 
     Raises:
-        ShapeError: if fragments and labels do not overlap, or ``part`` is not inside of both.
-        VoxelSizeError: if their voxels do not lie on one grid.
-        DataError: if no voxel has a label, in the part or in the rest, or the manifests are of several runs.
-        ConfigError: if a threshold is larger than the one agglomerated with.
-        ClaimError: if the store holds something else, or is being written.
+        ShapeError: if the part is not inside of both fragments and labels.
     """
     expect_stage(task.agglomeration, "agglomerate")
     expect_made_of(task.agglomeration, fragments=task.fragments)

@@ -26,7 +26,7 @@ def tables_at(table: Contingency | Located, merges: Dendrogram, thresholds: Sequ
         thresholds: scores in 0..1, ascending.
 
     Raises:
-        ConfigError: if thresholds do not ascend, or are not in 0..1.
+        ConfigError: if thresholds do not ascend.
     """
     if any(a >= b for a, b in pairwise(thresholds)):
         raise ConfigError(f"thresholds must ascend without repeats, got {list(thresholds)}")

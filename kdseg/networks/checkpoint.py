@@ -75,7 +75,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a model file and build its network.
 
     Raises:
-        UnreadableError: if it is not a model file, is cut off, or comes from a newer version.
+        UnreadableError: if it is not a model file, has another version, or its parts do not fit together.
     """
     content = load(path)
     if content.get("format") != FORMAT:

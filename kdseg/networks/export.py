@@ -78,9 +78,8 @@ def export(model: Path, out: Path, *, also: Sequence[str] = (), overwrite: bool 
         overwrite: replace ``out``.
 
     Raises:
-        ConfigError: if the suffix or a head is unknown, or a library is missing.
+        ConfigError: if the suffix is unknown.
         ClaimError: if ``out`` is there, or is the result of a stage.
-        MissingError, UnreadableError: if the model cannot be read or ``out`` cannot be written.
     """
     if out.suffix not in (".pt", *WRITERS):
         raise ConfigError(f"cannot export to {out}: expected a file that ends with {', '.join((*WRITERS, '.pt'))}")

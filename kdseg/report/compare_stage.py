@@ -23,11 +23,6 @@ def run(task: CompareTask) -> None:
 
     Beside ``compare.html`` come ``compare.txt``, ``compare.csv`` (a row per method), ``compare_trials.csv`` (a row
     per trial), ``compare.json`` and ``compare.svg``.
-
-    Raises:
-        ConfigError: if the configuration has no section ``compare``.
-        MissingError: if there is not one trial.
-        UnreadableError: if a manifest is damaged, or the disk does not take a file.
     """
     config, out = task.config, task.out
     comparison = collect(config)

@@ -127,9 +127,7 @@ def collect(config: Config) -> Comparison:
     """Read the trials that are there below ``config.results``.
 
     Raises:
-        ConfigError: if there is no section ``compare``.
         MissingError: if there is not one trial.
-        UnreadableError: if a manifest is damaged.
     """
     config.expect_compare()
     names = [*config.compared_teachers, *config.trials]

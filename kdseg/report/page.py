@@ -25,7 +25,7 @@ LIBRARIES = ("numpy", "zarr", "torch", "dask", "daisy", "waterz", "snakemake", "
 
 @dataclass(frozen=True)
 class Timing:
-    """What one stage took; texts, ready to be shown."""
+    """Time and resources of one stage; texts, ready to be shown."""
 
     stage: str
     result: str

@@ -1,4 +1,4 @@
-"""What is there below the folder of results: manifests, training curves and stores."""
+"""Results that are there below the folder of a run: manifests, training curves and stores."""
 
 from __future__ import annotations
 
@@ -69,7 +69,6 @@ def collect(config: Config) -> Results:
 
     Raises:
         MissingError: if there is not one.
-        UnreadableError: if a file is there but is no manifest or no training curve.
     """
     folder = Path(config.results)
     manifests = {key: read(folder / f"{key}.json") for key in expected(config) if (folder / f"{key}.json").exists()}

@@ -1,4 +1,4 @@
-"""Who is who: the role of each model, and the models it is compared with."""
+"""Roles of the models, and the models that each is compared with."""
 
 from __future__ import annotations
 

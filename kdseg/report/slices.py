@@ -83,11 +83,7 @@ class _View:
 
 
 def sections(results: Results) -> list[Section]:
-    """Return two sections, xy and xz, through the centre of each scored volume whose data are there.
-
-    Raises:
-        VoxelSizeError: if a store of a volume has other voxels than its raw data.
-    """
+    """Return two sections, xy and xz, through the centre of each scored volume whose data are there."""
     evaluate = results.config.evaluate
     images = max(1, len(evaluate.volumes) * len(_AXES) * (1 + len(evaluate.models)))
     side = int(np.clip((BUDGET / images) ** 0.5, SMALLEST, LARGEST))

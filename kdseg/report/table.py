@@ -63,7 +63,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Column:
-    """How one field of a row is shown.
+    """Presentation of one field of a row.
 
     Attributes:
         key: name of the field.

@@ -1,4 +1,4 @@
-"""Is the distilled student better than the same network trained alone? One plain sentence per volume."""
+"""Verdict on the distilled student against the same network trained alone: one plain sentence per volume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stage leaves behind, and who may write it.
+"""Files that a stage leaves behind, and the right to write them.
 
 Beside the manifest ``x.json`` of a stage lie::
 
@@ -84,7 +84,7 @@ class Claim:
 
     @property
     def results(self) -> tuple[Path, ...]:
-        """Where the result of a stage may lie."""
+        """Paths where the result of a stage may lie."""
         return (self.store, self.table, self.tables, self.model, self.parquet)
 
     @property
@@ -133,7 +133,6 @@ def claim(
 
     Raises:
         ClaimError: if the result is of other options or inputs, or another run is writing it.
-        UnreadableError: if the disk does not take it, or a bucket does not answer.
     """
     mark = fingerprint(stage, options, inputs)
     held = Claim(manifest, mark)
@@ -166,9 +165,9 @@ def claim(
 def clear(manifest: Path) -> list[Path | str]:
     """Remove a manifest and all that its stage made, in a bucket too, and return what was removed: paths and URLs.
 
+    A removal that fails, e.g. because a bucket does not answer, is completed by the next one.
+
     Raises:
-        UnreadableError: if a bucket does not answer; what is left is removed when it is tried again.
-        ClaimError: if a run is writing it.
         MissingError: if there is nothing to remove.
     """
     held = Claim(manifest, "")

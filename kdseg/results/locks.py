@@ -30,7 +30,6 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ClaimError: if another run holds it.
-        UnreadableError: if the disk does not take it.
     """
     path = folder / "lock"
     handle = _open_lock(path)

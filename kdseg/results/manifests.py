@@ -47,7 +47,7 @@ class Manifest(BaseModel):
 
     @property
     def result(self) -> Path:
-        """Where the result lies.
+        """Path of the result.
 
         Raises:
             MissingError: if it is gone.
@@ -68,11 +68,7 @@ class Manifest(BaseModel):
         return (z, y, x)
 
     def stat(self, name: str) -> Any:
-        """Return one thing that the stage measured or found.
-
-        Raises:
-            DataError: if its stage tells nothing of this name.
-        """
+        """Return one thing that the stage measured or found, by its name."""
         return _found(self, "stats", name)
 
 
@@ -116,7 +112,6 @@ def source_fingerprint(path: Path | str) -> str:
 
     Raises:
         MissingError: if there is nothing.
-        UnreadableError: if a bucket does not answer.
     """
     if isinstance(path, str):
         return fingerprint("source", {"url": path, "metadata": remote.metadata(path)}, {})
@@ -131,7 +126,6 @@ def read(manifest: Path) -> Manifest:
     """Return what a finished stage says of its result.
 
     Raises:
-        MissingError: if the stage has not finished.
         UnreadableError: if the file is no manifest.
     """
     values = read_json(manifest)
@@ -154,7 +148,12 @@ def read(manifest: Path) -> Manifest:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the values of a manifest or of a claim."""
+    """Return the values of a manifest or of a claim.
+
+    Raises:
+        MissingError: if the stage has not finished.
+        UnreadableError: if the file is no manifest.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -171,11 +170,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Write a JSON file so that it is there whole or not at all.
-
-    Raises:
-        UnreadableError: if the disk does not take it.
-    """
+    """Write a JSON file so that it is there whole or not at all."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 
@@ -184,7 +179,6 @@ def expect_stage(manifest: Path, stage: str) -> None:
 
     Raises:
         DataError: if it is; the message names both.
-        MissingError: if the stage has not finished.
     """
     found = read(manifest).stage
     if found != stage:

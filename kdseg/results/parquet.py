@@ -109,7 +109,6 @@ def write_parquet(
 
     Raises:
         MissingError: if the folder does not exist.
-        UnreadableError: if the file cannot be written, e.g. because the disk is full.
     """
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} to write {path.name} to")
@@ -130,10 +129,6 @@ def read_parquet(path: Path) -> dict[str, NDArray[Any]]:
 
     Returns:
         Arrays (n,) by the names in the file; a triple is three of them.
-
-    Raises:
-        MissingError: if there is no such file.
-        UnreadableError: if the file is cut off, damaged, or no Parquet.
     """
     table = _open(path).read()
     return {name: table.column(name).to_numpy() for name in table.column_names}
@@ -148,10 +143,6 @@ def read_batches(path: Path, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
 
     Yields:
         Arrays (n,) by the names in the file.
-
-    Raises:
-        MissingError: if there is no such file.
-        UnreadableError: if the file is cut off, damaged, or no Parquet.
     """
     with _open(path) as file:
         for batch in file.iter_batches(rows, use_threads=False):
@@ -159,12 +150,7 @@ def read_batches(path: Path, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
 
 
 def row_count(path: Path) -> int:
-    """Return how many rows a Parquet file has.
-
-    Raises:
-        MissingError: if there is no such file.
-        UnreadableError: if the file is cut off, damaged, or no Parquet.
-    """
+    """Return how many rows a Parquet file has."""
     with _open(path) as file:
         return int(file.metadata.num_rows)
 
@@ -173,8 +159,7 @@ def read_notes(path: Path) -> dict[str, Any]:
     """Return what `write_parquet` noted in a file: ``axes``, ``columns`` and the notes.
 
     Raises:
-        MissingError: if there is no such file.
-        UnreadableError: if the file is cut off, damaged, no Parquet, or not written by kdseg.
+        UnreadableError: if kdseg did not write the file.
     """
     found = (_open(path).schema_arrow.metadata or {}).get(b"kdseg")
     if found is None:
@@ -184,6 +169,12 @@ def read_notes(path: Path) -> dict[str, Any]:
 
 
 def _open(path: Path) -> Any:
+    """Open a Parquet file for reading.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if the file is cut off, damaged, or no Parquet.
+    """
     try:
         return pyarrow.parquet.ParquetFile(path)
     except FileNotFoundError:

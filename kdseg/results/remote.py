@@ -40,9 +40,6 @@ def resolve(address: str | Path) -> str | Path:
 
     Returns:
         A URL as a string, or a path.
-
-    Raises:
-        UnreadableError: if a file lies where a zarr or a link is expected, and is neither.
     """
     if isinstance(address, str) and is_remote(address):
         return address.rstrip("/")
@@ -55,11 +52,7 @@ def resolve(address: str | Path) -> str | Path:
 
 
 def is_link(store: Path) -> bool:
-    """Return whether a file that links to a bucket lies where a zarr store would.
-
-    Raises:
-        UnreadableError: if a file lies there, and says neither where nor how to compute the volume.
-    """
+    """Return whether a file that links to a bucket lies where a zarr store would."""
     return store.suffix == ".zarr" and store.is_file() and COMPUTED not in stand_in(store)
 
 
@@ -99,11 +92,7 @@ def new_url(prefix: str, name: str) -> str:
 
 
 def exists(url: str) -> bool:
-    """Return whether a zarr begins at ``url``.
-
-    Raises:
-        ConfigError, UnreadableError: as `reaching`.
-    """
+    """Return whether a zarr begins at ``url``."""
     return any(True for _ in _metadata(url))
 
 
@@ -112,7 +101,6 @@ def metadata(url: str) -> dict[str, str]:
 
     Raises:
         MissingError: if there is no zarr.
-        ConfigError, UnreadableError: as `reaching`.
     """
     found = dict(_metadata(url))
     if not found:
@@ -128,7 +116,7 @@ def remove(url: str) -> None:
     """Delete a volume that kdseg made in a bucket.
 
     Raises:
-        UnreadableError: if its name is none that kdseg gives: it may be somebody else's. Else as `reaching`.
+        UnreadableError: if its name is none that kdseg gives: it may be somebody else's.
     """
     if not _OURS.match(url):
         raise UnreadableError(f"{url} does not look like a volume that kdseg made, so it is not deleted: do it by hand")

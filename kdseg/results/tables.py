@@ -32,7 +32,6 @@ def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     Raises:
         DataError: if a column holds Python objects, which only pickle could store.
         MissingError: if the folder does not exist.
-        UnreadableError: if the file cannot be written, e.g. because the disk is full.
     """
     for name, column in columns.items():
         if column.dtype.kind not in "biufc":

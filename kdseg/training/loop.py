@@ -85,9 +85,6 @@ def train(
         name: stored in the model file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: show a progress bar; default: where standard error is a terminal.
-
-    Raises:
-        StageError: if the loss is not finite.
     """
     with joined(device) as ranks, deterministic():
         if ranks.device.type == "cpu":

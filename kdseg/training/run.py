@@ -92,9 +92,6 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         name: stored in the model file.
         ranks: this process among those that train together.
         watershed: how validation makes fragments.
-
-    Raises:
-        ConfigError: if crop, teachers and terms do not fit each other.
     """
     device = ranks.device
     dtype = resolve_precision(options.train.precision, device)

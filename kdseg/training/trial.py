@@ -26,12 +26,6 @@ def run(task: TrialTask) -> None:
     The central crop of each volume is segmented in one piece, in memory, as validation does it. In the
     manifest are ``stats.threshold``, ``stats.tuned`` (scores on ``tune_on``), ``stats.scores`` by volume and
     ``stats.training`` with what the training cost.
-
-    Raises:
-        ConfigError: if raw data or labels of a volume are not among ``volumes``.
-        DataError: if a crop has no labels, or the network yields NaN.
-        VoxelSizeError: if the network was trained on voxels of another size.
-        ClaimError: if the folder holds something else, or is being written.
     """
     import torch
 

@@ -140,7 +140,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None
     program = "import sys; from pathlib import Path; import test_fused as t; t.fused(Path(sys.argv[1]), 'killed')"
     path = os.pathsep.join(sys.path)
     child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env={**os.environ, "PYTHONPATH": path})
-    marks = folder / "killed" / ".fragments" / "blocks-32x64x32.txt"
+    marks = folder / "killed" / ".fragments" / "32x64x32" / "fuse.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.005)

@@ -80,7 +80,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
-    marks = folder / "killed" / ".affinities" / "blocks-32x32x32.txt"
+    marks = folder / "killed" / ".affinities" / "32x32x32" / "predict.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.005)

@@ -221,7 +221,7 @@ def called(function, folder, manifest):
 def begun(folder, manifest):
     """Start a prediction as a program of its own, and return when a block is done."""
     child = subprocess.Popen(**called("run", folder, manifest), start_new_session=True)
-    marks = manifest.parent / f".{manifest.stem}" / "blocks-32x32x32.txt"
+    marks = manifest.parent / f".{manifest.stem}" / "32x32x32" / "predict.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.002)
@@ -243,7 +243,7 @@ def test_a_killed_group_goes_on_with_the_same_bytes(folder, reference, tmp_path)
     os.killpg(child.pid, signal.SIGKILL)
     child.wait()
     assert not manifest.exists()
-    before = len((tmp_path / ".affinities" / "blocks-32x32x32.txt").read_text().splitlines())
+    before = len((tmp_path / ".affinities" / "32x32x32" / "predict.txt").read_text().splitlines())
     run(folder, manifest)
     assert telemetry(manifest)["blocks"]["before"] == before
     assert telemetry(manifest)["blocks"]["done"] == BLOCKS - before

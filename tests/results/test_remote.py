@@ -276,7 +276,7 @@ def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, lo
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen([sys.executable, "-c", program, str(tmp_path), str(inputs)], env=environment)
-    marks = tmp_path / ".affinities" / "blocks-32x32x32.txt"
+    marks = tmp_path / ".affinities" / "32x32x32" / "predict.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.005)

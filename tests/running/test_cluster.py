@@ -4,23 +4,30 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from command import invoke
 from pipeline import STORAGE, store, voxels
 from toy_models import save
 
-from kdseg.config import PredictOptions
+from kdseg.config import AgglomerateOptions, EdgesOptions, FragmentsOptions, PredictOptions, SegmentOptions
 from kdseg.config.cluster import SlurmOptions
-from kdseg.config.tasks import PredictTask
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, PredictTask, SegmentTask
 from kdseg.errors import ConfigError, StageError
 from kdseg.prediction import stage as predict
+from kdseg.results.manifests import read
 from kdseg.running import slurm
 from kdseg.running.cluster import run_tasks, workers_of
+from kdseg.segmentation.agglomeration import stage as agglomerate
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.segmentation.segments import stage as segment
 
 SHAPE = (64, 64, 160)
 
@@ -33,7 +40,7 @@ def folder(tmp_path_factory):
     return path
 
 
-def run(folder, name, cluster, device="cpu"):
+def run(folder, name, where, device="cpu"):
     manifest = folder / name / "affinities.json"
     options = PredictOptions(block=(32, 32, 32), tile=(16, 16, 16), precision="float32")
     model, raw = folder / "model.json", folder / "raw.json"
@@ -45,7 +52,7 @@ def run(folder, name, cluster, device="cpu"):
             options=options,
             storage=STORAGE,
             device=device,
-            cluster=json.loads(cluster),
+            cluster=json.loads(where),
         )
     )
     return voxels(manifest)
@@ -92,6 +99,41 @@ def test_a_scheduler_that_runs_already(folder, reference, scheduler):
     assert (found == reference).all()
 
 
+def segmented(folder, name, where="local"):
+    """Make fragments, their graph, its dendrogram and the segments, each stage on a cluster; return all bytes."""
+    there, how = folder / name, {"cluster": {"kind": "local"} if where == "local" else json.loads(where)}
+    place = {role: there / f"{role}.json" for role in ("fragments", "edges", "agglomeration", "segmentation")}
+    block = (32, 32, 32)
+    made = {"affinities": folder / "here" / "affinities.json", "fragments": place["fragments"]}
+    fragments.run(FragmentsTask(
+        affinities=made["affinities"], manifest=place["fragments"], storage=STORAGE, **how,
+        options=FragmentsOptions(block=block, halo=(8, 8, 8)),
+    ))  # fmt: skip
+    edges.run(EdgesTask(**made, manifest=place["edges"], options=EdgesOptions(block=block), **how))
+    agglomerate.run(AgglomerateTask(
+        **made, edges=place["edges"], manifest=place["agglomeration"], options=AgglomerateOptions(chunk=block), **how
+    ))  # fmt: skip
+    segment.run(SegmentTask(
+        fragments=place["fragments"], edges=place["edges"], agglomeration=place["agglomeration"], storage=STORAGE,
+        manifest=place["segmentation"], options=SegmentOptions(block=block, threshold=0.5), **how,
+    ))  # fmt: skip
+    results = [path for manifest in place.values() for path in read(manifest).result.rglob("*")]
+    return {
+        str(path.relative_to(there)): path.read_bytes() for path in results if path.is_file() and path.suffix != ".json"
+    }
+
+
+@pytest.fixture(scope="module")
+def segments(folder, reference):
+    found = segmented(folder, "segmented")
+    assert len(found) > 30
+    return found
+
+
+def test_stages_on_a_scheduler_that_runs_already(folder, segments, scheduler):
+    assert segmented(folder, "segmented there", f'{{"kind": "scheduler", "address": "{scheduler}"}}') == segments
+
+
 def test_a_scheduler_that_is_not_there(folder):
     with pytest.raises(ConfigError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         run(folder, "nowhere", '{"kind": "scheduler", "address": "tcp://127.0.0.1:9", "wait_minutes": 0.02}')
@@ -134,6 +176,33 @@ def test_slurm(folder, reference, tmp_path, monkeypatch):
 
 
 @needs_slurm
+def test_stages_on_slurm_while_a_job_is_cancelled_and_a_worker_is_stopped(folder, segments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; import test_cluster as t\n"
+        "from kdseg.running import attempt, cluster\n"
+        "attempt.Patience.LEAST_S, cluster._LOOK_S = 10.0, 1.0\n"
+        "t.segmented(Path(sys.argv[1]), 'on slurm', t.SLURM)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
+    place = folder / "on slurm"
+
+    def wait_for(listed):
+        while not (listed.exists() and listed.read_text().count("\n") >= 2):
+            assert child.poll() is None, "the stage ended too early"
+            time.sleep(0.02)
+
+    wait_for(place / ".fragments" / "32x32x32" / "fragments.txt")
+    subprocess.run(["scancel", _jobs()[0]], check=True)
+    wait_for(place / ".edges" / "32x32x32" / "edges.txt")
+    stopped = [p.pid for p in psutil.process_iter() if "distributed" in " ".join(p.cmdline()) and p.ppid() != child.pid]
+    os.kill(stopped[-1], signal.SIGSTOP)
+    assert child.wait(400) == 0
+    assert segmented(folder, "on slurm") == segments  # it is all there: nothing is done again
+
+
+@needs_slurm
 def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     program = (
@@ -142,7 +211,7 @@ def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path,
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
-    list_of_done = folder / "cancelled" / ".affinities" / "blocks-32x32x32.txt"
+    list_of_done = folder / "cancelled" / ".affinities" / "32x32x32" / "predict.txt"
     while not list_of_done.exists():
         assert child.poll() is None
         time.sleep(0.05)

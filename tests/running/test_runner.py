@@ -1,16 +1,20 @@
 """Blocks over workers: all of them once, resumed after a kill, and a clear error when one fails."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
 from kdseg.errors import DataError, StageError
 from kdseg.geometry import Roi, blocks
-from kdseg.running.runner import Place, run_blocks
+from kdseg.running import local
+from kdseg.running.attempt import Patience
+from kdseg.running.runner import ATTEMPTS, Place, run_blocks
 
 TOTAL, BLOCK = Roi((3, 0, 5), (20, 17, 30)), (8, 8, 8)
 
@@ -120,3 +124,70 @@ def test_a_killed_run_does_the_rest_only(tmp_path, workers):
     everything = {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
     assert {path.name for path in before} | {"_".join(map(str, i)) for i in redone} == everything
     assert len(redone) <= len(everything) - 5 + workers
+
+
+def meets(folder, block, trouble):
+    """Do a block; at the first attempt at one of them, have trouble."""
+    met = folder / "met"
+    if block.index == (1, 1, 1) and not met.exists():
+        met.touch()
+        trouble()
+    (folder / "_".join(map(str, block.index))).touch()
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def hang():
+    time.sleep(600)
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("trouble", [stop, hang, killed])
+def test_a_worker_that_stops_or_hangs_or_is_killed_is_replaced(tmp_path, monkeypatch, trouble):
+    monkeypatch.setattr(local, "STOPPED_S", 0.5)
+    monkeypatch.setattr(Patience, "LEAST_S", 1.0)
+    status = tmp_path / "status.json"
+    function = partial(meets, tmp_path, trouble=trouble)
+    run_blocks("trouble", TOTAL, BLOCK, function, Place(2, status), tmp_path / "done")
+    facts = json.loads(status.read_text())
+    assert facts["blocks"] == {
+        "total": 45, "before": 0, "done": 45, "skipped": 0, "retries": 1, "failed": 0
+    }  # fmt: skip
+    assert {path.name for path in tmp_path.glob("?_?_?")} == {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
+
+
+def test_a_block_that_always_ends_its_worker_is_named_and_the_others_are_done(tmp_path):
+    def deadly(block):
+        if block.index == (1, 1, 1):
+            killed()
+        (tmp_path / "_".join(map(str, block.index))).touch()
+
+    with pytest.raises(StageError, match=r"1 of 45 blocks failed; .* \[8:16, 8:16, 8:16\]: its worker ended"):
+        run_blocks("deadly", TOTAL, BLOCK, deadly, Place(2), tmp_path / "done")
+    assert len(list(tmp_path.glob("?_?_?"))) == 44
+
+
+def test_more_blocks_than_a_round_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "ROUND", 7)
+    run_blocks(
+        "note", TOTAL, BLOCK, lambda b: (tmp_path / "_".join(map(str, b.index))).touch(), Place(2), tmp_path / "d"
+    )
+    assert len(list(tmp_path.glob("?_?_?"))) == 45
+
+
+def test_what_may_pass_is_tried_again(tmp_path):
+    def flaky(block):
+        count = tmp_path / "_".join(map(str, block.index))
+        with count.open("a") as file:
+            file.write("x")
+        if block.index[0] == 1 and len(count.read_text()) < ATTEMPTS:
+            raise OSError("the file system does not answer")
+
+    run_blocks("flaky", TOTAL, BLOCK, flaky, Place(2), tmp_path / "done")
+    tried = {path.name[0]: path.read_text() for path in tmp_path.glob("?_?_?")}
+    assert tried == {"0": "x", "1": "x" * ATTEMPTS, "2": "x"}

@@ -1,17 +1,22 @@
 """How tasks are handed to workers that come and go."""
 
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 
 import pytest
 from distributed import Client, Future, LocalCluster, get_worker
 
+from kdseg.config.cluster import LocalOptions
 from kdseg.errors import StageError
 from kdseg.running import cluster
-from kdseg.running.cluster import BATCH_S, Workers, run_tasks
+from kdseg.running.attempt import Patience
+from kdseg.running.cluster import BATCH_S, Workers, run_tasks, workers_of
 
 
 @pytest.fixture
@@ -94,7 +99,7 @@ class Lost(Future):
     ids=["pending", "lost", "finished"],
 )
 def test_a_result_that_was_lost_is_had_again(future):
-    ((one, two), seconds) = cluster._finished(["one", "two"], future)
+    ((one, two), _, seconds) = cluster._finished(["one", "two"], future)
     assert (one.item, two.item) == ("one", "two")
     assert one.died
     assert seconds is None
@@ -138,3 +143,25 @@ def test_dask_is_silent(tmp_path):
     child = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
     assert "distributed" not in child.stderr
     assert "INFO" not in child.stderr
+
+
+def stopped_once(folder, block):
+    """Stop the whole worker at the first attempt at one item, as SIGSTOP does."""
+    if block == 3 and not (folder / "met").exists():
+        (folder / "met").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.05)
+    return block
+
+
+def test_a_worker_that_is_stopped_does_not_hold_up_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(Patience, "LEAST_S", 3.0)
+    monkeypatch.setattr(cluster, "_LOOK_S", 0.5)
+    monkeypatch.setattr(cluster, "_RESTART_S", 20.0)
+    with workers_of(LocalOptions(), 2, 1) as workers:
+        found = list(run_tasks(workers, partial(stopped_once, tmp_path), iter(range(40))))
+    assert (tmp_path / "met").exists()
+    died = {one.item for one in found if one.died}
+    assert 3 in died
+    assert {one.item for one in found if not one.died} | died == set(range(40))
+    assert len(died) <= 4  # what that worker had

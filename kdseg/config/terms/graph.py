@@ -20,7 +20,7 @@ class GraphRelationOptions(DistillationSection):
 
     name: Literal["graph_relation"] = "graph_relation"
     taps: Annotated[tuple[Tap, ...], Field(min_length=1)] = ("embedding",)
-    """Where; several are averaged. Decoder levels serve as embeddings for networks that have none."""
+    """Outputs to compare; several are averaged. Decoder levels serve as embeddings for networks that have none."""
     node: Weight = 0.0
     """Of the distance between instance means. Depends on the basis of the embedding, unlike the other parts."""
     edge: Weight = 0.5

@@ -18,7 +18,7 @@ class CpkdOptions(DistillationSection):
     name: Literal["cpkd"] = "cpkd"
     reading: Literal["gram", "pearson"] = "gram"
     level: Level = 0
-    """Where, for `gram`; `pearson` compares the affinities."""
+    """Decoder level to compare, for `gram`; `pearson` compares the affinities."""
     channel: Weight = 1.0
     """Of the relations between channels (`gram`), or over voxels for each channel (`pearson`, intra-class)."""
     pixel: Weight = 1.0

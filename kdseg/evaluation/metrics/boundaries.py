@@ -118,8 +118,6 @@ def boundary_counts(
 
     Raises:
         ShapeError: if the shapes differ or are not three-dimensional, or the mask is not bool of the block's shape.
-        DataError: if the tolerance is negative.
-        VoxelSizeError: if the voxel size is not positive.
     """
     if segmentation.shape != labels.shape or labels.ndim != 3:
         raise ShapeError(f"segmentation {segmentation.shape} and labels {labels.shape} must have one shape, (z, y, x)")
@@ -168,8 +166,6 @@ def away_from_borders(
 
     Raises:
         ShapeError: if the labels are not three-dimensional.
-        DataError: if the tolerance is negative.
-        VoxelSizeError: if the voxel size is not positive.
     """
     if labels.ndim != 3:
         raise ShapeError(f"labels must be (z, y, x), got {labels.shape}")

@@ -70,10 +70,6 @@ def block_contingency(
         ignore_label: voxels with this label are left out; None leaves out none.
         ignore_segment: voxels of this segment are left out; None leaves out none.
         mask: bool, the same shape; only voxels where it is true are counted.
-
-    Raises:
-        ShapeError: if the shapes differ, or the mask is not bool.
-        DataError: if an id is negative or no integer.
     """
     return _finish(_count_block(segmentation, labels, ignore_label, ignore_segment, mask), Contingency)
 
@@ -100,9 +96,7 @@ def block_located(
         mask: bool, the same shape; only voxels where it is true are counted.
 
     Raises:
-        ShapeError: if the shapes differ, are not three-dimensional, or the block leaves the volume, or the mask
-            is not bool.
-        DataError: if an id is negative or no integer.
+        ShapeError: if the block is not three-dimensional or leaves the volume.
     """
     shape = segmentation.shape
     inside = all(o >= 0 and o + n <= v for o, n, v in zip(offset, shape, volume, strict=False))

@@ -191,7 +191,7 @@ def average_precision(instances: Pairs, ious: Sequence[float] = IOUS) -> Precisi
         ious: thresholds, each 0.5 or above and below 1; a match is above it.
 
     Raises:
-        DataError: if there is no threshold or one is out of range.
+        DataError: if there is no threshold.
     """
     if not ious:
         raise DataError("average precision needs at least one threshold")

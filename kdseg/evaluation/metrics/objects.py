@@ -89,14 +89,11 @@ def worst_splits(table: Contingency | Located, k: int, overlaps: int = 10) -> li
 
     Args:
         table: of the whole volume; a `Located` one also says where the overlaps are.
-        k: how many at most; labels without a split are never listed.
-        overlaps: how many segments are named for each.
+        k: how many at most, 0 or above; labels without a split are never listed.
+        overlaps: how many segments are named for each, 0 or above.
 
     Returns:
         Worst first; of equal ones the smaller id first.
-
-    Raises:
-        DataError: if ``k`` or ``overlaps`` is negative.
     """
     return _worst(table, split_shares(table), table.label, table.segment, k, overlaps)
 
@@ -106,14 +103,11 @@ def worst_merges(table: Contingency | Located, k: int, overlaps: int = 10) -> li
 
     Args:
         table: of the whole volume; a `Located` one also says where the overlaps are.
-        k: how many at most; segments without a merge are never listed.
-        overlaps: how many labels are named for each.
+        k: how many at most, 0 or above; segments without a merge are never listed.
+        overlaps: how many labels are named for each, 0 or above.
 
     Returns:
         Worst first; of equal ones the smaller id first.
-
-    Raises:
-        DataError: if ``k`` or ``overlaps`` is negative.
     """
     return _worst(table, merge_shares(table), table.segment, table.label, k, overlaps)
 

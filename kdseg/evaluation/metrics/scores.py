@@ -110,11 +110,8 @@ def variation_of_information(
     partition.
 
     Args:
-        contingency: table of the whole volume.
+        contingency: table of the whole volume, not empty.
         unit: bits as scikit-image, python-elf and waterz; nats as the article's natural logarithm.
-
-    Raises:
-        DataError: if the table is empty.
     """
     _refuse_empty(contingency)
     of_segment, _, segment_size = sizes(contingency.segment, contingency.count)
@@ -147,12 +144,9 @@ def rand(
     A share of no pairs at all counts as 1.
 
     Args:
-        contingency: table of the whole volume.
+        contingency: table of the whole volume, not empty; objects of fewer than 2**48 voxels.
         pairs: which pairs.
         background: segment whose voxels belong together with no other; None if every id is an object.
-
-    Raises:
-        DataError: if the table is empty or an object has 2**48 voxels or more.
     """
     _refuse_empty(contingency)
     self_pairs = 1 if pairs == "different" else 0

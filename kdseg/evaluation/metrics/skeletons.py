@@ -84,9 +84,7 @@ def run_lengths(
             back after an error, as funlib.evaluate; "path": correct edges that hang together.
 
     Raises:
-        ShapeError: if there is not one segment per node, or columns do not fit each other.
-        DataError: if a position is not finite, an edge joins two neurons or leaves the table, the tolerance is
-            negative, or all edges together have no length.
+        DataError: if all edges together have no length.
     """
     _check(skeletons, segments, tolerance)
     u, v = skeletons.edge.T

@@ -104,11 +104,7 @@ class Network(nn.Module):
     stride: Triple
 
     def forward(self, raw: Tensor) -> Outputs:
-        """Return the logits and features of ``raw``, float (n, 1, z, y, x) in [-1, 1].
-
-        Raises:
-            ShapeError: if the spatial shape is not a multiple of ``stride``.
-        """
+        """Return the logits and features of ``raw``, float (n, 1, z, y, x) in [-1, 1]."""
         raise NotImplementedError
 
     def head(self, name: str) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDi
     """Return the terms by name, in the order of the options.
 
     Raises:
-        ConfigError: if a term distils and there is no teacher, or its networks do not fit the term.
+        ConfigError: if a term distils and there is no teacher.
     """
     for option in options:
         if option.from_teacher and context.teacher is None:

@@ -1,4 +1,4 @@
-"""What two fields of vectors are compared by, in one pass over their voxels.
+"""Instance means, pair cosines and distances of two fields of vectors, in one pass over their voxels.
 
 Means of instances, cosines of voxel pairs and distances in the metric of a memory share what is dear: to bring the
 values to float32, to normalise them, and to write one gradient. Crops are gone through in slabs along z that fit
@@ -27,7 +27,7 @@ _SLAB = 2**19
 
 
 class Compared(NamedTuple):
-    """What `compare` finds, float32 (float64 if the student's values are).
+    """Result of `compare`, float32 (float64 if the student's values are).
 
     Attributes:
         student: (count, c), means of the instances, with gradient; 0 where an instance has no voxel.
@@ -47,7 +47,7 @@ class Compared(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What is asked for: means of so many instances, cosines of pairs (z not above 0), distances."""
+    """Parts of a comparison to compute: means of instances, cosines of pairs (z not above 0), distances."""
 
     number: int
     offsets: Offsets

@@ -55,7 +55,7 @@ class GraphRelationTerm(Term):
         """Set up the term.
 
         Raises:
-            ConfigError: if a network lacks a tap, no part has a weight, or widths differ without a projector.
+            ConfigError: if no part has a weight.
         """
         super().__init__()
         self.options, self.offsets = options, context.offsets

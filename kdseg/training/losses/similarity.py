@@ -123,10 +123,7 @@ def samples(values: Tensor, parts: Triple) -> Tensor:
 
     Args:
         values: float32 (n, c, z, y, x).
-        parts: number along (z, y, x).
-
-    Raises:
-        ShapeError: if an axis has fewer voxels than parts.
+        parts: number along (z, y, x), at most one per voxel.
     """
     blocks = in_blocks(values, _steps(values, parts), parts)
     return blocks.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(0, 3).flatten(1)

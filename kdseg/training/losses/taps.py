@@ -55,7 +55,7 @@ def same_affinities(context: Context, term: str) -> None:
     """Check that both networks predict the same affinities.
 
     Raises:
-        ConfigError: if one is missing, or they have another number of offsets.
+        ConfigError: if their numbers of offsets differ.
     """
     ours, theirs = widths(context, "affinities", term)
     if ours != theirs:

@@ -52,9 +52,7 @@ class Crops(Dataset[Batch]):
             offsets: one affinity channel each; needed with stored affinities.
 
         Raises:
-            ConfigError: if all axes are to be rotated, but the voxels are not cubes; if stored affinities have
-                other offsets.
-            MissingError: if a named volume has no address or no labels, or nothing stored where it is asked for.
+            ConfigError: if all axes are to be rotated, but the voxels are not cubes.
             ShapeError: if a volume is smaller than a crop.
             VoxelSizeError: if the volumes have different voxel sizes.
         """

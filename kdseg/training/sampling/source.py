@@ -95,13 +95,13 @@ class Source:
         Args:
             name: for messages.
             raw: address of the raw data.
-            labels: address of the ground truth, if there is any.
-            guide: what teachers made of the volume.
+            labels: address of the ground truth, if there is any, on the voxels of raw.
+            guide: what teachers made of the volume; it covers all of raw.
 
         Raises:
             DataError: if raw is not uint8 (z, y, x).
-            VoxelSizeError: if voxel sizes are missing, differ, or the labels lie between the voxels of raw.
-            ShapeError: if the labels do not meet the raw data, or what teachers made does not cover them.
+            VoxelSizeError: if raw has no voxel size.
+            ShapeError: if the labels do not meet the raw data.
         """
         volume = open_volume(raw)
         if volume.dtype != np.uint8 or volume.channels is not None:
