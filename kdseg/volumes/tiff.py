@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Slices, Triple, VoxelSize
-from kdseg.volumes.volume import TO_NM
+from kdseg.volumes.metadata import TO_NM
 
 SUFFIXES = (".tif", ".tiff")
 _DAMAGE = (

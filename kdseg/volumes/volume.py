@@ -25,15 +25,11 @@ from zarr.storage import FsspecStore, LocalStore
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, triple
 from kdseg.results import remote
+from kdseg.volumes.metadata import AXES, image_attributes, in_nm, plain, transforms
 from kdseg.volumes.phantom.unstored import Computed, open_computed
 
 _BATCH = 16
 """Chunks that a thread is given at a time; all of them are in memory at once."""
-AXES = ("z", "y", "x")
-TO_NM = {"angstrom": 0.1, "mm": 1e6, "meter": 1e9}
-TO_NM |= dict.fromkeys(("nm", "nanometer"), 1.0)
-TO_NM |= dict.fromkeys(("micrometer", "micron", "um", "µm", "μm", "\\u00b5m"), 1e3)
-"""Units of length as OME-Zarr, OME-TIFF and ImageJ name them; the last one is how ImageJ escapes it."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +232,7 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
     if isinstance(node, zarr.Group):
         return _open_image(node, path, level)
     attributes = dict(node.attrs)
-    return _checked(Volume(node, *_plain_metadata(attributes), placed="offset" in attributes), path)
+    return _checked(Volume(node, *plain(attributes), placed="offset" in attributes), path)
 
 
 def create_volume(
@@ -287,7 +283,7 @@ def create_volume(
                 for level in range(levels)
             ]
             notes = dict(attributes or {})
-            ome = _ome(path.stem, voxel_size, offset, levels, channels is not None)
+            ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
             group.attrs.update({"kdseg": notes, "ome": ome})
     except KdsegError:
         raise
@@ -353,23 +349,6 @@ def _halved(shape: Triple, level: int) -> Triple:
     return triple(-(-n // 2**level) for n in shape)
 
 
-def _ome(name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, channels: bool) -> dict[str, Any]:
-    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channels else []
-    axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in AXES]
-    one, zero = ([1.0], [0.0]) if channels else ([], [])
-    datasets = []
-    for level in range(levels):
-        scale = [v * 2**level for v in voxel_size]
-        # A halved voxel's centre lies between those of the voxels it stands for.
-        shift = [o + (s - v) / 2 for o, s, v in zip(offset, scale, voxel_size, strict=True)]
-        transforms = [
-            {"type": "scale", "scale": one + scale},
-            {"type": "translation", "translation": zero + shift},
-        ]
-        datasets.append({"path": str(level), "coordinateTransformations": transforms})
-    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
-
-
 def _open_image(group: zarr.Group, path: str | Path, level: int) -> Volume:
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
@@ -382,7 +361,7 @@ def _open_image(group: zarr.Group, path: str | Path, level: int) -> Volume:
         if level >= len(datasets):
             raise MissingError(f"{path} has {len(datasets)} resolution levels, level {level} was asked for")
         array = _member(group, datasets[level]["path"], path)
-        scale, translation = _transforms(image, datasets[level], array.ndim)
+        scale, translation = transforms(image, datasets[level], array.ndim)
         units = [axis.get("unit") for axis in image["axes"][-3:]]
         names = [axis["name"] for axis in image["axes"]]
     except (MissingError, UnreadableError):
@@ -391,7 +370,7 @@ def _open_image(group: zarr.Group, path: str | Path, level: int) -> Volume:
         raise VoxelSizeError(f"the OME metadata of {path} are not understood: {error!r}") from error
     if names[-3:] != list(AXES):
         raise ShapeError(f"{path} has the axes {names}, expected (c,) z, y, x")
-    place = _in_nm(scale[-3:], translation[-3:], units, path)
+    place = in_nm(scale[-3:], translation[-3:], units, path)
     notes = cast("dict[str, Any]", attributes.get("kdseg", {}))
     # without units, the 0 of a translation that is not there is as little known as the scale
     return _checked(Volume(array, *place, notes, placed=place[0] is not None), path)
@@ -407,45 +386,6 @@ def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
     if isinstance(node, zarr.Group):
         raise MissingError(f"{path}/{name} is a group, expected the array of a resolution level")
     return node
-
-
-def _in_nm(
-    scale: list[float], translation: list[float], units: list[str | None], path: str | Path
-) -> tuple[VoxelSize | None, VoxelSize]:
-    if None in units and not any(translation):
-        # A scale without a unit is a number of nobody knows what: as good as no voxel size.
-        return None, (0.0, 0.0, 0.0)
-    unknown = [unit for unit in units if unit not in TO_NM]
-    if unknown:
-        raise VoxelSizeError(f"{path} has axes in {unknown}, expected units of length such as 'nanometer'")
-    factors = [TO_NM[str(unit)] for unit in units]
-    voxel_size = triple(s * f for s, f in zip(scale, factors, strict=True))
-    return voxel_size, triple(t * f for t, f in zip(translation, factors, strict=True))
-
-
-def _transforms(image: dict[str, Any], dataset: dict[str, Any], ndim: int) -> tuple[list[float], list[float]]:
-    scale, translation = [1.0] * ndim, [0.0] * ndim
-    # The image's own transforms are applied after those of its resolution level.
-    for step in [*dataset["coordinateTransformations"], *image.get("coordinateTransformations", [])]:
-        if step["type"] == "scale":
-            scale = [a * b for a, b in zip(scale, step["scale"], strict=True)]
-            translation = [a * b for a, b in zip(translation, step["scale"], strict=True)]
-        elif step["type"] == "translation":
-            translation = [a + b for a, b in zip(translation, step["translation"], strict=True)]
-    return scale, translation
-
-
-def _plain_metadata(attributes: dict[str, Any]) -> tuple[VoxelSize | None, VoxelSize]:
-    size = attributes.get("voxel_size", attributes.get("resolution"))
-    offset = attributes.get("offset", (0.0, 0.0, 0.0))
-    return (None if size is None else _three(size)), _three(offset)
-
-
-def _three(values: Any) -> VoxelSize:
-    try:
-        return triple(float(v) for v in values)
-    except (TypeError, ValueError) as error:
-        raise VoxelSizeError(f"expected three numbers (z, y, x) in nm, got {values!r}") from error
 
 
 def _checked(volume: Volume, path: str | Path) -> Volume:
