@@ -13,7 +13,7 @@ from kdseg.errors import UnreadableError
 from kdseg.geometry import Block, Roi, Triple, blocks
 
 
-class Done:
+class FinishedBlocks:
     """The finished blocks of a region; a line that a crash cut short is dropped.
 
     Attributes:

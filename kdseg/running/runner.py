@@ -21,7 +21,7 @@ from kdseg.errors import StageError
 from kdseg.geometry import Block, Roi, Triple
 from kdseg.running import forks
 from kdseg.running.attempt import BlockWork, Clock, Do, Finished, Outcome, attempt
-from kdseg.running.progress import Done
+from kdseg.running.progress import FinishedBlocks
 from kdseg.running.telemetry import Telemetry, status_path
 
 BlockFunction = Callable[[Block], object]
@@ -84,9 +84,11 @@ def _in_this_process(do: Do, items: Iterable[Block]) -> Iterator[Finished]:
         yield Finished(block, do(block))
 
 
-def run_blocks(name: str, total: Roi, block: Triple, function: BlockFunction, place: Place, done: Path) -> Telemetry:
+def run_blocks(
+    name: str, total: Roi, block: Triple, function: BlockFunction, place: Place, progress: Path
+) -> Telemetry:
     """Run ``function`` on every block of a grid that is not done yet; see `run_work`."""
-    return run_work(name, total, block, partial(_work, function), place, done)
+    return run_work(name, total, block, partial(_work, function), place, progress)
 
 
 def _work(function: BlockFunction, block: Block, clock: Clock) -> bool:
@@ -95,7 +97,7 @@ def _work(function: BlockFunction, block: Block, clock: Clock) -> bool:
     return True
 
 
-def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place, done: Path) -> Telemetry:
+def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place, progress: Path) -> Telemetry:
     """Do every block of a grid that is not done yet.
 
     An attempt that met a transient error is repeated. A block that fails for good is listed in the status and the
@@ -107,7 +109,7 @@ def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place
         block: grid cell in voxels; the grid is anchored at voxel 0.
         work: does one block.
         place: where.
-        done: folder of the list of finished blocks; keep one per options and inputs.
+        progress: folder of the list of finished blocks; keep one per options and inputs.
 
     Returns:
         What was counted.
@@ -115,8 +117,8 @@ def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place
     Raises:
         StageError: if a block failed; what is done stays done.
     """
-    done.mkdir(parents=True, exist_ok=True)
-    grid = Done(done / f"{name}.txt", total, block)
+    progress.mkdir(parents=True, exist_ok=True)
+    grid = FinishedBlocks(progress / f"{name}.txt", total, block)
     before = int(grid.finished.sum())
     todo = grid.finished.size - before
     log.info("%s: %d blocks to do, %d done before", name, todo, before)
@@ -169,10 +171,10 @@ class _Queue:
 class _Run:
     """One run over the blocks that are missing."""
 
-    def __init__(self, name: str, found: Engine, done: Done, telemetry: Telemetry) -> None:
+    def __init__(self, name: str, found: Engine, grid: FinishedBlocks, telemetry: Telemetry) -> None:
         from tqdm import tqdm
 
-        self.name, self.engine, self.done, self.telemetry = name, found, done, telemetry
+        self.name, self.engine, self.grid, self.telemetry = name, found, grid, telemetry
         self.attempts, self.alone = Counter[Triple](), deque[Block]()
         total, before, quiet = telemetry.blocks, telemetry.before, not sys.stderr.isatty()
         self.bar = tqdm(total=total, initial=before, desc=name, unit="block", disable=quiet)
@@ -180,7 +182,7 @@ class _Run:
     def all(self, do: Do) -> None:
         """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
         with self.bar:
-            self._some(do, _Queue(self.done.missing()), isolated=False)
+            self._some(do, _Queue(self.grid.missing()), isolated=False)
             for block in self.alone:
                 self._some(do, _Queue(iter([block])), isolated=True)
 
@@ -197,7 +199,7 @@ class _Run:
         if finished.result is not None:
             self.telemetry.add(block, outcome)
         if outcome.trouble is None:
-            self.done.add(block.index)
+            self.grid.add(block.index)
             del self.attempts[block.index]
             self.bar.update()
         elif outcome.trouble == "disk_full":

@@ -21,7 +21,7 @@ from kdseg.geometry import Roi
 from kdseg.prediction import stage as predict
 from kdseg.results.manifests import read
 from kdseg.running.cluster import AHEAD, run_tasks, workers_of
-from kdseg.running.progress import Done
+from kdseg.running.progress import FinishedBlocks
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.volume import affinity_offsets
 
@@ -88,7 +88,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
     child.wait()
     before = marks.read_text().rpartition("\n")[0]
     marks.write_text(before + "\n1 1")  # a line that the crash cut short
-    assert Done(marks, Roi((0, 0, 0), SHAPE), (32, 32, 32)).finished.sum() == len(before.splitlines())
+    assert FinishedBlocks(marks, Roi((0, 0, 0), SHAPE), (32, 32, 32)).finished.sum() == len(before.splitlines())
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:  # the workers of the killed run end by themselves
         try:
