@@ -39,7 +39,7 @@ MANY = 10
 
 
 class Place(NamedTuple):
-    """Place the blocks of a stage are done, and where it says how far it is.
+    """Processes that do the blocks of a stage, and the file that says how far it is.
 
     Attributes:
         workers: processes of this machine, or jobs; None where that is not ours to say.

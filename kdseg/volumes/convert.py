@@ -127,7 +127,7 @@ def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function
     total = Roi((0, 0, 0), shape)
     run_blocks(f"convert-{task.kind}", total, block, function, place_of(task), held.progress(block))
     method: Literal["mean", "mode"] = "mean" if task.kind == "raw" else "mode"
-    build_levels(held.store, task.storage.levels, method, place=place_of(task), done=held.private)
+    build_levels(held.store, task.storage.levels, method, place=place_of(task), progress=held.private)
     held.stats["voxels"] = total.size
 
 

@@ -23,7 +23,7 @@ from kdseg.volumes.volume import open_volume
 Method = Literal["mean", "mode"]
 
 
-def build_levels(path: Path, levels: int, method: Method, *, place: Place, done: Path) -> None:
+def build_levels(path: Path, levels: int, method: Method, *, place: Place, progress: Path) -> None:
     """Fill the levels 1, 2, … of a volume from its level 0, one shard of a level at a time.
 
     Args:
@@ -31,12 +31,12 @@ def build_levels(path: Path, levels: int, method: Method, *, place: Place, done:
         levels: number of levels with the full resolution; 1 leaves nothing to do.
         method: ``mean`` of intensities or ``mode`` of labels.
         place: where the blocks are done.
-        done: folder for the lists of finished blocks.
+        progress: folder for the lists of finished blocks.
     """
     for level in range(1, levels):
         volume = open_volume(path, level=level)
         function = partial(downsample_block, path, level, method)
-        run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, done)
+        run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, progress)
 
 
 def downsample_block(path: Path, level: int, method: Method, block: Block) -> None:

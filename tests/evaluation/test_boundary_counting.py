@@ -22,6 +22,7 @@ from kdseg.evaluation.boundary_counting import count_boundaries, dust_labels
 from kdseg.evaluation.counting import Count, count_blocks, read_rows
 from kdseg.evaluation.metrics.boundaries import BoundaryCounts, VoxelSize, boundary_counts, boundary_scores
 from kdseg.geometry import Roi, Triple
+from kdseg.running.runner import Place
 from kdseg.volumes.sources import open_source
 
 SIZE: VoxelSize = (40.0, 4.0, 6.0)
@@ -42,9 +43,9 @@ def made(folder: Path, seed: int, **options: object) -> Count:
 
 
 def counted(what: Count, folder: Path, tolerance: float, dust: int, workers: int = 1) -> BoundaryCounts:
-    components = count_blocks(what, folder / "count", folder / "a.parquet", workers=workers)
+    components = count_blocks(what, folder / "count", folder / "a.parquet", place=Place(workers))
     small = dust_labels(read_rows(folder / "a.parquet"), dust)
-    return count_boundaries(what, tolerance, small, components, folder / "count" / "boundaries", workers=workers)
+    return count_boundaries(what, tolerance, small, components, folder / "count" / "boundaries", place=Place(workers))
 
 
 def oracle(seed: int, what: Count, tolerance: float, dust: int) -> BoundaryCounts:
@@ -121,12 +122,12 @@ def test_dust_is_what_is_smaller_in_its_section() -> None:
 
 def test_damage_is_named(tmp_path: Path) -> None:
     what = made(tmp_path, 5, voxel_size=SIZE)
-    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", place=Place(1))
     chunk = next(path for path in (tmp_path / "labels.zarr" / "0").rglob("*") if path.is_file() and "c" in path.parts)
     chunk.write_bytes(chunk.read_bytes()[:-7])
     none = np.empty((2, 0), np.uint64)
     with pytest.raises(StageError, match=r"boundaries: .*labels\.zarr.*damaged"):
-        count_boundaries(what, 4, none, None, tmp_path / "b", workers=1)
+        count_boundaries(what, 4, none, None, tmp_path / "b", place=Place(1))
 
 
 def evaluate(*arguments: object) -> Any:

@@ -20,6 +20,7 @@ from kdseg.evaluation import counting
 from kdseg.evaluation.counting import Count, Rows, count_blocks, merge_sorted, read_count, subtract
 from kdseg.geometry import Triple
 from kdseg.results.parquet import read_parquet
+from kdseg.running.runner import Place
 
 
 def oracle(seed: int, what: Count) -> list[tuple[int, ...]]:
@@ -51,15 +52,15 @@ def test_blocks_change_nothing(
     folder = tmp_path_factory.mktemp("a")
     what = made(folder, seed, block=block, **options)
     what = what if masked else replace(what, mask=None)
-    count_blocks(what, folder / "count", folder / "a.parquet", workers=1)
+    count_blocks(what, folder / "count", folder / "a.parquet", place=Place(1))
     assert rows(folder / "a.parquet") == oracle(seed, what)
 
 
 def test_workers_and_a_deep_tree_change_nothing(tmp_path: Path) -> None:
     what = made(tmp_path, 1, components=True)
-    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", place=Place(1))
     small = replace(what, block=(1, 2, 2))  # 140 blocks, 9 tables of 16, the last one
-    count_blocks(small, tmp_path / "b", tmp_path / "b.parquet", workers=2)
+    count_blocks(small, tmp_path / "b", tmp_path / "b.parquet", place=Place(2))
     assert len(list((tmp_path / "b" / "merged").iterdir())) == 9
     assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     assert rows(tmp_path / "a.parquet") == oracle(1, what)
@@ -76,7 +77,7 @@ def killed_after(writes: int, what: Count, folder: Path) -> None:
         write(path, columns)
 
     counting.write_table = dying
-    count_blocks(what, folder, folder.with_suffix(".parquet"), workers=1)
+    count_blocks(what, folder, folder.with_suffix(".parquet"), place=Place(1))
 
 
 @pytest.mark.parametrize("writes", [0, 5])
@@ -90,7 +91,7 @@ def test_killed_it_goes_on_where_it_was(tmp_path: Path, writes: int, monkeypatch
     again: list[Path] = []
     write = counting.write_table
     monkeypatch.setattr(counting, "write_table", lambda path, columns: (again.append(path), write(path, columns)))
-    count_blocks(what, tmp_path / "killed", tmp_path / "killed.parquet", workers=1)
+    count_blocks(what, tmp_path / "killed", tmp_path / "killed.parquet", place=Place(1))
     assert len(again) == 12 - writes
     assert rows(tmp_path / "killed.parquet") == oracle(2, what)
 
@@ -120,7 +121,7 @@ def test_a_part_taken_away_leaves_the_rest() -> None:
 
 def test_a_segment_in_two_sections_is_two(tmp_path: Path) -> None:
     what = made(tmp_path, 3, per_section=True, mask=None, ignore_labels=())
-    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", place=Place(1))
     found = read_count(tmp_path / "a.parquet")
     segments, labels, _ = volumes(3)
     assert np.unique(found.segment).size == sum(np.unique(section).size for section in segments)
@@ -132,11 +133,11 @@ def test_a_segment_in_two_sections_is_two(tmp_path: Path) -> None:
 
 def test_nothing_to_score_is_said(tmp_path: Path) -> None:
     what = made(tmp_path, 4, ignore_labels=(0, 1, 2))
-    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+    count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", place=Place(1))
     with pytest.raises(DataError, match="nothing to score: every voxel"):
         read_count(tmp_path / "a.parquet")
     what = made(tmp_path, 4)
-    count_blocks(what, tmp_path / "b", tmp_path / "b.parquet", workers=1)
+    count_blocks(what, tmp_path / "b", tmp_path / "b.parquet", place=Place(1))
     with pytest.raises(DataError, match="dust of 1000"):
         read_count(tmp_path / "b.parquet", 1000)
 
@@ -146,4 +147,4 @@ def test_damage_is_named(tmp_path: Path) -> None:
     chunk = next(path for path in (tmp_path / "labels.zarr" / "0").rglob("*") if path.is_file() and "c" in path.parts)
     chunk.write_bytes(chunk.read_bytes()[:-7])
     with pytest.raises(StageError, match=r"labels\.zarr.*damaged"):
-        count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", workers=1)
+        count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", place=Place(1))

@@ -114,8 +114,8 @@ def _tree(edges: Manifest, where: Layout, options: AgglomerateOptions, held: Cla
     roi = Roi((0, 0, 0), where.shape)
     for level in range(where.levels):
         function = partial(node, work, level) if level else partial(leaf, work)
-        done = held.private / f"level{level}"
-        run_blocks(f"agglomerate, level {level}", roi, where.node(level), function, place, done)
+        progress = held.private / f"level{level}"
+        run_blocks(f"agglomerate, level {level}", roi, where.node(level), function, place, progress)
 
 
 def leaf(work: Work, block: Block) -> None:

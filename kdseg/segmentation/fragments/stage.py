@@ -54,8 +54,8 @@ def run(task: FragmentsTask) -> None:
         create_fragments(held.store, source, storage)
         paths = predicted.store, None if tissue is None else tissue.store, held.store
         function = partial(fragment_block, *paths, options, grid)
-        done = held.progress(options.block)
-        run_blocks("fragments", source.roi, options.block, function, place_of(task), done)
+        progress = held.progress(options.block)
+        run_blocks("fragments", source.roi, options.block, function, place_of(task), progress)
         held.stats["voxels"] = source.roi.size
 
 

@@ -84,8 +84,8 @@ def run(task: EdgesTask) -> None:
     made_of = options.model_dump(mode="json")
     with claim(task.manifest, "edges", made_of, inputs, tables=True, overwrite=task.overwrite) as held:
         held.tables.mkdir(exist_ok=True)
-        write, done = partial(function, held.tables), held.progress(options.block)
-        run_blocks("edges", labelled.roi, options.block, write, place_of(task), done)
+        write, progress = partial(function, held.tables), held.progress(options.block)
+        run_blocks("edges", labelled.roi, options.block, write, place_of(task), progress)
         held.stats.update(voxels=labelled.roi.size)
 
 

@@ -78,7 +78,7 @@ def run(task: SegmentTask) -> None:
         function = partial(segment_block, fragments, read(edges), luts, chunk, held.store)
         block = task.options.block
         run_blocks("segment", source.roi, block, function, place, held.progress(block))
-        build_levels(held.store, storage.levels, "mode", place=place, done=held.private)
+        build_levels(held.store, storage.levels, "mode", place=place, progress=held.private)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
 
