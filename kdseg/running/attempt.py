@@ -123,12 +123,16 @@ class Finished(NamedTuple):
 
 
 class Patience:
-    """For how long a block is waited for: much longer than the longest of those that are done."""
+    """For how long a block is waited for: much longer than the longest of those that are done.
+
+    Each time that a worker is ended for it, twice as long: long blocks may come after many short ones.
+    """
 
     LEAST_S, TIMES = 120.0, 20.0
 
     def __init__(self) -> None:
         self.longest: float | None = None
+        self.factor = 1.0
 
     def took(self, seconds: float) -> None:
         """Note how long a block took."""
@@ -136,7 +140,11 @@ class Patience:
 
     def ends(self, seconds: float) -> bool:
         """Return whether a block that has been worked at for so long is not waited for any more."""
-        return self.longest is not None and seconds > max(self.LEAST_S, self.TIMES * self.longest)
+        return self.longest is not None and seconds > self.factor * max(self.LEAST_S, self.TIMES * self.longest)
+
+    def ended(self) -> None:
+        """Note that a worker was ended."""
+        self.factor *= 2
 
 
 def attempt(work: BlockWork, block: Block) -> Outcome:

@@ -22,7 +22,7 @@ from distributed import Client, Future, KilledWorker, LocalCluster
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
 from kdseg.errors import ConfigError, StageError
 from kdseg.geometry import Block
-from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Patience
+from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Outcome, Patience
 from kdseg.running.slurm import slurm_jobs
 
 log = logging.getLogger(__name__)
@@ -152,7 +152,7 @@ def _expect_worker(client: Client, minutes: float, advice: str, check: Callable[
     raise StageError(f"no worker appeared within {minutes:g} minutes: {advice}; then rerun")
 
 
-def run_tasks(workers: Workers, do: Do, items: Iterable[Block]) -> Iterator[Finished]:
+def run_tasks(workers: Workers, patience: Patience, do: Do, items: Iterable[Block]) -> Iterator[Finished]:
     """Yield what became of each block, in the order in which they finish.
 
     Only a bounded window of tasks is known to the scheduler at any time, and results are released at once:
@@ -177,12 +177,12 @@ def run_tasks(workers: Workers, do: Do, items: Iterable[Block]) -> Iterator[Fini
                 running[future] = batch
                 future.add_done_callback(done.put)
 
-    watch = _Watch(workers)
+    watch = _Watch(workers, patience)
     submit(_window(client))
     try:
         while running:
             if watch.due():  # also while others go on: workers may have come, or be gone
-                watch.look()
+                watch.look({future.key for future in running})
                 submit(max(_window(client) - len(running), 0))
             try:
                 future = done.get(timeout=_LOOK_S)
@@ -194,7 +194,7 @@ def run_tasks(workers: Workers, do: Do, items: Iterable[Block]) -> Iterator[Fini
             left.extend(batch[len(finished) :])
             future.release()
             if seconds is not None:
-                watch.heard(address, seconds / len(finished))
+                watch.heard(address, None if _nothing_done(finished) else seconds)
                 size = max(1, min(_BATCH, int(BATCH_S * len(finished) / max(seconds, 1e-9))))
             yield from finished
             submit(1)  # not before: items may be tried again
@@ -246,11 +246,11 @@ def _finished(items: list[Block], future: Future[Any]) -> _Ended:
 class _Watch:
     """Brings lost jobs back, ends workers that are heard of no more, and gives up where that does not help."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, patience: Patience) -> None:
         self.workers = workers
         self.since = self.looked = time.monotonic()
         self.submitted = 0
-        self.patience = Patience()
+        self.patience = patience
         self.busy: dict[str, float] = {}
         self.news()
 
@@ -259,37 +259,41 @@ class _Watch:
         self.since = time.monotonic()
         self.fresh = True
 
-    def heard(self, address: str, seconds: float) -> None:
-        """Note that a worker finished blocks, and how long each of them took."""
-        self.patience.took(seconds)
+    def heard(self, address: str, seconds: float | None) -> None:
+        """Note that a worker finished a task, and how long that took; None if there was nothing to do."""
+        if seconds is not None:
+            self.patience.took(seconds)
         self.busy[address] = 0.0
 
-    def _end_silent(self, seconds: float) -> None:
-        """End workers that have had blocks for much longer than others need: they are stopped, or hang."""
+    def _end_silent(self, seconds: float, mine: set[Any]) -> None:
+        """End workers that have had blocks for much longer than others need: they are stopped, or hang.
+
+        Those that do something for other clients, too, are left alone.
+        """
         client = self.workers.client
-        tasks = {address for address, keys in client.processing().items() if keys}
+        tasks = {address for address, keys in client.processing().items() if keys and mine.issuperset(keys)}
         self.busy = {address: self.busy.get(address, 0.0) + seconds for address in tasks}
-        silent = [address for address, lasted in self.busy.items() if self.patience.ends(lasted)]
-        if not silent:
-            return
-        log.warning("workers that say nothing any more are replaced: %s", ", ".join(silent))
-        with suppress(OSError, TimeoutError, ValueError):  # those that a nanny watches are started again
-            client.restart_workers(silent, timeout=_RESTART_S / 4, raise_for_error=False)
-        for address in set(silent) & set(client.nthreads()):
-            client.run_on_scheduler(_forget, address)
+        for address in [address for address, lasted in self.busy.items() if self.patience.ends(lasted)]:
+            log.warning("the worker %s says nothing any more and is replaced", address)
+            del self.busy[address]
+            self.patience.ended()
+            _replace(client, address)
 
     def due(self) -> bool:
         """Return whether it is time to look."""
         return time.monotonic() - self.looked >= _LOOK_S
 
-    def look(self) -> None:
-        """See whether there are workers.
+    def look(self, mine: set[Any]) -> None:
+        """See whether there are workers, and whether they say anything.
+
+        Args:
+            mine: keys of the tasks that are in flight.
 
         Raises:
             StageError: if there have been none for too long, or jobs end as soon as they start.
         """
         # if this process was stopped itself, its workers are not to blame
-        self._end_silent(min(time.monotonic() - self.looked, 2 * _LOOK_S))
+        self._end_silent(min(time.monotonic() - self.looked, 2 * _LOOK_S), mine)
         self.looked = time.monotonic()
         if self.workers.client.nthreads():
             self.since = time.monotonic()
@@ -304,9 +308,22 @@ class _Watch:
             raise StageError(f"{submitted - self.submitted} jobs in a row ended without a finished block: {_LOGS}")
 
 
-async def _forget(address: str, dask_scheduler: Any) -> None:
-    """Have a scheduler hand the tasks of a worker to others."""
-    await dask_scheduler.remove_worker(address, stimulus_id="silent")
+def _replace(client: Client, address: str) -> None:
+    """Start a worker again, if a nanny watches it; else have the scheduler hand its tasks to others."""
+
+    async def forget(dask_scheduler: Any) -> None:  # here, to be sent by value: the scheduler need not have kdseg
+        await dask_scheduler.remove_worker(address, stimulus_id="silent")
+
+    with suppress(OSError, TimeoutError, ValueError, KeyError):
+        answers = client.restart_workers([address], timeout=_RESTART_S / 4, raise_for_error=False)
+        if answers.get(address) == "OK":
+            return
+    if address in client.nthreads():
+        client.run_on_scheduler(forget)
+
+
+def _nothing_done(finished: list[Finished]) -> bool:
+    return all(isinstance(one.result, Outcome) and one.result.skipped for one in finished)
 
 
 def worker_number() -> int | None:

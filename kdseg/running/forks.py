@@ -59,7 +59,7 @@ def forks(function: Callable[[str], None]) -> Iterator[Ask]:
             server.kill()  # its workers end with it
             raise
         else:
-            with _socket() as one:
+            with _socket() as one, suppress(OSError):  # it was killed, perhaps
                 one.connect(str(address))
                 one.sendall(_END)
         finally:

@@ -30,6 +30,8 @@ from kdseg.geometry import Block
 from kdseg.running import forks
 from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Patience
 
+log = logging.getLogger(__name__)
+
 ROUND = 4096
 """Blocks that daisy knows of at a time."""
 STOPPED_S = 30.0
@@ -39,23 +41,27 @@ _LOOK_S = 0.2
 _RESTARTS = 8
 """Workers that may be killed in a round, beside one each, before the blocks that are left wait for the next round."""
 _DAY = 24 * 3600.0
+_NOBODY = 0
+_GONE = ("", "Z", "X")
+"""States of processes that have ended."""
 _LONGEST = 1 << 16
 _CONTEXT = "DAISY_CONTEXT"
 """Variable in which daisy tells a worker where its server is."""
 
 
-def on_forks(workers: int, do: Do, items: Iterable[Block]) -> Iterator[Finished]:
+def on_forks(workers: int, patience: Patience, do: Do, items: Iterable[Block]) -> Iterator[Finished]:
     """Yield what became of each block, in the order in which they finish.
 
     Args:
         workers: forks of this process.
+        patience: for how long blocks are waited for.
         do: attempts one block, in a fork.
         items: the blocks; may yield again after it was exhausted, such as a block that failed.
 
     Raises:
         StageError: if no worker starts.
     """
-    waiting, patience = iter(items), Patience()
+    waiting = iter(items)
     left: list[Block] = []
     while left := [*left, *islice(waiting, ROUND - len(left))]:
         this = _Round(left, do, patience)
@@ -78,7 +84,7 @@ class _Round:
         self.told: set[int] = set()
         self.over = RawValue("b", 0)
         self.here, self.there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.said: list[str] = []
+        self.failed: BaseException | None = None
 
     def untried(self) -> list[Block]:
         """Return the blocks that no worker began."""
@@ -97,8 +103,7 @@ class _Round:
                     pass
                 raise
         if not self.told:
-            said = self.said[0] if self.said else "no worker began a block"
-            raise StageError(f"{said}; finished blocks are kept; fix the cause and rerun")
+            raise StageError(f"no worker began a block ({self.failed}): see the log; fix the cause and rerun")
 
     def _finished(self, scheduling: threading.Thread) -> Iterator[Finished]:
         self.here.settimeout(_LOOK_S)
@@ -115,12 +120,16 @@ class _Round:
                     self.begun[number] = process, 0.0, 0.0
                 else:
                     _, lasted, _ = self.begun.pop(number)
-                    self.patience.took(lasted)
+                    if not outcome.skipped:
+                        self.patience.took(lasted)
                     self.told.add(number)
                     yield Finished(self.blocks[number], outcome)
             now = time.monotonic()
-            self._look(min(now - looked, 1.0))  # if this process was stopped itself, its workers are not to blame
-            looked = now
+            if now - looked >= _LOOK_S:
+                self._look(min(now - looked, 1.0))  # if this process was stopped itself, its workers are not to blame
+                looked = now
+        if isinstance(self.failed, KeyboardInterrupt):  # daisy has taken it from the main thread
+            raise KeyboardInterrupt
         for number in self.begun:
             self.told.add(number)
             yield Finished(self.blocks[number], None, WORKER_ENDED, died=True)
@@ -128,9 +137,17 @@ class _Round:
     def _look(self, seconds: float) -> None:
         """Kill workers that are stopped, or take much longer than others: their blocks are tried again."""
         for number, (process, lasted, stopped) in self.begun.items():
-            stopped = stopped + seconds if _is_stopped(process) else 0.0
-            self.begun[number] = process, lasted + seconds, stopped
+            state = _state(process)
+            if state in _GONE:  # another process may have its number soon
+                self.begun[number] = _NOBODY, lasted, stopped
+                continue
+            lasted, stopped = lasted + seconds, stopped + seconds if state == "T" else 0.0
+            self.begun[number] = process, lasted, stopped
             if stopped > STOPPED_S or self.patience.ends(lasted):
+                how = "stopped" if stopped > STOPPED_S else "much longer than others at its block"
+                log.warning("a worker is %s, after %.0f s, and is killed", how, lasted)
+                self.begun[number] = _NOBODY, lasted, stopped
+                self.patience.ended()
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
 
@@ -152,8 +169,8 @@ class _Round:
         )
         try:
             daisy.run_blockwise(task, progress=False, block_tracking=False, host="127.0.0.1", summary=False)
-        except RuntimeError as error:
-            self.said.append(str(error).strip().splitlines()[-1])
+        except BaseException as error:  # noqa: BLE001 - an interruption, too: the main thread acts on it
+            self.failed = error
 
     def _work(self, context: str) -> None:
         """Do blocks in a fork until the server has none left."""
@@ -176,8 +193,9 @@ class _Round:
         self.there.sendall(pickle.dumps((number, os.getpid(), outcome)))
 
 
-def _is_stopped(process: int) -> bool:
+def _state(process: int) -> str:
+    """Return the letter that Linux has for the state of a process; empty if there is none."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
-        return False
+        return ""

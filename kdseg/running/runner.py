@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from kdseg.config.cluster import ClusterOptions, LocalOptions
+from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import BlockTask
 from kdseg.errors import StageError
 from kdseg.geometry import Block, Roi, Triple
 from kdseg.running import forks
-from kdseg.running.attempt import BlockWork, Clock, Do, Finished, Outcome, attempt
+from kdseg.running.attempt import BlockWork, Clock, Do, Finished, Outcome, Patience, attempt
 from kdseg.running.progress import FinishedBlocks
 from kdseg.running.telemetry import Telemetry, status_path
 
@@ -42,7 +42,7 @@ class Place(NamedTuple):
     """Processes that do the blocks of a stage, and the file that says how far it is.
 
     Attributes:
-        workers: processes of this machine, or jobs; None where that is not ours to say.
+        workers: processes of this machine; None where that is not ours to say.
         status: the file for `kdseg status`; None keeps it to itself.
         cluster: this machine or another.
         threads: of each worker; with more than one, Dask runs those of this machine, too.
@@ -71,12 +71,19 @@ def engine(place: Place, todo: int) -> Iterator[Engine]:
     elif here and place.threads == 1 and forks.POSSIBLE:
         from kdseg.running.local import on_forks
 
-        yield partial(on_forks, workers)
+        yield partial(on_forks, workers, Patience())
     else:
         from kdseg.running.cluster import run_tasks, workers_of
 
-        with workers_of(place.cluster, workers, place.threads) as found:
-            yield partial(run_tasks, found)
+        with workers_of(_at_most(place.cluster, todo), workers, place.threads) as found:
+            yield partial(run_tasks, found, Patience())
+
+
+def _at_most(cluster: ClusterOptions, todo: int) -> ClusterOptions:
+    """Return a cluster of no more jobs than there are blocks."""
+    if not isinstance(cluster, SlurmOptions):
+        return cluster
+    return cluster.model_copy(update={"jobs": min(cluster.jobs, todo)})
 
 
 def _in_this_process(do: Do, items: Iterable[Block]) -> Iterator[Finished]:
@@ -92,7 +99,7 @@ def run_blocks(
 
 
 def _work(function: BlockFunction, block: Block, clock: Clock) -> bool:
-    with clock("compute"):
+    with clock.computing():  # a worker of a cluster may have several threads
         function(block)
     return True
 

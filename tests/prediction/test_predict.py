@@ -20,6 +20,7 @@ from kdseg.errors import ClaimError, DataError, DeviceError, StageError, VoxelSi
 from kdseg.geometry import Roi
 from kdseg.prediction import stage as predict
 from kdseg.results.manifests import read
+from kdseg.running.attempt import Patience
 from kdseg.running.cluster import AHEAD, run_tasks, workers_of
 from kdseg.running.progress import FinishedBlocks
 from kdseg.volumes.inputs import open_input
@@ -220,12 +221,12 @@ def test_tasks_stream_through_a_bounded_window():
             yield number
 
     with workers_of(LocalOptions(), 1, 1) as workers:
-        results = run_tasks(workers, slowly, items())
+        results = run_tasks(workers, Patience(), slowly, items())
         assert next(results).error is None
         assert len(taken) <= AHEAD + 1
         results.close()
-        assert {one.item: one.result for one in run_tasks(workers, square, range(20, 900))} == {
+        assert {one.item: one.result for one in run_tasks(workers, Patience(), square, range(20, 900))} == {
             n: n**2 for n in range(20, 900)
         }
-        failed = [one for one in run_tasks(workers, square, range(20)) if one.error]
+        failed = [one for one in run_tasks(workers, Patience(), square, range(20)) if one.error]
         assert [(one.item, one.result, one.error) for one in failed] == [(13, None, "DataError: thirteen")]

@@ -23,6 +23,7 @@ from kdseg.errors import ConfigError, StageError
 from kdseg.prediction import stage as predict
 from kdseg.results.manifests import read
 from kdseg.running import slurm
+from kdseg.running.attempt import Patience
 from kdseg.running.cluster import run_tasks, workers_of
 from kdseg.segmentation.agglomeration import stage as agglomerate
 from kdseg.segmentation.fragments import stage as fragments
@@ -277,7 +278,7 @@ def test_a_job_that_ends_before_its_worker_came_is_submitted_again(tmp_path, mon
         SLURM.replace('"cores"', '"prologue": ["mkdir tried && exit 3"], "cores"')
     )
     with workers_of(options, 2, 1) as workers:
-        for _ in run_tasks(workers, time.sleep, [0.5] * 600):
+        for _ in run_tasks(workers, Patience(), time.sleep, [0.5] * 600):
             if len(workers.client.nthreads()) == 2:
                 break
         else:

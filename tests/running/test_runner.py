@@ -191,3 +191,57 @@ def test_what_may_pass_is_tried_again(tmp_path):
     run_blocks("flaky", TOTAL, BLOCK, flaky, Place(2), tmp_path / "done")
     tried = {path.name[0]: path.read_text() for path in tmp_path.glob("?_?_?")}
     assert tried == {"0": "x", "1": "x" * ATTEMPTS, "2": "x"}
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+from kdseg.running.runner import Place, run_blocks
+from kdseg.geometry import Roi
+folder = Path(sys.argv[1])
+def slow(block):
+    (folder / "_".join(map(str, block.index))).touch()
+    time.sleep(0.3)
+run_blocks("slow", Roi((0, 0, 0), (800, 8, 8)), (8, 8, 8), slow, Place(2), folder.parent / "done")
+"""
+
+
+def test_an_interruption_ends_the_stage(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    run = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(out)], stderr=subprocess.PIPE, text=True)
+    while len(list(out.iterdir())) < 5:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "KeyboardInterrupt" in said
+    assert len(list(out.iterdir())) < 50
+
+
+def test_a_block_that_always_hangs_is_given_up_and_the_others_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr(Patience, "LEAST_S", 0.3)
+    monkeypatch.setattr(Patience, "TIMES", 1.0)
+
+    def hangs(block):
+        if block.index == (1, 1, 1):
+            hang()
+        (tmp_path / "_".join(map(str, block.index))).touch()
+
+    with pytest.raises(StageError, match=r"1 of 45 blocks failed; .* \[8:16, 8:16, 8:16\]: its worker ended"):
+        run_blocks("hangs", TOTAL, BLOCK, hangs, Place(2), tmp_path / "done")
+    assert len(list(tmp_path.glob("?_?_?"))) == 44
+
+
+def test_long_blocks_after_short_ones_are_done_in_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(Patience, "LEAST_S", 0.5)
+    monkeypatch.setattr(Patience, "TIMES", 1.0)
+    status = tmp_path / "status.json"
+
+    def lasts(block):
+        time.sleep(1.2 if block.index == (2, 2, 4) else 0.0)
+
+    run_blocks("lasts", TOTAL, BLOCK, lasts, Place(2, status), tmp_path / "done")
+    blocks_ = json.loads(status.read_text())["blocks"]
+    assert (blocks_["done"], blocks_["failed"]) == (45, 0)
+    assert 1 <= blocks_["retries"] <= 2

@@ -46,7 +46,7 @@ def test_workers_that_come_later_have_work_while_others_go_on(here, monkeypatch)
     monkeypatch.setattr(cluster, "_LOOK_S", 0.5)
     looks = []
     found = set()
-    for finished in run_tasks(Workers(client, 60, lambda: looks.append(1) or 0), where, range(40)):
+    for finished in run_tasks(Workers(client, 60, lambda: looks.append(1) or 0), Patience(), where, range(40)):
         if not found:
             started.scale(3)
         found.add(finished.result)
@@ -67,7 +67,7 @@ def test_short_items_do_not_make_tasks_of_long_ones(here):
     """Blocks without tissue, first, and then those that take long: what is done is known soon."""
     _, client = here
     items = [*[0.0] * 200, *[BATCH_S * 0.8] * 12]
-    results = [finished.result for finished in run_tasks(Workers(client, 60), of_task, items)]
+    results = [finished.result for finished in run_tasks(Workers(client, 60), Patience(), of_task, items)]
     assert sorted(seconds for seconds, _ in results) == items
     assert len({task for seconds, task in results if not seconds}) < 100  # several of a task
     assert max(Counter(task for seconds, task in results if seconds).values()) == 2  # the first ends before `BATCH_S`
@@ -115,7 +115,7 @@ def test_jobs_that_end_together_are_no_reason_to_give_up(here, monkeypatch):
         looks.append(32 if looks else 16)
         return looks[-1]
 
-    results = run_tasks(Workers(client, 60, revive, jobs=16), lasting, [2.0])
+    results = run_tasks(Workers(client, 60, revive, jobs=16), Patience(), lasting, [2.0])
     assert [one.result for one in results] == [2.0]
     assert len(looks) > 2
 
@@ -125,7 +125,7 @@ def test_jobs_that_end_again_and_again_are_given_up(here, monkeypatch):
     monkeypatch.setattr(cluster, "_LOOK_S", 0.2)
     submitted = iter(range(16, 1000, 4))
     with pytest.raises(StageError, match="28 jobs in a row ended without a finished block"):
-        list(run_tasks(Workers(client, 60, lambda: next(submitted), jobs=16), lasting, [6.0]))
+        list(run_tasks(Workers(client, 60, lambda: next(submitted), jobs=16), Patience(), lasting, [6.0]))
 
 
 def test_dask_is_silent(tmp_path):
@@ -159,7 +159,7 @@ def test_a_worker_that_is_stopped_does_not_hold_up_the_others(tmp_path, monkeypa
     monkeypatch.setattr(cluster, "_LOOK_S", 0.5)
     monkeypatch.setattr(cluster, "_RESTART_S", 20.0)
     with workers_of(LocalOptions(), 2, 1) as workers:
-        found = list(run_tasks(workers, partial(stopped_once, tmp_path), iter(range(40))))
+        found = list(run_tasks(workers, Patience(), partial(stopped_once, tmp_path), iter(range(40))))
     assert (tmp_path / "met").exists()
     died = {one.item for one in found if one.died}
     assert 3 in died
