@@ -232,13 +232,13 @@ def _finished(items: list[Block], future: Future[Any]) -> _Ended:
     error: BaseException | None = None
     try:
         if future.status == "finished":
-            ended: _Ended = future.result()
+            ended: _Ended = future.result(_RESTART_S)  # it may have been lost with its worker: for good, then
             return ended
         error = future.exception() if future.status == "error" else None
-    except (KilledWorker, CancelledError) as gone:
+    except (KilledWorker, CancelledError, TimeoutError) as gone:
         error = gone
     # a result may be lost with its worker before it is fetched: then the future is pending, or lost, again
-    died = error is None or isinstance(error, KilledWorker | CancelledError)
+    died = error is None or isinstance(error, KilledWorker | CancelledError | TimeoutError)
     said = WORKER_ENDED if died else f"{type(error).__name__}: {error}"
     return [Finished(item, None, said, died) for item in items], "", None
 
@@ -274,7 +274,7 @@ class _Watch:
         tasks = {address for address, keys in client.processing().items() if keys and mine.issuperset(keys)}
         self.busy = {address: self.busy.get(address, 0.0) + seconds for address in tasks}
         for address in [address for address, lasted in self.busy.items() if self.patience.ends(lasted)]:
-            log.warning("the worker %s says nothing any more and is replaced", address)
+            log.warning("the worker %s says nothing any more and is left alone: its blocks go to others", address)
             del self.busy[address]
             self.patience.ended()
             _replace(client, address)
@@ -309,17 +309,15 @@ class _Watch:
 
 
 def _replace(client: Client, address: str) -> None:
-    """Start a worker again, if a nanny watches it; else have the scheduler hand its tasks to others."""
+    """Have the scheduler hand the tasks of a worker to others.
+
+    Its nanny, if it has one, may be stopped with it, and a restart by it loses results that are on their way.
+    """
 
     async def forget(dask_scheduler: Any) -> None:  # here, to be sent by value: the scheduler need not have kdseg
         await dask_scheduler.remove_worker(address, stimulus_id="silent")
 
-    with suppress(OSError, TimeoutError, ValueError, KeyError):
-        answers = client.restart_workers([address], timeout=_RESTART_S / 4, raise_for_error=False)
-        if answers.get(address) == "OK":
-            return
-    if address in client.nthreads():
-        client.run_on_scheduler(forget)
+    client.run_on_scheduler(forget)
 
 
 def _nothing_done(finished: list[Finished]) -> bool:

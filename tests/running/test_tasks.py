@@ -164,4 +164,4 @@ def test_a_worker_that_is_stopped_does_not_hold_up_the_others(tmp_path, monkeypa
     died = {one.item for one in found if one.died}
     assert 3 in died
     assert {one.item for one in found if not one.died} | died == set(range(40))
-    assert len(died) <= 4  # what that worker had
+    assert len(died) < 30  # what that worker had, some items a task
