@@ -1,4 +1,4 @@
-"""Clusters on which predictions run."""
+"""Clusters on which blocks are done."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SlurmOptions(Section):
     """Partition."""
     account: str | None = None
     cores: Count = 2
-    """CPUs per job: one computes, what is left reads and writes."""
+    """CPUs per job: in predictions one computes, what is left reads and writes; other stages need one."""
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$")] = "16GB"
     """Per job."""
     walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+:\d\d:\d\d$")] = "04:00:00"

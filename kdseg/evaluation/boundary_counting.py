@@ -1,6 +1,6 @@
 """Boundary voxels of whole volumes and how many have a counterpart, counted block by block.
 
-In the folder of a count lies the table of each finished block, and daisy's markers. A table is four integers, and the
+In the folder of a count lie the table of each finished block and the list of them. A table is four integers, and the
 result their sum: it depends neither on blocks nor on workers, order or crashes. A worker holds one block with its halo.
 """
 

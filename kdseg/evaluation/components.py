@@ -67,7 +67,7 @@ def join_components(
         labels: of which components are made.
         total: the region, in voxels of the labels' grid.
         block: voxels per task; the result does not depend on it.
-        folder: for markers and tables; one per labels and region. What is there from an earlier attempt is used.
+        folder: for lists and tables of finished blocks; one per labels and region. What is there already is used.
         place: where the blocks are done.
         per_section: components end at the faces between sections.
     """

@@ -2,7 +2,7 @@
 
 In the folder of a count lie::
 
-    0_0_1.npz …       the table of each finished block, and daisy's markers
+    0_0_1.npz …       the table of each finished block, and the list of them
     merged/0_3.parquet …  tables of up to 16 tables each, level by level
     components/       likewise, where labels are split into components first
 

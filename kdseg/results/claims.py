@@ -6,7 +6,7 @@ Beside the manifest ``x.json`` of a stage lie::
                          x.zarr is a file where the volume lies in a bucket (see `kdseg.results.remote`), or is computed
                          when it is read (see `kdseg.volumes.phantom.unstored`)
     .x/claim.json     what the result is made of: options and inputs, written before the first block
-    .x/64x64x64/      markers and parts of finished blocks, for blocks of this extent
+    .x/64x64x64/      list and parts of finished blocks, for blocks of this extent
     .x/lock           who is writing
 
 A stage that finds its own claim goes on where it stopped. One that finds another claim refuses, and says
@@ -89,7 +89,7 @@ class Claim:
 
     @property
     def private(self) -> Path:
-        """Folder of the claim, the markers and what else the stage keeps for itself."""
+        """Folder of the claim, the lists of finished blocks and what else the stage keeps for itself."""
         return private_folder(self.manifest)
 
     def progress(self, block: Triple) -> Path:

@@ -40,6 +40,8 @@ _BARREN = 10
 given up."""
 _RESTART_S = 120.0
 """Seconds within which a worker of this machine that died is there again."""
+_FETCH_S = 30.0
+"""Seconds within which the result of a task that has ended, some kB, is here; else it is lost."""
 _LOGS = "see the logs of the workers; finished blocks are kept; fix the cause and rerun"
 _LOOK_S = 5.0
 """Seconds between two counts of the workers."""
@@ -209,7 +211,7 @@ def _window(client: Client) -> int:
 
 
 _Ended = tuple[list[Finished], str, float | None]
-"""What became of a task's items, the address of its worker, and the seconds that it took; None if it did not end."""
+"""Results of a task's items, the address of its worker, and the seconds that it took; None if it did not end."""
 
 
 def _each(do: Do, items: list[Block]) -> _Ended:
@@ -232,7 +234,7 @@ def _finished(items: list[Block], future: Future[Any]) -> _Ended:
     error: BaseException | None = None
     try:
         if future.status == "finished":
-            ended: _Ended = future.result(_RESTART_S)  # it may have been lost with its worker: for good, then
+            ended: _Ended = future.result(_FETCH_S)  # it may have been lost with its worker
             return ended
         error = future.exception() if future.status == "error" else None
     except (KilledWorker, CancelledError, TimeoutError) as gone:
@@ -274,7 +276,7 @@ class _Watch:
         tasks = {address for address, keys in client.processing().items() if keys and mine.issuperset(keys)}
         self.busy = {address: self.busy.get(address, 0.0) + seconds for address in tasks}
         for address in [address for address, lasted in self.busy.items() if self.patience.ends(lasted)]:
-            log.warning("the worker %s says nothing any more and is left alone: its blocks go to others", address)
+            log.warning("the worker %s says nothing any more and is replaced: its blocks go to others", address)
             del self.busy[address]
             self.patience.ended()
             _replace(client, address)
@@ -309,15 +311,15 @@ class _Watch:
 
 
 def _replace(client: Client, address: str) -> None:
-    """Have the scheduler hand the tasks of a worker to others.
-
-    Its nanny, if it has one, may be stopped with it, and a restart by it loses results that are on their way.
-    """
+    """Have a worker's nanny start it again; if it has none, or that is stopped with it, hand its tasks to others."""
 
     async def forget(dask_scheduler: Any) -> None:  # here, to be sent by value: the scheduler need not have kdseg
         await dask_scheduler.remove_worker(address, stimulus_id="silent")
 
-    client.run_on_scheduler(forget)
+    with suppress(OSError, TimeoutError, ValueError, KeyError):  # none, no answer, no nanny, gone meanwhile
+        client.restart_workers([address], timeout=_RESTART_S / 4, raise_for_error=False)
+    if address in client.nthreads():
+        client.run_on_scheduler(forget)
 
 
 def _nothing_done(finished: list[Finished]) -> bool:

@@ -30,8 +30,6 @@ from kdseg.geometry import Block
 from kdseg.running import forks
 from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Patience
 
-log = logging.getLogger(__name__)
-
 ROUND = 4096
 """Blocks that daisy knows of at a time."""
 STOPPED_S = 30.0
@@ -76,12 +74,14 @@ class _Round:
         blocks: by their numbers.
         begun: process and seconds of those that are being done.
         told: which have been attempted.
+        why: reasons for which workers were killed, by the number of their block.
     """
 
     def __init__(self, blocks: list[Block], do: Do, patience: Patience) -> None:
         self.blocks, self.do, self.patience = blocks, do, patience
         self.begun: dict[int, tuple[int, float, float]] = {}
         self.told: set[int] = set()
+        self.why: dict[int, str] = {}
         self.over = RawValue("b", 0)
         self.here, self.there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.failed: BaseException | None = None
@@ -132,7 +132,7 @@ class _Round:
             raise KeyboardInterrupt
         for number in self.begun:
             self.told.add(number)
-            yield Finished(self.blocks[number], None, WORKER_ENDED, died=True)
+            yield Finished(self.blocks[number], None, self.why.get(number, WORKER_ENDED), died=True)
 
     def _look(self, seconds: float) -> None:
         """Kill workers that are stopped, or take much longer than others: their blocks are tried again."""
@@ -144,8 +144,8 @@ class _Round:
             lasted, stopped = lasted + seconds, stopped + seconds if state == "T" else 0.0
             self.begun[number] = process, lasted, stopped
             if stopped > STOPPED_S or self.patience.ends(lasted):
-                how = "stopped" if stopped > STOPPED_S else "much longer than others at its block"
-                log.warning("a worker is %s, after %.0f s, and is killed", how, lasted)
+                how = f"stopped for {stopped:.0f} s" if stopped > STOPPED_S else f"at it for {lasted:.0f} s, too long"
+                self.why[number] = f"its worker was {how}, and was ended"
                 self.begun[number] = _NOBODY, lasted, stopped
                 self.patience.ended()
                 with suppress(ProcessLookupError):

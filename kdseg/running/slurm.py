@@ -47,7 +47,9 @@ class Jobs:
         """
         jobs = self._ids()
         if len(self._refused) >= self._options.jobs and not jobs:
-            raise StageError(f"SLURM refuses the jobs: {self._refused[-1]}: correct the section `cluster`, then rerun")
+            raise StageError(
+                f"SLURM refuses the jobs: {self._refused[-1]}: correct `cluster` or `cpu_cluster`, then rerun"
+            )
         asked = len(jobs) + len(self._refused) >= self._options.jobs
         if jobs and asked and self._due() and len(self._gone(())) == len(jobs):
             files = ", ".join(f"slurm-{job}.out" for job in sorted(jobs.values())[:3])

@@ -133,6 +133,10 @@ def segments(folder, reference):
 
 def test_stages_on_a_scheduler_that_runs_already(folder, segments, scheduler):
     assert segmented(folder, "segmented there", f'{{"kind": "scheduler", "address": "{scheduler}"}}') == segments
+    for stage in ("fragments", "edges", "agglomeration", "segmentation"):
+        workers = json.loads((folder / "segmented there" / f"{stage}.status.json").read_text())["workers"]
+        assert workers
+        assert not any(name.endswith(f":{os.getpid()}") for name in workers)
 
 
 def test_a_scheduler_that_is_not_there(folder):
@@ -169,6 +173,11 @@ needs_slurm = pytest.mark.skipif(
 SLURM = '{"kind": "slurm", "jobs": 2, "queue": "cpu", "cores": 1, "memory": "1GB", "walltime": "00:10:00"}'
 
 
+def begun(program, folder):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
+
+
 @needs_slurm
 def test_slurm(folder, reference, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -185,8 +194,7 @@ def test_stages_on_slurm_while_a_job_is_cancelled_and_a_worker_is_stopped(folder
         "attempt.Patience.LEAST_S, cluster._LOOK_S = 10.0, 1.0\n"
         "t.segmented(Path(sys.argv[1]), 'on slurm', t.SLURM)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
+    child = begun(program, folder)
     place = folder / "on slurm"
 
     def wait_for(listed):
@@ -210,8 +218,7 @@ def test_a_job_that_is_cancelled_is_submitted_again(folder, reference, tmp_path,
         "import sys, time; from pathlib import Path; import test_cluster as t; "
         "t.run(Path(sys.argv[1]), 'cancelled', t.SLURM.replace('\"jobs\": 2', '\"jobs\": 1'))"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env=environment)
+    child = begun(program, folder)
     list_of_done = folder / "cancelled" / ".affinities" / "32x32x32" / "predict.txt"
     while not list_of_done.exists():
         assert child.poll() is None
