@@ -72,7 +72,7 @@ class CwdTerm(Term):
         ours, theirs = widths(context, options.tap, "cwd")
         if options.tap == "affinities":
             same_affinities(context, "cwd")
-        self.projector = projector(ours, theirs)
+        self.projector = projector(ours, theirs, bias=False)  # the softmax takes a bias away again
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""

@@ -101,6 +101,6 @@ def aligned(values: Tensor, grid: Tensor) -> Tensor:
     return interpolate(values, size=there, mode="trilinear", align_corners=False)
 
 
-def projector(channels: int, width: int) -> nn.Module:
+def projector(channels: int, width: int, *, bias: bool = True) -> nn.Module:
     """Return a learned linear map of channels, 1x1x1; nothing where the numbers agree."""
-    return nn.Identity() if channels == width else nn.Conv3d(channels, width, 1)
+    return nn.Identity() if channels == width else nn.Conv3d(channels, width, 1, bias=bias)
