@@ -13,7 +13,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from job import CARRIED, FIB25, Job, data
+from job import CARRIED, FIB25, STUDENT, Job, data
 from numpy.typing import NDArray
 from tiles import NETWORKS, OFFSETS, network_of
 from timing import rounded
@@ -32,7 +32,7 @@ from kdseg.segmentation.fragments.block import cell_fragments, halo_roi
 from kdseg.segmentation.graph.faces import cell_part
 from kdseg.volumes.volume import create_volume
 
-NAME, TRAINED = "4,8,16", "fib25_4-8-16_1800.pt"
+NAME = "4,8,16"
 EM = "fib25_dev.h5"
 VOXEL_SIZE = (10.0, 10.0, 10.0)
 
@@ -63,7 +63,7 @@ def raw_of(folder: Path, side: int, storage: StorageOptions) -> Path:
 def model_of(folder: Path) -> Path:
     """Store a student, trained where such weights are at hand, else random; return its manifest."""
     manifest = folder / "model.json"
-    known = [path for path in (CARRIED / "models" / TRAINED, FIB25.parent / "models" / TRAINED) if path.exists()]
+    known = [path for path in (CARRIED / "models" / STUDENT, FIB25.parent / "models" / STUDENT) if path.exists()]
     made = LoadedModel(network_of(NAME), NETWORKS[NAME], HeadOptions(), OFFSETS, VOXEL_SIZE)
     with claim(manifest, "train", {"trained": bool(known)}, {}) as held:
         save_model(held.model, load_model(known[0]) if known else made)
