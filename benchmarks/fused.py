@@ -18,10 +18,9 @@ import torch
 
 from kdseg.config import Config, EdgesOptions, FragmentsOptions, PredictOptions, StorageOptions, VolumeOptions
 from kdseg.config.networks import HeadOptions, UNetOptions
-from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask, FuseTask, PredictTask
+from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask, PredictTask
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
-from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.results.claims import claim
 from kdseg.results.manifests import read
@@ -93,13 +92,13 @@ def main() -> None:
                     )
                     fragments.run(FragmentsTask(affinities=kept, manifest=made, options=options, storage=storage))
                 else:
-                    fuse.run(
-                        FuseTask(
+                    fragments.run(
+                        FragmentsTask(
                             raw=raw,
                             model=model,
                             manifest=made,
-                            options=predicting,
-                            fragments=options,
+                            predict=predicting,
+                            options=options,
                             storage=storage,
                             device="cpu",
                         )

@@ -108,6 +108,16 @@ def predicted_mask(wildcards):
     return {} if wildcards.volume in taught else mask_input(wildcards)
 
 
+def affinity_source(wildcards):
+    """Return what fragments are made of: stored affinities, or raw data and the network that computes them."""
+    if not RUN.predict.fused:
+        return stored_affinities(wildcards)
+    return {
+        "raw": results(f"volumes/{wildcards.volume}/raw.json"),
+        "model": results(f"{wildcards.model}/model.json"),
+    }
+
+
 def stored_affinities(wildcards):
     """Return the affinities of a volume, unless fragments are made without storing them."""
     if RUN.predict.fused:
@@ -153,6 +163,11 @@ GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
 # Predictions on a cluster of their own use its GPUs and cores, not those of their job.
 PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 CPU_CORES = RUN.workers if CPU_LOCAL else 1
+COMPUTED = (
+    {"predict": RUN.predict, "device": RUN.device, "gpus": RUN.gpus}
+    if RUN.predict.fused
+    else {}
+)
 
 
 def flag(name, value):

@@ -74,81 +74,37 @@ use rule predict as teach with:
         ),
 
 
-if RUN.predict.fused:
-
-    rule fuse:
-        """Supervoxels straight from the network: affinities of one block at a time, never of the volume."""
-        input:
-            unpack(mask_input),
-            raw=results("volumes/{volume}/raw.json"),
-            model=results("{model}/model.json"),
-        output:
-            manifest=results("{model}/{volume}/fragments.json"),
-        log:
-            results("{model}/{volume}/logs/fragments.log"),
-        benchmark:
-            results("{model}/{volume}/benchmarks/fragments.tsv")
-        conda:
-            "../envs/kdseg.yaml"
-        threads: PREDICT_CORES
-        resources:
-            gpu=PREDICT_GPUS,
-            mem_mb=32_000,
-            runtime="1d",
-        params:
-            task=lambda wildcards: as_json(
-                tasks.FuseTask(
-                    **manifests(
-                        wildcards,
-                        raw="volumes/{volume}/raw.json",
-                        model="{model}/model.json",
-                        manifest="{model}/{volume}/fragments.json",
-                    ),
-                    **mask_input(wildcards),
-                    options=RUN.predict,
-                    fragments=RUN.fragments,
-                    storage=RUN.storage,
-                    device=RUN.device,
-                    gpus=RUN.gpus,
-                )
-            ),
-        shell:
-            f"python -m kdseg fuse --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE} > {{log}} 2>&1"
-
-else:
-
-    rule fragments:
-        """Supervoxels, block by block on a fixed grid."""
-        input:
-            unpack(mask_input),
-            affinities=results("{model}/{volume}/affinities.json"),
-        output:
-            manifest=results("{model}/{volume}/fragments.json"),
-        log:
-            results("{model}/{volume}/logs/fragments.log"),
-        benchmark:
-            results("{model}/{volume}/benchmarks/fragments.tsv")
-        conda:
-            "../envs/kdseg.yaml"
-        threads: CPU_CORES
-        resources:
-            mem_mb=32_000,
-            runtime="1d",
-        params:
-            task=lambda wildcards: as_json(
-                tasks.FragmentsTask(
-                    **manifests(
-                        wildcards,
-                        affinities="{model}/{volume}/affinities.json",
-                        manifest="{model}/{volume}/fragments.json",
-                    ),
-                    **mask_input(wildcards),
-                    options=RUN.fragments,
-                    storage=RUN.storage,
-                )
-            ),
-        shell:
-            f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+rule fragments:
+    """Supervoxels, block by block on a fixed grid."""
+    input:
+        unpack(mask_input),
+        unpack(affinity_source),
+    output:
+        manifest=results("{model}/{volume}/fragments.json"),
+    log:
+        results("{model}/{volume}/logs/fragments.log"),
+    benchmark:
+        results("{model}/{volume}/benchmarks/fragments.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: PREDICT_CORES if RUN.predict.fused else CPU_CORES
+    resources:
+        gpu=PREDICT_GPUS if RUN.predict.fused else 0,
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        task=lambda wildcards: as_json(
+            tasks.FragmentsTask(
+                **manifests(wildcards, manifest="{model}/{volume}/fragments.json"),
+                **affinity_source(wildcards),
+                **mask_input(wildcards),
+                **COMPUTED,
+                options=RUN.fragments,
+                storage=RUN.storage,
+            )
+        ),
+    shell:
+        f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER if RUN.predict.fused else CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
 
 
 rule edges:

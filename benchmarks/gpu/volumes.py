@@ -20,14 +20,14 @@ from timing import rounded
 
 from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
 from kdseg.config.networks import HeadOptions
-from kdseg.config.tasks import FuseTask, PredictTask
+from kdseg.config.tasks import FragmentsTask, PredictTask
 from kdseg.geometry import Roi, Triple, blocks
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
-from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.tiles import tiled
 from kdseg.results.claims import claim
 from kdseg.running.telemetry import status_path
+from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.fragments.block import cell_fragments, halo_roi
 from kdseg.segmentation.graph.faces import cell_part
 from kdseg.volumes.volume import create_volume
@@ -91,13 +91,13 @@ def fused(job: Job, side: int, block: int, tile: int, folder: Path, bare: float 
     predicting = PredictOptions(block=(block,) * 3, tile=(tile,) * 3)
 
     def stage(raw: Path, model: Path, manifest: Path) -> None:
-        fuse.run(
-            FuseTask(
+        fragments.run(
+            FragmentsTask(
                 raw=raw,
                 model=model,
                 manifest=manifest,
-                options=predicting,
-                fragments=options,
+                predict=predicting,
+                options=options,
                 storage=storage,
                 device=job.device,
             )

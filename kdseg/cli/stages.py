@@ -12,7 +12,6 @@ STAGES: dict[str, tuple[type[Section], str]] = {
     "convert": (tasks.ConvertTask, "kdseg.volumes.convert"),
     "train": (tasks.TrainTask, "kdseg.training.stage"),
     "predict": (tasks.PredictTask, "kdseg.prediction.stage"),
-    "fuse": (tasks.FuseTask, "kdseg.prediction.fuse"),
     "fragments": (tasks.FragmentsTask, "kdseg.segmentation.fragments.stage"),
     "edges": (tasks.EdgesTask, "kdseg.segmentation.graph.stage"),
     "agglomerate": (tasks.AgglomerateTask, "kdseg.segmentation.agglomeration.stage"),

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Nanometres, Section, Step
 
-_REMOTE = re.compile(r"^(s3|gs|https?)://")
-
-
-def is_remote(address: str | Path) -> bool:
-    """Return whether an address names something in a bucket or on a web server: s3://, gs://, https:// or http://."""
-    return isinstance(address, str) and _REMOTE.match(address) is not None
+_URL = re.compile(r"[a-z][a-z0-9+-]*://")
 
 
 class PhantomOptions(Section):
@@ -81,7 +75,7 @@ class VolumeOptions(Section):
     def files(self, kind: str) -> list[str]:
         """Return the files or folders that a dataset of this volume is made from; none for a phantom or in a bucket."""
         addresses = dict.fromkeys(filter(None, (self.raw, getattr(self, kind))))
-        return [address.partition(":/")[0] for address in addresses if not is_remote(address)]
+        return [address.partition(":/")[0] for address in addresses if not _URL.match(address)]
 
     @property
     def shape(self) -> Extent | None:

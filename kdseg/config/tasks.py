@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from kdseg.config import (
     AgglomerateOptions,
@@ -165,28 +165,59 @@ class PredictTask(NetworkTask):
     """Predict these voxels only: z0:z1,y0:y1,x0:x1; the others are 0. The same bytes as without it."""
 
 
-class FuseTask(NetworkTask):
-    """Raw data and a network → supervoxels, without storing affinities."""
-
-    fragments: FragmentsOptions = FragmentsOptions()
-
-
 class FragmentsTask(BlockTask):
-    """Affinities → supervoxels."""
+    """Affinities, stored or computed by a network → supervoxels."""
 
-    affinities: Path
-    """Manifest of uint8 affinities."""
+    affinities: Path | None = None
+    """Manifest of uint8 affinities; or give `raw` and `model`."""
+    raw: Path | None = None
+    """Manifest of uint8 raw data, for affinities that are computed and never stored."""
+    model: Path | None = None
+    """Manifest of the network that computes them."""
     mask: Path | None = None
     """Manifest of a volume on the affinities' voxels, integers or bools, that is 0 where there is no tissue."""
     options: FragmentsOptions = FragmentsOptions()
+    predict: PredictOptions = PredictOptions()
     storage: StorageOptions = StorageOptions()
+    device: Device = "auto"
+    """Of the network: auto, cpu, cuda or cuda:N."""
+    gpus: Count = 1
+    """Processes on CUDA, one GPU each; `workers` are those on a CPU."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        self.source()
+        return self
+
+    def source(self) -> Path | NetworkTask:
+        """Return the manifest of the affinities, or how a network computes them.
+
+        Raises:
+            ValueError: if neither is given, or both.
+        """
+        if self.affinities is not None and self.raw is None and self.model is None:
+            return self.affinities
+        if self.affinities is not None or self.raw is None or self.model is None:
+            raise ValueError("expected either affinities, or raw and model")
+        return NetworkTask(
+            manifest=self.manifest,
+            workers=self.workers,
+            cluster=self.cluster,
+            raw=self.raw,
+            model=self.model,
+            mask=self.mask,
+            options=self.predict,
+            storage=self.storage,
+            device=self.device,
+            gpus=self.gpus,
+        )
 
 
 class EdgesTask(BlockTask):
     """Affinities and supervoxels → the region graph."""
 
     affinities: Path | None = None
-    """Manifest of the affinities; not after `kdseg fuse`, whose fragments keep what is needed."""
+    """Manifest of the affinities; not where they were computed for the fragments, which keep what is needed."""
     fragments: Path
     """Manifest of the fragments."""
     options: EdgesOptions = EdgesOptions()
@@ -196,7 +227,7 @@ class AgglomerateTask(BlockTask):
     """The region graph → the dendrogram, node by node of a tree."""
 
     affinities: Path | None = None
-    """Manifest of the affinities, read by the engine `waterz` only; not after `kdseg fuse`."""
+    """Manifest of the affinities, read by the engine `waterz` only, which needs them stored."""
     fragments: Path
     """Manifest of the fragments."""
     edges: Path

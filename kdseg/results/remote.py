@@ -21,15 +21,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdseg.config.data import is_remote
 from kdseg.errors import ConfigError, MissingError, UnreadableError
 
+_REMOTE = re.compile(r"^(s3|gs|https?)://")
 _OURS = re.compile(r"^(s3|gs)://[^/]+/(.+/)?[^/]+-[0-9a-f]{12}\.zarr$")
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 COMPUTED = "phantom"
 """Key of a file that stands for a volume which is computed when it is read."""
 OPTIONS = {"use_listings_cache": False}
 """Of fsspec's file systems: a listing that is remembered does not know what another process wrote."""
+
+
+def is_remote(address: str | Path) -> bool:
+    """Return whether an address names something in a bucket or on a web server: s3://, gs://, https:// or http://."""
+    return isinstance(address, str) and _REMOTE.match(address) is not None
 
 
 def resolve(address: str | Path) -> str | Path:

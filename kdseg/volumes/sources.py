@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config.data import is_remote
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
 from kdseg.results import remote
@@ -213,7 +212,7 @@ def _in_bucket(address: str) -> bool:
     Raises:
         UnreadableError: if it is a URL of HDF5 or TIFF, or a file that is neither zarr nor link.
     """
-    if is_remote(address) and (_HDF5.match(address) or Path(address).suffix.lower() in SUFFIXES):
+    if remote.is_remote(address) and (_HDF5.match(address) or Path(address).suffix.lower() in SUFFIXES):
         raise UnreadableError(f"{address}: only zarr is read from buckets and web servers; copy the file here first")
     return isinstance(remote.resolve(address), str)
 

@@ -21,10 +21,9 @@ from toy_models import save
 
 from kdseg.config import FragmentsOptions, PredictOptions
 from kdseg.config.data import RoiOptions
-from kdseg.config.tasks import FragmentsTask, FuseTask, PredictTask
+from kdseg.config.tasks import FragmentsTask, PredictTask
 from kdseg.errors import ShapeError, StageError
 from kdseg.geometry import Block, Roi
-from kdseg.prediction import fuse
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
 from kdseg.results.claims import claim
@@ -344,13 +343,13 @@ def test_fragments_do_not_depend_on_what_is_not_predicted(folder, reference, mas
         )
     fused = tmp_path / "fused" / "f.json"
     predicting = PredictOptions(block=BLOCK, tile=TILE)
-    fuse.run(
-        FuseTask(
+    fragments.run(
+        FragmentsTask(
             raw=folder / "raw.json",
             model=folder / "model.json",
             manifest=fused,
-            options=predicting,
-            fragments=options,
+            predict=predicting,
+            options=options,
             storage=STORAGE,
             mask=tmp_path / "mask.json",
             device="cpu",

@@ -1,27 +1,60 @@
-"""Affinities → fragments, block by block of a canonical grid."""
+"""Affinities, stored or computed → fragments, block by block of a canonical grid."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdseg.config import FragmentsOptions
 from kdseg.config.tasks import FragmentsTask
-from kdseg.geometry import Block, Roi, Triple
+from kdseg.errors import ShapeError
+from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, block_name, blocks
 from kdseg.results.claims import claim
-from kdseg.running.runner import place_of, run_blocks
+from kdseg.results.tables import write_table
+from kdseg.running.attempt import Clock
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
-from kdseg.segmentation.fragments.checks import doubts, thin_halo
-from kdseg.segmentation.fragments.store import create_fragments
-from kdseg.segmentation.links import nearest_channels
-from kdseg.volumes.inputs import fingerprints, open_input, open_mask
-from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
-
-_SAMPLE = 64
-"""Voxels along each axis of the sample that is looked at before work begins."""
+from kdseg.segmentation.fragments.checks import thin_halo
+from kdseg.segmentation.fragments.source import Source, stored
+from kdseg.segmentation.graph.faces import NEAREST, cell_part
+from kdseg.volumes.affinities import Affinities
+from kdseg.volumes.volume import create_volume, open_volume
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Arguments of `fragment_block` that are equal for all blocks; small, sent with every block.
+
+    Attributes:
+        affinities: where they come from.
+        mask: volume of the tissue, if there is one.
+        offsets: of all affinities.
+        options: method, grid and filters.
+        grid: number of blocks.
+        voxel_size: nm.
+        volume: all voxels.
+        out: volume of fragments.
+        kept: see `Source`.
+        beside: see `Source`.
+    """
+
+    affinities: Affinities
+    mask: Path | None
+    offsets: Offsets
+    options: FragmentsOptions
+    grid: Triple
+    voxel_size: VoxelSize
+    volume: Roi
+    out: Path
+    kept: Triple | None
+    beside: bool
 
 
 def run(task: FragmentsTask) -> None:
@@ -31,55 +64,89 @@ def run(task: FragmentsTask) -> None:
     so that ids need no communication and follow from (affinities, mask, grid, options) alone. Warns of
     affinities that look wrong and of a halo that is too thin.
 
+    Of affinities that a network computes, the fragments, and the edges that are made of them, are to the byte those of
+    affinities that are stored first: a voxel is predicted alike in every block.
+
     Raises:
-        ShapeError: if the affinities do not fit the offsets they name, or the mask does not fit them.
-        DataError: if ids would overflow.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed.
+        ShapeError: if there is no voxel size.
     """
     options, storage = task.options, task.storage
-    predicted = open_input(task.affinities)
-    source = predicted.volume
-    offsets = affinity_offsets(source)
-    nearest_channels(offsets)
-    grid = checked_grid(source.shape, options.block)
-    tissue = open_mask(task.mask, source)
-    inputs = fingerprints(affinities=predicted, mask=tissue)
-    for doubt in _doubts(source, options):
-        log.warning("fragments: %s: %s", task.affinities, doubt)
-    made_of = {**options.model_dump(mode="json"), "storage": storage.model_dump(mode="json")}
+    source = _source(task)
+    volume, size = source.volume, source.volume.voxel_size
+    if size is None:
+        raise ShapeError(f"{volume.where} has no voxel size")
+    grid = checked_grid(volume.shape, options.block)
+    for doubt in [*source.doubts, thin_halo(options, source.offsets, size, volume.shape)]:
+        if doubt:
+            log.warning("fragments: %s: %s", task.affinities or task.raw, doubt)
     with claim(
-        task.manifest, "fragments", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+        task.manifest,
+        "fragments",
+        {**options.model_dump(mode="json"), **source.made_of, "storage": storage.model_dump(mode="json")},
+        source.inputs,
+        volume=True,
+        tables=source.kept is not None,
+        bucket=storage.remote,
+        overwrite=task.overwrite,
     ) as held:
-        create_fragments(held.store, source, storage)
-        paths = predicted.store, None if tissue is None else tissue.store, held.store
-        function = partial(fragment_block, *paths, options, grid)
-        progress = held.progress(options.block)
-        run_blocks("fragments", source.roi, options.block, function, place_of(task), progress)
-        held.stats["voxels"] = source.roi.size
+        create_volume(
+            held.store,
+            shape=volume.shape,
+            dtype=np.uint64,
+            chunk=storage.chunk,
+            shard=storage.shard,
+            voxel_size=size,
+            offset=volume.offset,
+        )
+        mask = None if source.mask is None else source.mask.store
+        held.stats["voxels"] = volume.roi.size
+        place = grid, size, volume.roi, held.store, source.kept, source.beside
+        work = Work(source.affinities, mask, source.offsets, options, *place)
+        source.run(partial(fragment_block, work), held)
 
 
-def _doubts(source: Volume, options: FragmentsOptions) -> list[str]:
-    offsets = affinity_offsets(source)
-    halo = thin_halo(options, offsets, source.voxel_size or (1.0, 1.0, 1.0), source.shape)
-    low = [max((n - _SAMPLE) // 2, 0) for n in source.shape]
-    extent = [min(n, _SAMPLE) for n in source.shape]
-    middle = Roi((low[0], low[1], low[2]), (extent[0], extent[1], extent[2]))
-    channels = nearest_channels(offsets)
-    found = doubts(source.read(middle, channels), tuple(offsets[c] for c in channels))
-    return [*found, *([halo] if halo else [])]
+def _source(task: FragmentsTask) -> Source:
+    made = task.source()
+    if isinstance(made, Path):
+        return stored(task, made)
+    from kdseg.segmentation.fragments.computed import computed  # imports torch
+
+    return computed(task, made)
 
 
-def fragment_block(
-    affinities: Path, mask: Path | None, out: Path, options: FragmentsOptions, grid: Triple, block: Block
+def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
+    """Make and write the fragments of one block, and what its edges need; return whether it has tissue."""
+    read = work.affinities.opened()  # before the mask is read: a network says how many threads decode
+    read_roi = halo_roi(work.options, block.roi, work.volume)
+    core = block.roi.slices(read_roi)
+    with clock("read"):
+        tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
+    if tissue is not None and not tissue.any():
+        ids, nearest = np.zeros(block.roi.shape, np.uint64), np.zeros((NEAREST, *block.roi.shape), np.uint8)
+    else:
+        used = channels_used(work.options, work.offsets)
+        channels = used if work.kept is None else [*range(NEAREST), *(c for c in used if c >= NEAREST)]
+        affinities = read(read_roi, channels, tissue, clock)
+        near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
+        with nullcontext() if work.beside else clock.computing():
+            steps = tuple(work.offsets[c] for c in used)
+            found = cell_fragments(near, steps, work.options, core, tissue, work.voxel_size)
+            ids = unique_ids(found, block.index, work.grid, work.options.block)
+        nearest = affinities[(slice(NEAREST), *core)]
+    with clock("write"):
+        if work.kept is not None:
+            _keep(work.out.with_suffix(".tables"), work.kept, block, ids, nearest, work.offsets[:NEAREST])
+        out = open_volume(work.out)
+        out.write(block.roi, ids)
+        out.sync(block.roi)
+    return tissue is None or bool(tissue.any())
+
+
+def _keep(
+    tables: Path, unit: Triple, block: Block, ids: NDArray[np.uint64], nearest: NDArray[np.uint8], offsets: Offsets
 ) -> None:
-    """Compute and write the fragments of one block."""
-    source = open_volume(affinities)
-    read_roi = halo_roi(options, block.roi, source.roi)
-    offsets = affinity_offsets(source)
-    channels = channels_used(options, offsets)
-    near = source.read(read_roi, channels)
-    tissue = None if mask is None else open_volume(mask).read(read_roi) != 0
-    size, core = source.voxel_size or (1.0, 1.0, 1.0), block.roi.slices(read_roi)
-    found = cell_fragments(near, tuple(offsets[c] for c in channels), options, core, tissue, size)
-    open_volume(out).write(block.roi, unique_ids(found, block.index, grid, options.block))
+    """Write what the region graph needs of the affinities of a block, one table per cell of ``unit``."""
+    for cell in blocks(block.roi, unit):
+        here = cell.roi.slices(block.roi)
+        part = cell_part(ids[here], nearest[(..., *here)], offsets)
+        write_table(tables / block_name(cell.index), part.columns())

@@ -68,8 +68,8 @@ def run(task: EdgesTask) -> None:
     if task.affinities is None:
         if options.long_range or options.histograms:
             raise ConfigError(
-                "edges.long_range and edges.histograms need affinities (--affinities): `kdseg fuse` keeps sums of the "
-                "nearest ones only"
+                "edges.long_range and edges.histograms need stored affinities (--affinities): fragments of computed "
+                "ones keep sums of the nearest only"
             )
         function = partial(joined_block, fragment.store, _kept(read(task.fragments), options, labelled.shape))
     else:
@@ -109,7 +109,7 @@ def edges_block(affinities: Path, fragments: Path, options: EdgesOptions, tables
 
 
 def joined_block(fragments: Path, kept: Kept, tables: Path, block: Block) -> None:
-    """Write the table of one block of what `kdseg fuse` kept of its cells."""
+    """Write the table of one block of what the fragments keep of its cells."""
     labelled = open_volume(fragments)
     read_roi = block.roi.grow((1, 1, 1)).intersect(labelled.roi)
     ids = labelled.read(read_roi)
@@ -131,8 +131,8 @@ def _kept(fragments: Manifest, options: EdgesOptions, shape: Triple) -> Kept:
     facts, folder = fragments.stats.get("kept"), fragments.path.with_suffix(".tables")
     if facts is None or not folder.exists():
         raise MissingError(
-            f"{fragments.path} keeps nothing of its affinities: name them (--affinities), or make the fragments by "
-            "`kdseg fuse`"
+            f"{fragments.path} keeps nothing of its affinities: name them (--affinities), or make the fragments "
+            "of raw data and a network (`kdseg fragments --raw --model`)"
         )
     (z, y, x), offsets = facts["unit"], tuple((int(a), int(b), int(c)) for a, b, c in facts["offsets"])
     if not fits_or_covers(options.block, (z, y, x), shape):

@@ -21,14 +21,15 @@ from command import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import STORAGE, FragmentsOptions, store, voxels
+from pydantic import ValidationError
 from toy_models import OFFSETS, TILE, save
 
 from kdseg.config import AgglomerateOptions, EdgesOptions, PredictOptions, SegmentOptions
 from kdseg.config.segmentation import WatershedOptions
-from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, FuseTask, PredictTask, SegmentTask
+from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, PredictTask, SegmentTask
 from kdseg.errors import ClaimError, ConfigError, MissingError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks
-from kdseg.prediction import fuse
+from kdseg.prediction import affinities as computed
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
 from kdseg.results.claims import clear
@@ -98,7 +99,9 @@ def fused(folder: Path, name: str, workers: int = 1, **changes: Any) -> Path:
     inputs = {"raw": folder / "raw.json", "model": folder / changes.pop("model", "model.json")}
     manifest = folder / name / "fragments.json"
     options = {"mask": folder / "mask.json", "device": "cpu", "workers": workers, **changes}
-    fuse.run(FuseTask(**inputs, manifest=manifest, options=PREDICT, fragments=OPTIONS, storage=STORAGE, **options))
+    fragments.run(
+        FragmentsTask(**inputs, manifest=manifest, predict=PREDICT, options=OPTIONS, storage=STORAGE, **options)
+    )
     return manifest
 
 
@@ -137,10 +140,10 @@ def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, worker
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None:
-    program = "import sys; from pathlib import Path; import test_fused as t; t.fused(Path(sys.argv[1]), 'killed')"
+    program = "import sys; from pathlib import Path; import test_computed as t; t.fused(Path(sys.argv[1]), 'killed')"
     path = os.pathsep.join(sys.path)
     child = subprocess.Popen([sys.executable, "-c", program, str(folder)], env={**os.environ, "PYTHONPATH": path})
-    marks = folder / "killed" / ".fragments" / "32x64x32" / "fuse.txt"
+    marks = folder / "killed" / ".fragments" / "32x64x32" / "fragments.txt"
     while not (marks.exists() and "\n" in marks.read_text()):
         assert child.poll() is None, "the run ended before it was killed"
         time.sleep(0.005)
@@ -193,7 +196,8 @@ def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) 
         found.append(zarr.config.get("threading.max_workers"))
         return open_volume(path)
 
-    fuse.open_volume = noted  # type: ignore[attr-defined]
+    for module in (fragments, computed):
+        module.open_volume = noted  # type: ignore[attr-defined]
     function(block, Clock())
     return found
 
@@ -204,11 +208,12 @@ def test_the_mask_is_decoded_in_one_thread_too(folder: Path) -> None:
     ready = prepare(PredictTask(**inputs, options=PREDICT, device="cpu"))
     raw, mask, out = (read(folder / f"{name}.json").result for name in ("raw", "mask", "threads/fragments"))
     grid, voxels_of = checked_grid(SHAPE, OPTIONS.block), Roi((0, 0, 0), SHAPE)
-    places = ready.loaded.voxel_size, voxels_of, STORAGE.shard, out, out.with_suffix(".tables")
-    work = fuse.Work(raw, mask, ready.weights, ready.loaded.offsets, OPTIONS, grid, *places)
+    source = computed.ComputedAffinities(raw, ready.weights)
+    places = ready.loaded.voxel_size, voxels_of, out, STORAGE.shard, False
+    work = fragments.Work(source, mask, ready.loaded.offsets, OPTIONS, grid, *places)
     with ProcessPoolExecutor(1, get_context("spawn")) as fresh:
         block = next(blocks(voxels_of, OPTIONS.block))
-        threads = fresh.submit(_threads_of_reading, partial(fuse.fuse_block, work), block).result()
+        threads = fresh.submit(_threads_of_reading, partial(fragments.fragment_block, work), block).result()
     assert len(threads) == 3
     assert set(threads) == {1}
 
@@ -221,7 +226,7 @@ def test_refusals(folder: Path) -> None:
         )
     one = fused(folder, "refused")
     for option in ("long_range", "histograms"):
-        with pytest.raises(ConfigError, match="need affinities"):
+        with pytest.raises(ConfigError, match="need stored affinities"):
             edges.run(
                 EdgesTask(
                     affinities=None,
@@ -247,11 +252,27 @@ def test_refusals(folder: Path) -> None:
     assert not (folder / "refused" / "fragments.tables").exists()
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"raw": "r"}, {"model": "m"}, {"affinities": "a", "model": "m"}, {"affinities": "a", "raw": "r"}]
+)
+def test_affinities_have_one_source(given: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="expected either affinities, or raw and model"):
+        FragmentsTask.model_validate({"manifest": "f.json", **given})
+    done = invoke("fragments", "--manifest", "f.json", *(part for k, v in given.items() for part in (f"--{k}", v)))
+    assert (done.exit_code, done.output.count("\n")) == (2, 1)
+    assert "expected either affinities, or raw and model" in done.output
+
+
+def test_stored_affinities_need_no_torch() -> None:
+    program = "import sys; import kdseg.segmentation.fragments.stage; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 def test_the_command(folder: Path) -> None:
     out = folder / "command"
     manifests = {"raw": folder / "raw.json", "model": folder / "model.json", "mask": folder / "mask.json"}
-    sections = {"options": PREDICT, "fragments": OPTIONS, "storage": STORAGE}
-    arguments = ["fuse", "--manifest", str(out / "fragments.json"), "--device", "cpu"]
+    sections = {"predict": PREDICT, "options": OPTIONS, "storage": STORAGE}
+    arguments = ["fragments", "--manifest", str(out / "fragments.json"), "--device", "cpu"]
     arguments += [part for name, path in manifests.items() for part in (f"--{name}", str(path))]
     arguments += [part for name, one in sections.items() for part in (f"--{name}", one.model_dump_json())]
     done = invoke(*arguments)
