@@ -6,6 +6,9 @@ fields mean the same in every task that has them:
 - ``manifest``: the small JSON file that is written last; what the stage makes lies beside it
 - ``workers``: processes; no result depends on their number.
 - ``overwrite``: clear what other options or inputs made, instead of refusing.
+
+Every stage raises `ClaimError` if the result is of other options or inputs, or is being written, and one that works
+block by block `StageError` if a block failed; its docstring lists what it raises besides.
 """
 
 from __future__ import annotations

@@ -36,11 +36,7 @@ def run(task: PredictTask) -> None:
     (d, z, y, x).
 
     Raises:
-        DeviceError: if the device is not there.
         ConfigError: if the network has no embedding, but it is asked for, or the cluster cannot be used.
-        VoxelSizeError: if the network was trained on voxels of another size.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed, e.g. since the network yields NaN; the status beside the store lists them.
     """
     ready, options, storage = prepare(task, task.product), task.options, task.storage
     source, loaded = ready.raw.volume, ready.loaded

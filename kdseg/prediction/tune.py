@@ -56,11 +56,7 @@ class Trial:
 
 
 def run(task: TuneTask) -> list[Trial]:
-    """Measure tiles and precisions, and return what was found, fastest first.
-
-    Raises:
-        DeviceError: if the device is not there.
-    """
+    """Measure tiles and precisions, and return what was found, fastest first."""
     where = resolve_device(task.device)
     model = read(task.model).result if task.model.suffix == ".json" else task.model
     network = load_model(model).network

@@ -19,12 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def run(task: ReportTask) -> None:
-    """Write the report of a run, whole or not at all, with ``report.txt`` and ``summary.json`` beside it.
-
-    Raises:
-        MissingError: if there are no results at all.
-        UnreadableError: if a result is damaged, or the disk does not take the page.
-    """
+    """Write the report of a run, whole or not at all, with ``report.txt`` and ``summary.json`` beside it."""
     config, out = task.config, task.out
     results = collect(config)
     table, tuned = rows(results), tuned_rows(results)

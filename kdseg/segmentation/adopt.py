@@ -29,8 +29,6 @@ def run(task: AdoptTask) -> None:
         ShapeError: if there is not one offset per channel.
         DataError: if the values are neither uint8 nor floats in 0..1.
         VoxelSizeError: if the voxel size is not known, or the file says another one.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed.
     """
     address, invert, storage = task.address, task.invert, task.storage
     source = open_channels(address)

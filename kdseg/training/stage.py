@@ -29,9 +29,6 @@ def run(task: TrainTask) -> None:
 
     Raises:
         ConfigError: if the options and the volumes or the teacher do not fit each other.
-        DeviceError: if the device is not there.
-        ClaimError: if the folder holds something else, or is being written.
-        StageError: if the loss is not finite.
     """
     import torch
 

@@ -30,13 +30,6 @@ def run(task: ConvertTask) -> None:
 
     Raises:
         ConfigError: if the volume has no dataset of this kind.
-        MissingError: if the source is not there.
-        UnreadableError: if the source is damaged, or the disk is full.
-        ShapeError: if axes, region or offsets do not fit.
-        VoxelSizeError: if the voxel size is not known, or contradicts the file's.
-        DataError: if the type of the voxels is no intensity or label.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed, e.g. at a NaN or a damaged chunk.
     """
     if task.options.phantom is not None:
         _run_phantom(task, task.options.phantom)

@@ -69,9 +69,6 @@ def run(task: AgglomerateTask) -> None:
         DataError: if the engine ``waterz`` is asked for a volume too large for one block, or a table of edges is
             missing or damaged, or edits contradict each other or name fragments that do not exist, or the manifests are
             of several runs.
-        ShapeError: if the chunk is no multiple of the blocks.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a node failed.
     """
     options, fragments, edges, affinities = task.options, task.fragments, task.edges, task.affinities
     if affinities is None and options.engine == "waterz":

@@ -57,10 +57,7 @@ def run(task: EdgesTask) -> None:
         ShapeError: if fragments and affinities do not cover the same voxels, or the block is not made of the cells
             that the fragments keep.
         ConfigError: if there are no affinities for the options.
-        DataError: if the fragments were made of other affinities.
         MissingError: if there are no affinities, and the fragments keep nothing of theirs.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed.
     """
     options = task.options
     fragment = open_input(task.fragments)

@@ -76,10 +76,7 @@ def run(task: GraphTask) -> None:
 
     Raises:
         MissingError: if a manifest or its tables are missing.
-        DataError: if the manifests are not of one run, or ids exceed the grid of the fragments.
-        ConfigError: if PyChunkedGraph's ids do not fit.
         VoxelSizeError: if the fragments have no voxel size.
-        UnreadableError: if a table is damaged, or the disk does not take a file.
     """
     edges, agglomeration, fragments, out = task.edges, task.agglomeration, task.fragments, task.out
     expect_stage(edges, "edges")

@@ -17,11 +17,6 @@ def run(task: PropertiesTask) -> int:
     """Write size, centroid and bounding box of the segments to `out/info`, and return how many were written.
 
     Memory: the table of segments, 100 bytes each; some 300 bytes more for each that is written.
-
-    Raises:
-        MissingError: if the manifest or the table is missing.
-        UnreadableError: if the table is damaged, or the disk does not take the file.
-        DataError: if a coordinate exceeds what neuroglancer holds.
     """
     read(task.segmentation)  # written last: a table without it may be of an earlier run
     path = task.segmentation.with_suffix(".parquet")

@@ -39,8 +39,6 @@ def run(task: SegmentTask) -> None:
     Raises:
         ConfigError: if the agglomeration does not reach the threshold.
         DataError: if the manifests are of several runs.
-        ClaimError: if the store holds something else, or is being written.
-        StageError: if a block failed.
     """
     storage, place = task.storage, place_of(task)
     fragments, edges, agglomeration = task.fragments, task.edges, task.agglomeration
