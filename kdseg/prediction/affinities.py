@@ -15,8 +15,8 @@ from kdseg.geometry import Roi
 from kdseg.prediction.blocks import Weights, worker_predictor
 from kdseg.prediction.tiles import Predictor, predict_tiles, read_reflected, tiled
 from kdseg.running.attempt import Clock
-from kdseg.volumes.affinities import Reader
-from kdseg.volumes.volume import Volume, open_volume
+from kdseg.volumes.affinities import Computation, Reader
+from kdseg.volumes.volume import open_volume
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,30 @@ class ComputedAffinities:
     raw: Path
     weights: Weights
 
-    def opened(self) -> Reader:
-        """Return what computes them in this process, with the network made ready."""
-        predict = worker_predictor(self.weights)  # first: it says how many threads decode
-        return partial(_computed, predict, open_volume(self.raw))
+    def reader(self) -> Reader:
+        """Return what reads in this process what they are computed from, with the network made ready."""
+        return partial(_read, self.raw, worker_predictor(self.weights))
 
 
-def _computed(
+def _read(
+    store: Path,
     predict: Predictor,
-    source: Volume,
     roi: Roi,
     channels: Sequence[int],
     tissue: NDArray[np.bool_] | None,
     clock: Clock,
-) -> NDArray[Any]:
+) -> Computation:
     with clock("read"):
+        source = open_volume(store)
         raw = read_reflected(source.read, source.roi, tiled(roi, predict.tile).grow(predict.halo))
+        with predict.stream():
+            grey = predict.placed(raw)
 
     def has_tissue(tile: Roi) -> bool:
         return tissue is None or bool(tissue[tile.intersect(roi).slices(roi)].any())
 
-    with predict.stream():
-        with clock("read"):
-            grey = predict.placed(raw)
-        with clock.computing():
+    def compute() -> NDArray[Any]:
+        with predict.stream():
             return predict.fetched(predict_tiles(predict, grey, roi, channels, has_tissue))
+
+    return compute

@@ -82,7 +82,7 @@ class Outcome:
         clock: seconds.
         peak_mb: most memory that the process has had.
         gpu_mb: likewise of its GPU; None on a CPU.
-        skipped: there was nothing to predict.
+        skipped: there was nothing to do.
         trouble: kind of error; None if the block is done.
         error: in words.
     """

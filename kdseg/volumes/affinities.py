@@ -6,24 +6,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.geometry import Roi
 from kdseg.running.attempt import Clock
-from kdseg.volumes.volume import Volume, open_volume
+from kdseg.volumes.volume import open_volume
 
-Reader = Callable[[Roi, Sequence[int], NDArray[np.bool_] | None, Clock], NDArray[np.uint8]]
-"""Returns uint8 affinities (c, z, y, x) of a region, in 1/255, of the channels that are asked for, in this order. What
-it returns where the bool (z, y, x) over the region, if there is one, is False, nobody may look at."""
+Computation = Callable[[], NDArray[np.uint8]]
+"""Returns uint8 affinities (c, z, y, x) of a region, in 1/255."""
+Reader = Callable[[Roi, Sequence[int], NDArray[np.bool_] | None, Clock], Computation]
+"""Reads what the affinities of a region and of some channels, in this order, follow from; the computation is for the
+thread that computes. Nobody may look at them where the bool (z, y, x) over the region, if there is one, is False."""
 
 
 class Affinities(Protocol):
     """Affinities of a volume; small, sent with every block."""
 
-    def opened(self) -> Reader:
+    def reader(self) -> Reader:
         """Return what reads them in this process. Called first, as it may set how many threads decode."""
 
 
@@ -33,13 +35,14 @@ class StoredAffinities:
 
     store: Path
 
-    def opened(self) -> Reader:
+    def reader(self) -> Reader:
         """Return what reads them in this process."""
-        return partial(_read, open_volume(self.store))
+        return partial(_read, self.store)
 
 
 def _read(
-    source: Volume, roi: Roi, channels: Sequence[int], tissue: NDArray[np.bool_] | None, clock: Clock
-) -> NDArray[Any]:
+    store: Path, roi: Roi, channels: Sequence[int], tissue: NDArray[np.bool_] | None, clock: Clock
+) -> Computation:
     with clock("read"):
-        return source.read(roi, channels)
+        found = open_volume(store).read(roi, channels)
+    return lambda: found

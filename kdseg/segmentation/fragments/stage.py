@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,23 +115,20 @@ def _source(task: FragmentsTask) -> Source:
 
 def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
     """Make and write the fragments of one block, and what its edges need; return whether it has tissue."""
-    read = work.affinities.opened()  # before the mask is read: a network says how many threads decode
+    read = work.affinities.reader()  # before the mask is read: a network says how many threads decode
     read_roi = halo_roi(work.options, block.roi, work.volume)
-    core = block.roi.slices(read_roi)
     with clock("read"):
         tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
     if tissue is not None and not tissue.any():
         ids, nearest = np.zeros(block.roi.shape, np.uint64), np.zeros((NEAREST, *block.roi.shape), np.uint8)
     else:
-        used = channels_used(work.options, work.offsets)
-        channels = used if work.kept is None else [*range(NEAREST), *(c for c in used if c >= NEAREST)]
-        affinities = read(read_roi, channels, tissue, clock)
-        near = affinities if channels == used else affinities[[channels.index(c) for c in used]]
-        with nullcontext() if work.beside else clock.computing():
-            steps = tuple(work.offsets[c] for c in used)
-            found = cell_fragments(near, steps, work.options, core, tissue, work.voxel_size)
-            ids = unique_ids(found, block.index, work.grid, work.options.block)
-        nearest = affinities[(slice(NEAREST), *core)]
+        compute = read(read_roi, channels_used(work.options, work.offsets), tissue, clock)
+        with clock.computing():
+            affinities = compute()
+            made = None if work.beside else _fragments(work, block, read_roi, affinities, tissue)
+        # a GPU goes on with the next block meanwhile; on a CPU there is one core for both
+        ids = _fragments(work, block, read_roi, affinities, tissue) if made is None else made
+        nearest = affinities[(slice(NEAREST), *block.roi.slices(read_roi))]
     with clock("write"):
         if work.kept is not None:
             _keep(work.out.with_suffix(".tables"), work.kept, block, ids, nearest, work.offsets[:NEAREST])
@@ -142,10 +138,24 @@ def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
     return tissue is None or bool(tissue.any())
 
 
+def _fragments(
+    work: Work, block: Block, read_roi: Roi, affinities: NDArray[np.uint8], tissue: NDArray[np.bool_] | None
+) -> NDArray[np.uint64]:
+    """Return the fragments of a block, with ids of the volume."""
+    steps = tuple(work.offsets[c] for c in channels_used(work.options, work.offsets))
+    core = block.roi.slices(read_roi)
+    found = cell_fragments(affinities, steps, work.options, core, tissue, work.voxel_size)
+    return unique_ids(found, block.index, work.grid, work.options.block)
+
+
 def _keep(
     tables: Path, unit: Triple, block: Block, ids: NDArray[np.uint64], nearest: NDArray[np.uint8], offsets: Offsets
 ) -> None:
-    """Write what the region graph needs of the affinities of a block, one table per cell of ``unit``."""
+    """Write what the region graph needs of the affinities of a block, one table per cell of ``unit``.
+
+    The first three offsets are the nearest, or the stage would have refused them (`nearest_offsets`); they are the
+    first of those that were read.
+    """
     for cell in blocks(block.roi, unit):
         here = cell.roi.slices(block.roi)
         part = cell_part(ids[here], nearest[(..., *here)], offsets)
