@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from kdseg.config.networks import HeadOptions, TrainOptions, UNetOptions
+from kdseg.config.terms import TERM_OPTIONS
 from kdseg.networks.models import (
     Batch,
     Taught,
@@ -37,7 +38,7 @@ from kdseg.networks.models import (
 )
 from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import keep_memory
-from kdseg.training.losses import TERMS, Context, Objective, build_terms
+from kdseg.training.losses import Context, Objective, build_terms
 from kdseg.training.sampling.crops import connected_pieces, numbered_through
 from kdseg.training.teaching import teachers_of
 
@@ -69,7 +70,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Return the student alone, each method, and the teacher's own training."""
     supervised, embedding = {"name": "affinity"}, {"name": "embedding"}
-    distilling = [name for name in TERMS if name not in ("affinity", "lsd", "embedding", "graph_relation")]
+    distilling = [name for name in TERM_OPTIONS if name not in ("affinity", "lsd", "embedding", "graph_relation")]
     return [
         Case("student alone", [supervised], "alone"),
         *(Case(name, [supervised, {"name": name}], "online") for name in distilling),

@@ -30,7 +30,7 @@ from kdseg.config.terms import (
     VidOptions,
 )
 from kdseg.networks.models import Batch, Outputs, Widths
-from kdseg.training.losses import TERMS, Context
+from kdseg.training.losses import Context
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 LOGITS = {"affinities": len(OFFSETS), "lsd": 10, "embedding": 6}
@@ -55,7 +55,7 @@ class Case(NamedTuple):
     not_halved: str = ""
 
 
-ALL_CASES = [
+CASES = [
     Case(AffinityOptions()),
     Case(LsdOptions()),
     Case(EmbeddingOptions()),
@@ -93,7 +93,6 @@ ALL_CASES = [
     Case(FactorOptions(fit=2), calls=2),
     Case(MgdOptions(), not_in_order="the mask of a crop is drawn for its place in the batch"),
 ]
-CASES = [case for case in ALL_CASES if case.options.name in TERMS]
 DISTILLING = [case for case in CASES if case.options.from_teacher]
 
 

@@ -16,7 +16,7 @@ from kdseg.geometry import Roi
 from kdseg.networks.models import Network, Outputs, build
 from kdseg.networks.models.device import deterministic, exact
 from kdseg.prediction.tiles import predictor
-from kdseg.training.losses import TERMS
+from kdseg.training.losses import make_term
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 NETWORKS = [
@@ -72,9 +72,9 @@ def test_a_term_is_where_its_inputs_are(case: Case) -> None:
         with Elsewhere():
             torch.manual_seed(0)
             with torch.device(device):  # instead of moving it, for which torch makes new parameters of such tensors
-                made = TERMS[case.options.name](case.options, CONTEXT)
+                made = make_term(case.options, CONTEXT)
             torch.manual_seed(0)
-            like = TERMS[case.options.name](case.options, CONTEXT)
+            like = make_term(case.options, CONTEXT)
             made.load_state_dict(like.state_dict())
             for seed in range(case.calls + 1):
                 student, teacher = moved(outputs(seed, OURS), device), moved(outputs(10 + seed, THEIRS), device)

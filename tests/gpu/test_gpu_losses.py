@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kdseg.networks.models import Batch, Outputs
 from kdseg.networks.models.device import deterministic
-from kdseg.training.losses import TERMS, Term
+from kdseg.training.losses import Term, make_term
 
 ENLARGED = 4
 """Times the crops of `test_terms_share` along each axis, on a GPU: sums of few numbers are the same in any order."""
@@ -51,7 +51,7 @@ def moved(found: Outputs, device: torch.device) -> Outputs:
 
 def built(options: Any, device: torch.device) -> Term:
     torch.manual_seed(0)
-    made: Term = TERMS[options.name](options, CONTEXT)
+    made: Term = make_term(options, CONTEXT)
     return made.to(device)
 
 

@@ -31,7 +31,7 @@ from kdseg.prediction.tiles import predictor
 from kdseg.results.claims import claim
 from kdseg.results.manifests import write_json
 from kdseg.training import train
-from kdseg.training.losses import TERMS
+from kdseg.training.losses import affinity
 from kdseg.training.losses.affinity import SoftAffinityTerm
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 3, -3))
@@ -290,7 +290,7 @@ np.save(sys.argv[3], predictor(network, (4, 4, 4), torch.device("cpu"), torch.fl
 
 def test_a_distilled_student_needs_nothing_of_its_teaching(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its file holds the student's weights and no others, and it predicts where no loss can be imported."""
-    monkeypatch.setitem(TERMS, "soft_affinity", Heavy)
+    monkeypatch.setattr(affinity, "SoftAffinityTerm", Heavy)
     teacher = model(UNetOptions(widths=(2, 3, 2)), HeadOptions())
     teacher = LoadedModel(teacher.network, teacher.options, teacher.heads, OFFSETS, (10.0, 10.0, 10.0))
     save_model(tmp_path / "teacher.pt", teacher)

@@ -1,8 +1,13 @@
-"""Options of the summands of the training loss; one class per term, named by `name`."""
+"""Options of the summands of the training loss; one class per term, which says its `name` and where the term is.
+
+Terms of other packages join by entry points (`_plugged_in`).
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
@@ -20,8 +25,10 @@ from kdseg.config.terms.feature import (
 from kdseg.config.terms.graph import GraphFlowOptions, GraphRelationOptions
 from kdseg.config.terms.relation import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
 from kdseg.config.terms.supervised import AffinityOptions, EmbeddingOptions, LsdOptions
+from kdseg.errors import ConfigError
 
 __all__ = [
+    "TERM_OPTIONS",
     "AdversarialOptions",
     "AffinityOptions",
     "AttentionOptions",
@@ -48,25 +55,44 @@ __all__ = [
     "VidOptions",
 ]
 
-TermOptions = Annotated[
-    AffinityOptions
-    | LsdOptions
-    | EmbeddingOptions
-    | SoftAffinityOptions
-    | GraphRelationOptions
-    | GraphFlowOptions
-    | AdversarialOptions
-    | CpkdOptions
-    | DistOptions
-    | SpkdOptions
-    | SkdOptions
-    | IfvdOptions
-    | FitNetsOptions
-    | AttentionOptions
-    | CwdOptions
-    | ReviewKdOptions
-    | VidOptions
-    | FactorOptions
-    | MgdOptions,
-    Field(discriminator="name"),
-]
+
+def _plugged_in() -> None:
+    """Import the options of terms of other packages, which define them as entry points of the group `kdseg.terms`.
+
+    Raises:
+        ConfigError: if one is no options class of a term.
+    """
+    for point in entry_points(group="kdseg.terms"):
+        found = point.load()
+        if not (isinstance(found, type) and issubclass(found, TermSection) and hasattr(found, "term")):
+            raise ConfigError(
+                f"the entry point {point.value!r} of the group kdseg.terms is {found!r}: expected a subclass of "
+                "kdseg.config.terms.TermSection with `name` and `term`"
+            )
+
+
+def _named(section: type[TermSection]) -> Iterator[type[TermSection]]:
+    if "name" in section.model_fields:
+        yield section
+    for each in section.__subclasses__():
+        yield from _named(each)
+
+
+def _by_name() -> dict[str, type[TermSection]]:
+    found: dict[str, type[TermSection]] = {}
+    for one in _named(TermSection):
+        name = one.model_fields["name"].default
+        if name in found:
+            raise ConfigError(f"two terms are called {name!r}: {found[name].term} and {one.term}; rename one")
+        found[name] = one
+    return found
+
+
+_plugged_in()
+TERM_OPTIONS = _by_name()
+"""Options class of each term by its name."""
+
+if TYPE_CHECKING:
+    TermOptions = TermSection
+else:
+    TermOptions = Annotated[Union[tuple(TERM_OPTIONS.values())], Field(discriminator="name")]  # noqa: UP007

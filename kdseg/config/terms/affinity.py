@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ class SoftAffinityOptions(DistillationSection):
     offset and voxel.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.affinity:SoftAffinityTerm"
     name: Literal["soft_affinity"] = "soft_affinity"
     criterion: Literal["kl", "mse"] = "kl"
     """`kl`: Bernoulli cross entropy less the teacher's entropy; `mse`: squared error of the probabilities."""
@@ -37,6 +38,7 @@ class AdversarialOptions(DistillationSection):
     Costly and unstable in 3-D: in no shipped recipe.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.adversarial:AdversarialTerm"
     name: Literal["adversarial"] = "adversarial"
     weight: Weight = 0.1
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (16, 32, 64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,10 @@ Level = int
 class TermSection(Section):
     """Weight and schedule of one summand of the loss."""
 
+    if TYPE_CHECKING:
+        name: str
+    term: ClassVar[str]
+    """Module and class of the term: `package.module:Class`; imported when it is trained."""
     from_teacher: ClassVar[bool] = False
     """Whether the term compares with a teacher."""
     weight: Weight = 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ class GraphRelationOptions(DistillationSection):
     other crops need vectors and are left out.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.graph:GraphRelationTerm"
     name: Literal["graph_relation"] = "graph_relation"
     taps: Annotated[tuple[Tap, ...], Field(min_length=1)] = ("embedding",)
     """Outputs to compare; several are averaged. Decoder levels serve as embeddings for networks that have none."""
@@ -91,6 +92,7 @@ class GraphFlowOptions(DistillationSection):
     patches around a channel's strongest responses, edges the cosines between vertices.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.flow:GraphFlowTerm"
     name: Literal["graph_flow"] = "graph_flow"
     levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0,)
     """Levels whose encoder and decoder outputs are compared; the bottleneck has only one output."""

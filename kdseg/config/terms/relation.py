@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from kdseg.config.base import Count, Extent, Positive, Weight
 from kdseg.config.terms.base import DistillationSection, Level, Tap
@@ -15,6 +15,7 @@ class CpkdOptions(DistillationSection):
     between voxels, `pearson` the correlations of predictions over offsets and over voxels.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.relation:CpkdTerm"
     name: Literal["cpkd"] = "cpkd"
     reading: Literal["gram", "pearson"] = "gram"
     level: Level = 0
@@ -38,6 +39,7 @@ class DistOptions(DistillationSection):
     The `pearson` reading of `cpkd` with the weights and the temperature of its own paper.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.relation:DistTerm"
     name: Literal["dist"] = "dist"
     inter: Weight = 2.0
     """Over the channels at each voxel."""
@@ -57,6 +59,7 @@ class SpkdOptions(DistillationSection):
     It compares the similarities between samples. A batch of 3-D crops has too few: each crop is cut into parts.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.relation:SpkdTerm"
     name: Literal["spkd"] = "spkd"
     level: Level = -1
     parts: Extent = (2, 2, 2)
@@ -74,6 +77,7 @@ class SkdOptions(DistillationSection):
     Its third part is the term `adversarial`.
     """
 
+    term: ClassVar[str] = "kdseg.training.losses.relation:SkdTerm"
     name: Literal["skd"] = "skd"
     level: Level = 0
     """Whose features are compared pair-wise."""
@@ -91,6 +95,7 @@ class SkdOptions(DistillationSection):
 class IfvdOptions(DistillationSection):
     """Intra-class feature variation (Wang et al. 2020), by instance: each voxel's cosine to its instance's mean."""
 
+    term: ClassVar[str] = "kdseg.training.losses.relation:IfvdTerm"
     name: Literal["ifvd"] = "ifvd"
     level: Level = 0
     min_size: Count = 32

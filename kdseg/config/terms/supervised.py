@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from kdseg.config.terms.base import Tap, TermSection
 
@@ -16,18 +16,21 @@ class _Pairs(TermSection):
 class AffinityOptions(_Pairs):
     """Class-balanced binary cross entropy on the affinities of the ground truth."""
 
+    term: ClassVar[str] = "kdseg.training.losses.supervised:AffinityTerm"
     name: Literal["affinity"] = "affinity"
 
 
 class LsdOptions(TermSection):
     """Mean squared error on local shape descriptors of the ground truth."""
 
+    term: ClassVar[str] = "kdseg.training.losses.supervised:LsdTerm"
     name: Literal["lsd"] = "lsd"
 
 
 class EmbeddingOptions(_Pairs):
     """Class-balanced squared error between embedding cosines and the affinities of the ground truth."""
 
+    term: ClassVar[str] = "kdseg.training.losses.supervised:EmbeddingTerm"
     name: Literal["embedding"] = "embedding"
     reduction: Literal["mean", "published"] = "mean"
     """`published`: the sum over offsets of the weighted errors per voxel, as in Liu et al., arXiv 2401.06370;

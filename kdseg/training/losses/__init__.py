@@ -1,50 +1,25 @@
-"""The summands of the training loss. A new one: an options class, a `Term`, a line in `TERMS`."""
+"""The summands of the training loss. A new one: an options class that names its `Term`, and the term."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from math import cos, pi
-from typing import Any
 
 from torch import nn
 
 from kdseg.config.terms import TermOptions
 from kdseg.errors import ConfigError
-from kdseg.training.losses.adversarial import AdversarialTerm
-from kdseg.training.losses.affinity import SoftAffinityTerm
 from kdseg.training.losses.base import Context, Objective, Term
-from kdseg.training.losses.factor import FactorTransferTerm
-from kdseg.training.losses.feature import AttentionTerm, CwdTerm, FitNetsTerm, VidTerm
-from kdseg.training.losses.flow import GraphFlowTerm
-from kdseg.training.losses.generation import MgdTerm, ReviewKdTerm
-from kdseg.training.losses.graph import GraphRelationTerm
-from kdseg.training.losses.relation import CpkdTerm, DistTerm, IfvdTerm, SkdTerm, SpkdTerm
-from kdseg.training.losses.supervised import AffinityTerm, EmbeddingTerm, LsdTerm
 
-__all__ = ["TERMS", "Context", "Objective", "Term", "build_terms", "term_weight"]
+__all__ = ["Context", "Objective", "Term", "active_terms", "build_terms", "make_term", "term_weight"]
 
-TERMS: dict[str, Any] = {
-    "affinity": AffinityTerm,
-    "lsd": LsdTerm,
-    "embedding": EmbeddingTerm,
-    "soft_affinity": SoftAffinityTerm,
-    "adversarial": AdversarialTerm,
-    "graph_relation": GraphRelationTerm,
-    "graph_flow": GraphFlowTerm,
-    "ft": FactorTransferTerm,
-    "cpkd": CpkdTerm,
-    "dist": DistTerm,
-    "spkd": SpkdTerm,
-    "skd": SkdTerm,
-    "ifvd": IfvdTerm,
-    "fitnets": FitNetsTerm,
-    "at": AttentionTerm,
-    "cwd": CwdTerm,
-    "reviewkd": ReviewKdTerm,
-    "vid": VidTerm,
-    "mgd": MgdTerm,
-}
-"""Term class by the name in its options; each is called with (options, context)."""
+
+def make_term(options: TermOptions, context: Context) -> Term:
+    """Return the term that options describe."""
+    module, _, name = options.term.partition(":")
+    made: Term = getattr(import_module(module), name)(options, context)
+    return made
 
 
 def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDict:
@@ -56,7 +31,12 @@ def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDi
     for option in options:
         if option.from_teacher and context.teacher is None:
             raise ConfigError(f"the term {option.name!r} needs a teacher")
-    return nn.ModuleDict({option.name: TERMS[option.name](option, context) for option in options})
+    return nn.ModuleDict({option.name: make_term(option, context) for option in options})
+
+
+def active_terms(options: Sequence[TermOptions], step: int, steps: float) -> frozenset[str]:
+    """Return the names of the terms that are computed at a step: they count, or learn before they do."""
+    return frozenset(term.name for term in options if term.idle_batches or term_weight(term, step, steps) > 0)
 
 
 def term_weight(options: TermOptions, step: int, steps: float) -> float:

@@ -21,7 +21,7 @@ from kdseg.config.terms import (
 )
 from kdseg.errors import ConfigError
 from kdseg.networks.models import Batch, Outputs, Widths
-from kdseg.training.losses import TERMS, Context, Term
+from kdseg.training.losses import Context, Term, make_term
 from kdseg.training.losses.feature import channel_divergence
 from kdseg.training.losses.generation import adaptive_mean, context_loss
 
@@ -46,7 +46,7 @@ BATCH = Batch(torch.zeros(2, 1, *SHAPE), torch.ones(2, *SHAPE, dtype=torch.int64
 
 
 def term(options: Any, context: Context = CONTEXT) -> Term:
-    made = TERMS[options.name](options, context)
+    made = make_term(options, context)
     assert isinstance(made, Term)
     return made
 

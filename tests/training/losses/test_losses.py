@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions, SoftAffinityOptions, TermOptions
+from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions, SoftAffinityOptions
 from kdseg.networks.models import Batch, Outputs, Widths
-from kdseg.training.losses import TERMS, Context, Objective, Term, build_terms, term_weight
+from kdseg.training.losses import Context, Objective, Term, build_terms, term_weight
 from kdseg.training.losses.base import balance
 from kdseg.training.losses.supervised import embedding_affinities
 from kdseg.training.targets import affinities, boundary_voxels, local_shape_descriptors
@@ -21,7 +21,6 @@ WIDTHS = Widths({"affinities": len(OFFSETS)}, (), ())
 CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, WIDTHS, WIDTHS)
 SHAPE = (6, 7, 8)
 OPTIONS = [AffinityOptions(), LsdOptions(), EmbeddingOptions(), SoftAffinityOptions(temperature=2.0)]
-TERM_CLASSES = list(get_args(get_args(TermOptions)[0]))
 
 
 def make_batch(seed: int = 0, n: int = 2) -> Batch:
@@ -47,10 +46,6 @@ def term(options: Any) -> Term:
     made = build_terms([options], CONTEXT)[options.name]
     assert isinstance(made, Term)
     return made
-
-
-def test_every_options_class_has_its_term() -> None:
-    assert {option.model_fields["name"].default for option in TERM_CLASSES} == set(TERMS)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.name)

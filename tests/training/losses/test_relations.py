@@ -12,7 +12,7 @@ from torch import Tensor
 from kdseg.config.terms import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.networks.models import Batch, Outputs, Widths
-from kdseg.training.losses import TERMS, Context, Term
+from kdseg.training.losses import Context, Term, make_term
 from kdseg.training.losses.affinity import bernoulli_divergence
 from kdseg.training.losses.similarity import (
     block_mean,
@@ -51,7 +51,7 @@ def batch(instances: Tensor | None = None) -> Batch:
 
 
 def term(options: Any, context: Context = CONTEXT) -> Term:
-    made = TERMS[options.name](options, context)
+    made = make_term(options, context)
     assert isinstance(made, Term)
     return made
 

@@ -22,9 +22,10 @@ from term_cases import (
 )
 from torch import Tensor
 
+from kdseg.config.terms import TERM_OPTIONS
 from kdseg.errors import ConfigError
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses import TERMS, Term, build_terms
+from kdseg.training.losses import Term, build_terms, make_term
 
 parametrised = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.options.name}-{CASES.index(c)}")
 distilling = pytest.mark.parametrize("case", DISTILLING, ids=lambda c: f"{c.options.name}-{CASES.index(c)}")
@@ -42,7 +43,7 @@ def mapped(found: Outputs, change: Callable[[Tensor], Tensor]) -> Outputs:
 def ready(case: Case) -> Term:
     """A term that has seen as many calls as it needs."""
     torch.manual_seed(0)
-    made = TERMS[case.options.name](case.options, CONTEXT)
+    made = make_term(case.options, CONTEXT)
     assert isinstance(made, Term)
     for seed in range(case.calls):
         made(outputs(20 + seed, OURS), outputs(40 + seed, THEIRS), make_batch(seed + 1))
@@ -59,7 +60,7 @@ def gradients(student: Outputs) -> list[Tensor]:
 
 
 def test_every_term_has_a_row() -> None:
-    assert {case.options.name for case in CASES} >= set(TERMS)
+    assert {case.options.name for case in CASES} == set(TERM_OPTIONS)
 
 
 @parametrised
@@ -85,6 +86,20 @@ def test_every_parameter_of_a_term_takes_a_gradient(case: Case) -> None:
     made(outputs(1, OURS), outputs(2, THEIRS), make_batch()).backward()
     learned = [p for p in made.parameters() if p.requires_grad]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in learned)
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in DISTILLING if case.options.taps_used == ("affinities",)], ids=lambda c: c.options.name
+)
+def test_affinities_that_a_stored_teacher_has_not_do_not_count(case: Case) -> None:
+    student, teacher = outputs(1, OURS), outputs(2, THEIRS)
+    known = torch.ones(teacher.logits["affinities"].shape, dtype=torch.bool)
+    known[:, 1:, :, 2:5] = False
+    ready(case)(student, teacher._replace(known=known), make_batch()).backward()
+    gradient = student.logits["affinities"].grad
+    assert gradient is not None
+    assert gradient[known].any()
+    assert not gradient[~known].any()
 
 
 @distilling
@@ -185,7 +200,7 @@ def test_a_term_goes_on_from_its_state_as_if_it_had_not_stopped(case: Case) -> N
     made = ready(case)
     state = deepcopy(made.state_dict())
     torch.manual_seed(1)
-    again = TERMS[case.options.name](case.options, CONTEXT)
+    again = make_term(case.options, CONTEXT)
     again.load_state_dict(state)
     for seed in range(3):
         given = outputs(seed, OURS), outputs(10 + seed, THEIRS), make_batch(seed)
