@@ -124,7 +124,8 @@ class TrainOptions(Section):
     terms: tuple[TermOptions, ...] = (AffinityOptions(),)
     """Summands of the loss."""
     normalise: bool = False
-    """Divide each term by the running mean of its value, so that weights are comparable."""
+    """Divide each term by the running norm of its gradient, relative to that of `affinity`, so that weights are
+    comparable: 1 pulls the student as strongly as ground truth."""
     steps: Count | None = None
     """Steps of the optimiser; default 1000, unless `seconds` says how long to train."""
     seconds: Positive | None = None
@@ -143,8 +144,9 @@ class TrainOptions(Section):
     """Largest norm of the gradient."""
     accumulate: Count = 1
     """Batches per step of the optimiser."""
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Decay of the averaged weights that are validated and shipped; 0 switches averaging off."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Decay of the averaged weights that are validated and shipped, less in the first thousands of steps; 0 switches
+    averaging off."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 where the device computes it natively, else float32."""
     augment: AugmentOptions = AugmentOptions()

@@ -26,15 +26,11 @@ from kdseg.networks.models.device import deterministic, joined, keep_memory
 from kdseg.results.curve import Curve
 from kdseg.results.files import replacing
 from kdseg.training.budget import Pace, fixed_steps
-from kdseg.training.losses import term_weight
+from kdseg.training.losses import active_terms, term_weight
+from kdseg.training.pull import due, factors, gradients, pulls, record
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.training.sampling import Addresses, Guide, loader
 from kdseg.training.validation import Scored, validate
-
-SCALE_DECAY = 0.99
-"""Of the running mean of a part's value that `normalise` divides by."""
-SMALLEST_SCALE = 1e-6
-"""A part is not divided by less: one that has become 0 would drown the others in its noise."""
 
 
 class Result(NamedTuple):
@@ -93,6 +89,7 @@ def train(
         run = prepare(options, offsets, data, name, ranks, watershed or WatershedOptions())
         resume(run, folder / "state.pt")
         columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *Scored._fields, "seconds"]
+        columns += [f"pull.{name}" for name in run.objective.part_weights() if options.train.normalise]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
         with curve or nullcontext(), _bar(run, name, progress if ranks.first else False) as bar:
             if run.steps == inf and ranks.first:
@@ -144,23 +141,25 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
         group["lr"] = rate
     run.optimiser.zero_grad()
     run.trained.train()
-    names = list(run.objective.part_weights())
+    weights = _scheduled(run)
+    names, acting = list(weights), [name for name, weight in weights.items() if weight]
+    pull = pulls(run.scales, acting)
+    if train.normalise:
+        known = factors(pull, acting)
+        weights = {name: weight * known.get(name, 0.0) for name, weight in weights.items()}
+    looked_at = due(run, acting) if train.normalise else []
+    measured: dict[str, Tensor] = {}
     values = torch.zeros(len(names), device=run.ranks.device)
     for part in range(train.accumulate):
-        batch = next(batches).to(run.ranks.device)
-        batch = batch._replace(raw=channels_last(batch.raw))
         last = part == train.accumulate - 1
         # gradients of the parts add up locally; processes exchange them once
         with run.trained.no_sync() if isinstance(run.trained, DistributedDataParallel) and not last else nullcontext():
-            parts = run.trained(batch, None if run.teachers is None else run.teachers(batch))
-            found = torch.stack([parts[name] for name in names])
-            if train.normalise and len(run.scales) < len(names):  # a part that begins has no scale yet
-                seen = dict(zip(names, _shared(run, found.detach()).tolist(), strict=True))
-                _update_scales(run, {name: value for name, value in seen.items() if name not in run.scales})
-            weights = _weights(run)
+            parts = _parts(run, next(batches))
+            for name, gradient in gradients(run, {name: parts[name] for name in looked_at}).items():
+                measured[name] = measured[name] + gradient if part else gradient
             total = torch.stack([weights[name] * parts[name] for name in names]).sum()
             run.scaler.scale(total / train.accumulate).backward()  # type: ignore[no-untyped-call]
-        values += found.detach() / train.accumulate
+        values += torch.stack([parts[name].detach() for name in names]) / train.accumulate
     values = _shared(run, values)
     raw = dict(zip(names, values.tolist(), strict=True))
     loss = sum(weights[name] * value for name, value in raw.items())
@@ -173,29 +172,34 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
         )
     run.scaler.step(run.optimiser)
     run.scaler.update()
+    record(run, measured)
     run.step += 1
-    if train.normalise:
-        _update_scales(run, raw)
     _update_average(run)
-    return {"step": run.step, "learning_rate": rate, **raw, "total": loss}
+    shown = {f"pull.{name}": each for name, each in pull.items()} if train.normalise else {}
+    return {"step": run.step, "learning_rate": rate, **raw, "total": loss, **shown}
 
 
-def _weights(run: Run) -> dict[str, float]:
-    """Return what each part of each term counts at this step."""
-    train = run.options.train
-    scheduled: dict[str, float] = {term.name: term_weight(term, run.step, run.steps) for term in train.active_terms}
-    return {
-        name: scheduled[term] * weight / max(run.scales.get(name, 1.0), SMALLEST_SCALE)
-        for name, (term, weight) in run.objective.part_weights().items()
+def _scheduled(run: Run) -> dict[str, float]:
+    """Return what each part of each term counts at this step by its options."""
+    terms: dict[str, float] = {
+        term.name: term_weight(term, run.step, run.steps) for term in run.options.train.active_terms
     }
+    return {name: terms[term] * weight for name, (term, weight) in run.objective.part_weights().items()}
 
 
-def _update_scales(run: Run, values: dict[str, float]) -> None:
-    """Move the running mean of each part's size; 0, as of a part that has not begun, says nothing of it."""
-    for name, value in values.items():
-        if isfinite(value) and value:
-            before = run.scales.get(name, abs(value))
-            run.scales[name] = before + (1 - SCALE_DECAY) * (abs(value) - before)
+def _parts(run: Run, batch: Batch) -> dict[str, Tensor]:
+    """Return the parts of the loss of one batch; those of terms that do not act are 0."""
+    train = run.options.train
+    # a mean over labelled crops is divided by those of the whole step: none counts more for having fewer beside it
+    labelled = run.crops.labelled(run.step) / train.accumulate / run.ranks.ranks
+    instanced = labelled if train.teaching.instances == "none" else train.batch / run.ranks.ranks
+    batch = batch.to(run.ranks.device)
+    batch = batch._replace(raw=channels_last(batch.raw), labelled=labelled, instanced=instanced)
+    active = active_terms(train.active_terms, run.step, run.steps)
+    taught = any(term.from_teacher and term.name in active for term in train.active_terms)
+    teacher = run.teachers(batch) if taught and run.teachers is not None else None
+    found: dict[str, Tensor] = run.trained(batch, teacher, active)
+    return found
 
 
 def _shared(run: Run, values: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from kdseg.networks.models.device import Ranks
 from kdseg.results.curve import Curve, read_curve
 from kdseg.training import Result, learning_rate, loop, train, validation
 from kdseg.training.budget import fitting
+from kdseg.training.pull import factors, pulls, record
 from kdseg.training.run import Data, prepare
 from kdseg.training.sampling import Source, loader
 from kdseg.training.validation import validate as score
@@ -287,31 +288,111 @@ def test_what_terms_learn_and_remember_is_continued_too(
     assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
     last = numbers(tmp_path / "whole")[-1]
     assert all(float(last[name]) != 0 for name in one["scales"])  # every part works by then
-    assert len(one["scales"]) == 12
+    assert len(one["scales"]) == 12  # and has a gradient
 
 
-def test_normalised_terms_count_by_their_weight(volumes: Any, teacher: Path) -> None:
+@pytest.mark.usefixtures("_one_thread")
+def test_normalised_terms_pull_by_their_weight(volumes: Any, teacher: Path) -> None:
+    """The oracle: gradients of each part alone, of the same network on the same crops."""
     terms = [{"name": "affinity", "weight": 2.0}, {"name": "soft_affinity"}, {"name": "cwd", "weight": 0.5}]
-    state = prepared(options(teacher="t", terms=terms, normalise=True), volumes, teacher)
-    batches = iter(loader(state.crops, 0))
-    first = loop._step(state, batches)
-    assert first["total"] == pytest.approx(3.5, rel=1e-5)  # each part is divided by itself
-    scales = {name: first[name] for name in ("affinity", "soft_affinity", "cwd")}
-    assert state.scales == pytest.approx(scales)
-    second = loop._step(state, batches)
-    weights = {"affinity": 2.0, "soft_affinity": 1.0, "cwd": 0.5}
-    assert second["total"] == pytest.approx(sum(weights[name] * second[name] / scales[name] for name in scales))
-    assert state.scales == pytest.approx({name: 0.99 * scales[name] + 0.01 * second[name] for name in scales})
+    given = {"teacher": "t", "terms": terms, "normalise": True, "accumulate": 2, "learning_rate": 1e-30}
+    state = prepared(options(**given), volumes, teacher)
+    rows = []
+    for _ in range(2):  # the rate lets nothing move
+        rows.append(loop._step(state, iter(loader(state.crops, 0))))
+    assert state.scales.keys() == {"affinity", "soft_affinity", "cwd"}
+    # at first only the part on ground truth acts: how strong the others are is not known yet
+    assert rows[0]["total"] == pytest.approx(2 * rows[0]["affinity"])
+    norms = {}
+    for name in state.scales:
+        alone = prepared(options(**given), volumes, teacher)
+        batches = iter(loader(alone.crops, 0))
+        for _ in range(2):
+            (loop._parts(alone, next(batches))[name] / 2).backward()
+        norms[name] = torch.cat([p.grad.flatten() for p in alone.objective.network.parameters() if p.grad is not None])
+    lengths = {name: norm.norm().item() for name, norm in norms.items()}
+    assert state.scales == pytest.approx(lengths, rel=1e-4)
+    assert {name: rows[1][f"pull.{name}"] for name in lengths} == pytest.approx(
+        {name: length / lengths["affinity"] for name, length in lengths.items()}, rel=1e-4
+    )
+    balanced = {"affinity": 2.0, "soft_affinity": 1.0, "cwd": 0.5}
+    expected = sum(w * rows[1][name] * lengths["affinity"] / lengths[name] for name, w in balanced.items())
+    assert rows[1]["total"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_part_that_says_nothing_leaves_its_scale(volumes: Any) -> None:
+def test_a_part_that_says_nothing_leaves_its_norm(volumes: Any) -> None:
     state = prepared(options(normalise=True), volumes)
-    loop._update_scales(state, {"affinity": 0.0})  # it has not begun: its first size would be 0 for ever
+    record(state, {"affinity": torch.zeros(3)})  # it has not begun: its first norm would be 0 for ever
     assert state.scales == {}
-    loop._update_scales(state, {"affinity": 2.0})
+    record(state, {"affinity": torch.tensor([2.0, 0.0])})
     for silent in (0.0, float("nan"), float("inf")):
-        loop._update_scales(state, {"affinity": silent})
+        record(state, {"affinity": torch.tensor([silent])})
     assert state.scales == {"affinity": 2.0}
+    record(state, {"affinity": torch.tensor([4.0])})
+    assert state.scales == {"affinity": 3.0}
+
+
+def test_the_part_that_others_are_compared_with() -> None:
+    acting = ["cwd", "affinity", "at"]
+    assert pulls({"cwd": 4.0, "affinity": 2.0, "vid": 1.0}, acting) == {"cwd": 2.0, "affinity": 1.0}
+    assert pulls({"cwd": 4.0, "at": 2.0}, acting) == {"cwd": 1.0, "at": 0.5}  # no crop with ground truth yet
+    assert factors({"cwd": 2.0, "affinity": 1.0}, acting) == {"cwd": 0.5, "affinity": 1.0}
+    assert factors({}, acting) == {"affinity": 1.0}
+    assert factors({}, ["cwd", "at"]) == {"cwd": 1.0}
+    assert factors({"affinity": 1.0, "at": 1e-9}, acting)["at"] == 1e4  # noise is not blown up
+
+
+@pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_ground_truth_counts_alike_however_a_step_is_cut(
+    tmp_path: Path, volumes: Any, teacher: Path, accumulate: int
+) -> None:
+    """Values of a step of four crops, of which one is labelled, are those of the labelled one."""
+    terms = [{"name": "affinity"}, {"name": "graph_relation", "taps": ["affinities"], "min_size": 2}]
+    both = volumes | {"b": volumes["a"]}
+    given = {
+        "teacher": "t", "terms": terms, "unlabelled": ["b"], "unlabelled_fraction": 0.75, "learning_rate": 1e-30,
+        "batch": 4 // accumulate, "accumulate": accumulate, "augment": NEVER,
+    }  # fmt: skip
+    state = prepared(options(**given), both, teacher)
+    network = state.objective.network.eval()
+    network.train = lambda mode=True: network  # type: ignore[method-assign, assignment]
+    (labelled,) = (index for index in range(4) if not state.crops.is_unlabelled(index))
+    row = loop._step(state, iter(loader(state.crops, 0)))
+    alone = prepared(options(**given), both, teacher)
+    alone.objective.eval()
+    crop = state.crops[labelled]
+    expected = alone.objective(crop, alone.teachers(crop))  # type: ignore[misc]
+    assert row["affinity"] == pytest.approx(expected["affinity"].item(), rel=1e-5)
+    assert row["graph_relation.edge"] == pytest.approx(expected["graph_relation.edge"].item(), rel=1e-5)
+
+
+def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, teacher: Path) -> None:
+    terms = [
+        {"name": "affinity"},
+        {"name": "soft_affinity", "start": 2},
+        {"name": "fitnets", "level": -1, "weight": 0.0},
+        {"name": "ft", "fit": 1, "start": 4},
+    ]
+    state = prepared(options(teacher="t", terms=terms[:3]), volumes, teacher)
+    asked: list[int] = []
+    found = state.teachers
+    assert found is not None
+    state.teachers = lambda batch: asked.append(state.step) or found(batch)  # type: ignore[assignment, func-returns-value]
+    batches = iter(loader(state.crops, 0))
+    rows = [loop._step(state, batches) for _ in range(4)]
+    assert asked == [2, 3]
+    assert [row["soft_affinity"] != 0 for row in rows] == [False, False, True, True]
+    assert all(row["fitnets"] == 0 for row in rows)
+    projector = dict(state.objective.terms["fitnets"].named_parameters())
+    assert projector
+    assert all(p.grad is not None and not p.grad.any() for p in projector.values())
+    # one that learns before it acts is computed from the first step on
+    learning = prepared(options(teacher="t", terms=[terms[0], terms[3]]), volumes, teacher)
+    count = learning.objective.terms["ft"].state_dict()["paraphraser.moments.count"]
+    assert count == 0
+    loop._step(learning, iter(loader(learning.crops, 0)))
+    assert count > 0
 
 
 def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Path) -> None:

@@ -67,6 +67,10 @@ class Batch(NamedTuple):
         instances: int64 (n, z, y, x), the connected pieces of the neurons of all crops, numbered from 1 to their
             number over the whole batch; 0 is none. None where no term asks for them.
         taught: what stored teachers say; None where there are none.
+        labelled: crops with ground truth in the step's mean batch, over all processes and accumulated batches, which a
+            mean over those crops is divided by: so that none counts more where it has fewer beside it. None where
+            this batch is all there is.
+        instanced: likewise, crops that may have instances.
     """
 
     raw: Tensor
@@ -74,6 +78,8 @@ class Batch(NamedTuple):
     mask: Tensor
     instances: Tensor | None = None
     taught: Taught | None = None
+    labelled: float | None = None
+    instanced: float | None = None
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
@@ -81,12 +87,12 @@ class Batch(NamedTuple):
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return Batch(
-            moved(self.raw),
-            moved(self.labels),
-            moved(self.mask),
-            None if self.instances is None else moved(self.instances),
-            None if self.taught is None else Taught(*map(moved, self.taught)),
+        return self._replace(
+            raw=moved(self.raw),
+            labels=moved(self.labels),
+            mask=moved(self.mask),
+            instances=None if self.instances is None else moved(self.instances),
+            taught=None if self.taught is None else Taught(*map(moved, self.taught)),
         )
 
 

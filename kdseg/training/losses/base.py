@@ -88,16 +88,29 @@ class Objective(nn.Module):
         super().__init__()
         self.network, self.terms, self.dtype = network, terms, dtype
 
-    def forward(self, batch: Batch, teacher: Outputs | None) -> dict[str, Tensor]:
-        """Return each part of each term, unweighted, by the names of `part_weights`."""
+    def forward(self, batch: Batch, teacher: Outputs | None, active: frozenset[str] | None = None) -> dict[str, Tensor]:
+        """Return each part of each term, unweighted, by the names of `part_weights`.
+
+        Args:
+            batch: crops.
+            teacher: without gradient; None if no term looks at it.
+            active: names of the terms to compute; the parts of the others are 0. Default: all.
+        """
         teacher = Outputs({}, ()) if teacher is None else teacher
         with autocast(self.dtype, batch.raw.device):
             student = self.network(batch.raw)
-        return {
-            part_name(name, part): value
-            for name, term in self._named_terms()
-            for part, value in term.parts(student, teacher, batch).items()
-        }
+        found: dict[str, Tensor] = {}
+        for name, term in self._named_terms():
+            if active is None or name in active:
+                values = term.parts(student, teacher, batch)
+            else:
+                values = dict.fromkeys(term.weights, self._nothing())
+            found |= {part_name(name, part): value for part, value in values.items()}
+        return found
+
+    def _nothing(self) -> Tensor:
+        """Return 0 with a gradient of 0 for every parameter: distributed training waits for all of them."""
+        return torch.stack([p.sum() for p in self.parameters() if p.requires_grad]).sum() * 0
 
     def part_weights(self) -> dict[str, tuple[str, float]]:
         """Return, by the name of each part, its term and its weight within the term."""
@@ -144,12 +157,13 @@ def class_weights(share: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(share > 0.5, 1.0, (1 - share) / share), torch.where(share > 0.5, share / (1 - share), 1.0)
 
 
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """Return the mean over channels and crops of each one's weighted mean, of those that have any weight.
+def weighted_mean(values: Tensor, weights: Tensor, crops: float | None = None) -> Tensor:
+    """Return the mean over crops, and their channels, of each one's weighted mean, of those that have any weight.
 
     Args:
         values: float32 (n, c, z, y, x).
         weights: float32 (n, c, z, y, x), not negative.
+        crops: number to divide the sum over crops by; see `Batch.labelled`. Default: those that have any weight.
 
     Returns:
         Scalar; 0, with a gradient of 0, where all weights are 0.
@@ -157,4 +171,19 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     space = (-3, -2, -1)
     total = weights.sum(space)
     mean = (values * weights).sum(space) / total.clamp_min(EPSILON)
-    return mean.sum() / (total > 0).sum().clamp_min(1)
+    channels = (total > 0).sum(1)
+    return crop_sum(mean.sum(1) / channels.clamp_min(1), channels > 0, crops)
+
+
+def crop_sum(means: Tensor, counted: Tensor, crops: float | None) -> Tensor:
+    """Return the sum of what crops have, divided by their number.
+
+    Args:
+        means: float (n,), 0 for crops that have nothing.
+        counted: bool (n,), whether a crop has anything.
+        crops: number to divide by; default: those that have anything.
+
+    Returns:
+        Scalar; 0, with a gradient of 0, where no crop has anything.
+    """
+    return means.sum() / (counted.sum().clamp_min(1) if crops is None else max(crops, EPSILON))

@@ -78,7 +78,7 @@ class GraphRelationTerm(Term):
         name = self.options.name
         nodes = None
         if {"node", "edge", "inter_edge"}.intersection(self.weights):
-            nodes = select_nodes(given(batch, name), self.options)
+            nodes = select_nodes(given(batch, name), self.options, batch.instanced)
         found: dict[str, list[Tensor]] = {part: [] for part in self.weights}
         for part, value in self._taps(student, teacher, nodes):
             found[part].append(value)
@@ -191,7 +191,7 @@ class _Link(nn.Module):
         weights = nodes.weights * present
         if "edge" in self.wanted:
             ours, theirs, counted = (nodes.padded(values) for values in (found.student, found.teacher, weights))
-            yield "edge", edge_distance(ours, theirs, counted, area, self.options)
+            yield "edge", edge_distance(ours, theirs, counted, area, self.options, nodes.crops)
         if not self.wanted.intersection(("node", "inter_edge")):
             return
         ours, theirs = self.projector(found.student), found.teacher

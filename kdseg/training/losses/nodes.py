@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from kdseg.config.terms import GraphRelationOptions
 from kdseg.geometry import Offsets, pair_slices
-from kdseg.training.losses.base import EPSILON, balance, weighted_mean
+from kdseg.training.losses.base import EPSILON, balance, crop_sum, weighted_mean
 from kdseg.training.losses.instances import faces, owners
 
 
@@ -23,6 +23,7 @@ class Nodes(NamedTuple):
         rank: int64 (nodes,), its number in its crop, from 0.
         weights: float32 (nodes,), how it counts.
         most: nodes of the crop that has most.
+        crops: number that sums over crops are divided by; see `Batch.instanced`.
     """
 
     ids: Tensor
@@ -30,6 +31,7 @@ class Nodes(NamedTuple):
     rank: Tensor
     weights: Tensor
     most: int
+    crops: float | None = None
 
     @property
     def number(self) -> int:
@@ -50,15 +52,16 @@ class Nodes(NamedTuple):
             values: float (nodes,).
             weights: float (nodes,), not negative.
         """
-        return crop_mean(self.padded(values), self.padded(weights))
+        return crop_mean(self.padded(values), self.padded(weights), self.crops)
 
 
-def select_nodes(instances: Tensor, options: GraphRelationOptions) -> Nodes:
+def select_nodes(instances: Tensor, options: GraphRelationOptions, crops: float | None = None) -> Nodes:
     """Return the instances that are large enough, of each crop the largest ones (of equal size, by their number).
 
     Args:
         instances: int64 (n, z, y, x), numbered from 1 over the batch; 0 is none.
         options: `min_size`, `max_nodes`, `size_weight`.
+        crops: number that sums over crops are divided by; see `Batch.instanced`.
     """
     count = int(instances.max()) if instances.numel() else 0
     flat, device = instances.reshape(-1), instances.device
@@ -76,7 +79,7 @@ def select_nodes(instances: Tensor, options: GraphRelationOptions) -> Nodes:
     ids = number.index_select(0, flat).view(instances.shape)
     size = sizes[kept].float()
     weights = {"none": torch.ones_like(size), "sqrt": size.sqrt(), "linear": size}[options.size_weight]
-    return Nodes(ids, crop, rank, weights, int(rank.max()) + 1 if len(rank) else 0)
+    return Nodes(ids, crop, rank, weights, int(rank.max()) + 1 if len(rank) else 0, crops)
 
 
 def contact_areas(nodes: Nodes) -> Tensor:
@@ -89,7 +92,12 @@ def contact_areas(nodes: Nodes) -> Tensor:
 
 
 def edge_distance(
-    student: Tensor, teacher: Tensor, weights: Tensor, area: Tensor | None, options: GraphRelationOptions
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    area: Tensor | None,
+    options: GraphRelationOptions,
+    crops: float | None = None,
 ) -> Tensor:
     """Return the mean squared difference of edges, the cosines of node pairs of a crop.
 
@@ -99,6 +107,7 @@ def edge_distance(
         weights: float (n, m), not negative; 0 for what is not a node. A pair counts by the product.
         area: float (n, m, m), contact areas, for `rag` and `mixed`.
         options: `graph`, `neighbours`.
+        crops: number that the sum over crops is divided by; see `Batch.instanced`.
 
     Returns:
         Scalar: mean over crops, without the diagonal; 0, with a gradient of 0, where there is no pair.
@@ -109,11 +118,11 @@ def edge_distance(
     pairs = weights[:, :, None] * weights[:, None, :]
     pairs = pairs * ~torch.eye(pairs.shape[1], dtype=torch.bool, device=pairs.device)
     if options.graph == "knn":
-        return crop_mean(error, pairs * _nearest(target, pairs, options.neighbours))
+        return crop_mean(error, pairs * _nearest(target, pairs, options.neighbours), crops)
     if options.graph == "full" or area is None:
-        return crop_mean(error, pairs)
-    touching = crop_mean(error, pairs * area)
-    return touching if options.graph == "rag" else (touching + crop_mean(error, pairs)) / 2
+        return crop_mean(error, pairs, crops)
+    touching = crop_mean(error, pairs * area, crops)
+    return touching if options.graph == "rag" else (touching + crop_mean(error, pairs, crops)) / 2
 
 
 def contact_distance(student: Tensor, teacher: Tensor, known: Tensor, nodes: Nodes, offsets: Offsets) -> Tensor:
@@ -151,8 +160,7 @@ def contact_distance(student: Tensor, teacher: Tensor, known: Tensor, nodes: Nod
     sums = edges.new_zeros(2, len(nodes.ids)).index_add(
         1, nodes.crop[first], torch.stack([weights * edges**2, weights.to(edges.dtype)])
     )
-    mean: Tensor = (sums[0] / sums[1].clamp_min(EPSILON)).sum() / (sums[1] > 0).sum().clamp_min(1)
-    return mean
+    return crop_sum(sums[0] / sums[1].clamp_min(EPSILON), sums[1] > 0, nodes.crops)
 
 
 def probability_distance(student: Tensor, teacher: Tensor, known: Tensor, offsets: Offsets) -> Tensor:
@@ -174,19 +182,20 @@ def probability_distance(student: Tensor, teacher: Tensor, known: Tensor, offset
     return weighted_mean(error, balance(target > 0.5, inside))
 
 
-def crop_mean(values: Tensor, weights: Tensor) -> Tensor:
+def crop_mean(values: Tensor, weights: Tensor, crops: float | None = None) -> Tensor:
     """Return the mean over crops of each one's weighted mean, of those that have any weight.
 
     Args:
         values: float (n, ...).
         weights: float (n, ...), not negative.
+        crops: number to divide the sum over crops by; default: those that have any weight.
 
     Returns:
         Scalar; 0, with a gradient of 0, where all weights are 0.
     """
     total = weights.flatten(1).sum(1)
     mean = (values * weights).flatten(1).sum(1) / total.clamp_min(EPSILON)
-    return mean.sum() / (total > 0).sum().clamp_min(1)
+    return crop_sum(mean, total > 0, crops)
 
 
 def _nearest(cosines: Tensor, pairs: Tensor, neighbours: int) -> Tensor:

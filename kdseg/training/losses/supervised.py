@@ -26,7 +26,7 @@ class AffinityTerm(Term):
         logits = student.logits["affinities"].float()
         target, known = _pairs(batch, self.offsets, self.boundary)
         loss = binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-        return weighted_mean(loss, balance(target, known))
+        return weighted_mean(loss, balance(target, known), batch.labelled)
 
 
 class LsdTerm(Term):
@@ -43,7 +43,7 @@ class LsdTerm(Term):
         made = [local_shape_descriptors(crop, self.voxel_size, self.sigma) for crop in labels]
         target = torch.stack([descriptors for descriptors, _ in made])
         known = torch.stack([known for _, known in made])[:, None].expand_as(target)
-        return weighted_mean((predicted - target) ** 2, known.float())
+        return weighted_mean((predicted - target) ** 2, known.float(), batch.labelled)
 
 
 class EmbeddingTerm(Term):
@@ -66,7 +66,7 @@ class EmbeddingTerm(Term):
         error, weights = (cosine - target.float()) ** 2, balance(target, known)
         if self.published:
             return (error * weights).sum() / batch.labels.numel()
-        return weighted_mean(error, weights)
+        return weighted_mean(error, weights, batch.labelled)
 
 
 def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import floor
 from multiprocessing import get_context
 from typing import Any
 
@@ -82,27 +84,48 @@ class Crops(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         """Return crop ``index``, a batch of one."""
         rng = np.random.default_rng([self.options.seed, index])
-        source, roi, drawn = self.draw(rng)
+        supervised = not self.is_unlabelled(index)
+        source, roi, drawn = self.draw(rng, supervised=supervised)
         symmetry = draw_symmetry(self.options.crop, rng, self.options.augment)
         crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic)
         raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in crop)
-        instances = connected_pieces(labels[0])[None] if self.pieces else None
+        # those of an unlabelled crop are a teacher's, all of which count
+        known = torch.where(mask, labels, 0) if supervised else labels
+        instances = connected_pieces(known[0])[None] if self.pieces else None
         taught = stored_outputs(source, roi, self.offsets, symmetry) if self.stored else None
         return Batch(raw[None], labels, mask, instances, taught)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Source, Roi, Crop]:
-        """Return a random crop as it was imaged, and where it comes from."""
-        unlabelled = bool(self.unlabelled) and rng.random() < self.options.unlabelled_fraction
-        sources = self.unlabelled if unlabelled else self.supervised
-        sizes = np.array([(s.raw.roi if unlabelled else s.labelled_roi).size for s in sources], float)
+    def draw(self, rng: np.random.Generator, *, supervised: bool) -> tuple[Source, Roi, Crop]:
+        """Return a random crop as it was imaged, with ground truth or without, and where it comes from."""
+        sources = self.supervised if supervised else self.unlabelled
+        sizes = np.array([(s.labelled_roi if supervised else s.raw.roi).size for s in sources], float)
         source = sources[int(rng.choice(len(sources), p=sizes / sizes.sum()))]
-        within = source.raw.roi if unlabelled else source.labelled_roi
+        within = source.labelled_roi if supervised else source.raw.roi
         for attempt in range(TRIES):
             roi = Roi(_place(rng, within, self.options.crop, source.raw.roi), self.options.crop)
-            crop = source.crop(roi, supervised=not unlabelled)
-            if unlabelled or crop.mask.mean() >= LABELLED_SHARE or attempt == TRIES - 1:
+            crop = source.crop(roi, supervised=supervised)
+            if not supervised or crop.mask.mean() >= LABELLED_SHARE or attempt == TRIES - 1:
                 break
         return source, roi, crop
+
+    def labelled(self, step: int) -> int:
+        """Return the number of crops with ground truth in a step of the optimiser.
+
+        They are shared out evenly over the steps: each has as many, or one more.
+        """
+        size = self.options.batch * self.options.accumulate
+        if not self.unlabelled:
+            return size
+        share = Fraction(repr(self.options.unlabelled_fraction)) * size
+        return size - (floor(share * (step + 1)) - floor(share * step))
+
+    def is_unlabelled(self, index: int) -> bool:
+        """Return whether a crop is drawn from the unlabelled volumes."""
+        size = self.options.batch * self.options.accumulate
+        step, place = divmod(index, size)
+        # which of a step's crops they are is drawn, or with as many processes one would have all of them
+        order = np.random.default_rng([self.options.seed, step, 1]).permutation(size)
+        return bool(order[place] >= self.labelled(step))
 
     def _open(self, name: str, volumes: Addresses, guides: Mapping[str, Guide], *, labelled: bool) -> Source:
         if name not in volumes:
@@ -151,7 +174,7 @@ def loader(crops: Crops, start: int, *, rank: int = 0, ranks: int = 1) -> DataLo
 
 def collate(items: Sequence[Batch]) -> Batch:
     """Return one batch of several; instances are numbered through."""
-    raw, labels, mask, instances, taught = zip(*items, strict=True)
+    raw, labels, mask, instances, taught, *_ = zip(*items, strict=True)
     return Batch(
         torch.cat(raw),
         torch.cat(labels),

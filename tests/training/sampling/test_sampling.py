@@ -16,7 +16,9 @@ from kdseg.config.networks import AugmentOptions, TrainOptions
 from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.networks.models import Batch
+from kdseg.training.augment import Crop
 from kdseg.training.sampling import Crops, Source, loader, source
+from kdseg.training.sampling import crops as sampling_crops
 from kdseg.training.sampling.crops import _place
 
 SHAPE = (16, 20, 24)
@@ -152,8 +154,45 @@ def test_volumes_are_drawn_by_size_and_unlabelled_ones_by_their_share(tmp_path: 
         value = int(as_bytes(raw[0, 0, 0, 0]))
         seen[value] += 1
         assert mask.any() == labels.any() == (value != 30)
-    assert seen[30] == pytest.approx(100, abs=30)
+    assert seen[30] == 100
     assert seen[20] / seen[10] == pytest.approx(3, rel=0.4)
+
+
+@pytest.mark.parametrize(("fraction", "accumulate"), [(0.25, 1), (0.5, 3), (0.3, 1), (1 / 3, 2), (0.0, 1), (1.0, 1)])
+def test_each_step_has_as_many_labelled_crops(pair: tuple[Path, Path], fraction: float, accumulate: int) -> None:
+    chosen = distilling(unlabelled=("b",), unlabelled_fraction=fraction, batch=2, accumulate=accumulate)
+    crops, size = Crops(chosen, {"a": pair, "b": pair}), 2 * accumulate
+    places = set()
+    for step in range(30):
+        without = [crops.is_unlabelled(step * size + k) for k in range(size)]
+        assert size - sum(without) == crops.labelled(step)
+        assert abs(sum(without) - size * fraction) < 1
+        places |= {k for k in range(size) if without[k]}
+    taken = sum(size - crops.labelled(step) for step in range(30))
+    assert abs(taken - 30 * size * fraction) <= 1
+    assert len(places) == (size if fraction else 0)  # in turn on all places, hence on all processes
+    for index in range(8):
+        assert bool(crops[index].mask.any()) is not crops.is_unlabelled(index)
+
+
+def test_instances_are_of_ground_truth_that_counts(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    terms = ({"name": "affinity"}, {"name": "graph_relation", "taps": ("affinities",)})
+    crops = Crops(options(teacher="t", terms=terms, unlabelled=("b",)), {"a": pair, "b": pair})
+    assert crops.pieces
+
+    def masked(crop: Crop, *_: Any, **__: Any) -> Crop:
+        mask = crop.mask.copy()
+        mask[:, :4] = False
+        return Crop(crop.raw, np.ones_like(crop.labels), mask)
+
+    monkeypatch.setattr(sampling_crops, "augment", masked)
+    for index in range(4):
+        found = crops[index]
+        assert found.instances is not None
+        if crops.is_unlabelled(index):  # the neurons are a teacher's: all count
+            assert (found.instances == 1).all()
+        else:
+            assert torch.equal(found.instances > 0, found.mask)
 
 
 def test_large_volumes_are_read_crop_by_crop(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,96 @@
+"""Strengths of the parts of the loss: the gradients by which they pull the student, relative to ground truth's.
+
+With `normalise` the weight of a part means the same for all methods: 1 pulls as strongly as ground truth does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from kdseg.training.run import Run
+
+EVERY = 32
+"""Steps between two looks, each of which takes a backward pass per part; before that one at every power of two."""
+DECAY = 0.5
+"""Of the running mean of a part's gradient norm."""
+LARGEST = 1e4
+"""Bound of what a part is multiplied by: one whose gradient has vanished would drown the others in its noise."""
+REFERENCE = "affinity"
+"""The part on ground truth."""
+
+
+def due(run: Run, acting: Sequence[str]) -> list[str]:
+    """Return the parts whose gradients are to be measured at this step: all now and then, new ones until they have one.
+
+    Args:
+        run: before the step.
+        acting: names of the parts that count.
+    """
+    all_of_them = run.step % EVERY == 0 or (run.step < EVERY and run.step & (run.step - 1) == 0)
+    return [name for name in acting if all_of_them or name not in run.scales]
+
+
+def gradients(run: Run, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the gradients of the student's parameters by each part, flat; the graph is kept.
+
+    Args:
+        run: its student has been through a batch.
+        parts: unweighted scalars by name.
+    """
+    student = [p for p in run.objective.network.parameters() if p.requires_grad]
+    factor = run.scaler.get_scale() if run.scaler.is_enabled() else 1.0
+    found = {}
+    for name, part in parts.items():
+        if part.requires_grad:
+            each = torch.autograd.grad(part * factor, student, retain_graph=True, materialize_grads=True)
+        else:  # it had nothing to compare in this process
+            each = tuple(torch.zeros_like(p) for p in student)
+        found[name] = torch.cat([g.flatten() for g in each]) / factor
+    return found
+
+
+def record(run: Run, measured: Mapping[str, Tensor]) -> None:
+    """Move the running norms of gradients, ``run.scales``; one of 0 says nothing.
+
+    Args:
+        run: after the batches of a step.
+        measured: by name, the sum of the gradients over the batches of this process.
+    """
+    for name, gradient in measured.items():
+        if run.ranks.together:
+            dist.all_reduce(gradient)
+        norm = gradient.norm().item() / run.ranks.ranks / run.options.train.accumulate
+        if isfinite(norm) and norm > 0:
+            run.scales[name] = DECAY * run.scales.get(name, norm) + (1 - DECAY) * norm
+
+
+def pulls(scales: Mapping[str, float], acting: Sequence[str]) -> dict[str, float]:
+    """Return the gradient norm of each part as a multiple of the reference's.
+
+    The reference is the part on ground truth or, as long as it has no gradient, the first that has one.
+
+    Args:
+        scales: running norms by name, of the parts that have one.
+        acting: names of the parts that count, in their order.
+    """
+    known = [name for name in acting if name in scales]
+    if not known:
+        return {}
+    reference = REFERENCE if REFERENCE in known else known[0]
+    return {name: scales[name] / scales[reference] for name in known}
+
+
+def factors(pulls: Mapping[str, float], acting: Sequence[str]) -> dict[str, float]:
+    """Return what each part is multiplied by, for all to pull alike.
+
+    A part whose gradient is not known yet waits for a step: at its own strength it could be a hundred times too strong.
+    Where none is known, the part on ground truth goes first, or the first one.
+    """
+    if not pulls and acting:
+        return {REFERENCE if REFERENCE in acting else acting[0]: 1.0}
+    return {name: min(max(1 / pull, 1 / LARGEST), LARGEST) for name, pull in pulls.items()}
