@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 DATA = ROOT.parent / "shared" / "data"
 
-# The same examples each time, so that a failure is of the code at hand; `make test-all` looks for new ones.
+# The same examples each time, so that a failure is of the code at hand; `make test-random` looks for new ones.
 settings.register_profile("repeatable", derandomize=True, database=None)
 settings.register_profile("thorough", print_blob=True)
 settings.load_profile("repeatable")
@@ -28,10 +28,13 @@ THOROUGH = 20
 
 SLOW = (
     "test_workflow.py",
-    "test_prediction_faults.py",  # while the other process makes what the next two need
+    "test_cluster.py",  # while the other process makes what the next two need
     "test_workflow_killed.py",
     "test_compare.py",
+    "test_prediction_faults.py",
     "test_remote.py",
+    "test_computed.py",
+    "test_training.py",
     "test_predict.py",
     "test_segmentation_stages.py",
 )

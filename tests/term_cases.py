@@ -31,11 +31,12 @@ from kdseg.config.terms import (
 )
 from kdseg.networks.models import Batch, Outputs, Widths
 from kdseg.training.losses import Context
+from kdseg.training.targets import local_shape_descriptors
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 LOGITS = {"affinities": len(OFFSETS), "lsd": 10, "embedding": 6}
 OURS, THEIRS = Widths(LOGITS, (4, 6, 8), (4, 6)), Widths(LOGITS, (7, 6, 9), (7, 6))
-CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, OURS, THEIRS)
+CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), OURS, THEIRS)
 SHAPE = (8, 8, 12)
 
 
@@ -104,7 +105,11 @@ def make_batch(seed: int = 0, n: int = 2) -> Batch:
         labels = labels.repeat_interleave(4, dim=axis)
     labels[:, :, :2, 10:] = 0
     raw = torch.rand(n, 1, *SHAPE, generator=generator) * 2 - 1
-    return Batch(raw, labels, labels > 0, numbered(labels))
+    return Batch(raw, labels, labels > 0, numbered(labels), descriptors=described(labels))
+
+
+def described(labels: Tensor) -> Tensor:
+    return torch.stack([local_shape_descriptors(ids, CONTEXT.voxel_size, 30.0)[0] for ids in labels])
 
 
 def numbered(labels: Tensor) -> Tensor:

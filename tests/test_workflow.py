@@ -12,6 +12,7 @@ from workflow import jobs, snakemake, voxels
 from kdseg.volumes.volume import open_volume
 
 
+@pytest.mark.slow
 def test_the_run_ends_with_a_scored_report(finished):
     folder, config = finished
     results = folder / "results" / "test"
@@ -24,6 +25,7 @@ def test_the_run_ends_with_a_scored_report(finished):
     assert jobs(folder, config) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("section", "key", "value", "first", "spared"),
     [
@@ -42,6 +44,7 @@ def test_only_what_an_option_concerns_runs_again(finished, tmp_path, values, sec
     assert not spared & found
 
 
+@pytest.mark.slow
 def test_where_and_how_a_run_is_computed_makes_nothing_run_again(finished, tmp_path, values):
     folder, _ = finished
     changed = json.loads(json.dumps(values))
@@ -62,6 +65,7 @@ def test_where_and_how_a_run_is_computed_makes_nothing_run_again(finished, tmp_p
         )
 
 
+@pytest.mark.slow
 def test_the_threshold_is_chosen_on_a_part_of_the_volume_to_tune_on_only(finished, tmp_path, values):
     folder, _ = finished
     changed = json.loads(json.dumps(values))
@@ -74,6 +78,7 @@ def test_the_threshold_is_chosen_on_a_part_of_the_volume_to_tune_on_only(finishe
     assert parts == {(True, True), (False, False)}
 
 
+@pytest.mark.slow
 def test_a_changed_option_is_refused_until_it_is_cleared_or_overwritten(finished, tmp_path, values):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder, symlinks=True)
@@ -91,6 +96,7 @@ def test_a_changed_option_is_refused_until_it_is_cleared_or_overwritten(finished
     assert stats["options"]["dust"] == 3
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_what_teachers_stored(finished, tmp_path, values):
     """Stored, averaged affinities and the teacher's own neurons, on a volume whose labels are not used."""
     folder = tmp_path / "copy"
@@ -132,6 +138,7 @@ def masked(values, folder, mask, **attributes):
     return yaml.safe_dump(changed)
 
 
+@pytest.mark.slow
 def test_a_mask_of_the_configuration_reaches_the_fragments(finished, tmp_path, values):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder, symlinks=True)
@@ -149,6 +156,7 @@ def test_a_mask_of_the_configuration_reaches_the_fragments(finished, tmp_path, v
     assert "masked.h5:/mask has voxels of (20.0, 10.0, 10.0) nm, but masked.h5:/raw has (10.0, 10.0, 10.0)" in text
 
 
+@pytest.mark.slow
 def test_fused_makes_the_same_neurons_without_affinities(finished, tmp_path, values):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder, symlinks=True)
@@ -175,7 +183,7 @@ def test_fused_makes_the_same_neurons_without_affinities(finished, tmp_path, val
     assert jobs(folder, config) == set()
 
 
-def test_a_mistake_is_told_at_the_prompt(finished, tmp_path, values):
+def test_a_mistake_is_told_at_the_prompt(tmp_path, values):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({**values, "predicct": {}}))
     text = snakemake(tmp_path, config, check=False)
@@ -189,6 +197,7 @@ def test_a_mistake_is_told_at_the_prompt(finished, tmp_path, values):
     assert "a.tif" in text
 
 
+@pytest.mark.slow
 def test_real_em_goes_all_the_way(em_data, tmp_path, values):
     real = json.loads(json.dumps(values))
     source = em_data / "fib25_tiny.h5"

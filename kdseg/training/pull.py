@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdseg.training.run import Run
 
-EVERY = 32
-"""Steps between two looks, each of which takes a backward pass per part; before that one at every power of two."""
+EVERY, AT_FIRST, YOUNG = 32, 8, 128
+"""Steps between two looks, each of which takes a backward pass per part: in general, and in the first steps, in which
+gradients change most."""
 DECAY = 0.5
 """Of the running mean of a part's gradient norm."""
 LARGEST = 1e4
@@ -31,7 +32,7 @@ def due(run: Run, acting: Sequence[str]) -> list[str]:
         run: before the step.
         acting: names of the parts that count.
     """
-    all_of_them = run.step % EVERY == 0 or (run.step < EVERY and run.step & (run.step - 1) == 0)
+    all_of_them = run.step % (AT_FIRST if run.step < YOUNG else EVERY) == 0 or run.step in (1, 2, 4)
     return [name for name in acting if all_of_them or name not in run.scales]
 
 

@@ -97,7 +97,8 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     dtype = resolve_precision(options.train.precision, device)
     if device.type == "cuda":
         check_convolutions(device, dtype)
-    crops = Crops(options.train, data.volumes, data.guides, offsets)
+    sigma = options.heads.lsd_sigma if options.heads.lsd else None
+    crops = Crops(options.train, data.volumes, data.guides, offsets, lsd_sigma=sigma)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
     average = placed(build(options.network, options.heads, offsets), device)
@@ -113,7 +114,6 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     context = Context(
         offsets,
         crops.voxel_size,
-        options.heads.lsd_sigma,
         widths(network),
         None if teachers is None else teachers.widths,
     )

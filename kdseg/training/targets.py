@@ -11,6 +11,9 @@ from torch import Tensor
 from kdseg.errors import ShapeError
 from kdseg.geometry import Offsets, Slices, Triple, VoxelSize, pair_slices
 
+REACH = 3
+"""Windows, in `sigma`, beyond which a voxel hardly counts: 0.3 % of the weight along an axis."""
+
 
 def affinities(
     labels: Tensor, offsets: Offsets, *, mask: Tensor | None = None, boundary: Tensor | None = None
@@ -66,13 +69,15 @@ def boundary_voxels(labels: Tensor, axes: str) -> Tensor:
     return (low < high) & (high > 0)
 
 
-def local_shape_descriptors(labels: Tensor, voxel_size: VoxelSize, sigma: float) -> tuple[Tensor, Tensor]:
+def local_shape_descriptors(
+    labels: Tensor, voxel_size: VoxelSize, sigma: float, core: Slices | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the local shape descriptors of Sheridan et al. 2022 (Nature Methods), all in [0, 1].
 
     They are moments of the part of a neuron that a Gaussian window around a voxel of it sees: with weights
     ``w(q) = exp(-|q - p|^2 / 2 sigma^2)`` over the voxels ``q`` that carry the label of ``p``, the mean of
     ``q - p``, its variances and correlations, and the sum of ``w`` relative to a window full of one neuron.
-    Only voxels of the array count: the network sees no others either.
+    Only voxels of the array count: let it reach beyond the core by `REACH` windows.
 
     The window is separable, but the mask of a label is not, so each label is convolved within its bounding
     box, as products with dense Gaussian matrices, and in coordinates relative to ``p``, which float32 bears.
@@ -81,10 +86,11 @@ def local_shape_descriptors(labels: Tensor, voxel_size: VoxelSize, sigma: float)
         labels: int64 (z, y, x), neuron ids; 0 is not a neuron.
         voxel_size: nm, (z, y, x).
         sigma: nm, width of the window.
+        core: the voxels to describe; default: all.
 
     Returns:
-        descriptors: float32 (10, z, y, x): mean offset z, y, x (0.5 is none, 1 is 1 sigma up), variance z, y, x
-            (in sigma squared, at most 1), correlation zy, zx, yx (0.5 is none), size.
+        descriptors: float32 (10, z, y, x) of the core: mean offset z, y, x (0.5 is none, 1 is 1 sigma up), variance
+            z, y, x (in sigma squared, at most 1), correlation zy, zx, yx (0.5 is none), size.
         known: bool (z, y, x), where the label is not 0.
 
     Raises:
@@ -92,14 +98,24 @@ def local_shape_descriptors(labels: Tensor, voxel_size: VoxelSize, sigma: float)
     """
     if labels.ndim != 3:
         raise ShapeError(f"labels must be (z, y, x), got the shape {tuple(labels.shape)}")
-    result = torch.zeros((10, *labels.shape), device=labels.device)
+    core = core or (slice(0, labels.shape[0]), slice(0, labels.shape[1]), slice(0, labels.shape[2]))
+    known = labels[core] > 0
+    result = torch.zeros((10, *known.shape), device=labels.device)
     kernels = [_moments(n, v / sigma, labels.device) for n, v in zip(labels.shape, voxel_size, strict=True)]
     full = sqrt(2 * pi) ** 3 * sigma**3 / (voxel_size[0] * voxel_size[1] * voxel_size[2])
     for part, box in _boxes(labels):
-        cut = [k[:, : s.stop - s.start, : s.stop - s.start] for k, s in zip(kernels, box, strict=True)]
-        view = result[(slice(None), *box)]
-        view += torch.where(part, _describe(part, cut, full), 0.0)
-    return result, labels > 0
+        both = [(max(b.start, c.start), min(b.stop, c.stop), b, c) for b, c in zip(box, core, strict=True)]
+        if any(first >= last for first, last, _, _ in both):
+            continue
+        # weights depend on distances alone: the box begins at 0
+        cut = [
+            k[:, first - b.start : last - b.start, : b.stop - b.start]
+            for k, (first, last, b, _) in zip(kernels, both, strict=True)
+        ]
+        here = tuple(slice(first - b.start, last - b.start) for first, last, b, _ in both)
+        view = result[(slice(None), *(slice(first - c.start, last - c.start) for first, last, _, c in both))]
+        view += torch.where(part[here], _describe(part, cut, full), 0.0)
+    return result, known
 
 
 def _widen(values: Tensor, dim: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -141,11 +157,10 @@ def _boxes(labels: Tensor) -> Iterator[tuple[Tensor, Slices]]:
 
 def _describe(part: Tensor, kernels: list[Tensor], full: float) -> Tensor:
     in_z, in_y, in_x = kernels
-    shape = part.shape
-    flat = part.float().reshape(shape[0], -1)
+    flat = part.float().reshape(part.shape[0], -1)
     moment: dict[Triple, Tensor] = {}
     for i in range(3):
-        after_z = (in_z[i] @ flat).reshape(shape)
+        after_z = (in_z[i] @ flat).reshape(-1, *part.shape[1:])
         for j in range(3 - i):
             after_y = in_y[j] @ after_z
             for k in range(3 - i - j):

@@ -206,6 +206,7 @@ def test_intervals_of_a_loop(folder: Path) -> None:
     assert "an interval needs" in done.output
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     big = np.tile(SEGMENTS, (4, 3, 3))
     write_volume(folder / "a.zarr", big)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from term_cases import CASES, CONTEXT, OURS, THEIRS, Case, make_batch, outputs, tensors
+from term_cases import CASES, CONTEXT, OURS, THEIRS, Case, described, make_batch, outputs, tensors
 from torch import Tensor
 
 from kdseg.networks.models import Batch, Outputs
@@ -27,7 +27,8 @@ def given(seed: int, times: int) -> tuple[Outputs, Outputs, Batch]:
 
     small = make_batch(seed)
     raw, labels, mask, instances = (enlarged(t, times) for t in small[:4])
-    return outputs(seed, OURS, noise), outputs(seed + 1, THEIRS, noise), Batch(raw, labels, mask, instances)
+    batch = Batch(raw, labels, mask, instances, descriptors=described(labels))
+    return outputs(seed, OURS, noise), outputs(seed + 1, THEIRS, noise), batch
 
 
 def enlarged(values: Tensor, times: int) -> Tensor:

@@ -75,6 +75,7 @@ def test_block_and_worker_count_change_nothing(folder, reference):
     assert (voxels(run(folder, "two", workers=2)) == voxels(reference)).all()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder, reference):
     program = (
         "import sys; from pathlib import Path; import test_predict as t; t.run(Path(sys.argv[1]), 'killed', workers=1)"

@@ -161,6 +161,7 @@ def test_errors_are_sorted_by_their_causes():
     assert trouble_of(ValueError("NaN")) == "permanent"
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
     """The block's memory runs out, say: its worker is killed each time, and the other blocks go on."""
     manifest = tmp_path / "affinities.json"
@@ -172,6 +173,7 @@ def test_a_worker_that_dies_under_every_attempt_is_given_up(folder, tmp_path):
     assert failure["attempts"] == ATTEMPTS + 1
 
 
+@pytest.mark.slow
 def test_a_block_that_is_run_alone_has_all_its_attempts(folder, reference, tmp_path):
     manifest = tmp_path / "affinities.json"
     subprocess.run(**called("recovering", folder, manifest), check=True)

@@ -261,6 +261,7 @@ def test_a_level_below_a_link(local, remote):
     np.testing.assert_array_equal(found.read(found.roi), expected.read(expected.roi))
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, local):
     convert.run(
         ConvertTask(

@@ -30,6 +30,8 @@ from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.segments import stage as segment
 
+pytestmark = pytest.mark.slow  # schedulers and SLURM, with workers of their own
+
 SHAPE = (64, 64, 160)
 
 

@@ -154,6 +154,7 @@ def stopped_once(folder, block):
     return block
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_worker_that_is_stopped_is_replaced(tmp_path, monkeypatch, processes):
     monkeypatch.setattr(Patience, "LEAST_S", 3.0)

@@ -117,6 +117,19 @@ def test_descriptors_are_those_of_the_loop(labels: np.ndarray, voxel_size: tuple
     np.testing.assert_array_equal(known.numpy(), labels > 0)
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.data())
+def test_descriptors_of_a_part_are_those_of_the_whole(data: st.DataObject) -> None:
+    shape = data.draw(st.tuples(*[st.integers(1, 7)] * 3))
+    labels = torch.from_numpy(data.draw(hnp.arrays(np.int64, shape, elements=st.integers(0, 3))))
+    first = [data.draw(st.integers(0, n - 1)) for n in shape]
+    core = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(first, shape, strict=True))
+    whole, known = local_shape_descriptors(labels, (40.0, 8.0, 4.0), 20.0)
+    found = local_shape_descriptors(labels, (40.0, 8.0, 4.0), 20.0, core)  # type: ignore[arg-type]
+    torch.testing.assert_close(found[0], whole[(slice(None), *core)], atol=2e-5, rtol=0)
+    assert torch.equal(found[1], known[core])
+
+
 def test_descriptors_do_not_depend_on_ids() -> None:
     labels = torch.randint(0, 4, (6, 7, 8))
     renamed = torch.tensor([0, 2**50, 7, 3])[labels]

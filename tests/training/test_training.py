@@ -78,6 +78,7 @@ def test_a_run_leaves_a_model_a_curve_and_its_best_score(tmp_path: Path, volumes
     assert model.heads.lsd
 
 
+@pytest.mark.slow
 def test_it_learns_one_crop_by_heart(tmp_path: Path) -> None:
     raw, labels = cells((16, 24, 24), 5, seed=3)
     volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}

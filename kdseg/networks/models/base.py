@@ -67,6 +67,8 @@ class Batch(NamedTuple):
         instances: int64 (n, z, y, x), the connected pieces of the neurons of all crops, numbered from 1 to their
             number over the whole batch; 0 is none. None where no term asks for them.
         taught: what stored teachers say; None where there are none.
+        descriptors: float32 (n, 10, z, y, x), local shape descriptors of the labels in the mask; None where no term
+            asks for them.
         labelled: crops with ground truth in the step's mean batch, over all processes and accumulated batches, which a
             mean over those crops is divided by: so that none counts more where it has fewer beside it. None where
             this batch is all there is.
@@ -78,6 +80,7 @@ class Batch(NamedTuple):
     mask: Tensor
     instances: Tensor | None = None
     taught: Taught | None = None
+    descriptors: Tensor | None = None
     labelled: float | None = None
     instanced: float | None = None
 
@@ -93,6 +96,7 @@ class Batch(NamedTuple):
             mask=moved(self.mask),
             instances=None if self.instances is None else moved(self.instances),
             taught=None if self.taught is None else Taught(*map(moved, self.taught)),
+            descriptors=None if self.descriptors is None else moved(self.descriptors),
         )
 
 

@@ -22,14 +22,12 @@ class Context(NamedTuple):
     Attributes:
         offsets: one affinity channel each.
         voxel_size: nm, (z, y, x).
-        lsd_sigma: nm, width of the window of the local shape descriptors.
         student: channels of the student's outputs.
         teacher: channels of the teacher's; no features if it is stored. None without a teacher.
     """
 
     offsets: Offsets
     voxel_size: VoxelSize
-    lsd_sigma: float = 80.0
     student: Widths | None = None
     teacher: Widths | None = None
 
@@ -158,12 +156,12 @@ def class_weights(share: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def weighted_mean(values: Tensor, weights: Tensor, crops: float | None = None) -> Tensor:
-    """Return the mean over crops, and their channels, of each one's weighted mean, of those that have any weight.
+    """Return the mean over channels and crops of each one's weighted mean, of those that have any weight.
 
     Args:
         values: float32 (n, c, z, y, x).
         weights: float32 (n, c, z, y, x), not negative.
-        crops: number to divide the sum over crops by; see `Batch.labelled`. Default: those that have any weight.
+        crops: number to divide the sum over crops by, of the mean over a crop's channels; see `Batch.labelled`.
 
     Returns:
         Scalar; 0, with a gradient of 0, where all weights are 0.
@@ -171,8 +169,10 @@ def weighted_mean(values: Tensor, weights: Tensor, crops: float | None = None) -
     space = (-3, -2, -1)
     total = weights.sum(space)
     mean = (values * weights).sum(space) / total.clamp_min(EPSILON)
-    channels = (total > 0).sum(1)
-    return crop_sum(mean.sum(1) / channels.clamp_min(1), channels > 0, crops)
+    counted = total > 0
+    if crops is None:
+        return mean.sum() / counted.sum().clamp_min(1)
+    return crop_sum(mean.sum(1) / counted.sum(1).clamp_min(1), counted.any(1), crops)
 
 
 def crop_sum(means: Tensor, counted: Tensor, crops: float | None) -> Tensor:

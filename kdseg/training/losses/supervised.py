@@ -7,10 +7,11 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions
+from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
-from kdseg.training.targets import affinities, boundary_voxels, local_shape_descriptors
+from kdseg.training.targets import affinities, boundary_voxels
 
 
 class AffinityTerm(Term):
@@ -34,16 +35,14 @@ class LsdTerm(Term):
 
     def __init__(self, options: LsdOptions, context: Context) -> None:
         super().__init__()
-        self.voxel_size, self.sigma = context.voxel_size, context.lsd_sigma
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         predicted = torch.sigmoid(student.logits["lsd"].float())
-        labels = torch.where(batch.mask, batch.labels, 0)
-        made = [local_shape_descriptors(crop, self.voxel_size, self.sigma) for crop in labels]
-        target = torch.stack([descriptors for descriptors, _ in made])
-        known = torch.stack([known for _, known in made])[:, None].expand_as(target)
-        return weighted_mean((predicted - target) ** 2, known.float(), batch.labelled)
+        if batch.descriptors is None:
+            raise ConfigError("the term 'lsd' needs descriptors, and the crops carry none (Batch.descriptors)")
+        known = (batch.mask & (batch.labels > 0))[:, None].expand_as(predicted)
+        return weighted_mean((predicted - batch.descriptors) ** 2, known.float(), batch.labelled)
 
 
 class EmbeddingTerm(Term):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from math import floor
+from math import ceil, floor
 from multiprocessing import get_context
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, is_cubic
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic
 from kdseg.networks.models import Batch, Taught
 from kdseg.training.augment import (
     Crop,
@@ -29,6 +29,7 @@ from kdseg.training.augment import (
     transform_affinities,
 )
 from kdseg.training.sampling.source import Addresses, Guide, Source, check_offsets
+from kdseg.training.targets import REACH, local_shape_descriptors
 
 LABELLED_SHARE = 0.1
 """Least share of labelled voxels in a supervised crop, if it can be found in a few tries."""
@@ -44,6 +45,8 @@ class Crops(Dataset[Batch]):
         volumes: Addresses,
         guides: Mapping[str, Guide] | None = None,
         offsets: Offsets = (),
+        *,
+        lsd_sigma: float | None = None,
     ) -> None:
         """Open the volumes.
 
@@ -52,6 +55,7 @@ class Crops(Dataset[Batch]):
             volumes: addresses by name; others than those named are not opened.
             guides: by the same names, what stored teachers made of the volumes.
             offsets: one affinity channel each; needed with stored affinities.
+            lsd_sigma: nm, width of the window of the local shape descriptors; None leaves them out.
 
         Raises:
             ConfigError: if all axes are to be rotated, but the voxels are not cubes.
@@ -74,6 +78,8 @@ class Crops(Dataset[Batch]):
                 )
             if any(n < c for n, c in zip(source.raw.roi.shape, options.crop, strict=True)):
                 raise ShapeError(f"{source.name!r} has {source.raw.roi.shape} voxels, less than a crop {options.crop}")
+        self.lsd_sigma = lsd_sigma
+        self.margin = (0, 0, 0) if lsd_sigma is None else _margin(lsd_sigma, self.voxel_size)
         if self.stored:  # refused now rather than at the first crop that is turned so
             for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
                 channel_plan(offsets, symmetry)
@@ -88,15 +94,27 @@ class Crops(Dataset[Batch]):
         source, roi, drawn = self.draw(rng, supervised=supervised)
         symmetry = draw_symmetry(self.options.crop, rng, self.options.augment)
         crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic)
+        descriptors = None if self.lsd_sigma is None else self._descriptors(crop, self.lsd_sigma)
+        z, y, x = (slice(m, n - m) for m, n in zip(self.margin, crop.raw.shape, strict=True))
+        crop = Crop(crop.raw[z, y, x], crop.labels[z, y, x], crop.mask[z, y, x])
         raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in crop)
         # those of an unlabelled crop are a teacher's, all of which count
         known = torch.where(mask, labels, 0) if supervised else labels
         instances = connected_pieces(known[0])[None] if self.pieces else None
         taught = stored_outputs(source, roi, self.offsets, symmetry) if self.stored else None
-        return Batch(raw[None], labels, mask, instances, taught)
+        return Batch(raw[None], labels, mask, instances, taught, descriptors)
+
+    def _descriptors(self, crop: Crop, sigma: float) -> Tensor:
+        """Return the descriptors of a crop with a margin, a batch of one."""
+        labels = torch.from_numpy(np.where(crop.mask, crop.labels, 0))
+        z, y, x = (slice(m, n - m) for m, n in zip(self.margin, labels.shape, strict=True))
+        return local_shape_descriptors(labels, self.voxel_size, sigma, (z, y, x))[0][None]
 
     def draw(self, rng: np.random.Generator, *, supervised: bool) -> tuple[Source, Roi, Crop]:
-        """Return a random crop as it was imaged, with ground truth or without, and where it comes from."""
+        """Return a random crop as it was imaged, with ground truth or without, and where it comes from.
+
+        The crop reaches beyond the place by the margin.
+        """
         sources = self.supervised if supervised else self.unlabelled
         sizes = np.array([(s.labelled_roi if supervised else s.raw.roi).size for s in sources], float)
         source = sources[int(rng.choice(len(sources), p=sizes / sizes.sum()))]
@@ -106,7 +124,8 @@ class Crops(Dataset[Batch]):
             crop = source.crop(roi, supervised=supervised)
             if not supervised or crop.mask.mean() >= LABELLED_SHARE or attempt == TRIES - 1:
                 break
-        return source, roi, crop
+        grown = roi.grow(self.margin)
+        return source, roi, crop if grown == roi else source.crop(grown, supervised=supervised)
 
     def labelled(self, step: int) -> int:
         """Return the number of crops with ground truth in a step of the optimiser.
@@ -174,13 +193,14 @@ def loader(crops: Crops, start: int, *, rank: int = 0, ranks: int = 1) -> DataLo
 
 def collate(items: Sequence[Batch]) -> Batch:
     """Return one batch of several; instances are numbered through."""
-    raw, labels, mask, instances, taught, *_ = zip(*items, strict=True)
+    raw, labels, mask, instances, taught, descriptors, *_ = zip(*items, strict=True)
     return Batch(
         torch.cat(raw),
         torch.cat(labels),
         torch.cat(mask),
         None if instances[0] is None else torch.cat(numbered_through(instances)),
         None if taught[0] is None else Taught(*(torch.cat(parts) for parts in zip(*taught, strict=True))),
+        None if descriptors[0] is None else torch.cat(descriptors),
     )
 
 
@@ -232,6 +252,12 @@ def stored_outputs(source: Source, roi: Roi, offsets: Offsets, symmetry: Symmetr
     embedding = np.concatenate(vectors) if vectors else np.zeros((0, *shape), np.float16)
     known = np.stack([symmetry.apply(_inside(roi, source.raw.roi, symmetry.before(step))) for step in offsets])
     return Taught(*(torch.from_numpy(np.ascontiguousarray(a))[None] for a in (np.stack(teachers), known, embedding)))
+
+
+def _margin(sigma: float, voxel_size: VoxelSize) -> Triple:
+    """Return the voxels around a crop that its descriptors see; as many along y as along x, since it may be turned."""
+    z, y, x = (ceil(REACH * sigma / size) for size in voxel_size)
+    return (z, max(y, x), max(y, x))
 
 
 def _unit(vectors: NDArray[np.float16]) -> NDArray[np.float16]:

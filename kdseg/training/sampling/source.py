@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.prediction.tiles import read_reflected
 from kdseg.training.augment import Crop
 from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
 
@@ -136,7 +137,8 @@ class Source:
         Without ground truth, or unless ``supervised``, no label counts: the labels are then the teacher's
         segmentation, or 0.
         """
-        raw = self.raw.read(roi).astype(np.float32) / np.float32(127.5) - np.float32(1)
+        # beyond the volume it goes on as in a mirror, which an elastic deformation may look at
+        raw = read_reflected(self.raw.read, self.raw.roi, roi).astype(np.float32) / np.float32(127.5) - np.float32(1)
         if self.labels is None or not supervised:
             ids = np.zeros(roi.shape, np.int64) if self.instances is None else self.instances.read(roi)
             return Crop(raw, ids, np.zeros(roi.shape, bool))

@@ -139,6 +139,7 @@ def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, worker
     assert rows > 500
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None:
     program = "import sys; from pathlib import Path; import test_computed as t; t.fused(Path(sys.argv[1]), 'killed')"
     path = os.pathsep.join(sys.path)
@@ -202,6 +203,7 @@ def _threads_of_reading(function: Callable[[Block, Clock], bool], block: Block) 
     return found
 
 
+@pytest.mark.slow
 def test_the_mask_is_decoded_in_one_thread_too(folder: Path) -> None:
     fused(folder, "threads")
     inputs = {"raw": folder / "raw.json", "model": folder / "model.json", "manifest": folder / "x.json"}

@@ -18,7 +18,7 @@ from kdseg.training.losses.auxiliary import Auxiliary
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 WIDTHS = Widths({"affinities": 3}, (3, 3), (3,))
-CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, WIDTHS, WIDTHS)
+CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), WIDTHS, WIDTHS)
 SHAPE = (4, 6, 8)
 SMALL = AdversarialOptions(widths=(4, 8), learning_rate=1e-2)
 

@@ -23,7 +23,7 @@ BATCH = Batch(torch.zeros(2, 1, *SHAPE), LABELS, LABELS > 0)
 
 def context(student: int, teacher: int) -> Context:
     sides = (Widths({"affinities": 1}, (width, 2 * width), (width,)) for width in (student, teacher))
-    return Context(((-1, 0, 0),), (10.0, 10.0, 10.0), 30.0, *sides)
+    return Context(((-1, 0, 0),), (10.0, 10.0, 10.0), *sides)
 
 
 def features(seed: int, width: int, shape: tuple[int, ...] = SHAPE) -> Outputs:

@@ -25,7 +25,7 @@ def context(student: int = 4, teacher: int = 7, skips: int = 2) -> Context:
     def of(width: int) -> Widths:
         return Widths({"affinities": 3}, (width,) * (skips + 1), (width,) * skips)
 
-    return Context(((-1, 0, 0),), (10.0, 10.0, 10.0), 30.0, of(student), of(teacher))
+    return Context(((-1, 0, 0),), (10.0, 10.0, 10.0), of(student), of(teacher))
 
 
 def features(seed: int, width: int, shape: tuple[int, ...] = SHAPE, n: int = 2, levels: int = 2) -> Outputs:

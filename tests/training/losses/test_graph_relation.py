@@ -33,7 +33,7 @@ ALL = {"node": 1.0, "edge": 1.0, "affinity": 1.0, "inter_edge": 1.0, "inter_affi
 def context(teacher: int = WIDTH, levels: tuple[int, ...] = (3, 4)) -> Context:
     ours = Widths({"affinities": len(OFFSETS), "embedding": WIDTH}, levels, ())
     theirs = Widths({"affinities": len(OFFSETS), "embedding": teacher}, levels, ())
-    return Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, ours, theirs)
+    return Context(OFFSETS, (10.0, 10.0, 10.0), ours, theirs)
 
 
 def term(teacher: int = WIDTH, seed: int = 0, **options: Any) -> GraphRelationTerm:

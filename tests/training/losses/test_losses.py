@@ -18,7 +18,7 @@ from kdseg.training.targets import affinities, boundary_voxels, local_shape_desc
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 WIDTHS = Widths({"affinities": len(OFFSETS)}, (), ())
-CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, WIDTHS, WIDTHS)
+CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), WIDTHS, WIDTHS)
 SHAPE = (6, 7, 8)
 OPTIONS = [AffinityOptions(), LsdOptions(), EmbeddingOptions(), SoftAffinityOptions(temperature=2.0)]
 
@@ -32,7 +32,16 @@ def make_batch(seed: int = 0, n: int = 2) -> Batch:
     labels = labels[:, :6, :7, :8].clone()
     labels[:, :, :2, 6:] = 0
     raw = torch.rand(n, 1, *SHAPE, generator=generator) * 2 - 1
-    return Batch(raw, labels, labels > 0)
+    return Batch(raw, labels, labels > 0, descriptors=described(labels))
+
+
+def described(labels: Tensor) -> Tensor:
+    return torch.stack([local_shape_descriptors(ids, CONTEXT.voxel_size, 30.0)[0] for ids in labels])
+
+
+def part(batch: Batch, crops: Any) -> Batch:
+    assert batch.descriptors is not None
+    return Batch(batch.raw[crops], batch.labels[crops], batch.mask[crops], descriptors=batch.descriptors[crops])
 
 
 def outputs(seed: int, n: int = 2, scale: float = 2.0) -> Outputs:
@@ -67,9 +76,9 @@ def test_crops_without_labels_do_not_dilute_the_others(options: Any) -> None:
     batch, student = make_batch(), outputs(1)
     labels, mask = batch.labels.clone(), batch.mask.clone()
     labels[1], mask[1] = 0, False
-    value = term(options)(student, None, Batch(batch.raw, labels, mask))
+    value = term(options)(student, None, batch._replace(labels=labels, mask=mask))
     first = Outputs({k: v[:1] for k, v in student.logits.items()}, ())
-    alone = term(options)(first, None, Batch(*(t[:1] for t in batch[:3])))
+    alone = term(options)(first, None, part(batch, slice(1)))
     assert value.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -100,7 +109,7 @@ def test_ids_and_the_order_of_crops_do_not_matter(options: Any) -> None:
     def swapped(o: Outputs) -> Outputs:
         return Outputs({k: v.flip(0) for k, v in o.logits.items()}, ())
 
-    other = term(options)(swapped(student), swapped(teacher), Batch(*(t.flip(0) for t in batch[:3])))
+    other = term(options)(swapped(student), swapped(teacher), part(batch, torch.tensor([1, 0])))
     assert other.item() == pytest.approx(value.item(), rel=1e-5)
 
 
@@ -149,7 +158,7 @@ def test_balance_lets_both_classes_weigh_the_same() -> None:
 
 def test_lsd_term_compares_known_voxels() -> None:
     batch = make_batch()
-    target = torch.stack([local_shape_descriptors(ids, CONTEXT.voxel_size, 30.0)[0] for ids in batch.labels])
+    target = described(batch.labels)
     perfect = torch.logit(target.clamp(1e-6, 1 - 1e-6))
     assert term(LsdOptions())(Outputs({"lsd": perfect}, ()), None, batch) < 1e-9
     wrong = torch.where(batch.mask[:, None], perfect, perfect + 3)

@@ -113,7 +113,7 @@ def test_evenly_spaced_voxels_are_at_most_as_many_as_asked_for(shape: tuple[int,
 def term(inter: str) -> Term:
     heads = Widths({"affinities": 3, "embedding": 4}, (), ())
     options = GraphRelationOptions(inter=inter, memory=3, memory_start=0, min_size=1, tokens=6)
-    made = build_terms([options], Context(OFFSETS, (10.0, 10.0, 10.0), 30.0, heads, heads))["graph_relation"]
+    made = build_terms([options], Context(OFFSETS, (10.0, 10.0, 10.0), heads, heads))["graph_relation"]
     assert isinstance(made, Term)
     return made
 
@@ -147,6 +147,7 @@ def on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_ranks_remember_what_one_process_does(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]

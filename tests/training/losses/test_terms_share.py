@@ -15,6 +15,7 @@ from term_cases import (
     OURS,
     THEIRS,
     Case,
+    described,
     make_batch,
     numbered,
     outputs,
@@ -110,13 +111,13 @@ def test_distilling_from_nobody_is_refused(case: Case) -> None:
 
 def emptied(batch: Batch, _: Outputs) -> tuple[Batch, None]:
     nothing = torch.zeros_like(batch.labels)
-    return Batch(batch.raw, nothing, nothing > 0, nothing), None
+    return batch._replace(labels=nothing, mask=nothing > 0, instances=nothing), None
 
 
 def one_instance(batch: Batch, _: Outputs) -> tuple[Batch, None]:
     whole = torch.zeros_like(batch.labels)
     whole[0] = 1
-    return Batch(batch.raw, whole, whole > 0, whole), None
+    return batch._replace(labels=whole, mask=whole > 0, instances=whole), None
 
 
 def all_ignored(batch: Batch, teacher: Outputs) -> tuple[Batch, Tensor]:
@@ -159,7 +160,8 @@ def test_the_largest_halves_are_survived(case: Case) -> None:
 @parametrised
 def test_the_order_of_crops_does_not_matter(case: Case) -> None:
     student, teacher, batch = outputs(1, OURS), outputs(2, THEIRS), make_batch()
-    swapped = Batch(batch.raw.flip(0), batch.labels.flip(0), batch.mask.flip(0), numbered(batch.labels.flip(0)))
+    ids = batch.labels.flip(0)
+    swapped = Batch(batch.raw.flip(0), ids, batch.mask.flip(0), numbered(ids), descriptors=described(ids))
 
     def swap(found: Outputs) -> Outputs:
         return mapped(found, lambda v: v.flip(0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from toy_models import NEVER
-from toy_volumes import write_volume
+from toy_volumes import cells, write_volume
 
 from kdseg.config.networks import AugmentOptions, TrainOptions
 from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, ShapeError, VoxelSizeError
@@ -20,6 +20,7 @@ from kdseg.training.augment import Crop
 from kdseg.training.sampling import Crops, Source, loader, source
 from kdseg.training.sampling import crops as sampling_crops
 from kdseg.training.sampling.crops import _place
+from kdseg.training.targets import local_shape_descriptors
 
 SHAPE = (16, 20, 24)
 
@@ -173,6 +174,39 @@ def test_each_step_has_as_many_labelled_crops(pair: tuple[Path, Path], fraction:
     assert len(places) == (size if fraction else 0)  # in turn on all places, hence on all processes
     for index in range(8):
         assert bool(crops[index].mask.any()) is not crops.is_unlabelled(index)
+
+
+@pytest.mark.parametrize("size", [(10.0, 10.0, 10.0), (20.0, 10.0, 10.0)])
+def test_descriptors_see_what_lies_beyond_the_crop(tmp_path: Path, size: tuple[float, float, float]) -> None:
+    """They are those of the whole volume, cut out."""
+    raw, labels = cells((40, 48, 48), 40, seed=1)
+    at = write_volume(tmp_path / "raw.zarr", raw, size), write_volume(tmp_path / "labels.zarr", labels, size)
+    sigma = 20.0
+    crops = Crops(options(crop=(6, 8, 8)), {"a": at}, lsd_sigma=sigma)
+    plain = Crops(options(crop=(6, 8, 8)), {"a": at})
+    whole, _ = local_shape_descriptors(torch.from_numpy(labels.astype(np.int64)), size, sigma)
+    for index in range(6):
+        batch = crops[index]
+        assert batch.descriptors is not None
+        for one, other in zip(item(crops, index), item(plain, index), strict=True):
+            assert torch.equal(one, other)  # the margin changes nothing else
+        _, roi, _ = crops.draw(np.random.default_rng([0, index]), supervised=True)
+        expected = whole[(slice(None), *roi.slices())]
+        assert (batch.descriptors[0] - expected).abs().max() < 0.02
+        cut, _ = local_shape_descriptors(batch.labels[0], size, sigma)
+        assert (cut - expected).abs().max() > 0.2  # of the crop alone
+
+
+def test_descriptors_turn_with_their_crop(tmp_path: Path) -> None:
+    raw, labels = cells((20, 20, 20), 9, seed=2)
+    at = write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels)
+    turning = options(crop=(20, 20, 20), augment=NEVER.model_copy(update={"flip": True, "rotate": "zyx"}))
+    crops = Crops(turning, {"a": at}, lsd_sigma=20.0)
+    for index in range(4):  # the crop is the volume: beyond it there is nothing
+        batch = crops[index]
+        expected, _ = local_shape_descriptors(batch.labels[0], (10.0, 10.0, 10.0), 20.0)
+        assert batch.descriptors is not None
+        torch.testing.assert_close(batch.descriptors[0], expected, atol=2e-5, rtol=0)
 
 
 def test_instances_are_of_ground_truth_that_counts(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

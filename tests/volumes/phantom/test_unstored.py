@@ -99,6 +99,7 @@ def model(folder):
     return folder / "model.json"
 
 
+@pytest.mark.slow
 def test_prediction_gives_the_same_bytes(folder, model):
     found = []
     for name in NAMES:
