@@ -5,16 +5,22 @@ CORES ?= all
 PYTEST = python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-all check rehearse
+.PHONY: demo test test-slow test-all test-random check rehearse
 
 demo: $(VENV)/ready
 	snakemake --cores $(CORES)
 
 test: $(VENV)/ready-test
-	$(PYTEST)
+	$(PYTEST) -m "not slow"
 
-# The same tests with 20 times as many random examples, which takes hours.
-test-all: $(VENV)/ready-test
+# Whole workflows, clusters, and processes that are killed, stopped or joined.
+test-slow: $(VENV)/ready-test
+	$(PYTEST) -m slow
+
+test-all: test test-slow
+
+# All tests with 20 times as many examples, drawn anew each time, which takes hours.
+test-random: $(VENV)/ready-test
 	$(PYTEST) --hypothesis-profile thorough --timeout 7200
 
 # The GPU programme on the CPU, with tiny sizes; see benchmarks/gpu.
