@@ -20,6 +20,7 @@ def write_volume(
     array: NDArray[np.generic],
     voxel_size: tuple[float, float, float] = (10.0, 10.0, 10.0),
     offset: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    **more: Any,
 ) -> Path:
     """Store an array (z, y, x)."""
     z, y, x = array.shape
@@ -31,6 +32,7 @@ def write_volume(
         shard=(16, 16, 16),
         voxel_size=voxel_size,
         offset=offset,
+        **more,
     )
     volume.write(volume.roi, array)
     return path

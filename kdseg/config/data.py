@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -37,6 +37,10 @@ class RoiOptions(Section):
     """Extent in voxels, (z, y, x)."""
 
 
+Background = Literal["unknown", "boundary", "object"]
+"""Meanings of label 0 in ground truth."""
+
+
 class VolumeOptions(Section):
     """One volume: raw data, perhaps ground truth, a segmentation to compare with, a mask of the tissue.
 
@@ -50,6 +54,10 @@ class VolumeOptions(Section):
     """Address of the raw data, (z, y, x)."""
     labels: str | None = None
     """Address of the ground truth; 0 is unlabelled. May cover a part of the raw data."""
+    background: Background = "unknown"
+    """Meaning of label 0 in training: `unknown`: nobody looked, no pair that touches it counts; `boundary`: membrane
+    between neurons, every pair that touches it is negative; `object`: one more object, such as outer space. Scores
+    leave voxels of label 0 out."""
     baseline: str | None = None
     """Address of somebody else's segmentation of the same tissue, scored beside ours."""
     mask: str | None = None

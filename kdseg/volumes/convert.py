@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from kdseg.config.data import PhantomOptions
+from kdseg.config.data import Background, PhantomOptions
 from kdseg.config.tasks import ConvertTask, Kind
 from kdseg.errors import ConfigError
-from kdseg.geometry import Block, Roi, Triple, VoxelSize
+from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import source_fingerprint, write_json
 from kdseg.running.runner import place_of, run_blocks
+from kdseg.volumes.background import KEY, looks_like_membrane
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.sources import open_source, source_path
-from kdseg.volumes.volume import create_volume, open_volume
+from kdseg.volumes.volume import Volume, create_volume, open_volume
+
+_SAMPLE = 64
+"""Voxels along each axis of the sample of labels that is looked at."""
+
+log = logging.getLogger(__name__)
 
 
 def run(task: ConvertTask) -> None:
@@ -84,10 +91,28 @@ def _run_source(task: ConvertTask) -> None:
     with claim(
         task.manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:
-        _create(held, task, plan.roi.shape, plan.voxel_size, plan.offset)
+        attributes = {KEY: options.background} if kind == "labels" else {}
+        _create(held, task, plan.roi.shape, plan.voxel_size, plan.offset, attributes)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)
         _fill(held, task, plan.roi.shape, block, function)
+        if kind == "labels":
+            _say_background(open_volume(held.store), options.background)
+
+
+def _say_background(labels: Volume, said: Background) -> None:
+    """Log what label 0 is taken for, and warn where it looks like something else."""
+    low = [max((n - _SAMPLE) // 2, 0) for n in labels.shape]
+    middle = Roi(triple(low), (_SAMPLE, _SAMPLE, _SAMPLE)).intersect(labels.roi)
+    doubt = looks_like_membrane(labels.read(middle)) if said == "unknown" else ""
+    if doubt:
+        log.warning(
+            "convert-labels: %s. As `background: unknown` pairs across it teach nothing: set `background: boundary` "
+            "for this volume if it is membrane",
+            doubt,
+        )
+    else:
+        log.info("convert-labels: label 0 is taken for %s (`background`)", said)
 
 
 def _made_of(task: ConvertTask, address: str, plan: Plan) -> dict[str, Any]:
@@ -99,11 +124,19 @@ def _made_of(task: ConvertTask, address: str, plan: Plan) -> dict[str, Any]:
         "voxel_size": list(plan.voxel_size),
         "offset": list(plan.offset),
         "intensity": None if plan.intensity is None else list(plan.intensity),
+        **({"background": task.options.background} if task.kind == "labels" else {}),
         "storage": task.storage.model_dump(mode="json"),
     }
 
 
-def _create(held: Claim, task: ConvertTask, shape: Triple, voxel_size: VoxelSize, offset: VoxelSize) -> None:
+def _create(
+    held: Claim,
+    task: ConvertTask,
+    shape: Triple,
+    voxel_size: VoxelSize,
+    offset: VoxelSize,
+    attributes: dict[str, Any] | None = None,
+) -> None:
     create_volume(
         held.store,
         shape=shape,
@@ -113,6 +146,7 @@ def _create(held: Claim, task: ConvertTask, shape: Triple, voxel_size: VoxelSize
         voxel_size=voxel_size,
         offset=offset,
         levels=task.storage.levels,
+        attributes=attributes,
     )
 
 

@@ -28,6 +28,8 @@ class GraphRelationOptions(DistillationSection):
     """Of the relations between the instances of a crop."""
     affinity: Weight = 1.0
     """Of the affinities between neighbouring voxels."""
+    balanced: bool = True
+    """Let the pairs of voxels that the teacher cuts count as much as those that it joins; off as published."""
     inter_edge: Weight = 0.25
     """Of the relations between the instances of a crop and those of earlier crops."""
     inter_affinity: Weight = 0.25

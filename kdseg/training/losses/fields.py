@@ -52,6 +52,7 @@ class _Plan(NamedTuple):
     number: int
     offsets: Offsets
     metric: Tensor | None
+    balanced: bool
 
     @property
     def reach(self) -> int:
@@ -70,6 +71,7 @@ def compare(
     count: int = 0,
     offsets: Offsets = (),
     metric: Tensor | None = None,
+    balanced: bool = True,
 ) -> Compared:
     """Compare two fields of vectors over the same voxels; what is not asked for is 0 or empty.
 
@@ -86,6 +88,7 @@ def compare(
         count: of instances.
         offsets: (z, y, x) steps between the voxels of a pair, in voxels of this grid.
         metric: float (d, d), symmetric.
+        balanced: whether pairs that the teacher joins and that it cuts weigh as said; else all alike.
 
     Raises:
         ShapeError: if the two do not cover the same voxels, or differ in width where there is a metric.
@@ -103,7 +106,7 @@ def compare(
     # A cosine is symmetric: the pair (p, p + o) is (q, q - o).
     down = [(-z, -y, -x) if z > 0 else (z, y, x) for z, y, x in offsets]
     inside = tuple(o for o in down if all(abs(d) < n for d, n in zip(o, student.shape[2:], strict=True)))
-    plan = _Plan(0 if instances is None else count, inside, metric)
+    plan = _Plan(0 if instances is None else count, inside, metric, balanced)
     found = _Compare.apply(student, teacher.detach(), instances, plan)  # type: ignore[no-untyped-call]
     return Compared(*found)
 
@@ -189,7 +192,7 @@ class _Compare(torch.autograd.Function):
                     gram.addmm_(delta.T, delta)
                     second.addmm_(target.view(-1, d).T, target.view(-1, d))
             for number, offset in enumerate(plan.offsets):
-                affinity += _balance(pull[crop, number], joined[number], offset)
+                affinity += _balance(pull[crop, number], joined[number], offset, balanced=plan.balanced)
         ctx.plan, ctx.dtype = plan, dtype
         ctx.cases, ctx.voxels = max(n * len(plan.offsets), 1), max(student[:, 0].numel(), 1)
         share = sizes.clamp_min(1).to(dtype).reciprocal()[:, None]
@@ -274,19 +277,21 @@ def _pull(g: _Window, s: _Window, offsets: Offsets, pull: Tensor, strength: Tens
         slope_there.addcmul_(here, force)
 
 
-def _balance(difference: Tensor, joined: Tensor, offset: Triple) -> Tensor:
+def _balance(difference: Tensor, joined: Tensor, offset: Triple, *, balanced: bool) -> Tensor:
     """Return the balanced mean square of differences, and turn them into its gradient, in place.
 
     Args:
         difference: (z, y, x), 0 where there is no pair.
         joined: bool (z, y, x), false where there is no pair.
         offset: of the pairs.
+        balanced: else it is the mean of all pairs alike.
     """
     pairs = 1
     for n, o in zip(difference.shape, offset, strict=True):
         pairs *= n - abs(o)
     positives = joined.count_nonzero().to(difference.dtype)
-    positive, negative = class_weights(positives / pairs)
+    share = positives / pairs
+    positive, negative = class_weights(share) if balanced else (torch.ones_like(share), torch.ones_like(share))
     total = positive * positives + negative * (pairs - positives)
     weighted = difference * torch.where(joined, positive, negative).to(difference.dtype)
     loss = torch.dot(weighted.view(-1), difference.reshape(-1)) / total

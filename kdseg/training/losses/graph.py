@@ -103,7 +103,7 @@ class GraphRelationTerm(Term):
         known = torch.ones_like(theirs, dtype=torch.bool) if teacher.known is None else teacher.known
         if "affinity" in self.weights:
             offsets = self.offsets if self.options.offsets == "all" else self.offsets[:3]
-            yield "affinity", probability_distance(ours, theirs, known, offsets)
+            yield "affinity", probability_distance(ours, theirs, known, offsets, balanced=self.options.balanced)
         if "edge" in self.weights and nodes is not None:
             yield "edge", contact_distance(ours, theirs, known, nodes, self.offsets[:3])
 
@@ -165,6 +165,7 @@ class _Link(nn.Module):
             count=0 if nodes is None else nodes.number,
             offsets=offsets,
             metric=metric if same else None,
+            balanced=self.options.balanced,
         )
         if "affinity" in self.wanted:
             yield "affinity", found.affinity

@@ -163,14 +163,17 @@ def contact_distance(student: Tensor, teacher: Tensor, known: Tensor, nodes: Nod
     return crop_sum(sums[0] / sums[1].clamp_min(EPSILON), sums[1] > 0, nodes.crops)
 
 
-def probability_distance(student: Tensor, teacher: Tensor, known: Tensor, offsets: Offsets) -> Tensor:
-    """Return the class-balanced mean squared difference of probabilities, of pairs inside the crop.
+def probability_distance(
+    student: Tensor, teacher: Tensor, known: Tensor, offsets: Offsets, *, balanced: bool = True
+) -> Tensor:
+    """Return the mean squared difference of probabilities, of pairs inside the crop.
 
     Args:
         student: float32 (n, c, z, y, x), logits, with gradient.
         teacher: float32 (n, c, z, y, x), logits.
         known: bool (n, c, z, y, x), which of the teacher's count.
         offsets: of the first channels.
+        balanced: whether the pairs that the teacher cuts count as much as those that it joins; else all alike.
     """
     inside = torch.zeros_like(known[:, : len(offsets)])
     z, y, x = known.shape[2:]
@@ -179,7 +182,7 @@ def probability_distance(student: Tensor, teacher: Tensor, known: Tensor, offset
     inside &= known[:, : len(offsets)]
     target = torch.sigmoid(teacher[:, : len(offsets)])
     error = (torch.sigmoid(student[:, : len(offsets)]) - target) ** 2
-    return weighted_mean(error, balance(target > 0.5, inside))
+    return weighted_mean(error, balance(target > 0.5, inside) if balanced else inside.float())
 
 
 def crop_mean(values: Tensor, weights: Tensor, crops: float | None = None) -> Tensor:

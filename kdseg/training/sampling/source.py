@@ -11,15 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdseg.config.data import Background
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.prediction.tiles import read_reflected
 from kdseg.training.augment import Crop
+from kdseg.volumes.background import background_of
 from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
 
 Addresses = Mapping[str, tuple[str | Path, str | Path | None]]
 """(raw, labels) of each volume by its name; no labels where there is no ground truth."""
 
+OUTSIDE = 2**63 - 1
+"""Id of the background where it is an object."""
 IN_MEMORY = 2 * 1024**3
 """Bytes up to which an array is read once and kept."""
 
@@ -86,6 +90,7 @@ class Source:
         embeddings: float16 (d, z, y, x), of each stored teacher that has one.
         instances: a teacher's segmentation.
         labels_at: first voxel of the labels, counted from that of the raw data.
+        background: meaning of label 0.
         voxel_size: nm, (z, y, x).
         offset: nm, position of the first voxel of the raw data.
     """
@@ -113,8 +118,10 @@ class Source:
         self.raw = Array(volume, signed=False)
         self.labels: Array | None = None
         self.labels_at = (0, 0, 0)
+        self.background: Background = "unknown"
         if labels is not None:
             truth = open_volume(labels)
+            self.background = background_of(truth.attributes, labels)
             self.labels = Array(truth, signed=True)
             self.labels_at = _aligned(name, volume, truth)
             if not self.labelled_roi.size:
@@ -143,8 +150,15 @@ class Source:
             ids = np.zeros(roi.shape, np.int64) if self.instances is None else self.instances.read(roi)
             return Crop(raw, ids, np.zeros(roi.shape, bool))
         z, y, x = self.labels_at
-        labels = self.labels.read(roi.shift((-z, -y, -x)))
-        return Crop(raw, labels, labels > 0)
+        place = roi.shift((-z, -y, -x))
+        labels = self.labels.read(place)
+        if self.background == "unknown":
+            return Crop(raw, labels, labels > 0)
+        looked_at = np.zeros(roi.shape, bool)
+        looked_at[place.intersect(self.labels.roi).slices(place)] = True
+        if self.background == "object":
+            labels = np.where(looked_at & (labels == 0), OUTSIDE, labels)
+        return Crop(raw, labels, looked_at)
 
 
 def check_offsets(name: str, guide: Guide, offsets: Offsets) -> None:

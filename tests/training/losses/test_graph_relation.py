@@ -192,7 +192,10 @@ def test_nodes_are_those_of_a_loop(space: str, power: int) -> None:
 
 @pytest.mark.parametrize("which", ["nearest", "all"])
 @pytest.mark.parametrize(("slab", "width"), [(2**19, WIDTH), (1, WIDTH), (480, WIDTH), (480, 9), (480, 3)])
-def test_affinities_are_those_of_all_pairs(which: str, slab: int, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("balanced", [True, False])
+def test_affinities_are_those_of_all_pairs(
+    which: str, slab: int, width: int, balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slabs, "_SLAB", slab)
     batch, student, teacher = make_batch(), outputs(1), outputs(2, width=width)
     # neighbours that agree and neighbours that do not
@@ -207,8 +210,10 @@ def test_affinities_are_those_of_all_pairs(which: str, slab: int, width: int, mo
         )
         weights = balance(other > 0.5, torch.ones_like(other, dtype=torch.bool))
         assert len(weights.unique()) > 1
+        if not balanced:
+            weights = torch.ones_like(weights)
         means.append(weighted_mean((one - other) ** 2, weights.double()))
-    value = part(only("affinity", offsets=which, teacher=width), "affinity", student, teacher, batch)
+    value = part(only("affinity", offsets=which, teacher=width, balanced=balanced), "affinity", student, teacher, batch)
     check_equal(value, torch.stack(means).mean(), student)
 
 
@@ -463,6 +468,9 @@ def test_a_teacher_with_affinities_alone_has_edges_and_affinities() -> None:
     assert found["affinity"].item() == pytest.approx(expected.item(), rel=1e-5)
     everywhere = made.parts(student, teacher._replace(known=None), batch)
     assert everywhere["affinity"].item() != pytest.approx(expected.item(), rel=1e-3)
+    alike = term(taps=("affinities",), **ALL, balanced=False).parts(student, teacher, batch)
+    expected = weighted_mean(error, (inside & known[:, :3]).float())
+    assert alike["affinity"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("inter", ["moment", "kl"])
