@@ -5,6 +5,7 @@ rule train:
     """One network; its weights, curve and resumable state lie beside the manifest and are not outputs."""
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
+        start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
     output:
         manifest=results("{model}/model.json"),
     log:

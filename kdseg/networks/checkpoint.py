@@ -28,6 +28,10 @@ VERSION = 1
 _NETWORK: TypeAdapter[NetworkOptions] = TypeAdapter(NetworkOptions)
 
 
+VOXEL_SIZE_TOLERANCE = 0.05
+"""Largest relative difference between the voxels of the training data and of a volume."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A network with its weights, and what one must know to use it.

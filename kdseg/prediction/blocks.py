@@ -18,7 +18,7 @@ from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import NetworkTask, Product
 from kdseg.errors import ConfigError, DataError, DeviceError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic
-from kdseg.networks.checkpoint import LoadedModel, load_model
+from kdseg.networks.checkpoint import VOXEL_SIZE_TOLERANCE, LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
 from kdseg.results.claims import Claim, peak_mb, resident_mb
@@ -32,8 +32,6 @@ from kdseg.volumes.volume import Volume, decode_in_one_thread
 
 log = logging.getLogger(__name__)
 
-VOXEL_SIZE_TOLERANCE = 0.05
-"""Largest relative difference between the voxels of the training data and of the volume."""
 SWITCH_S = 2e-4
 """GIL switch interval in seconds. The compute thread takes the GIL hundreds of times per tile; with Python's default of
 5 ms a busy I/O thread slows it severalfold."""

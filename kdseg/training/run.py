@@ -23,6 +23,7 @@ from kdseg.networks.models.device import Ranks
 from kdseg.networks.models.guard import check_convolutions
 from kdseg.training.losses import Context, Objective, build_terms
 from kdseg.training.sampling import Addresses, Crops, Guide, Source
+from kdseg.training.start import start
 from kdseg.training.teaching import Teachers, teachers_of
 from kdseg.training.validation import NO_SCORE, Scored, Validation, validation_crop
 
@@ -101,6 +102,8 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     crops = Crops(options.train, data.volumes, data.guides, offsets, lsd_sigma=sigma)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
+    if options.train.start_from is not None:
+        start(network, Path(options.train.start_from), options, offsets, crops.voxel_size)
     average = placed(build(options.network, options.heads, offsets), device)
     average.load_state_dict(network.state_dict())
     average.requires_grad_(False).eval()
@@ -179,7 +182,7 @@ def _optimiser(objective: nn.Module, options: TrainOptions) -> torch.optim.Optim
 
 def _fingerprint(run: Run) -> str:
     # how the work is shared out and how often it is saved does not change the result
-    options = run.options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every"}})
+    options = run.options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every", "start_from"}})
     return f"{options} {run.offsets} {run.watershed}"
 
 

@@ -17,8 +17,8 @@ from kdseg.training import Result, train
 from kdseg.training.sampling import Guide
 from kdseg.volumes.inputs import volume_fingerprints
 
-HOW = {"train": {"loader_workers", "checkpoint_every"}}
-"""Options that change how, but not what, is computed."""
+HOW = {"train": {"loader_workers", "checkpoint_every", "start_from"}}
+"""Options that change how, but not what, is computed; what a training starts from is one of its inputs."""
 
 
 def run(task: TrainTask) -> None:
@@ -110,6 +110,8 @@ def _expect_named(task: TrainTask, teachers: tuple[str, ...]) -> None:
 
 def _fingerprints(task: TrainTask, teachers: tuple[str, ...]) -> dict[str, str]:
     found = volume_fingerprints(task.volumes)
+    if task.options.train.start_from is not None:
+        found["start_from"] = file_fingerprint(Path(task.options.train.start_from))
     for teacher, path in task.teachers.items():
         found[f"{teacher}/model"] = file_fingerprint(read(path).result)
     for teacher, predicted in task.stored.items():

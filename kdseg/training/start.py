@@ -1,0 +1,45 @@
+"""Weights that a training starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdseg.config.networks import ModelOptions
+from kdseg.errors import ConfigError, VoxelSizeError
+from kdseg.geometry import Offsets, VoxelSize
+from kdseg.networks.checkpoint import VOXEL_SIZE_TOLERANCE, load_model
+from kdseg.networks.models import Network
+
+
+def start(network: Network, path: Path, options: ModelOptions, offsets: Offsets, voxel_size: VoxelSize) -> None:
+    """Give a network the weights of a model file; heads that the file has not, or in another width, keep theirs.
+
+    Args:
+        network: made of ``options``, changed in place.
+        path: of the model file.
+        options: of the network to train.
+        offsets: of its affinities.
+        voxel_size: nm, of its data.
+
+    Raises:
+        ConfigError: if the file holds another network, or other affinities.
+        VoxelSizeError: if it was trained on voxels of another size.
+    """
+    found = load_model(path)
+    if found.options != options.network:
+        differing = [
+            f"{name} {ours!r} (there {theirs!r})"
+            for name, ours in options.network.model_dump().items()
+            if ours != (theirs := found.options.model_dump().get(name))
+        ]
+        raise ConfigError(f"start_from {path} holds another network than the model's: {', '.join(differing)}")
+    if found.offsets != offsets:
+        raise ConfigError(f"start_from {path} predicts the offsets {found.offsets}, the configuration says {offsets}")
+    if any(abs(a - b) > VOXEL_SIZE_TOLERANCE * b for a, b in zip(found.voxel_size, voxel_size, strict=True)):
+        raise VoxelSizeError(
+            f"start_from {path} was trained on voxels of {found.voxel_size} nm, the data have {voxel_size} nm: start "
+            "from another model, or convert another resolution level"
+        )
+    ours, theirs = network.state_dict(), found.network.state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in ours and ours[name].shape == value.shape}
+    network.load_state_dict(ours | fitting)
