@@ -51,8 +51,9 @@ from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.segments import stage as segment
 from kdseg.segmentation.waterz import waterz_segments
+from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.inputs import open_input
-from kdseg.volumes.volume import affinity_offsets, create_volume
+from kdseg.volumes.volume import create_volume
 
 STORAGE = StorageOptions(chunk=(64, 64, 64), shard=(64, 64, 64), levels=1)
 WORKERS = 2

@@ -11,9 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.geometry import Roi
+from kdseg.errors import ShapeError
+from kdseg.geometry import Offsets, Roi
 from kdseg.running.attempt import Clock
-from kdseg.volumes.volume import open_volume
+from kdseg.volumes.volume import Volume, open_volume
 
 Computation = Callable[[], NDArray[np.uint8]]
 """Returns uint8 affinities (c, z, y, x) of a region, in 1/255."""
@@ -46,3 +47,18 @@ def _read(
     with clock("read"):
         found = open_volume(store).read(roi, channels)
     return lambda: found
+
+
+def affinity_offsets(affinities: Volume) -> Offsets:
+    """Return the offsets of a volume of affinities, one ``(z, y, x)`` step in voxels per channel.
+
+    Raises:
+        ShapeError: if the volume names none, or not one per channel, or is not uint8.
+    """
+    steps = affinities.attributes.get("offsets")
+    if not steps or len(steps) != affinities.channels or affinities.dtype != np.uint8:
+        raise ShapeError(
+            f"{affinities.where} is {affinities.dtype} {affinities.array.shape} with the offsets {steps}; "
+            "expected uint8 affinities (c, z, y, x) with one offset per channel, as `kdseg predict` writes them"
+        )
+    return tuple((int(z), int(y), int(x)) for z, y, x in steps)

@@ -23,7 +23,7 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, triple
+from kdseg.geometry import Roi, Triple, VoxelSize, triple
 from kdseg.results import remote
 from kdseg.volumes.metadata import AXES, image_attributes, in_nm, plain, transforms
 from kdseg.volumes.phantom.unstored import Computed, open_computed
@@ -394,18 +394,3 @@ def _checked(volume: Volume, path: str | Path) -> Volume:
     if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):
         raise VoxelSizeError(f"{path} has the voxel size {volume.voxel_size} nm, expected three positive numbers")
     return volume
-
-
-def affinity_offsets(affinities: Volume) -> Offsets:
-    """Return the offsets of a volume of affinities, one ``(z, y, x)`` step in voxels per channel.
-
-    Raises:
-        ShapeError: if the volume names none, or not one per channel, or is not uint8.
-    """
-    steps = affinities.attributes.get("offsets")
-    if not steps or len(steps) != affinities.channels or affinities.dtype != np.uint8:
-        raise ShapeError(
-            f"{affinities.where} is {affinities.dtype} {affinities.array.shape} with the offsets {steps}; "
-            "expected uint8 affinities (c, z, y, x) with one offset per channel, as `kdseg predict` writes them"
-        )
-    return tuple((int(z), int(y), int(x)) for z, y, x in steps)

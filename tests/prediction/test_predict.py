@@ -23,8 +23,8 @@ from kdseg.results.manifests import read
 from kdseg.running.attempt import Patience
 from kdseg.running.cluster import AHEAD, run_tasks, workers_of
 from kdseg.running.progress import FinishedBlocks
+from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.inputs import open_input
-from kdseg.volumes.volume import affinity_offsets
 
 SHAPE = (40, 64, 33)
 

@@ -16,7 +16,8 @@ from pipeline import STORAGE, voxels
 from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, MissingError, ShapeError, StageError, VoxelSizeError
 from kdseg.segmentation import adopt
-from kdseg.volumes.volume import affinity_offsets, open_volume
+from kdseg.volumes.affinities import affinity_offsets
+from kdseg.volumes.volume import open_volume
 
 STEPS = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, -5]]
 SIZE = (40.0, 8.0, 8.0)

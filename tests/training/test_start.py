@@ -40,7 +40,7 @@ def saved(path: Path, seed: int = 5, voxel_size: Any = (10.0, 10.0, 10.0), offse
 
 def prepared(volumes: Any, **changes: Any) -> Run:
     made = options(**changes)
-    return prepare(made, OFFSETS, Data(volumes, {}, ()), "x", Ranks(torch.device("cpu"), 0, 1, together=False), WatershedOptions())
+    return prepare(made, OFFSETS, Data(volumes, {}, ()), "x", Ranks(torch.device("cpu")), WatershedOptions())
 
 
 def test_the_first_weights_are_those_of_the_file(tmp_path: Path, volumes: Any) -> None:

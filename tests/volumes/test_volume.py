@@ -14,7 +14,8 @@ from ome_zarr.reader import Reader
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
-from kdseg.volumes.volume import Volume, affinity_offsets, create_volume, open_volume
+from kdseg.volumes.affinities import affinity_offsets
+from kdseg.volumes.volume import Volume, create_volume, open_volume
 
 
 def make(path: Path, **changes: Any) -> Volume:

@@ -29,7 +29,8 @@ from kdseg.segmentation.graph.edge_table import from_columns, join, to_columns
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.threshold import least_mean
 from kdseg.segmentation.waterz import waterz_segments
-from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
+from kdseg.volumes.affinities import affinity_offsets
+from kdseg.volumes.volume import Volume, open_volume
 
 WATERZ_LIMIT = 1024**3
 """Voxels above which waterz's one-shot engine is refused: it holds everything in memory as floats."""

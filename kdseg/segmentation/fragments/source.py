@@ -14,9 +14,9 @@ from kdseg.running.attempt import BlockWork
 from kdseg.running.runner import place_of, run_work
 from kdseg.segmentation.fragments.checks import doubts
 from kdseg.segmentation.links import nearest_channels
-from kdseg.volumes.affinities import Affinities, StoredAffinities
+from kdseg.volumes.affinities import Affinities, StoredAffinities, affinity_offsets
 from kdseg.volumes.inputs import Input, fingerprints, open_input, open_mask
-from kdseg.volumes.volume import Volume, affinity_offsets
+from kdseg.volumes.volume import Volume
 
 _SAMPLE = 64
 """Voxels along each axis of the sample that is looked at before work begins."""

@@ -23,8 +23,9 @@ from kdseg.segmentation.graph.faces import NEAREST, Part, joined_edges
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.graph.statistics import block_statistics
 from kdseg.segmentation.links import nearest_channels
+from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.inputs import fingerprints, open_input
-from kdseg.volumes.volume import affinity_offsets, open_volume
+from kdseg.volumes.volume import open_volume
 
 
 class Kept(NamedTuple):

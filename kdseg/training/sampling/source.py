@@ -16,8 +16,9 @@ from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.prediction.tiles import read_reflected
 from kdseg.training.augment import Crop
+from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.background import background_of
-from kdseg.volumes.volume import Volume, affinity_offsets, open_volume
+from kdseg.volumes.volume import Volume, open_volume
 
 Addresses = Mapping[str, tuple[str | Path, str | Path | None]]
 """(raw, labels) of each volume by its name; no labels where there is no ground truth."""
