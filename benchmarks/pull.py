@@ -89,7 +89,7 @@ def measured(run: Run, steps: int, batches: int) -> Iterator[tuple[str, float, f
         loop._step(run, found)
     acting = list(run.objective.part_weights())
     factor = factors(pulls(run.scales, acting), acting)
-    looks = [gradients(run, loop._parts(run, next(found))) for _ in range(batches)]
+    looks = [gradients(run, loop._parts(run, next(found)), acting) for _ in range(batches)]
     norms = {name: sum(look[name].norm().item() for look in looks) for name in acting}
     for name in acting:
         if name != "affinity":

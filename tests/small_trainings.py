@@ -65,6 +65,7 @@ job = json.loads(sys.argv[2])
 train(
     ModelOptions.model_validate(job["options"]), offsets=tuple(map(tuple, job["offsets"])), volumes=job["volumes"],
     out=Path(job["folder"]) / "model.pt", folder=Path(job["folder"]) / "run", device=job.get("device", "cpu"),
+    teachers=[Path(path) for path in job.get("teachers", [])],
 )
 """
 

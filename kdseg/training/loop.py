@@ -155,7 +155,7 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
         # gradients of the parts add up locally; processes exchange them once
         with run.trained.no_sync() if isinstance(run.trained, DistributedDataParallel) and not last else nullcontext():
             parts = _parts(run, next(batches))
-            for name, gradient in gradients(run, {name: parts[name] for name in looked_at}).items():
+            for name, gradient in gradients(run, parts, looked_at).items():
                 measured[name] = measured[name] + gradient if part else gradient
             total = torch.stack([weights[name] * parts[name] for name in names]).sum()
             run.scaler.scale(total / train.accumulate).backward()  # type: ignore[no-untyped-call]

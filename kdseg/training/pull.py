@@ -36,20 +36,24 @@ def due(run: Run, acting: Sequence[str]) -> list[str]:
     return [name for name in acting if all_of_them or name not in run.scales]
 
 
-def gradients(run: Run, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the gradients of the student's parameters by each part, flat; the graph is kept.
+def gradients(run: Run, parts: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """Return the gradients of the student's parameters by some parts, flat; the graph is kept.
 
     Args:
         run: its student has been through a batch.
-        parts: unweighted scalars by name.
+        parts: all of them, unweighted scalars by name.
+        names: of those to measure, the same in all processes.
     """
     student = [p for p in run.objective.network.parameters() if p.requires_grad]
     factor = run.scaler.get_scale() if run.scaler.is_enabled() else 1.0
+    # Synchronised norms wait for each other on the way back too: all processes go it, even where a part found nothing.
+    nothing = torch.stack(list(parts.values())).sum() * 0 if names and run.ranks.together else 0.0
     found = {}
-    for name, part in parts.items():
+    for name in names:
+        part = parts[name] * factor + nothing
         if part.requires_grad:
-            each = torch.autograd.grad(part * factor, student, retain_graph=True, materialize_grads=True)
-        else:  # it had nothing to compare in this process
+            each = torch.autograd.grad(part, student, retain_graph=True, materialize_grads=True)
+        else:  # it found nothing to compare
             each = tuple(torch.zeros_like(p) for p in student)
         found[name] = torch.cat([g.flatten() for g in each]) / factor
     return found

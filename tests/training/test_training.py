@@ -94,10 +94,10 @@ def test_it_learns_one_crop_by_heart(tmp_path: Path) -> None:
     assert result.scores.arand < 0.15
 
 
-def job(folder: Path, made: ModelOptions, volumes: Any) -> str:
+def job(folder: Path, made: ModelOptions, volumes: Any, *teachers: Path) -> str:
     places = {name: [str(path) for path in paths] for name, paths in volumes.items()}
     values = {"options": made.model_dump(mode="json"), "offsets": OFFSETS, "volumes": places, "folder": str(folder)}
-    return json.dumps(values)
+    return json.dumps(values | {"teachers": [str(path) for path in teachers]})
 
 
 @pytest.fixture
@@ -165,24 +165,40 @@ def test_the_state_of_other_options_is_refused(tmp_path: Path, volumes: Any) -> 
 
 
 @pytest.mark.slow
-def test_two_processes_do_the_work_of_one(tmp_path: Path, volumes: Any) -> None:
-    """Two processes with a crop each take the steps of one that adds up the gradients of two crops."""
+@pytest.mark.parametrize("distilled", [False, True])
+def test_two_processes_do_the_work_of_one(tmp_path: Path, volumes: Any, teacher: Path, distilled: bool) -> None:
+    """Two processes with a crop each take the steps of one that adds up the gradients of two crops.
+
+    While the student distils, one of the two has ground truth, and the other none.
+    """
+    changes: dict[str, Any] = {}
+    if distilled:
+        terms = [
+            {"name": "affinity"},
+            {"name": "cwd"},
+            {"name": "graph_relation", "taps": ["affinities"], "min_size": 2},
+        ]
+        changes = {"teacher": "t", "terms": terms, "normalise": True, "unlabelled": ["b"], "unlabelled_fraction": 0.5}
+        volumes = volumes | {"b": volumes["a"]}
+    teachers = [teacher] if distilled else []
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     script = tmp_path / "script.py"
     script.write_text(KILLED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(
-        [*command, "finish", job(shared, options(batch=2), volumes)],
+        [*command, "finish", job(shared, options(batch=2, **changes), volumes, *teachers)],
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    run(alone, options(batch=1, accumulate=2), volumes)
+    run(alone, options(batch=1, accumulate=2, **changes), volumes, teachers=teachers)
     assert len(numbers(shared)) == 6
     for ours, theirs in zip(numbers(shared), numbers(alone), strict=True):
         assert float(ours["total"]) == pytest.approx(float(theirs["total"]), rel=1e-4)
+        for name in [name for name in ours if name.startswith("pull.") and ours[name]]:
+            assert float(ours[name]) == pytest.approx(float(theirs[name]), rel=1e-3)
     a, b = (load(folder / "run" / "state.pt")["objective"] for folder in (shared, alone))
     for name in a:
         if "running" not in name and "tracked" not in name:
