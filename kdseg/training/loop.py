@@ -109,8 +109,8 @@ def train(
                 if fixing:
                     run.steps = bar.total = fixed_steps(run, pace)
                 # timed steps are not saved: those of a run that goes on would be too few to measure
-                due = run.step % options.train.checkpoint_every == 0 and run.steps < inf
-                if curve is not None and (fixing or due or run.step == run.steps):
+                saving = run.step % options.train.checkpoint_every == 0 and run.steps < inf
+                if curve is not None and (fixing or saving or run.step == run.steps):
                     save(folder / "state.pt", run.state())
                 bar.set_postfix(loss=f"{row['total']:.4f}", voi=f"{run.best.voi:.3f}", refresh=False)
                 bar.update()

@@ -10,7 +10,7 @@ from math import isfinite
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdseg.training.run import Run
 
@@ -37,7 +37,10 @@ def due(run: Run, acting: Sequence[str]) -> list[str]:
 
 
 def gradients(run: Run, parts: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
-    """Return the gradients of the student's parameters by some parts, flat; the graph is kept.
+    """Return the gradients of the student's parameters by some parts, (factors, parameters); the graph is kept.
+
+    In float16 each is computed twice: times the factor of the scaler, which suits the sum of the parts, and as it is,
+    which does not overflow where one part is far stronger.
 
     Args:
         run: its student has been through a batch.
@@ -45,18 +48,21 @@ def gradients(run: Run, parts: Mapping[str, Tensor], names: Sequence[str]) -> di
         names: of those to measure, the same in all processes.
     """
     student = [p for p in run.objective.network.parameters() if p.requires_grad]
-    factor = run.scaler.get_scale() if run.scaler.is_enabled() else 1.0
+    factors = (run.scaler.get_scale(), 1.0) if run.scaler.is_enabled() else (1.0,)
     # Synchronised norms wait for each other on the way back too: all processes go it, even where a part found nothing.
     nothing = torch.stack(list(parts.values())).sum() * 0 if names and run.ranks.together else 0.0
     found = {}
     for name in names:
-        part = parts[name] * factor + nothing
-        if part.requires_grad:
-            each = torch.autograd.grad(part, student, retain_graph=True, materialize_grads=True)
-        else:  # it found nothing to compare
-            each = tuple(torch.zeros_like(p) for p in student)
-        found[name] = torch.cat([g.flatten() for g in each]) / factor
+        found[name] = torch.stack([_gradient(parts[name] * factor + nothing, student) / factor for factor in factors])
     return found
+
+
+def _gradient(part: Tensor, student: Sequence[nn.Parameter]) -> Tensor:
+    if part.requires_grad:
+        each = torch.autograd.grad(part, student, retain_graph=True, materialize_grads=True)
+    else:  # it found nothing to compare
+        each = tuple(torch.zeros_like(p) for p in student)
+    return torch.cat([g.flatten() for g in each])
 
 
 def record(run: Run, measured: Mapping[str, Tensor]) -> None:
@@ -64,13 +70,14 @@ def record(run: Run, measured: Mapping[str, Tensor]) -> None:
 
     Args:
         run: after the batches of a step.
-        measured: by name, the sum of the gradients over the batches of this process.
+        measured: by name, the sum of the gradients over the batches of this process; the first that is finite counts.
     """
     for name, gradient in measured.items():
         if run.ranks.together:
             dist.all_reduce(gradient)
-        norm = gradient.norm().item() / run.ranks.ranks / run.options.train.accumulate
-        if isfinite(norm) and norm > 0:
+        norms = [norm / run.ranks.ranks / run.options.train.accumulate for norm in gradient.norm(dim=1).tolist()]
+        norm = next((norm for norm in norms if isfinite(norm) and norm > 0), 0.0)
+        if norm:
             run.scales[name] = DECAY * run.scales.get(name, norm) + (1 - DECAY) * norm
 
 

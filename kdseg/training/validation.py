@@ -15,6 +15,7 @@ from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.networks.models import Network
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.sampling import Source
+from kdseg.training.sampling.source import OUTSIDE
 
 TILE = 128
 """Largest extent of a tile in voxels, without its halo."""
@@ -73,6 +74,7 @@ def validation_crop(source: Source, shape: Triple) -> Validation:
     low = [o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, (z, y, x), strict=True)]
     roi = Roi((low[0], low[1], low[2]), (z, y, x))
     labels = source.crop(roi, supervised=True).labels
+    labels[labels == OUTSIDE] = 0  # scores leave the background out, whatever it is in training
     if not labels.any():
         raise DataError(f"the central crop {roi} of {source.name!r} has no labels: validate on another volume or shape")
     return Validation(source, roi, labels)

@@ -339,14 +339,17 @@ def test_normalised_terms_pull_by_their_weight(volumes: Any, teacher: Path) -> N
 
 def test_a_part_that_says_nothing_leaves_its_norm(volumes: Any) -> None:
     state = prepared(options(normalise=True), volumes)
-    record(state, {"affinity": torch.zeros(3)})  # it has not begun: its first norm would be 0 for ever
+    record(state, {"affinity": torch.zeros(1, 3)})  # it has not begun: its first norm would be 0 for ever
     assert state.scales == {}
-    record(state, {"affinity": torch.tensor([2.0, 0.0])})
+    record(state, {"affinity": torch.tensor([[2.0, 0.0]])})
     for silent in (0.0, float("nan"), float("inf")):
-        record(state, {"affinity": torch.tensor([silent])})
+        record(state, {"affinity": torch.tensor([[silent]])})
     assert state.scales == {"affinity": 2.0}
-    record(state, {"affinity": torch.tensor([4.0])})
+    record(state, {"affinity": torch.tensor([[4.0]])})
     assert state.scales == {"affinity": 3.0}
+    # as in float16: the first overflows at the scaler's factor, the second does not
+    record(state, {"affinity": torch.tensor([[float("inf")], [5.0]])})
+    assert state.scales == {"affinity": 4.0}
 
 
 def test_the_part_that_others_are_compared_with() -> None:

@@ -19,6 +19,7 @@ from kdseg.errors import ClaimError, UnreadableError
 from kdseg.results.manifests import read
 from kdseg.training.sampling import Crops, Source
 from kdseg.training.targets import affinities
+from kdseg.training.validation import validation_crop
 from kdseg.volumes import convert
 from kdseg.volumes.background import background_of, looks_like_membrane
 from kdseg.volumes.volume import open_volume
@@ -110,6 +111,8 @@ def test_students_learn_what_it_means(tmp_path: Path, labels: np.ndarray, backgr
             joined = counts and a == b and (a > 0 or background == "object")
             assert bool(known[(channel, *p)]) == counts
             assert bool(target[(channel, *p)] & known[(channel, *p)]) == joined
+    scored = validation_crop(source, (8, 32, 32))
+    assert not scored.labels[ids[scored.roi.slices()] == 0].any()  # scores leave it out, whatever students learn
     made = TrainOptions.model_validate(
         {"volumes": ("a",), "validate_on": "a", "crop": (6, 16, 16), "steps": 5, "augment": NEVER}
     )

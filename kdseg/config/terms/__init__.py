@@ -63,12 +63,23 @@ def _plugged_in() -> None:
         ConfigError: if one is no options class of a term.
     """
     for point in entry_points(group="kdseg.terms"):
-        found = point.load()
-        if not (isinstance(found, type) and issubclass(found, TermSection) and hasattr(found, "term")):
+        try:
+            found = point.load()
+        except Exception as error:
+            package = "?" if point.dist is None else point.dist.name
+            raise ConfigError(
+                f"the entry point {point.value!r} of the group kdseg.terms, of the package {package}, cannot be loaded "
+                f"({error!r}): repair or remove the package; its own code is to import kdseg.config first"
+            ) from error
+        if not (isinstance(found, type) and issubclass(found, TermSection) and {"term", "name"} <= _said(found)):
             raise ConfigError(
                 f"the entry point {point.value!r} of the group kdseg.terms is {found!r}: expected a subclass of "
                 "kdseg.config.terms.TermSection with `name` and `term`"
             )
+
+
+def _said(section: type[TermSection]) -> set[str]:
+    return {*section.model_fields, *(["term"] if hasattr(section, "term") else [])}
 
 
 def _named(section: type[TermSection]) -> Iterator[type[TermSection]]:

@@ -44,7 +44,13 @@ def draw_symmetry(shape: Triple, rng: np.random.Generator, options: AugmentOptio
 
 
 def augment(
-    crop: Crop, symmetry: Symmetry, rng: np.random.Generator, options: AugmentOptions, *, isotropic: bool
+    crop: Crop,
+    symmetry: Symmetry,
+    rng: np.random.Generator,
+    options: AugmentOptions,
+    *,
+    isotropic: bool,
+    margin: Triple = (0, 0, 0),
 ) -> Crop:
     """Return a crop as it might have been imaged elsewhere.
 
@@ -54,6 +60,7 @@ def augment(
         rng: decides everything else; the same state gives the same crop.
         options: how often.
         isotropic: whether z is as fine as y and x; else deformation and blur stay in the section plane.
+        margin: voxels at both ends of each axis that will be cut away: sections are chosen between them.
 
     Returns:
         A crop of the same shape, in arrays of its own.
@@ -62,7 +69,7 @@ def augment(
     if rng.random() < options.elastic:
         crop = deform(crop, rng, in_plane=not isotropic)
     if rng.random() < options.misaligned_section:
-        crop = misalign(crop, rng)
+        crop = misalign(crop, rng, margin)
     raw = crop.raw
     if rng.random() < options.intensity:
         raw = change_intensity(raw, rng)
@@ -71,14 +78,18 @@ def augment(
     if rng.random() < options.noise:
         raw = add_noise(raw, rng)
     if rng.random() < options.missing_section:
-        raw = blank_sections(raw, rng)
+        raw = blank_sections(raw, rng, margin[0])
     return crop._replace(raw=raw)
 
 
-def misalign(crop: Crop, rng: np.random.Generator) -> Crop:
-    """Return a crop with one section, or all from one on, moved in the plane by up to a tenth of the crop."""
-    depth, *plane = crop.raw.shape
-    first = int(rng.integers(0, depth))
+def misalign(crop: Crop, rng: np.random.Generator, margin: Triple = (0, 0, 0)) -> Crop:
+    """Return a crop with one section, or all from one on, moved in the plane by up to a tenth of the crop.
+
+    Its margins count neither for the choice of the section nor for the tenth.
+    """
+    depth = crop.raw.shape[0]
+    plane = [n - 2 * m for n, m in zip(crop.raw.shape[1:], margin[1:], strict=True)]
+    first = margin[0] + int(rng.integers(0, depth - 2 * margin[0]))
     sections = slice(first, first + 1) if rng.random() < 0.5 else slice(first, depth)
     y, x = (int(rng.integers(-max(n // 10, 1), max(n // 10, 1) + 1)) for n in plane)
     return shift_sections(crop, sections, (y, x))

@@ -58,10 +58,13 @@ def blur(raw: Raw, rng: np.random.Generator, *, in_plane: bool) -> Raw:
     return raw
 
 
-def blank_sections(raw: Raw, rng: np.random.Generator) -> Raw:
-    """Return an image without one or two neighbouring sections, black or grey; the network is to bridge them."""
+def blank_sections(raw: Raw, rng: np.random.Generator, margin: int = 0) -> Raw:
+    """Return an image without one or two neighbouring sections, black or grey; the network is to bridge them.
+
+    None of the ``margin`` sections at either end is chosen.
+    """
     count = int(rng.integers(1, 3))
-    first = int(rng.integers(0, max(raw.shape[0] - count, 0) + 1))
+    first = margin + int(rng.integers(0, max(raw.shape[0] - 2 * margin - count, 0) + 1))
     out = raw.copy()
     out[first : first + count] = -1.0 if rng.random() < 0.5 else raw.mean()
     return out

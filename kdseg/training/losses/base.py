@@ -98,11 +98,13 @@ class Objective(nn.Module):
         with autocast(self.dtype, batch.raw.device):
             student = self.network(batch.raw)
         found: dict[str, Tensor] = {}
+        idle = active is not None and not active.issuperset(self.terms)
+        nothing = self._nothing() if idle else batch.raw.new_zeros(())
         for name, term in self._named_terms():
             if active is None or name in active:
                 values = term.parts(student, teacher, batch)
             else:
-                values = dict.fromkeys(term.weights, self._nothing())
+                values = dict.fromkeys(term.weights, nothing)
             found |= {part_name(name, part): value for part, value in values.items()}
         return found
 

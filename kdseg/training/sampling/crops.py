@@ -79,7 +79,7 @@ class Crops(Dataset[Batch]):
             if any(n < c for n, c in zip(source.raw.roi.shape, options.crop, strict=True)):
                 raise ShapeError(f"{source.name!r} has {source.raw.roi.shape} voxels, less than a crop {options.crop}")
         self.lsd_sigma = lsd_sigma
-        self.margin = (0, 0, 0) if lsd_sigma is None else _margin(lsd_sigma, self.voxel_size)
+        self.margin = (0, 0, 0) if lsd_sigma is None else _margin(lsd_sigma, self.voxel_size, options.augment.rotate)
         if self.stored:  # refused now rather than at the first crop that is turned so
             for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
                 channel_plan(offsets, symmetry)
@@ -93,7 +93,7 @@ class Crops(Dataset[Batch]):
         supervised = not self.is_unlabelled(index)
         source, roi, drawn = self.draw(rng, supervised=supervised)
         symmetry = draw_symmetry(self.options.crop, rng, self.options.augment)
-        crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic)
+        crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic, margin=self.margin)
         descriptors = None if self.lsd_sigma is None else self._descriptors(crop, self.lsd_sigma)
         z, y, x = (slice(m, n - m) for m, n in zip(self.margin, crop.raw.shape, strict=True))
         crop = Crop(crop.raw[z, y, x], crop.labels[z, y, x], crop.mask[z, y, x])
@@ -254,10 +254,11 @@ def stored_outputs(source: Source, roi: Roi, offsets: Offsets, symmetry: Symmetr
     return Taught(*(torch.from_numpy(np.ascontiguousarray(a))[None] for a in (np.stack(teachers), known, embedding)))
 
 
-def _margin(sigma: float, voxel_size: VoxelSize) -> Triple:
-    """Return the voxels around a crop that its descriptors see; as many along y as along x, since it may be turned."""
+def _margin(sigma: float, voxel_size: VoxelSize, rotate: str) -> Triple:
+    """Return the voxels around a crop that its descriptors see; as many along axes that may change places."""
     z, y, x = (ceil(REACH * sigma / size) for size in voxel_size)
-    return (z, max(y, x), max(y, x))
+    widest = max(z, y, x)
+    return (widest, widest, widest) if rotate == "zyx" else (z, max(y, x), max(y, x))
 
 
 def _unit(vectors: NDArray[np.float16]) -> NDArray[np.float16]:

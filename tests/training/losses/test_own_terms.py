@@ -80,6 +80,7 @@ def test_a_term_of_another_package_is_trained(tmp_path: Path) -> None:
             "of the group kdseg.terms is 3: expected a subclass of",
         ),
         ("mine.options:HuberOptions", "cwd", "two terms are called 'cwd'"),
+        ("mine.gone:HuberOptions", "mine_huber", "of the package mine"),
     ],
 )
 def test_what_is_no_term_is_refused(tmp_path: Path, target: str, name: str, message: str) -> None:

@@ -197,6 +197,29 @@ def test_descriptors_see_what_lies_beyond_the_crop(tmp_path: Path, size: tuple[f
         assert (cut - expected).abs().max() > 0.2  # of the crop alone
 
 
+def test_descriptors_of_voxels_that_are_nearly_cubes(tmp_path: Path) -> None:
+    raw, labels = cells((24, 24, 24), 9, seed=2)
+    size = (8.3, 8.0, 8.0)
+    at = write_volume(tmp_path / "raw.zarr", raw, size), write_volume(tmp_path / "labels.zarr", labels, size)
+    turning = options(crop=(8, 8, 8), augment=NEVER.model_copy(update={"rotate": "zyx"}))
+    crops = Crops(turning, {"a": at}, lsd_sigma=20.0)
+    assert {tuple(crops[index].labels.shape) for index in range(12)} == {(1, 8, 8, 8)}
+
+
+def test_sections_are_lost_in_the_crop_and_not_beside_it(tmp_path: Path) -> None:
+    raw, labels = cells((40, 40, 40), 9, seed=2)
+    at = write_volume(tmp_path / "raw.zarr", raw + 1), write_volume(tmp_path / "labels.zarr", labels)
+    losing = options(crop=(4, 8, 8), augment=NEVER.model_copy(update={"missing_section": 1.0}))
+    crops = Crops(losing, {"a": at}, lsd_sigma=20.0)
+    plain = Crops(options(crop=(4, 8, 8)), {"a": at}, lsd_sigma=20.0)
+    for index in range(12):
+        assert not torch.equal(crops[index].raw, plain[index].raw)
+    moved = options(crop=(4, 8, 8), augment=NEVER.model_copy(update={"misaligned_section": 1.0}))
+    crops = Crops(moved, {"a": at}, lsd_sigma=20.0)
+    shifted = [not torch.equal(crops[index].raw, plain[index].raw) for index in range(30)]
+    assert sum(shifted) > 20  # one in nine shifts is by nothing
+
+
 def test_descriptors_turn_with_their_crop(tmp_path: Path) -> None:
     raw, labels = cells((20, 20, 20), 9, seed=2)
     at = write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels)
