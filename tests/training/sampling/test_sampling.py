@@ -202,7 +202,7 @@ def test_descriptors_of_voxels_that_are_nearly_cubes(tmp_path: Path) -> None:
     size = (8.3, 8.0, 8.0)
     at = write_volume(tmp_path / "raw.zarr", raw, size), write_volume(tmp_path / "labels.zarr", labels, size)
     turning = options(crop=(8, 8, 8), augment=NEVER.model_copy(update={"rotate": "zyx"}))
-    crops = Crops(turning, {"a": at}, lsd_sigma=20.0)
+    crops = Crops(turning, {"a": at}, lsd_sigma=22.0)
     assert {tuple(crops[index].labels.shape) for index in range(12)} == {(1, 8, 8, 8)}
 
 
