@@ -1,10 +1,13 @@
 """The self-test of convolutions: right ones pass, wrong ones are told whatever is wrong with them."""
 
+import multiprocessing
+import time
+
 import pytest
 import torch
 from torch.nn import functional
 
-from kdseg.networks.models.guard import KERNELS, LAYOUTS, REPORTED, deviation, fitting_extent
+from kdseg.networks.models.guard import KERNELS, LAYOUTS, REPORTED, deviation, fitting_extent, turn
 
 EXTENT = (20, 12, 10)
 CPU = torch.device("cpu")
@@ -50,3 +53,21 @@ def test_a_small_card_tests_what_it_can_hold():
     assert fitting_extent(80 * 2**30, torch.bfloat16) == REPORTED
     assert fitting_extent(6 * 50 * plane, torch.bfloat16) == (50, *REPORTED[1:])
     assert fitting_extent(0, torch.bfloat16)[0] == 16
+
+
+def held(name, order):
+    with turn(name):
+        order.append("in")
+        time.sleep(0.3)
+        order.append("out")
+
+
+def test_processes_take_turns():
+    with multiprocessing.Manager() as manager:
+        order = manager.list()
+        processes = [multiprocessing.get_context("spawn").Process(target=held, args=("test", order)) for _ in range(3)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        assert list(order) == ["in", "out"] * 3

@@ -6,8 +6,13 @@ inputs is not documented: the test repeats the reported one, in the layouts and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -60,18 +65,34 @@ def check_convolutions(device: torch.device, dtype: torch.dtype) -> None:
     Raises:
         DeviceError: if a convolution is wrong.
     """
-    extent = fitting_extent(torch.cuda.mem_get_info(device)[0], dtype)
-    for name, layout in LAYOUTS.items():
-        for kernel in KERNELS:
-            found = deviation(device, dtype, extent, kernel, layout)
-            if found.wrong:
-                cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-                raise DeviceError(
-                    f"{torch.cuda.get_device_name(device)} with cuDNN {cudnn} and torch "
-                    f"{torch.__version__} computes conv3d of {dtype} wrongly ({name}, kernel {kernel}: off by "
-                    f"{max(found):.2g} of the largest value): install nvidia-cudnn 9.15 or newer, or use the CPU"
-                )
-    torch.cuda.empty_cache()
+    with turn("convolutions"):
+        extent = fitting_extent(torch.cuda.mem_get_info(device)[0], dtype)
+        for name, layout in LAYOUTS.items():
+            for kernel in KERNELS:
+                found = deviation(device, dtype, extent, kernel, layout)
+                if found.wrong:
+                    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+                    raise DeviceError(
+                        f"{torch.cuda.get_device_name(device)} with cuDNN {cudnn} and torch "
+                        f"{torch.__version__} computes conv3d of {dtype} wrongly ({name}, kernel {kernel}: off by "
+                        f"{max(found):.2g} of the largest value): install nvidia-cudnn 9.15 or newer, or use the CPU"
+                    )
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def turn(name: str) -> Iterator[None]:
+    """Keep the other processes of this user and machine out of the body until it ends.
+
+    The test takes a third of a large GPU's memory for a second: ten trainings that begin together do not fit.
+
+    Args:
+        name: of what is done in turns.
+    """
+    path = Path(tempfile.gettempdir()) / f"kdseg-{os.getuid()}-{name}.lock"
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
+        yield
 
 
 def fitting_extent(free: int, dtype: torch.dtype) -> Triple:
