@@ -97,7 +97,8 @@ class TeachingOptions(Section):
 
     outputs: Literal["online", "stored"] = "online"
     """`online`: teachers predict each crop as it is augmented. `stored`: they predict the volumes once, and crops
-    are cut from that; affinities follow flips and quarter turns, nothing else, and there are no features."""
+    are cut from that; affinities follow flips and quarter turns, and of a deformed crop those pairs are known that
+    stayed as far apart as they were; there are no features."""
     combine: Literal["mean", "confidence"] = "mean"
     """Several teachers: the mean of their affinities, or each weighted by its distance from 1/2."""
     average: Literal["none", "flips", "all"] = "none"
@@ -201,17 +202,11 @@ class TrainOptions(Section):
     @model_validator(mode="after")
     def _teachers_give_what_terms_need(self) -> Self:
         features = [t.name for t in self.terms if t.from_teacher and t.features_used]
-        if self.teaching.outputs == "stored":
-            if features:
-                raise ValueError(
-                    f"the terms {features} need the teacher's features, which are not stored: use "
-                    "`teaching.outputs: online`, or tap the affinities or the embedding"
-                )
-            if self.augment.elastic or self.augment.misaligned_section:
-                raise ValueError(
-                    "stored outputs follow flips and quarter turns only: set `augment.elastic` and "
-                    "`augment.misaligned_section` to 0, or use `teaching.outputs: online`"
-                )
+        if features and self.teaching.outputs == "stored":
+            raise ValueError(
+                f"the terms {features} need the teacher's features, which are not stored: use "
+                "`teaching.outputs: online`, or tap the affinities or the embedding"
+            )
         if features and (len(self.teachers) > 1 or self.teaching.average != "none"):
             raise ValueError(
                 f"the terms {features} compare features, which cannot be averaged over teachers or mirror images: "

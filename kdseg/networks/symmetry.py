@@ -19,11 +19,14 @@ class Crop(NamedTuple):
         raw: float32 (z, y, x) in [-1, 1].
         labels: int64 (z, y, x), neuron ids; 0 is not a neuron.
         mask: bool (z, y, x), voxels whose labels count.
+        places: int64 (z, y, x), the voxel of the crop, before it was deformed, that each one shows, as an index into
+            the flattened array; ``~index`` of a voxel near by where nothing is shown. None: each shows itself.
     """
 
     raw: NDArray[np.float32]
     labels: NDArray[np.int64]
     mask: NDArray[np.bool_]
+    places: NDArray[np.int64] | None = None
 
 
 class Symmetry(NamedTuple):
@@ -154,11 +157,20 @@ def shift_sections(crop: Crop, sections: slice, step: tuple[int, int]) -> Crop:
         step: (y, x) in voxels.
     """
     raw, labels, mask = crop.raw.copy(), crop.labels.copy(), crop.mask.copy()
+    before = own_places(raw.shape) if crop.places is None else crop.places
+    places = before.copy()
+    places[sections] = ~own_places(raw.shape)[sections]
     there, here = (cut[1:] for cut in pair_slices((1, raw.shape[1], raw.shape[2]), (0, *step)))
     for array, old, blank in ((raw, crop.raw, -1.0), (labels, crop.labels, 0), (mask, crop.mask, False)):
         array[sections] = blank
         array[(sections, *here)] = old[(sections, *there)]
-    return Crop(raw, labels, mask)
+    places[(sections, *here)] = before[(sections, *there)]
+    return Crop(raw, labels, mask, places)
+
+
+def own_places(shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return the places of a crop that shows itself; see `Crop`."""
+    return np.arange(np.prod(shape), dtype=np.int64).reshape(shape)
 
 
 def _shifted(channel: NDArray[Any], step: Triple, fill: float) -> NDArray[Any]:

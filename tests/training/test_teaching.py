@@ -20,6 +20,7 @@ from kdseg.prediction.averaging import averaged_over, returned, tta_mean, turned
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.augment import symmetries
 from kdseg.training.sampling import Crops, Guide, collate, loader
+from kdseg.training.sampling.crops import deformed_outputs
 from kdseg.training.targets import affinities
 from kdseg.training.teaching import CERTAIN, Teachers, combined, teachers_of
 from kdseg.volumes.volume import create_volume
@@ -92,6 +93,68 @@ def test_stored_affinities_are_those_of_the_turned_crop(tmp_path: Path, labels: 
         beyond += int((batch.taught.known & ~inside).sum())
         np.testing.assert_array_equal((batch.taught.affinities[:, 0] == 255)[inside], target[inside])
     assert beyond
+
+
+@pytest.mark.parametrize("how", ["elastic", "misaligned_section"])
+@pytest.mark.parametrize("sigma", [None, 20.0])
+def test_stored_affinities_of_a_deformed_crop_are_known_where_they_are_exact(
+    tmp_path: Path, labels: np.ndarray, how: str, sigma: float | None
+) -> None:
+    """Labels are random: a pair that is mistaken for another one is wrong half of the time."""
+    pair = (write_volume(tmp_path / "raw.zarr", labels), write_volume(tmp_path / "l.zarr", labels.astype(np.uint64)))
+    given = options(augment=TURNING.model_copy(update={how: 1.0}), crop=(10, 10, 10))
+    crops = Crops(given, {"a": pair}, {"a": stored_truth(tmp_path, labels)}, OFFSETS, lsd_sigma=sigma)
+    shares = []
+    for number in range(25):
+        batch = crops[number]
+        assert batch.taught is not None
+        target, inside = affinities(batch.labels, OFFSETS)
+        known = batch.taught.known & inside
+        np.testing.assert_array_equal((batch.taught.affinities[:, 0] == 255)[known], target[known])
+        assert not (batch.taught.known & ~batch.mask[:, None]).any()  # what came from outside was never stored
+        shares.append(known.sum() / inside.sum())
+    assert 0.1 < np.mean(shares) < 0.95
+
+
+def test_voxels_of_other_rows_are_no_neighbours() -> None:
+    """The last voxel of a row and the first one of the next follow each other in memory only."""
+    places = np.arange(6).reshape(1, 2, 3)
+    places[0, 1, 1:] = (2, 3)  # shows the end of the first row, then the begin of the second one
+    taught = Taught(
+        torch.zeros((1, 1, 1, 1, 2, 3), dtype=torch.uint8),
+        torch.ones((1, 1, 1, 2, 3), dtype=torch.bool),
+        torch.zeros(1, 0, 1, 2, 3),
+    )
+    known = deformed_outputs(taught, places, ((0, 0, -1),)).known[0, 0, 0]
+    assert known.tolist() == [[False, True, True], [False, False, False]]
+
+
+def test_pairs_across_a_slip_are_not_known(tmp_path: Path, labels: np.ndarray) -> None:
+    pair = (write_volume(tmp_path / "raw.zarr", labels), write_volume(tmp_path / "l.zarr", labels.astype(np.uint64)))
+    given = options(crop=SHAPE, augment=NEVER.model_copy(update={"misaligned_section": 1.0}))
+    batch = Crops(given, {"a": pair}, {"a": stored_truth(tmp_path, labels)}, OFFSETS)[3]
+    assert batch.taught is not None
+    moved = [z for z in range(SHAPE[0]) if not batch.taught.known[0, 1, z, 1:].all()]
+    crossing = batch.taught.known[0, 0].flatten(1).any(1)
+    assert moved
+    assert not crossing[moved[0]]
+    assert crossing[1 : moved[0]].all()
+
+
+def test_embeddings_of_a_deformed_crop_move_with_its_labels(tmp_path: Path, labels: np.ndarray) -> None:
+    raw = write_volume(tmp_path / "raw.zarr", labels)
+    pair = (raw, write_volume(tmp_path / "l.zarr", labels.astype(np.uint64)))
+    code = np.stack([labels, 2 * labels]).astype(np.float16)
+    guide = stored_truth(tmp_path, labels)._replace(embeddings=(store(tmp_path / "e.zarr", code),))
+    given = options(
+        augment=TURNING.model_copy(update={"elastic": 1.0, "misaligned_section": 1.0}),
+        terms=({"name": "affinity"}, {"name": "soft_affinity"}, {"name": "graph_relation"}),
+    )
+    crops = Crops(given, {"a": pair}, {"a": guide}, OFFSETS)
+    for number in range(10):
+        batch = crops[number]
+        assert batch.taught is not None
+        assert torch.equal(batch.taught.embedding[:, 0].long()[batch.mask], batch.labels[batch.mask])
 
 
 def test_pairs_that_leave_the_volume_are_not_known(tmp_path: Path, labels: np.ndarray) -> None:
@@ -328,7 +391,6 @@ def test_stored_outputs_that_do_not_fit_are_refused(
 
 BAD = {
     "features of a stored teacher": ({"terms": [{"name": "affinity"}, {"name": "fitnets"}]}, "not stored"),
-    "elastic": ({"augment": {"elastic": 0.2, "misaligned_section": 0}}, "flips and quarter turns only"),
     "features of two": (
         {"teaching": {}, "teacher": ("t", "u"), "terms": [{"name": "affinity"}, {"name": "fitnets"}]},
         "cannot be averaged",

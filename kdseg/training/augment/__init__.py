@@ -1,7 +1,8 @@
 """Augmentation of crops: pure functions of a crop and a random generator, before targets are computed.
 
 Since affinities are computed from the labels after they moved, they are right by construction; for affinities
-that are stored there are `flip_affinities`, `rotate_affinities` and `transform_affinities`.
+that are stored there are `flip_affinities`, `rotate_affinities` and `transform_affinities`, and the places of the
+voxels of a deformed crop.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ def augment(
         margin: voxels at both ends of each axis that will be cut away: sections are chosen between them.
 
     Returns:
-        A crop of the same shape, in arrays of its own.
+        A crop of the same shape, in arrays of its own; its places are counted in the turned crop.
     """
-    crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in crop))
+    crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in (crop.raw, crop.labels, crop.mask)))
     if rng.random() < options.elastic:
         crop = deform(crop, rng, in_plane=not isotropic)
     if rng.random() < options.misaligned_section:

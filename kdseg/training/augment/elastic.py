@@ -21,7 +21,7 @@ def deform(crop: Crop, rng: np.random.Generator, *, in_plane: bool) -> Crop:
     labels and mask take the nearest voxel. Voxels that come from outside do not count.
 
     Args:
-        crop: not changed.
+        crop: as it was imaged, or turned; not changed.
         rng: where the displacement comes from.
         in_plane: leave z alone (coarse sections).
     """
@@ -50,4 +50,5 @@ def deform(crop: Crop, rng: np.random.Generator, *, in_plane: bool) -> Crop:
         inside &= (place >= 0) & (place < n)
         place.clamp_(0, n - 1)
     source = ((nearest[0] * shape[1] + nearest[1]) * shape[2] + nearest[2]).numpy()
-    return Crop(raw, crop.labels.reshape(-1)[source], crop.mask.reshape(-1)[source] & inside.numpy())
+    labels, mask = (array.reshape(-1)[source] for array in (crop.labels, crop.mask))
+    return Crop(raw, labels, mask & inside.numpy(), np.where(inside.numpy(), source, ~source))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic, pair_slices
 from kdseg.networks.models import Batch, Taught
 from kdseg.training.augment import (
     Crop,
@@ -96,13 +96,22 @@ class Crops(Dataset[Batch]):
         crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic, margin=self.margin)
         descriptors = None if self.lsd_sigma is None else self._descriptors(crop, self.lsd_sigma)
         z, y, x = (slice(m, n - m) for m, n in zip(self.margin, crop.raw.shape, strict=True))
-        crop = Crop(crop.raw[z, y, x], crop.labels[z, y, x], crop.mask[z, y, x])
-        raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in crop)
+        inner = (crop.raw[z, y, x], crop.labels[z, y, x], crop.mask[z, y, x])
+        raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in inner)
         # those of an unlabelled crop are a teacher's, all of which count
         known = torch.where(mask, labels, 0) if supervised else labels
         instances = connected_pieces(known[0])[None] if self.pieces else None
-        taught = stored_outputs(source, roi, self.offsets, symmetry) if self.stored else None
+        taught = self._taught(source, roi, symmetry, crop.places) if self.stored else None
         return Batch(raw[None], labels, mask, instances, taught, descriptors)
+
+    def _taught(self, source: Source, roi: Roi, symmetry: Symmetry, places: NDArray[np.int64] | None) -> Taught:
+        """Return what stored teachers say about a crop that was turned and deformed, a batch of one."""
+        if places is None:
+            return stored_outputs(source, roi, self.offsets, symmetry)
+        turned = stored_outputs(source, roi.grow(self.margin), self.offsets, symmetry)
+        whole = deformed_outputs(turned, places, self.offsets)
+        z, y, x = (slice(m, n - m) for m, n in zip(self.margin, places.shape, strict=True))
+        return Taught(*(part[..., z, y, x] for part in whole))
 
     def _descriptors(self, crop: Crop, sigma: float) -> Tensor:
         """Return the descriptors of a crop with a margin, a batch of one."""
@@ -250,8 +259,38 @@ def stored_outputs(source: Source, roi: Roi, offsets: Offsets, symmetry: Symmetr
         vectors = [_unit(each) for each in vectors]
     shape = tuple(roi.shape[axis] for axis in symmetry.axes)
     embedding = np.concatenate(vectors) if vectors else np.zeros((0, *shape), np.float16)
-    known = np.stack([symmetry.apply(_inside(roi, source.raw.roi, symmetry.before(step))) for step in offsets])
+    here = _inside(roi, source.raw.roi, (0, 0, 0))
+    known = np.stack([symmetry.apply(here & _inside(roi, source.raw.roi, symmetry.before(step))) for step in offsets])
     return Taught(*(torch.from_numpy(np.ascontiguousarray(a))[None] for a in (np.stack(teachers), known, embedding)))
+
+
+def deformed_outputs(taught: Taught, places: NDArray[np.int64], offsets: Offsets) -> Taught:
+    """Return what stored teachers say about a crop that was deformed.
+
+    An affinity is known of a pair only if its two voxels show two that were just as far apart: of others, nothing was
+    stored. So it stays exact, at the price of pairs: an elastic deformation leaves about three quarters of the nearest
+    neighbours, and a tenth of pairs nine voxels apart.
+
+    Args:
+        taught: of the crop before it was deformed, a batch of one.
+        places: of the deformed crop; see `Crop`.
+        offsets: of the stored affinities.
+    """
+    shown = torch.from_numpy(places)
+    index = torch.where(shown < 0, ~shown, shown).flatten()
+    affinities, known, embedding = (part.flatten(-3)[..., index].unflatten(-1, places.shape) for part in taught)
+    # numbered as in an array twice as wide, where no two steps are the same number
+    _, height, width = places.shape
+    strides = (4 * height * width, 2 * width, 1)
+    numbers = sum(axis * s for axis, s in zip(torch.unravel_index(index, places.shape), strides, strict=True))
+    numbers = torch.where(shown < 0, 2**62, numbers.view(places.shape))
+    for channel, offset in enumerate(offsets):
+        here, there = pair_slices(places.shape, offset)
+        step = sum(o * s for o, s in zip(offset, strides, strict=True))
+        apart = torch.zeros(places.shape, dtype=torch.bool)
+        apart[here] = (numbers[here] < 2**62) & (numbers[there] - numbers[here] == step)
+        known[0, channel] &= apart
+    return Taught(affinities, known, embedding)
 
 
 def _margin(sigma: float, voxel_size: VoxelSize, rotate: str) -> Triple:
