@@ -278,7 +278,9 @@ def deformed_outputs(taught: Taught, places: NDArray[np.int64], offsets: Offsets
     """
     shown = torch.from_numpy(places)
     index = torch.where(shown < 0, ~shown, shown).flatten()
-    affinities, known, embedding = (part.flatten(-3)[..., index].unflatten(-1, places.shape) for part in taught)
+    affinities, known, embedding = (
+        part.flatten(-3)[..., index].reshape(*part.shape[:-3], *places.shape) for part in taught
+    )
     # numbered as in an array twice as wide, where no two steps are the same number
     _, height, width = places.shape
     strides = (4 * height * width, 2 * width, 1)
