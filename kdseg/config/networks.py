@@ -39,6 +39,11 @@ class _Levels(Section):
         return self.downsample or ((2, 2, 2),) * (len(self.widths) - 1)
 
     @property
+    def spelled_out(self) -> Self:
+        """The same network, with what is made by default."""
+        return self.model_copy(update={"downsample": self.steps, "kernels": self.level_kernels})
+
+    @property
     def level_kernels(self) -> tuple[Extent, ...]:
         """Kernel of each level, defaults filled in."""
         return self.kernels or ((3, 3, 3),) * len(self.widths)

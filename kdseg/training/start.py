@@ -26,11 +26,13 @@ def start(network: Network, path: Path, options: ModelOptions, offsets: Offsets,
         VoxelSizeError: if it was trained on voxels of another size.
     """
     found = load_model(path)
-    if found.options != options.network:
+    ours, theirs = options.network.spelled_out, found.options.spelled_out
+    if ours != theirs:
+        there = theirs.model_dump()
         differing = [
-            f"{name} {ours!r} (there {theirs!r})"
-            for name, ours in options.network.model_dump().items()
-            if ours != (theirs := found.options.model_dump().get(name))
+            f"{name} {value!r} (there {there.get(name)!r})"
+            for name, value in ours.model_dump().items()
+            if value != there.get(name)
         ]
         raise ConfigError(f"start_from {path} holds another network than the model's: {', '.join(differing)}")
     if found.offsets != offsets:
@@ -40,6 +42,6 @@ def start(network: Network, path: Path, options: ModelOptions, offsets: Offsets,
             f"start_from {path} was trained on voxels of {found.voxel_size} nm, the data have {voxel_size} nm: start "
             "from another model, or convert another resolution level"
         )
-    ours, theirs = network.state_dict(), found.network.state_dict()
-    fitting = {name: value for name, value in theirs.items() if name in ours and ours[name].shape == value.shape}
-    network.load_state_dict(ours | fitting)
+    drawn, given = network.state_dict(), found.network.state_dict()
+    fitting = {name: value for name, value in given.items() if name in drawn and drawn[name].shape == value.shape}
+    network.load_state_dict(drawn | fitting)

@@ -53,6 +53,16 @@ def test_the_first_weights_are_those_of_the_file(tmp_path: Path, volumes: Any) -
     assert not all(torch.equal(drawn[name], value) for name, value in expected.items())
 
 
+def test_what_is_made_by_default_may_be_spelled_out(tmp_path: Path, volumes: Any) -> None:
+    spelled: dict[str, Any] = {"kind": "unet", "widths": [2, 3], "downsample": [[2, 2, 2]], "kernels": [[3, 3, 3]] * 2}
+    path = saved(tmp_path / "spelled.pt", network=spelled)
+    found = prepared(volumes, start_from=str(path)).objective.network.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in load_model(path).network.state_dict().items())
+    flat = saved(tmp_path / "flat.pt", network={**spelled, "kernels": [[1, 3, 3], [3, 3, 3]]})
+    with pytest.raises(ConfigError, match=r"kernels .*\(1, 3, 3\)"):
+        prepared(volumes, start_from=str(flat))
+
+
 def test_heads_are_added_and_dropped(tmp_path: Path, volumes: Any) -> None:
     path = saved(tmp_path / "lsd.pt", heads={"lsd": True, "embedding": 4}, terms=BOTH)
     terms = [{"name": "affinity"}, {"name": "embedding"}]

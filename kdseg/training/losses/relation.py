@@ -120,8 +120,8 @@ class IfvdTerm(Term):
     """Intra-class feature variation distillation (Wang et al. 2020), with instances as classes.
 
     The prototype of an instance is the mean of its features, and the variation of a voxel its cosine to the
-    prototype of its own instance. Of the squared differences between the networks, the mean over the voxels of
-    all instances of ``min_size`` voxels or more, counted on the full grid. Numbers of channels may differ.
+    prototype of its own instance. Of the squared differences between the networks, the mean over crops of that over the
+    voxels of all instances of ``min_size`` voxels or more, counted on the full grid. Numbers of channels may differ.
     """
 
     def __init__(self, options: IfvdOptions, context: Context) -> None:
@@ -138,10 +138,9 @@ class IfvdTerm(Term):
         large[0] = False
         z, y, x = ours.shape[2:]
         ids = at_level(instances, (z, y, x))
-        counts = large[ids].float()
         count = len(sizes) - 1
         error = (variation(ours, ids, count) - variation(theirs, ids, count)) ** 2
-        return (error * counts).sum() / counts.sum().clamp_min(1)
+        return weighted_mean(error[:, None], large[ids][:, None].float(), batch.instanced)
 
 
 def variation(values: Tensor, instances: Tensor, count: int) -> Tensor:
