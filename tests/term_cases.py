@@ -14,6 +14,7 @@ from kdseg.config.terms import (
     AttentionOptions,
     CpkdOptions,
     CwdOptions,
+    DcdOptions,
     DistOptions,
     EmbeddingOptions,
     FactorOptions,
@@ -92,6 +93,7 @@ CASES = [
     Case(ReviewKdOptions()),
     Case(VidOptions()),
     Case(FactorOptions(fit=2), calls=2),
+    Case(DcdOptions()),
     Case(MgdOptions(), not_in_order="the mask of a crop is drawn for its place in the batch"),
 ]
 DISTILLING = [case for case in CASES if case.options.from_teacher]

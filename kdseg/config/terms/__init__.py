@@ -13,6 +13,7 @@ from pydantic import Field
 
 from kdseg.config.terms.affinity import AdversarialOptions, SoftAffinityOptions
 from kdseg.config.terms.base import DistillationSection, Level, Tap, TermSection
+from kdseg.config.terms.detail import DcdOptions
 from kdseg.config.terms.feature import (
     AttentionOptions,
     CwdOptions,
@@ -34,6 +35,7 @@ __all__ = [
     "AttentionOptions",
     "CpkdOptions",
     "CwdOptions",
+    "DcdOptions",
     "DistOptions",
     "DistillationSection",
     "EmbeddingOptions",
