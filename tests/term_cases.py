@@ -12,6 +12,7 @@ from kdseg.config.terms import (
     AdversarialOptions,
     AffinityOptions,
     AttentionOptions,
+    CadOptions,
     CpkdOptions,
     CwdOptions,
     DcdOptions,
@@ -93,6 +94,8 @@ CASES = [
     Case(ReviewKdOptions()),
     Case(VidOptions()),
     Case(FactorOptions(fit=2), calls=2),
+    Case(CadOptions()),
+    Case(CadOptions(tap=0, offsets="all", target="teacher")),
     Case(DcdOptions()),
     Case(MgdOptions(), not_in_order="the mask of a crop is drawn for its place in the batch"),
 ]

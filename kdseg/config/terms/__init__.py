@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from kdseg.config.terms.affinity import AdversarialOptions, SoftAffinityOptions
+from kdseg.config.terms.affinity import AdversarialOptions, CadOptions, SoftAffinityOptions
 from kdseg.config.terms.base import DistillationSection, Level, Tap, TermSection
 from kdseg.config.terms.detail import DcdOptions
 from kdseg.config.terms.feature import (
@@ -33,6 +33,7 @@ __all__ = [
     "AdversarialOptions",
     "AffinityOptions",
     "AttentionOptions",
+    "CadOptions",
     "CpkdOptions",
     "CwdOptions",
     "DcdOptions",
