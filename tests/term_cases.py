@@ -25,6 +25,7 @@ from kdseg.config.terms import (
     IfvdOptions,
     LsdOptions,
     MgdOptions,
+    ReCoKdOptions,
     ReviewKdOptions,
     SkdOptions,
     SoftAffinityOptions,
@@ -97,6 +98,7 @@ CASES = [
     Case(CadOptions()),
     Case(CadOptions(tap=0, offsets="all", target="teacher")),
     Case(DcdOptions()),
+    Case(ReCoKdOptions(min_size=2)),
     Case(MgdOptions(), not_in_order="the mask of a crop is drawn for its place in the batch"),
 ]
 DISTILLING = [case for case in CASES if case.options.from_teacher]

@@ -24,6 +24,7 @@ from kdseg.config.terms.feature import (
     VidOptions,
 )
 from kdseg.config.terms.graph import GraphFlowOptions, GraphRelationOptions
+from kdseg.config.terms.region import ReCoKdOptions
 from kdseg.config.terms.relation import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
 from kdseg.config.terms.supervised import AffinityOptions, EmbeddingOptions, LsdOptions
 from kdseg.errors import ConfigError
@@ -48,6 +49,7 @@ __all__ = [
     "Level",
     "LsdOptions",
     "MgdOptions",
+    "ReCoKdOptions",
     "ReviewKdOptions",
     "SkdOptions",
     "SoftAffinityOptions",
