@@ -12,6 +12,7 @@ from kdseg.config.terms import (
     AdversarialOptions,
     AffinityOptions,
     AttentionOptions,
+    BckdOptions,
     CadOptions,
     CpkdOptions,
     CwdOptions,
@@ -98,6 +99,7 @@ CASES = [
     Case(CadOptions()),
     Case(CadOptions(tap=0, offsets="all", target="teacher")),
     Case(DcdOptions()),
+    Case(BckdOptions()),
     Case(ReCoKdOptions(min_size=2)),
     Case(MgdOptions(), not_in_order="the mask of a crop is drawn for its place in the batch"),
 ]

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kdseg.config.terms.affinity import AdversarialOptions, CadOptions, SoftAffinityOptions
 from kdseg.config.terms.base import DistillationSection, Level, Tap, TermSection
-from kdseg.config.terms.detail import DcdOptions
+from kdseg.config.terms.detail import BckdOptions, DcdOptions
 from kdseg.config.terms.feature import (
     AttentionOptions,
     CwdOptions,
@@ -34,6 +34,7 @@ __all__ = [
     "AdversarialOptions",
     "AffinityOptions",
     "AttentionOptions",
+    "BckdOptions",
     "CadOptions",
     "CpkdOptions",
     "CwdOptions",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from kdseg.config.terms.base import DistillationSection, Tap
+from kdseg.config.base import Weight
+from kdseg.config.terms.base import DistillationSection, Level, Tap
 
 
 class DcdOptions(DistillationSection):
@@ -23,3 +24,32 @@ class DcdOptions(DistillationSection):
     def taps_used(self) -> tuple[Tap, ...]:
         """The bottleneck, the last stage of the encoder."""
         return (-1,)
+
+
+class BckdOptions(DistillationSection):
+    """Boundary and context distillation (Zhang et al., arXiv 2401.13174).
+
+    Only its abstract was to be had: what the two parts measure is a reading of it.
+    """
+
+    term: ClassVar[str] = "kdseg.training.losses.boundary:BckdTerm"
+    name: Literal["bckd"] = "bckd"
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (0, 1)
+    """Decoder levels whose boundaries are compared: 0 is the finest, -1 the bottleneck; averaged."""
+    boundary: Weight = 1.0
+    """Of where the features change."""
+    context: Weight = 1.0
+    """Of the relations of each voxel to all others."""
+    context_level: Level = -1
+    """Decoder level whose voxels are related."""
+
+    @property
+    def taps_used(self) -> tuple[Tap, ...]:
+        """The levels of the parts that have a weight."""
+        return (*(self.levels if self.boundary else ()), *((self.context_level,) if self.context else ()))
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if not self.boundary + self.context:
+            raise ValueError("neither `boundary` nor `context` has a weight: give one of them a weight above 0")
+        return self
