@@ -30,7 +30,10 @@ from kdseg.training.sampling import loader
 from kdseg.volumes import convert
 
 OFFSETS = tuple(tuple(-step if axis == a else 0 for a in range(3)) for step in (1, 3, 9) for axis in range(3))
-TAPS: dict[str, dict[str, Any]] = {"graph_relation": {"taps": [0, "affinities"], "memory_start": 5}}
+TAPS: dict[str, dict[str, Any]] = {
+    "graph_relation": {"taps": [0, "affinities"], "memory_start": 5},
+    "cad": {"tap": 0},
+}
 """Options of terms that look at an embedding unless told otherwise."""
 
 

@@ -24,7 +24,7 @@ from kdseg.config.terms.feature import (
     VidOptions,
 )
 from kdseg.config.terms.graph import GraphFlowOptions, GraphRelationOptions
-from kdseg.config.terms.region import ReCoKdOptions
+from kdseg.config.terms.region import CirkdOptions, ReCoKdOptions
 from kdseg.config.terms.relation import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
 from kdseg.config.terms.supervised import AffinityOptions, EmbeddingOptions, LsdOptions
 from kdseg.errors import ConfigError
@@ -36,6 +36,7 @@ __all__ = [
     "AttentionOptions",
     "BckdOptions",
     "CadOptions",
+    "CirkdOptions",
     "CpkdOptions",
     "CwdOptions",
     "DcdOptions",
