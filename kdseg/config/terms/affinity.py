@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from kdseg.config.base import Count, Positive, Weight
 from kdseg.config.terms.base import DistillationSection, Tap
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class SoftAffinityOptions(DistillationSection):
     """The teacher's affinities as soft targets.
@@ -45,6 +47,8 @@ class AdversarialOptions(DistillationSection):
     """Channels of the discriminator's strided convolutions; the last two are followed by self-attention."""
     learning_rate: Positive = 3e-5
     """Of the discriminator's Adam."""
+    betas: tuple[_Beta, _Beta] = (0.0, 0.99)
+    """Of the discriminator's Adam: no momentum, as is usual with a gradient penalty; published are 0.9 and 0.99."""
     gradient_penalty: Weight = 10.0
     conditioned: bool = False
     """Let the discriminator see the raw data as well."""
