@@ -33,8 +33,9 @@ OFFSETS = tuple(tuple(-step if axis == a else 0 for a in range(3)) for step in (
 TAPS: dict[str, dict[str, Any]] = {
     "graph_relation": {"taps": [0, "affinities"], "memory_start": 5},
     "cad": {"tap": 0},
+    "cirkd": {"memory_start": 5},
 }
-"""Options of terms that look at an embedding unless told otherwise."""
+"""Options that let terms do without an embedding, and act within the few steps."""
 
 
 def main() -> None:
