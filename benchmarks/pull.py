@@ -30,8 +30,12 @@ from kdseg.training.sampling import loader
 from kdseg.volumes import convert
 
 OFFSETS = tuple(tuple(-step if axis == a else 0 for a in range(3)) for step in (1, 3, 9) for axis in range(3))
-TAPS: dict[str, dict[str, Any]] = {"graph_relation": {"taps": [0, "affinities"], "memory_start": 5}}
-"""Options of terms that look at an embedding unless told otherwise."""
+TAPS: dict[str, dict[str, Any]] = {
+    "graph_relation": {"taps": [0, "affinities"], "memory_start": 5},
+    "cad": {"tap": 0},
+    "cirkd": {"memory_start": 5},
+}
+"""Options that let terms do without an embedding, and act within the few steps."""
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Positive, Probability, Section, Weight
+from kdseg.config.optimiser import OptimiserOptions
 from kdseg.config.terms import AffinityOptions, TermOptions
 
 DEFAULT_STEPS = 1000
@@ -145,7 +146,8 @@ class TrainOptions(Section):
     crop: Extent = (64, 64, 64)
     """Voxels of one crop; a multiple of the network's total pooling."""
     learning_rate: Positive = 1e-3
-    """Peak of a cosine schedule that ends at 0."""
+    """Peak of the schedule, which `optimiser.decay` says."""
+    optimiser: OptimiserOptions = OptimiserOptions()
     warmup: Annotated[int, Field(ge=0)] = 50
     """Steps of linear warm-up."""
     weight_decay: Weight = 1e-2

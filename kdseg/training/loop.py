@@ -120,17 +120,18 @@ def train(
 
 
 def learning_rate(step: int, options: TrainOptions, steps: float) -> float:
-    """Return the learning rate of a step: linear warm-up, then half a cosine that ends at 0.
+    """Return the learning rate of a step: linear warm-up, then the fall that `OptimiserOptions` describes.
 
     Args:
         step: from 0.
-        options: with ``seconds``, the cosine begins when the number of steps is known.
+        options: with ``seconds``, the fall begins when the number of steps is known.
         steps: of the whole run; infinite as long as it is not known.
     """
     if step < options.warmup:
         return options.learning_rate * (step + 1) / options.warmup
-    done = (step - options.full_rate_steps) / max(steps - options.full_rate_steps, 1)
-    return options.learning_rate * (1 + cos(pi * min(max(done, 0), 1))) / 2
+    done = min(max((step - options.full_rate_steps) / max(steps - options.full_rate_steps, 1), 0), 1)
+    left = {"cosine": (1 + cos(pi * done)) / 2, "polynomial": (1 - done) ** 0.9, "none": 1.0}[options.optimiser.decay]
+    return float(options.learning_rate * left * 0.1 ** sum(done >= drop for drop in options.optimiser.drops))
 
 
 def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:

@@ -172,12 +172,14 @@ def _teacher(path: Path, offsets: Offsets, voxel_size: tuple[float, ...], device
 
 
 def _optimiser(objective: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
-    """Return AdamW (Loshchilov & Hutter 2019); biases and norms do not decay."""
+    """Return the optimiser; biases and norms do not decay."""
     ours = [p for p in objective.parameters() if p.requires_grad]  # a term may train some in another way
     weights = [p for p in ours if p.ndim > 1]
     rest = [p for p in ours if p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": options.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=options.learning_rate)
+    asked = options.optimiser
+    kind = torch.optim.AdamW if asked.kind == "adamw" else torch.optim.Adam
+    return kind(groups, lr=options.learning_rate, eps=asked.epsilon, amsgrad=asked.amsgrad)
 
 
 def _fingerprint(run: Run) -> str:

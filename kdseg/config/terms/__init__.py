@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
-from kdseg.config.terms.affinity import AdversarialOptions, SoftAffinityOptions
+from kdseg.config.terms.affinity import AdversarialOptions, CadOptions, SoftAffinityOptions
 from kdseg.config.terms.base import DistillationSection, Level, Tap, TermSection
+from kdseg.config.terms.detail import BckdOptions, DcdOptions
 from kdseg.config.terms.feature import (
     AttentionOptions,
     CwdOptions,
@@ -23,6 +24,7 @@ from kdseg.config.terms.feature import (
     VidOptions,
 )
 from kdseg.config.terms.graph import GraphFlowOptions, GraphRelationOptions
+from kdseg.config.terms.region import CirkdOptions, ReCoKdOptions
 from kdseg.config.terms.relation import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
 from kdseg.config.terms.supervised import AffinityOptions, EmbeddingOptions, LsdOptions
 from kdseg.errors import ConfigError
@@ -32,8 +34,12 @@ __all__ = [
     "AdversarialOptions",
     "AffinityOptions",
     "AttentionOptions",
+    "BckdOptions",
+    "CadOptions",
+    "CirkdOptions",
     "CpkdOptions",
     "CwdOptions",
+    "DcdOptions",
     "DistOptions",
     "DistillationSection",
     "EmbeddingOptions",
@@ -45,6 +51,7 @@ __all__ = [
     "Level",
     "LsdOptions",
     "MgdOptions",
+    "ReCoKdOptions",
     "ReviewKdOptions",
     "SkdOptions",
     "SoftAffinityOptions",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Positive, Weight
 from kdseg.config.terms.base import DistillationSection, Tap
+
+_Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SoftAffinityOptions(DistillationSection):
@@ -45,6 +47,8 @@ class AdversarialOptions(DistillationSection):
     """Channels of the discriminator's strided convolutions; the last two are followed by self-attention."""
     learning_rate: Positive = 3e-5
     """Of the discriminator's Adam."""
+    betas: tuple[_Beta, _Beta] = (0.0, 0.99)
+    """Of the discriminator's Adam: no momentum, as is usual with a gradient penalty; published are 0.9 and 0.99."""
     gradient_penalty: Weight = 10.0
     conditioned: bool = False
     """Let the discriminator see the raw data as well."""
@@ -53,3 +57,34 @@ class AdversarialOptions(DistillationSection):
     def taps_used(self) -> tuple[Tap, ...]:
         """The affinities."""
         return ("affinities",)
+
+
+class CadOptions(DistillationSection):
+    """Cross-dimension affinity distillation (Liu et al., CVPR 2024): cosines of embeddings, within and across networks.
+
+    Its student sees two sections at once, its teacher many; here both are networks in 3-D.
+    """
+
+    term: ClassVar[str] = "kdseg.training.losses.graft:CadTerm"
+    name: Literal["cad"] = "cad"
+    tap: Literal["embedding", 0] = "embedding"
+    """The vectors of the voxels: the embedding, or the finest decoder level."""
+    affinity: Weight = 1.0
+    """Of the affinities of both networks."""
+    graft: Weight = 1.0
+    """Of the affinities between a section of the student and one of the teacher."""
+    offsets: Literal["nearest", "all"] = "nearest"
+    """For which offsets the affinities of both networks are compared."""
+    target: Literal["labels", "teacher"] = "labels"
+    """Affinities that grafted sections are to have: those of the ground truth, as published, or the teacher's."""
+
+    @property
+    def taps_used(self) -> tuple[Tap, ...]:
+        """The tap."""
+        return (self.tap,)
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if not self.affinity + self.graft:
+            raise ValueError("neither `affinity` nor `graft` has a weight: give one of them a weight above 0")
+        return self

@@ -39,7 +39,7 @@ class AdversarialTerm(Term):
         super().__init__()
         self.penalty, self.conditioned = options.gradient_penalty, options.conditioned
         channels = len(context.offsets) + int(self.conditioned)
-        self.critic = Auxiliary(Critic(channels, options.widths), options.learning_rate, (0.0, 0.99))
+        self.critic = Auxiliary(Critic(channels, options.widths), options.learning_rate, options.betas)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term, after a step of the critic while training; see `Term`."""

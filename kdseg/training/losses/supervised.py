@@ -20,12 +20,12 @@ class AffinityTerm(Term):
     def __init__(self, options: AffinityOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
-        self.boundary = _window(options.boundary, context)
+        self.boundary = boundary_window(options.boundary, context)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         logits = student.logits["affinities"].float()
-        target, known = _pairs(batch, self.offsets, self.boundary)
+        target, known = true_pairs(batch, self.offsets, self.boundary)
         loss = binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
         return weighted_mean(loss, balance(target, known), batch.labelled)
 
@@ -55,43 +55,53 @@ class EmbeddingTerm(Term):
     def __init__(self, options: EmbeddingOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
-        self.boundary = _window(options.boundary, context)
+        self.boundary = boundary_window(options.boundary, context)
         self.published = options.reduction == "published"
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         cosine = embedding_affinities(student.logits["embedding"].float(), self.offsets)
-        target, known = _pairs(batch, self.offsets, self.boundary)
+        target, known = true_pairs(batch, self.offsets, self.boundary)
         error, weights = (cosine - target.float()) ** 2, balance(target, known)
         if self.published:
             return (error * weights).sum() / batch.labels.numel()
         return weighted_mean(error, weights, batch.labelled)
 
 
-def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:
+def embedding_affinities(embedding: Tensor, offsets: Offsets, partners: Tensor | None = None) -> Tensor:
     """Return the cosines of all pairs, float32 (n, c, z, y, x) in [-1, 1]; 0 where a pair leaves the array.
 
     Args:
         embedding: float32 (n, d, z, y, x).
         offsets: one (z, y, x) step in voxels per channel.
+        partners: the same shape, the vectors of the second voxels of the pairs; default: the same ones.
     """
     unit = normalize(embedding, dim=1, eps=EPSILON)
+    others = unit if partners is None else normalize(partners, dim=1, eps=EPSILON)
     n, _, z, y, x = unit.shape
     channels = []
     for offset in offsets:
         here, there = pair_slices((z, y, x), offset)
         channel = unit.new_zeros((n, z, y, x))
-        channel[(slice(None), *here)] = (unit[(..., *here)] * unit[(..., *there)]).sum(1)
+        channel[(slice(None), *here)] = (unit[(..., *here)] * others[(..., *there)]).sum(1)
         channels.append(channel)
     return torch.stack(channels, dim=1)
 
 
-def _window(boundary: str, context: Context) -> str | None:
+def boundary_window(boundary: str, context: Context) -> str | None:
+    """Return the axes of the window in which two neurons make a membrane; see `AffinityOptions.boundary`."""
     if boundary == "auto":
         return "zyx" if context.isotropic else "yx"
     return None if boundary == "none" else boundary
 
 
-def _pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:
+def true_pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:
+    """Return the affinities of the ground truth, and which are known; see `targets.affinities`.
+
+    Args:
+        batch: crops.
+        offsets: one (z, y, x) step in voxels per channel.
+        boundary: of `boundary_window`.
+    """
     edge = None if boundary is None else boundary_voxels(batch.labels, boundary)
     return affinities(batch.labels, offsets, mask=batch.mask, boundary=edge)

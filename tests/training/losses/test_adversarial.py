@@ -53,6 +53,11 @@ def reloaded(module: nn.Module, into: nn.Module) -> None:
     into.load_state_dict(torch.load(file, weights_only=True))
 
 
+def test_the_critic_takes_the_momentum_that_options_say() -> None:
+    assert term().critic.optimiser.defaults["betas"] == (0.0, 0.99)
+    assert term(AdversarialOptions(betas=(0.9, 0.99))).critic.optimiser.defaults["betas"] == (0.9, 0.99)
+
+
 def test_the_critic_learns_to_tell_two_distributions_apart() -> None:
     made = term()
     first = made(logits(0, -1.5, 0.5), logits(100, 1.5, 0.5), batch()).item()

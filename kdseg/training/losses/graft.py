@@ -1,0 +1,81 @@
+"""Distillation of affinities across sections, between the embeddings of two networks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdseg.config.terms import CadOptions
+from kdseg.geometry import Offsets, pair_slices
+from kdseg.networks.models import Batch, Outputs
+from kdseg.training.losses.base import Context, Term, balance, weighted_mean
+from kdseg.training.losses.supervised import boundary_window, embedding_affinities, true_pairs
+from kdseg.training.losses.taps import both, projector, widths
+
+_CUT = 0.5
+"""Affinity below which a pair counts as cut."""
+
+
+class CadTerm(Term):
+    """Cross-dimension affinity distillation (Liu et al., CVPR 2024), of one 3-D network from another.
+
+    The affinity of two voxels is the cosine of their vectors, negative ones cut to 0. Two parts, each the weighted
+    mean over pairs inside the crop, with as much weight on those that the target cuts as on those that it joins
+    (`base.balance`), then over offsets and crops::
+
+        affinity   (u_p^S.u_p+o^S - u_p^T.u_p+o^T)^2
+        graft      (u_p^S.u_p+o^T - y)^2  and  (u_p^T.u_p+o^S - y)^2, offsets along z alone
+
+    The second grafts sections of the student between those of the teacher (feature grafting interaction): ``y`` is
+    the affinity of the ground truth, where there is one, or with ``target: teacher`` the teacher's own. A linear
+    map brings the student's vectors to the teacher's width for it where they differ.
+    """
+
+    def __init__(self, options: CadOptions, context: Context) -> None:
+        super().__init__()
+        self.weights = {part: weight for part in ("affinity", "graft") if (weight := getattr(options, part))}
+        self.tap, self.labelled = options.tap, options.target == "labels"
+        self.offsets = context.offsets if options.offsets == "all" else context.offsets[:3]
+        self.sections = tuple(o for o in context.offsets if o[0] and not (o[1] or o[2]))
+        self.boundary = boundary_window("auto", context)
+        ours, theirs = widths(context, options.tap, "cad")
+        if "graft" in self.weights:
+            self.projector = projector(ours, theirs)
+
+    def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
+        """Return the parts ``affinity`` and ``graft``, those that have a weight; see `Term`."""
+        ours, theirs = both(student, teacher, self.tap)
+        found = {}
+        if "affinity" in self.weights:
+            target = embedding_affinities(theirs, self.offsets).relu()
+            error = (embedding_affinities(ours, self.offsets).relu() - target) ** 2
+            found["affinity"] = weighted_mean(error, balance(target > _CUT, inside(target, self.offsets)))
+        if "graft" in self.weights:
+            found["graft"] = self._graft(self.projector(ours), theirs, batch)
+        return found
+
+    def _graft(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
+        crops = None
+        if self.labelled:
+            joined, known = true_pairs(batch, self.sections, self.boundary)
+            target, crops = joined.float(), batch.labelled
+        else:
+            target = embedding_affinities(theirs, self.sections).relu()
+            joined, known = target > _CUT, inside(target, self.sections)
+        grafts = [embedding_affinities(a, self.sections, b).relu() for a, b in ((ours, theirs), (theirs, ours))]
+        error = torch.stack([(graft - target) ** 2 for graft in grafts]).mean(0)
+        return weighted_mean(error, balance(joined, known), crops)
+
+
+def inside(affinities: Tensor, offsets: Offsets) -> Tensor:
+    """Return which pairs lie in the array, bool (n, c, z, y, x).
+
+    Args:
+        affinities: (n, c, z, y, x).
+        offsets: one per channel.
+    """
+    found = torch.zeros_like(affinities, dtype=torch.bool)
+    z, y, x = affinities.shape[2:]
+    for channel, offset in enumerate(offsets):
+        found[(slice(None), channel, *pair_slices((z, y, x), offset)[0])] = True
+    return found
