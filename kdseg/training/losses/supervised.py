@@ -11,7 +11,7 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
-from kdseg.training.targets import affinities, boundary_voxels
+from kdseg.training.targets import affinities, boundary_axes, boundary_voxels
 
 
 class AffinityTerm(Term):
@@ -20,7 +20,7 @@ class AffinityTerm(Term):
     def __init__(self, options: AffinityOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
-        self.boundary = _window(options.boundary, context)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
@@ -55,7 +55,7 @@ class EmbeddingTerm(Term):
     def __init__(self, options: EmbeddingOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
-        self.boundary = _window(options.boundary, context)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
         self.published = options.reduction == "published"
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -84,12 +84,6 @@ def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:
         channel[(slice(None), *here)] = (unit[(..., *here)] * unit[(..., *there)]).sum(1)
         channels.append(channel)
     return torch.stack(channels, dim=1)
-
-
-def _window(boundary: str, context: Context) -> str | None:
-    if boundary == "auto":
-        return "zyx" if context.isotropic else "yx"
-    return None if boundary == "none" else boundary
 
 
 def _pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:
