@@ -129,6 +129,7 @@ class Config(Section):
             volumes=compare.volumes or self.evaluate.volumes,
             shape=compare.shape,
             dust=self.evaluate.dust,
+            boundary=self.models[compare.student].train.boundary,
             precision=self.predict.precision,
         )
 

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 from kdseg.config.base import Extent, Name, Section
 from kdseg.config.networks import HeadOptions, ModelOptions, TeachingOptions
 from kdseg.config.terms import TermOptions
+from kdseg.config.terms.supervised import Boundary
 
 ALONE = "alone"
 """Name of the method that is made by itself: the student without a teacher."""
@@ -74,6 +75,8 @@ class TrialOptions(Section):
     """Voxels of the central crop of each."""
     dust: int = 0
     """Ground-truth objects of fewer voxels within the crop are left out."""
+    boundary: Boundary = "auto"
+    """Membrane between touching neurons in the ground truth of the affinity loss: that of the student's term."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 

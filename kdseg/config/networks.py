@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from kdseg.config.base import Count, Extent, Positive, Probability, Section, Weight
 from kdseg.config.optimiser import OptimiserOptions
 from kdseg.config.terms import AffinityOptions, TermOptions
+from kdseg.config.terms.supervised import Boundary
 
 DEFAULT_STEPS = 1000
 TIMED_STEPS = 20
@@ -256,6 +257,11 @@ class TrainOptions(Section):
         affinities = "affinities" if average == "none" else f"affinities_{average}"
         tapped = any(term.from_teacher and "embedding" in term.taps_used for term in self.active_terms)
         return (affinities, "embedding") if tapped else (affinities,)
+
+    @property
+    def boundary(self) -> Boundary:
+        """Membrane between touching neurons, as the term `affinity` has it."""
+        return next((term.boundary for term in self.terms if isinstance(term, AffinityOptions)), "auto")
 
     @property
     def active_unlabelled(self) -> tuple[str, ...]:

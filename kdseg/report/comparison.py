@@ -15,9 +15,9 @@ from kdseg.errors import MissingError
 from kdseg.report.results import finite
 from kdseg.results.manifests import read
 
-METRICS = (("voi", "VOI", " bits"), ("arand", "ARAND", ""))
+METRICS = (("voi", "VOI", " bits"), ("arand", "ARAND", ""), ("affinity_loss", "affinity loss", " nat"))
 """Key in a trial, name, unit; less is better."""
-PARTS = ("voi", "arand", "voi_split", "voi_merge", "threshold")
+PARTS = ("voi", "arand", "affinity_loss", "voi_split", "voi_merge", "threshold")
 FEW = 3
 """Seeds below which a spread means little."""
 Role = Literal["teacher", "student alone", "distilled", "control"]

@@ -16,11 +16,15 @@ HEADS = {
     "terms": "adds",
     "voi": "VOI [bits]",
     "arand": "ARAND",
+    "affinity_loss": "affinity loss [nat]",
     "voi_closure": "gap closed, VOI [%]",
     "arand_closure": "gap closed, ARAND [%]",
+    "affinity_loss_closure": "gap closed, loss [%]",
     "voi_wins": "wins, VOI",
     "arand_wins": "wins, ARAND",
+    "affinity_loss_wins": "wins, loss",
     "voi_difference": "VOI − alone, 95 % interval [bits]",
+    "affinity_loss_difference": "loss − alone, 95 % interval [nat]",
     "time": "ms per step",
     "memory": "peak memory [MB]",
     "seeds": "seeds",
@@ -35,9 +39,9 @@ def cells(entry: Entry) -> dict[str, str]:
     for key, _, _ in METRICS:
         row[key] = plus_minus(entry.spreads.get(key), 3)
         row[f"{key}_closure"] = _closure(entry, key)
-        row[f"{key}_wins"] = _wins(entry, entry.gains.get(key))
-    gain = entry.gains.get("voi")
-    row["voi_difference"] = _interval(gain) if gain else (MISSING if _is_method(entry) else NOTHING)
+        gain = entry.gains.get(key)
+        row[f"{key}_wins"] = _wins(entry, gain)
+        row[f"{key}_difference"] = _interval(gain) if gain else (MISSING if _is_method(entry) else NOTHING)
     row["time"], row["memory"] = _time(entry), _memory(entry)
     row["seeds"] = NOTHING if entry.role == "teacher" else f"{entry.count} of {entry.expected}"
     return {key: row[key] for key in HEADS}

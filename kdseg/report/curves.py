@@ -15,6 +15,7 @@ TITLES = {
     "total": "total loss",
     "voi": "VOI on the validation crop [bits]",
     "arand": "ARAND on the validation crop",
+    "affinity_loss": "affinity loss on the validation crop [nat]",
 }
 PARTS = {"voi": "VOI sum", "voi_split": "VOI split", "voi_merge": "VOI merge"}
 NOTHING = "–"

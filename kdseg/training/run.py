@@ -136,7 +136,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         ranks=ranks,
         crops=crops,
         teachers=teachers,
-        validation=validation_crop(source, options.train.validate_shape),
+        validation=validation_crop(source, options.train.validate_shape, options.train.boundary),
         objective=objective,
         trained=trained,
         average=average,

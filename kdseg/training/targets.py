@@ -8,6 +8,7 @@ from math import pi, sqrt
 import torch
 from torch import Tensor
 
+from kdseg.config.terms.supervised import Boundary
 from kdseg.errors import ShapeError
 from kdseg.geometry import Offsets, Slices, Triple, VoxelSize, pair_slices
 
@@ -46,6 +47,18 @@ def affinities(
         target[(..., channel, *here[1:])] = same
         known[(..., channel, *here[1:])] = mask[here] & mask[there]
     return target, known
+
+
+def boundary_axes(boundary: Boundary, voxel_size: VoxelSize) -> str | None:
+    """Return the axes of the window of `boundary_voxels` by the option ``boundary`` of a term; None for no membrane.
+
+    Args:
+        boundary: ``"auto"``, ``"none"``, ``"yx"`` or ``"zyx"``.
+        voxel_size: nm, (z, y, x); ``"auto"`` leaves z out where it is coarser.
+    """
+    if boundary == "auto":
+        return "zyx" if voxel_size[0] <= 1.5 * max(voxel_size[1:]) else "yx"
+    return None if boundary == "none" else boundary
 
 
 def boundary_voxels(labels: Tensor, axes: str) -> Tensor:

@@ -48,7 +48,7 @@ def run(task: TrialTask) -> None:
 
         def scored(volume: str) -> list[Scored]:
             source = _source(volume, task.volumes, loaded.voxel_size)
-            crop = validation_crop(source, options.shape)
+            crop = validation_crop(source, options.shape, options.boundary)
             return sweep(loaded.network, crop, loaded.offsets, dtype, where, watershed, dust=options.dust)
 
         sweeps = {volume: scored(volume) for volume in dict.fromkeys((options.tune_on, *options.volumes))}

@@ -10,10 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from kdseg.config.segmentation import Watershed
+from kdseg.config.terms.supervised import Boundary
 from kdseg.errors import DataError
 from kdseg.geometry import Offsets, Roi, Triple
 from kdseg.networks.models import Network
 from kdseg.prediction.tiles import predict_roi, predictor
+from kdseg.training.heldout import Truth, affinity_loss, truth
 from kdseg.training.sampling import Source
 from kdseg.training.sampling.source import OUTSIDE
 
@@ -24,7 +26,7 @@ THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
 
 
 class Scored(NamedTuple):
-    """Scores of a segmentation against ground truth; all but the threshold are better if lower.
+    """Scores of affinities and their segmentation against ground truth; all but the threshold are better if lower.
 
     Attributes:
         voi: variation of information, bits.
@@ -32,6 +34,7 @@ class Scored(NamedTuple):
         voi_merge: its part from false merges.
         arand: adapted Rand error.
         threshold: of the agglomeration.
+        affinity_loss: of the affinities, the same at all thresholds; see `kdseg.training.heldout`.
     """
 
     voi: float
@@ -39,9 +42,10 @@ class Scored(NamedTuple):
     voi_merge: float
     arand: float
     threshold: float
+    affinity_loss: float
 
 
-NO_SCORE = Scored(*[float("inf")] * 5)
+NO_SCORE = Scored(*[float("inf")] * 6)
 """Before the first validation."""
 
 
@@ -52,19 +56,22 @@ class Validation(NamedTuple):
         source: the volume.
         roi: the crop, in voxels of the volume's raw data.
         labels: int64 (z, y, x), ground truth of the crop.
+        truth: the same as students learn it.
     """
 
     source: Source
     roi: Roi
     labels: NDArray[np.int64]
+    truth: Truth
 
 
-def validation_crop(source: Source, shape: Triple) -> Validation:
+def validation_crop(source: Source, shape: Triple, boundary: Boundary = "auto") -> Validation:
     """Return the central crop of the labelled part of a volume.
 
     Args:
         source: a labelled volume.
         shape: extent in voxels; cut to what is labelled.
+        boundary: the option of the term `affinity`, for the loss.
 
     Raises:
         DataError: if nothing in the crop is labelled.
@@ -73,11 +80,12 @@ def validation_crop(source: Source, shape: Triple) -> Validation:
     z, y, x = (min(n, wanted) for n, wanted in zip(within.shape, shape, strict=True))
     low = [o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, (z, y, x), strict=True)]
     roi = Roi((low[0], low[1], low[2]), (z, y, x))
-    labels = source.crop(roi, supervised=True).labels
+    crop = source.crop(roi, supervised=True)
+    learned, labels = truth(crop, boundary, source.voxel_size), crop.labels
     labels[labels == OUTSIDE] = 0  # scores leave the background out, whatever it is in training
     if not labels.any():
         raise DataError(f"the central crop {roi} of {source.name!r} has no labels: validate on another volume or shape")
-    return Validation(source, roi, labels)
+    return Validation(source, roi, labels, learned)
 
 
 def validate(
@@ -136,8 +144,9 @@ def sweep(
     pieces = clean(fragments(affinities, offsets, watershed, voxel_size=crop.source.voxel_size), owned, 0)
     table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
     dendrogram = agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
+    loss = affinity_loss(affinities, crop.truth, offsets)
     found = []
     for threshold, there in zip(THRESHOLDS, tables_at(table, dendrogram, THRESHOLDS), strict=True):
         at = scores(there)
-        found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold))
+        found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold, loss))
     return found

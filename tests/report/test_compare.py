@@ -60,6 +60,7 @@ def put(folder, name, voi, arand, **training):
     facts = {"seconds_per_step": 0.1, "peak_mb": 900.0, "device": "cpu", **training}
     with claim(Path(folder) / name / "trial.json", "trial", {"name": name}, {}) as held:
         scores = {"voi": voi, "voi_split": voi / 4, "voi_merge": 3 * voi / 4, "arand": arand, "threshold": 0.5}
+        scores["affinity_loss"] = arand / 2
         held.stats.update(scores={"tune": scores}, training=facts)
 
 
@@ -186,7 +187,10 @@ def test_the_table(tmp_path, values):
     # (0.1 + 0.4 − 0.05) / 3 / 0.6
     assert kd["voi_closure"] == "25 ± 38"
     assert kd["voi_wins"] == "2 of 3"
-    assert kd["arand_wins"] == "2 of 3, 1 equal"
+    assert kd["arand_wins"] == kd["affinity_loss_wins"] == "2 of 3, 1 equal"
+    assert kd["affinity_loss"] == "0.152 ± 0.008"
+    assert kd["affinity_loss_closure"] == kd["arand_closure"]
+    assert kd["affinity_loss_difference"] == "−0.008 ± 0.026"
     assert kd["voi_difference"].startswith("−0.150 ± ")
     assert (kd["time"], kd["memory"], kd["seeds"]) == ("150.0 (1.50×)", "1,000", "3 of 3")
     assert cells(found.entries[1])["time"] == "100.0"
@@ -270,14 +274,15 @@ def test_the_files_hold_the_same(tmp_path, values):
     assert "“good” has the least mean VOI" in (tmp_path / "compare.txt").read_text()
     drawing = ElementTree.fromstring((tmp_path / "compare.svg").read_text())
     texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
-    assert {"VOI on tune [bits]: less is better", "ARAND on tune: less is better"} <= set(texts)
-    assert len(page.specs) == 2
+    for title in ("VOI on tune [bits]", "ARAND on tune", "affinity loss on tune [nat]"):
+        assert f"{title}: less is better" in texts
+    assert len(page.specs) == 3
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
 
 
 def test_a_chart_places_dots_means_rules_and_what_is_missing(tmp_path, values):
     found = comparison(tmp_path, values, SCORES | {"good": {}}, kd={"seconds_per_step": 0.15})
-    figure, _ = figures(found, "tune")
+    figure, _, _ = figures(found, "tune")
     assert figure.description.endswith("Means: kd 0.950; alone 1.100.")
     assert [(r["method"], r["seed"], r["value"]) for r in figure.rows if r["role"] == "distilled"] == [
         ("kd", 0, 0.9), ("kd", 1, 0.8), ("kd", 2, 1.15)

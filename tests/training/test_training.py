@@ -60,6 +60,7 @@ def test_a_run_leaves_a_model_a_curve_and_its_best_score(tmp_path: Path, volumes
     rows = numbers(tmp_path)
     assert list(rows[0]) == [
         "step", "learning_rate", "affinity", "lsd", "total", "voi", "voi_split", "voi_merge", "arand", "threshold",
+        "affinity_loss",
     ]  # fmt: skip
     assert [int(row["step"]) for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
@@ -579,6 +580,10 @@ def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert scored.voi == pytest.approx(scored.voi_split + scored.voi_merge)
     assert scored.voi < 0.4
     assert scored.arand < 0.05
+    # it knows no membrane between neurons that touch, which is what students learn
+    learned = validation_crop(source, (21, 99, 40), "none")
+    exact = score(Oracle(), learned, OFFSETS[:3], torch.float32, CPU, WatershedOptions())
+    assert 0 < exact.affinity_loss < 1e-2 < scored.affinity_loss
     # Where the run's own watershed finds no inside, nothing is told apart: the option is used.
     blind = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions(boundary=1.0))
     assert blind.voi > scored.voi + 0.5

@@ -6,9 +6,11 @@ from typing import ClassVar, Literal
 
 from kdseg.config.terms.base import Tap, TermSection
 
+Boundary = Literal["auto", "none", "yx", "zyx"]
+
 
 class _Pairs(TermSection):
-    boundary: Literal["auto", "none", "yx", "zyx"] = "auto"
+    boundary: Boundary = "auto"
     """Ground truth of touching neurons has no membrane: voxels whose 3x3 (`yx`) or 3x3x3 (`zyx`) window holds
     two neurons count as one, and pairs that touch it as negative. `auto`: `zyx`, or `yx` where z is coarser."""
 

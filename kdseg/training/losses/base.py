@@ -31,11 +31,6 @@ class Context(NamedTuple):
     student: Widths | None = None
     teacher: Widths | None = None
 
-    @property
-    def isotropic(self) -> bool:
-        """Whether z is about as fine as y and x."""
-        return self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
-
 
 class Term(nn.Module):
     """One summand of the loss, of one or several parts; subclasses define `value`, or `values` and `weights`.

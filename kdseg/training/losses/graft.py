@@ -9,7 +9,8 @@ from kdseg.config.terms import CadOptions
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import Context, Term, balance, weighted_mean
-from kdseg.training.losses.supervised import boundary_window, embedding_affinities, true_pairs
+from kdseg.training.losses.supervised import embedding_affinities, true_pairs
+from kdseg.training.targets import boundary_axes
 from kdseg.training.losses.taps import both, projector, widths
 
 _CUT = 0.5
@@ -37,7 +38,7 @@ class CadTerm(Term):
         self.tap, self.labelled = options.tap, options.target == "labels"
         self.offsets = context.offsets if options.offsets == "all" else context.offsets[:3]
         self.sections = tuple(o for o in context.offsets if o[0] and not (o[1] or o[2]))
-        self.boundary = boundary_window("auto", context)
+        self.boundary = boundary_axes("auto", context.voxel_size)
         ours, theirs = widths(context, options.tap, "cad")
         if "graft" in self.weights:
             self.projector = projector(ours, theirs)

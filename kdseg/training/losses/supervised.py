@@ -11,7 +11,7 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
-from kdseg.training.targets import affinities, boundary_voxels
+from kdseg.training.targets import affinities, boundary_axes, boundary_voxels
 
 
 class AffinityTerm(Term):
@@ -20,7 +20,7 @@ class AffinityTerm(Term):
     def __init__(self, options: AffinityOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
-        self.boundary = boundary_window(options.boundary, context)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
@@ -55,7 +55,7 @@ class EmbeddingTerm(Term):
     def __init__(self, options: EmbeddingOptions, context: Context) -> None:
         super().__init__()
         self.offsets = context.offsets
-        self.boundary = boundary_window(options.boundary, context)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
         self.published = options.reduction == "published"
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -88,20 +88,13 @@ def embedding_affinities(embedding: Tensor, offsets: Offsets, partners: Tensor |
     return torch.stack(channels, dim=1)
 
 
-def boundary_window(boundary: str, context: Context) -> str | None:
-    """Return the axes of the window in which two neurons make a membrane; see `AffinityOptions.boundary`."""
-    if boundary == "auto":
-        return "zyx" if context.isotropic else "yx"
-    return None if boundary == "none" else boundary
-
-
 def true_pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:
     """Return the affinities of the ground truth, and which are known; see `targets.affinities`.
 
     Args:
         batch: crops.
         offsets: one (z, y, x) step in voxels per channel.
-        boundary: of `boundary_window`.
+        boundary: of `boundary_axes`.
     """
     edge = None if boundary is None else boundary_voxels(batch.labels, boundary)
     return affinities(batch.labels, offsets, mask=batch.mask, boundary=edge)
