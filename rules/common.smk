@@ -157,6 +157,37 @@ def compared(wildcards):
     ]
 
 
+def tuned_volumes(wildcards):
+    """Return the manifests that a model's post-processing is tuned on, by their roles."""
+    try:
+        regions = RUN.expect_tune_segmentation().regions
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+    return {
+        "volumes": {
+            name: {
+                "affinities": results(f"{wildcards.model}/{name}/affinities.json"),
+                "labels": results(f"volumes/{name}/labels.json"),
+                **(
+                    {"mask": results(f"volumes/{name}/mask.json")}
+                    if RUN.volumes[name].mask
+                    else {}
+                ),
+            }
+            for name in dict.fromkeys(region.volume for region in regions)
+        }
+    }
+
+
+def tuned(wildcards):
+    """Return the manifests of what suits each scored model best."""
+    try:
+        RUN.expect_tune_segmentation()
+    except ConfigError as error:
+        raise WorkflowError(str(error)) from None
+    return [results(f"{model}/tuned.json") for model in RUN.evaluate.models]
+
+
 LOCAL = RUN.cluster.kind == "local"
 CPU_LOCAL = RUN.cpu_cluster.kind == "local"
 GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0

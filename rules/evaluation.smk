@@ -109,6 +109,44 @@ rule score_baseline:
         f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
+rule tune_model:
+    """Post-processing options and a threshold for one network, from parts of labelled volumes."""
+    input:
+        lambda wildcards: leaves(tuned_volumes(wildcards)),
+    output:
+        manifest=results("{model}/tuned.json"),
+    log:
+        results("{model}/logs/tune_segmentation.log"),
+    benchmark:
+        results("{model}/benchmarks/tune_segmentation.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: CPU_CORES
+    resources:
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        task=lambda wildcards: as_json(
+            tasks.TuneSegmentationTask(
+                **manifests(wildcards, manifest="{model}/tuned.json"),
+                **tuned_volumes(wildcards),
+                options=RUN.tune_segmentation,
+                fragments=RUN.fragments,
+                edges=RUN.edges,
+                agglomerate=RUN.agglomerate,
+                dust=RUN.evaluate.dust,
+            )
+        ),
+    shell:
+        f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+
+
+rule tune_segmentation:
+    """The options that suit each model best, as lines of YAML in its log."""
+    input:
+        tuned=tuned,
+
+
 rule report:
     """One page: table, curves, slices, the graph of the run."""
     input:

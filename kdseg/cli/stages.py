@@ -18,6 +18,7 @@ STAGES: dict[str, tuple[type[Section], str]] = {
     "segment": (tasks.SegmentTask, "kdseg.segmentation.segments.stage"),
     "sweep": (tasks.SweepTask, "kdseg.evaluation.sweep"),
     "score": (tasks.ScoreTask, "kdseg.evaluation.score"),
+    "tune-segmentation": (tasks.TuneSegmentationTask, "kdseg.evaluation.tune_segmentation"),
     "trial": (tasks.TrialTask, "kdseg.training.trial"),
     "report": (tasks.ReportTask, "kdseg.report.stage"),
     "compare": (tasks.CompareTask, "kdseg.report.compare_stage"),

@@ -28,6 +28,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
+from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import fits_or_covers, is_multiple
 
@@ -43,6 +44,7 @@ __all__ = [
     "SegmentOptions",
     "StorageOptions",
     "TrialOptions",
+    "TuneSegmentationOptions",
     "VolumeOptions",
     "explain",
     "load",
@@ -95,6 +97,9 @@ class Config(Section):
     compare: CompareOptions | None = None
     """Methods of distillation to compare: `snakemake compare` trains the student with each."""
 
+    tune_segmentation: TuneSegmentationOptions | None = None
+    """Post-processing options to try: `snakemake tune_segmentation` says which suit each model best."""
+
     @cached_property
     def trials(self) -> dict[str, ModelOptions]:
         """The models that `compare` trains, by name; none without that section."""
@@ -114,6 +119,16 @@ class Config(Section):
         if self.compare is None:
             raise ConfigError(NO_COMPARE)
         return self.compare
+
+    def expect_tune_segmentation(self) -> TuneSegmentationOptions:
+        """Return the section `tune_segmentation`.
+
+        Raises:
+            ConfigError: if there is none; the message says how to add one.
+        """
+        if self.tune_segmentation is None:
+            raise ConfigError(NO_TUNING)
+        return self.tune_segmentation
 
     @property
     def compared_teachers(self) -> tuple[str, ...]:
@@ -170,6 +185,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _tuning_is_possible(self) -> Self:
+        if self.tune_segmentation is None:
+            return self
+        self.tune_segmentation.expect_possible(self.fragments, self.agglomerate)
+        quantiles = [score for score in self.tune_segmentation.score if score != "mean"]
+        if self.predict.fused and quantiles:
+            raise ValueError(
+                f"predict.fused keeps sums of affinities only: remove it, or {quantiles} from tune_segmentation.score"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _agglomeration_finds_what_it_needs(self) -> Self:
         """Refuse what the agglomeration would refuse hours later, for volumes that are segmented for certain.
 
@@ -217,6 +244,8 @@ class Config(Section):
             self._expect_levels(name)
         for volume in (*self.evaluate.volumes, self.evaluate.tune_on):
             self._expect_labelled(volume, "evaluate")
+        for region in self.tune_segmentation.regions if self.tune_segmentation else ():
+            self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
             self._expect(model_name, self.models, "evaluate.models", "model")
         return self

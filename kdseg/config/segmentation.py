@@ -147,7 +147,7 @@ class AgglomerateOptions(Section):
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
-        _expect_ascending(self.thresholds)
+        expect_ascending(self.thresholds)
         return self
 
 
@@ -183,10 +183,15 @@ class EvaluateOptions(Section):
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:
-        _expect_ascending(self.thresholds or ())
+        expect_ascending(self.thresholds or ())
         return self
 
 
-def _expect_ascending(thresholds: tuple[float, ...]) -> None:
+def expect_ascending(thresholds: tuple[float, ...]) -> None:
+    """Refuse thresholds in another order, or twice.
+
+    Raises:
+        ValueError: if they do not ascend.
+    """
     if any(a >= b for a, b in pairwise(thresholds)):
         raise ValueError(f"thresholds must ascend without repeats, got {list(thresholds)}")

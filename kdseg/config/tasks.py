@@ -30,6 +30,7 @@ from kdseg.config import (
     SegmentOptions,
     StorageOptions,
     TrialOptions,
+    TuneSegmentationOptions,
     VolumeOptions,
     load,
 )
@@ -283,6 +284,39 @@ class ScoreTask(BlockTask):
     """Name of the volume, for the report."""
     options: EvaluateOptions
     """The section `evaluate`: dust, block, bootstrap."""
+
+
+class TunedVolume(Section):
+    """The manifests of one volume to tune on."""
+
+    affinities: Path
+    """Of uint8 affinities."""
+    labels: Path
+    """Of ground truth."""
+    mask: Path | None = None
+    """Of a volume on the affinities' voxels, integers or bools, that is 0 where there is no tissue."""
+
+
+class TuneSegmentationTask(BlockTask):
+    """Affinities and ground truth → the post-processing options and the threshold that suit them best."""
+
+    volumes: dict[str, TunedVolume]
+    """Manifests of the volumes, by name."""
+    options: TuneSegmentationOptions
+    """The section `tune_segmentation`: parts of the volumes, and values to try."""
+    fragments: FragmentsOptions = FragmentsOptions()
+    """Options of the fragments that are not searched; the run's own section."""
+    edges: EdgesOptions = EdgesOptions()
+    """The run's own section: whether there are long offsets."""
+    agglomerate: AgglomerateOptions = AgglomerateOptions()
+    """The run's own section: the score, if it is not searched, and the last threshold."""
+    dust: Annotated[int, Field(ge=0)] = 0
+    """Ground-truth objects of fewer voxels within a part are left out."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        self.options.expect_possible(self.fragments, self.agglomerate)
+        return self
 
 
 class TrialTask(Task):

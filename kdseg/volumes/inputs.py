@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from kdseg.config.tasks import VolumeInputs
-from kdseg.errors import ShapeError
+from kdseg.errors import DataError, ShapeError, VoxelSizeError
+from kdseg.geometry import Triple
 from kdseg.results.manifests import read
 from kdseg.volumes.volume import Volume, open_volume
 
@@ -57,6 +60,31 @@ def open_mask(manifest: Path | None, source: Volume) -> Input | None:
             f"{source.voxel_size} and {source.offset} as the volume: make it on its grid"
         )
     return mask
+
+
+def labels_at(name: str, labels: Volume, other: Volume, what: str = "raw") -> Triple:
+    """Return the first voxel of labels, counted from that of another volume of the same tissue.
+
+    Args:
+        name: of the volume, for messages.
+        labels: integers (z, y, x).
+        other: on the same grid of voxels.
+        what: kind of the other volume, for messages.
+
+    Raises:
+        DataError: if the labels are no integers (z, y, x).
+        VoxelSizeError: if both are not on one grid.
+    """
+    if labels.channels is not None or labels.dtype.kind not in "ui":
+        raise DataError(f"labels of {name!r} must be integers (z, y, x), got {labels.dtype} {labels.array.shape}")
+    size = other.voxel_size
+    if size is None or labels.voxel_size is None or not np.allclose(labels.voxel_size, size, rtol=1e-3):
+        raise VoxelSizeError(f"{name!r}: labels have voxels of {labels.voxel_size} nm, {what} of {size} nm")
+    steps = [(a - b) / v for a, b, v in zip(labels.offset, other.offset, size, strict=True)]
+    z, y, x = (round(step) for step in steps)
+    if not np.allclose(steps, (z, y, x), atol=1e-2):
+        raise VoxelSizeError(f"{name!r}: labels lie {steps} voxels from {what}; this must be whole voxels")
+    return (z, y, x)
 
 
 def fingerprints(**inputs: Input | None) -> dict[str, str]:

@@ -83,6 +83,30 @@ MISTAKES = {
         lambda values: values.update(predict={"fused": True}, agglomerate={"engine": "waterz"}),
         r"waterz needs the affinities of the whole volume, which predict\.fused does not store: use the engine `exact`",
     ),
+    "tuning on a volume without labels": (
+        lambda values: values.update(
+            volumes={**values["volumes"], "new": {"raw": "a.tif"}}, tune_segmentation={"regions": [{"volume": "new"}]}
+        ),
+        r"tune_segmentation\.regions needs ground truth of the volume 'new'",
+    ),
+    "tuning with a place but no extent": (
+        change("tune_segmentation", {"regions": [{"volume": "tune", "offset": [0, 0, 0]}]}),
+        r"offset but no shape",
+    ),
+    "tuning with a value twice": (
+        change("tune_segmentation", {"regions": [{"volume": "tune"}], "dust": [5, 5]}),
+        r"each value of dust may be given once",
+    ),
+    "tuning beyond the dendrogram": (
+        change("tune_segmentation", {"regions": [{"volume": "tune"}], "thresholds": [0.5, 0.9]}),
+        r"agglomerate\.thresholds, 0\.8",
+    ),
+    "tuning of quantiles that fused does not keep": (
+        lambda values: values.update(
+            predict={"fused": True}, tune_segmentation={"regions": [{"volume": "tune"}], "score": ["quantile50"]}
+        ),
+        r"remove it, or \['quantile50'\] from tune_segmentation\.score",
+    ),
     "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
     "device": (change("device", "tpu"), r"device"),
 }

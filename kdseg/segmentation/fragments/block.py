@@ -49,9 +49,42 @@ def cell_fragments(
     Returns:
         uint64 in the shape of the core, 0 for background, else 1..n by first occurrence in C order.
     """
+    found = cell_watershed(affinities, offsets, options, tissue, voxel_size)
+    return filtered(found, affinities, offsets, options, core, tissue)
+
+
+def cell_watershed(
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    options: FragmentsOptions,
+    tissue: NDArray[np.bool_] | None,
+    voxel_size: VoxelSize,
+) -> NDArray[np.uint64]:
+    """Return the fragments of one cell and its halo before any filter; the arguments are those of `cell_fragments`."""
     found = fragments(affinities, offsets, options.watershed, tissue, voxel_size)
     if options.premerge is not None and found.any():
         (found,) = waterz_segments(affinities, found, offsets, [options.premerge])
+    return found
+
+
+def filtered(
+    found: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    options: FragmentsOptions,
+    core: Slices,
+    tissue: NDArray[np.bool_] | None,
+) -> NDArray[np.uint64]:
+    """Return the fragments of one cell, each in one piece, without those that the filters drop.
+
+    Args:
+        found: uint64 (z, y, x) over `halo_roi`, from `cell_watershed`.
+        affinities: as of `cell_fragments`, as are the others.
+        offsets: of the affinities.
+        options: method and filters.
+        core: the cell without its halo.
+        tissue: over `halo_roi`.
+    """
     pieces = clean(found, core, options.dust)
     if options.least_mean > 0:
         flat = _per_section(options)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.segmentation import EdgesOptions
 from kdseg.geometry import Offsets, Roi, Slices, pair_slices
 from kdseg.running.compiled import compiled
+from kdseg.segmentation.graph.faces import NEAREST
 from kdseg.segmentation.graph.histograms import Histograms, starts
-from kdseg.segmentation.graph.rag import Edges
+from kdseg.segmentation.graph.rag import Edges, block_edges
+from kdseg.segmentation.links import nearest_channels
 
 
 class Details(NamedTuple):
@@ -23,6 +26,36 @@ class Details(NamedTuple):
 
     touch: NDArray[np.bool_]
     histograms: Histograms | None
+
+
+def channels_used(offsets: Offsets, options: EdgesOptions) -> list[int]:
+    """Return the channels whose affinities are counted, the nearest ones first."""
+    nearest = nearest_channels(offsets)
+    return [*nearest, *(c for c in range(len(offsets)) if c not in nearest and options.long_range)]
+
+
+def detailed_edges(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    owned: Slices,
+    options: EdgesOptions,
+) -> tuple[Edges, Details | None]:
+    """Return the edges of one block, and what the options add to them; the first arguments are those of `block_edges`.
+
+    Args:
+        fragments: uint64 (z, y, x).
+        affinities: uint8 (c, z, y, x), in 1/255, the channels of `channels_used`.
+        offsets: one ``(z, y, x)`` step in voxels per channel.
+        owned: the write_roi.
+        options: whether there are histograms, or long offsets.
+    """
+    edges = block_edges(fragments, affinities, offsets, owned)
+    if not (options.long_range or options.histograms):
+        return edges, None
+    near = block_edges(fragments, affinities[:NEAREST], offsets[:NEAREST], owned) if options.long_range else edges
+    details = block_details(fragments, affinities, offsets, owned, edges, near, with_histograms=options.histograms)
+    return edges, details
 
 
 def block_details(

@@ -17,12 +17,11 @@ from kdseg.results.claims import claim
 from kdseg.results.manifests import Manifest, expect_made_of, read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.runner import place_of, run_blocks
-from kdseg.segmentation.graph.details import Details, block_details
+from kdseg.segmentation.graph.details import Details, channels_used, detailed_edges
 from kdseg.segmentation.graph.edge_table import to_columns
-from kdseg.segmentation.graph.faces import NEAREST, Part, joined_edges
-from kdseg.segmentation.graph.rag import Edges, block_edges
+from kdseg.segmentation.graph.faces import Part, joined_edges
+from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.graph.statistics import block_statistics
-from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.inputs import fingerprints, open_input
 from kdseg.volumes.volume import open_volume
@@ -91,18 +90,14 @@ def edges_block(affinities: Path, fragments: Path, options: EdgesOptions, tables
     """Compute and write the table of one block."""
     source, labelled = open_volume(affinities), open_volume(fragments)
     every = affinity_offsets(source)
-    nearest = nearest_channels(every)
-    channels = [*nearest, *(c for c in range(len(every)) if c not in nearest and options.long_range)]
+    channels = channels_used(every, options)
     offsets = tuple(every[c] for c in channels)
     below, above = offsets_reach(offsets)
     reach = (max(below[0], above[0]), max(below[1], above[1]), max(below[2], above[2]))
     read_roi = block.roi.grow(reach).intersect(source.roi)
     owned = block.roi.slices(read_roi)
     ids, links = labelled.read(read_roi), source.read(read_roi, channels=channels)
-    edges, details = block_edges(ids, links, offsets, owned), None
-    if options.long_range or options.histograms:
-        near = block_edges(ids, links[:NEAREST], offsets[:NEAREST], owned) if options.long_range else edges
-        details = block_details(ids, links, offsets, owned, edges, near, with_histograms=options.histograms)
+    edges, details = detailed_edges(ids, links, offsets, owned, options)
     _write(tables, block, edges, details, ids, read_roi)
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from kdseg.config.data import Background
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.geometry import Offsets, Roi
 from kdseg.prediction.tiles import read_reflected
 from kdseg.training.augment import Crop
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.background import background_of
+from kdseg.volumes.inputs import labels_at
 from kdseg.volumes.volume import Volume, open_volume
 
 Addresses = Mapping[str, tuple[str | Path, str | Path | None]]
@@ -124,7 +125,7 @@ class Source:
             truth = open_volume(labels)
             self.background = background_of(truth.attributes, labels)
             self.labels = Array(truth, signed=True)
-            self.labels_at = _aligned(name, volume, truth)
+            self.labels_at = labels_at(name, truth, volume)
             if not self.labelled_roi.size:
                 raise ShapeError(f"the labels of {name!r} at {self.labels_at} do not meet its raw data {volume.roi}")
         guide = guide or Guide()
@@ -187,16 +188,3 @@ def _stored(name: str, raw: Volume, path: Path, *, signed: bool = False) -> Arra
             f"{raw.offset} nm: a stored teacher must have seen the same volume"
         )
     return Array(volume, signed)
-
-
-def _aligned(name: str, raw: Volume, labels: Volume) -> Triple:
-    if labels.channels is not None or labels.dtype.kind not in "ui":
-        raise DataError(f"labels of {name!r} must be integers (z, y, x), got {labels.dtype} {labels.array.shape}")
-    size = raw.voxel_size
-    if size is None or labels.voxel_size is None or not np.allclose(labels.voxel_size, size, rtol=1e-3):
-        raise VoxelSizeError(f"{name!r}: labels have voxels of {labels.voxel_size} nm, raw of {size} nm")
-    steps = [(a - b) / v for a, b, v in zip(labels.offset, raw.offset, size, strict=True)]
-    z, y, x = (round(step) for step in steps)
-    if not np.allclose(steps, (z, y, x), atol=1e-2):
-        raise VoxelSizeError(f"{name!r}: labels lie {steps} voxels from raw; this must be whole voxels")
-    return (z, y, x)

@@ -1,0 +1,111 @@
+"""Post-processing options to try: all combinations, or some of them, and the lines of YAML that say one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import yaml
+
+from kdseg.config import AgglomerateOptions, FragmentsOptions
+from kdseg.config.tuning import SEEDED, TuneSegmentationOptions
+
+
+class Candidate(NamedTuple):
+    """Options of one segmentation, but for the threshold.
+
+    Attributes:
+        fragments: method, grid and filters.
+        score: `agglomerate.score`.
+    """
+
+    fragments: FragmentsOptions
+    score: str
+
+    @property
+    def percent(self) -> int | None:
+        """Quantile that is the score; none: the mean."""
+        return AgglomerateOptions(score=self.score).percent
+
+    @property
+    def unfiltered(self) -> FragmentsOptions:
+        """The fragments before small and weak ones are dropped, which candidates may have in common."""
+        return self.fragments.model_copy(update={"dust": 0, "least_mean": 0.0})
+
+
+def candidates(
+    options: TuneSegmentationOptions, fragments: FragmentsOptions, agglomerate: AgglomerateOptions
+) -> list[Candidate]:
+    """Return what to try, the configuration as it is first.
+
+    All combinations if there are at most ``options.candidates``. Of more, settings of the watershed are drawn, each
+    with all filters and scores: those of least SHA-256 with the seed, which no library can change.
+
+    Args:
+        options: lists of values; one that is empty stands for the value of the configuration.
+        fragments: the section of the configuration.
+        agglomerate: likewise.
+    """
+    watersheds = list(_fragments(options, (*SEEDED, "halo"), fragments))
+    scores = options.score or (agglomerate.score,)
+    filters = list(_combinations(options, ("dust", "least_mean")))
+    each = len(filters) * len(scores)
+    most = max(options.candidates // each, 1)
+    if len(watersheds) > most:
+        drawn = sorted(watersheds, key=lambda one: _draw(options.seed, one))[:most]
+        watersheds = [one for one in watersheds if one in drawn]
+    found = [
+        Candidate(kept, score)
+        for watershed in watersheds
+        for kept in _fragments(options, ("dust", "least_mean"), watershed)
+        for score in scores
+    ]
+    configured = Candidate(fragments, agglomerate.score)
+    return [configured, *(one for one in found if one != configured)]
+
+
+def groups(tried: Sequence[Candidate]) -> list[list[int]]:
+    """Return the numbers of the candidates that share a watershed, in their order."""
+    found: dict[str, list[int]] = {}
+    for number, one in enumerate(tried):
+        found.setdefault(one.unfiltered.model_dump_json(), []).append(number)
+    return list(found.values())
+
+
+def as_options(candidate: Candidate, threshold: float) -> dict[str, Any]:
+    """Return a candidate and its threshold as sections of the configuration, JSON values."""
+    sections: dict[str, Any] = {
+        "fragments": candidate.fragments.model_dump(mode="json"),
+        "agglomerate": {"score": candidate.score},
+        "segment": {"threshold": threshold},
+    }
+    if candidate.percent is not None:
+        sections["edges"] = {"histograms": True}
+    return sections
+
+
+def as_yaml(candidate: Candidate, threshold: float) -> str:
+    """Return a candidate and its threshold as lines of a configuration file."""
+    text: str = yaml.safe_dump(as_options(candidate, threshold), sort_keys=False, default_flow_style=None, width=110)
+    return text
+
+
+def _combinations(options: TuneSegmentationOptions, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    lists = {name: getattr(options, name) for name in names if getattr(options, name)}
+    for values in product(*lists.values()):
+        yield dict(zip(lists, values, strict=True))
+
+
+def _fragments(
+    options: TuneSegmentationOptions, names: Sequence[str], base: FragmentsOptions
+) -> Iterator[FragmentsOptions]:
+    for values in _combinations(options, names):
+        watershed = {name: value for name, value in values.items() if name in SEEDED}
+        own = {name: value for name, value in values.items() if name not in SEEDED}
+        yield base.model_copy(update={**own, "watershed": base.watershed.model_copy(update=watershed)})
+
+
+def _draw(seed: int, options: FragmentsOptions) -> str:
+    return hashlib.sha256(f"{seed} {options.model_dump_json()}".encode()).hexdigest()
