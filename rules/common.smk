@@ -5,7 +5,7 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from kdseg.config import tasks, validate
+from kdseg.config import questions, tasks, validate
 from kdseg.errors import ConfigError
 
 try:
@@ -17,6 +17,7 @@ except ConfigError as error:
 wildcard_constraints:
     model="|".join(map(re.escape, RUN.all_models)),
     volume="|".join(RUN.volumes),
+    teacher="|".join(map(re.escape, RUN.teachers)) or "(?!)",
 
 
 def results(path):
@@ -58,15 +59,18 @@ def training_inputs(wildcards):
     labelled = dict.fromkeys((*train.volumes, train.validate_on))
     names = dict.fromkeys((*labelled, *train.active_unlabelled))
     inputs = {"volumes": volume_inputs(names, labelled)}
-    drawn = dict.fromkeys((*train.volumes, *train.active_unlabelled))
     if train.teaching.outputs == "stored":
         inputs["stored"] = {
             teacher: {
                 volume: {
                     product: results(f"{teacher}/{volume}/{product}.json")
-                    for product in train.stored_products
+                    for product in (
+                        ["affinities"]
+                        if teacher in RUN.teachers
+                        else train.stored_products
+                    )
                 }
-                for volume in drawn
+                for volume in train.drawn
             }
             for teacher in train.teachers
         }
@@ -103,7 +107,7 @@ def predicted_mask(wildcards):
         for model in RUN.all_models.values()
         if wildcards.model in model.train.teachers
         and "affinities" in model.train.stored_products
-        for name in (*model.train.volumes, *model.train.active_unlabelled)
+        for name in model.train.drawn
     )
     return {} if wildcards.volume in taught else mask_input(wildcards)
 

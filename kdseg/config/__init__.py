@@ -28,6 +28,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
+from kdseg.config.teachers import AffinitiesTeacher, check_foreign
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import fits_or_covers, is_multiple
 
@@ -86,6 +87,8 @@ class Config(Section):
     storage: StorageOptions = StorageOptions()
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
     models: Annotated[dict[Name, ModelOptions], Field(min_length=1)]
+    teachers: dict[Name, AffinitiesTeacher] = Field(default_factory=dict)
+    """Teachers that are not trained here, by names that `train.teacher` may use beside those of models."""
     predict: PredictOptions = PredictOptions()
     fragments: FragmentsOptions = FragmentsOptions()
     edges: EdgesOptions = EdgesOptions()
@@ -118,7 +121,11 @@ class Config(Section):
     @property
     def compared_teachers(self) -> tuple[str, ...]:
         """Names of the models that teach the compared student; none without that section."""
-        return self.models[self.compare.student].train.teachers if self.compare else ()
+        return self.own_teachers(self.compare.student) if self.compare else ()
+
+    def own_teachers(self, model: str) -> tuple[str, ...]:
+        """Return the names of the models that teach a model; those of `teachers` are left out."""
+        return tuple(name for name in self.all_models[model].train.teachers if name in self.models)
 
     @property
     def trial(self) -> TrialOptions:
@@ -197,8 +204,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if reserved := {"volumes", "baseline", "logs", "benchmarks"} & self.models.keys():
+        if reserved := {"volumes", "baseline", "logs", "benchmarks"} & (self.models | self.teachers).keys():
             raise ValueError(f"the model names {sorted(reserved)} are folders of the results: choose others")
+        if twice := self.models.keys() & self.teachers.keys():
+            raise ValueError(f"the names {sorted(twice)} are of models and of `teachers`: choose others")
         if self.compare:
             self._expect(self.compare.student, self.models, "compare.student", "model")
             for volume in self.compare.volumes:
@@ -210,7 +219,9 @@ class Config(Section):
             for volume in train.unlabelled:
                 self._expect(volume, self.volumes, f"models.{name}.train.unlabelled", "volume")
             for teacher in train.teachers:
-                self._expect(teacher, self.models, f"models.{name}.train.teacher", "model")
+                self._expect(teacher, {**self.models, **self.teachers}, f"models.{name}.train.teacher", "model")
+                if teacher in self.teachers:
+                    check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, self.offsets)
             self._refuse_cycle(name)
             self._expect_embeddings(name)
             self._expect_levels(name)
@@ -231,19 +242,19 @@ class Config(Section):
 
     def _refuse_cycle(self, name: str) -> None:
         seen: set[str] = set()
-        ahead = list(self.all_models[name].train.teachers)
+        ahead = list(self.own_teachers(name))
         while ahead:
             teacher = ahead.pop()
             if teacher == name:
                 raise ValueError(f"the model {name!r} is, through its teachers, its own teacher")
-            if teacher in self.models and teacher not in seen:
+            if teacher not in seen:
                 seen.add(teacher)
-                ahead.extend(self.models[teacher].train.teachers)
+                ahead.extend(self.own_teachers(teacher))
 
     def _expect_embeddings(self, name: str) -> None:
         train = self.all_models[name].train
         tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
-        without = [teacher for teacher in train.teachers if not self.models[teacher].heads.embedding]
+        without = [teacher for teacher in self.own_teachers(name) if not self.models[teacher].heads.embedding]
         if tapped and without:
             raise ValueError(
                 f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
@@ -252,7 +263,7 @@ class Config(Section):
 
     def _expect_levels(self, name: str) -> None:
         train = self.all_models[name].train
-        seeing = () if train.teaching.outputs == "stored" else train.teachers
+        seeing = () if train.teaching.outputs == "stored" else self.own_teachers(name)
         for model in (name, *seeing):
             network = self.all_models[model].network
             stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))

@@ -117,7 +117,7 @@ class TrainOptions(Section):
     validate_on: str
     """Name of a labelled volume for validation by VOI."""
     teacher: str | tuple[str, ...] | None = None
-    """Name of the model to distil from, or of several; none trains on ground truth alone."""
+    """Name of the model to distil from, or of an entry of `teachers`, or several; none trains on ground truth alone."""
     teaching: TeachingOptions = TeachingOptions()
     start_from: str | None = None
     """Path of a model file, shipped or your own, to start from instead of random weights: of the same network, offsets
@@ -254,6 +254,11 @@ class TrainOptions(Section):
         affinities = "affinities" if average == "none" else f"affinities_{average}"
         tapped = any(term.from_teacher and "embedding" in term.taps_used for term in self.active_terms)
         return (affinities, "embedding") if tapped else (affinities,)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the volumes that crops are drawn from."""
+        return tuple(dict.fromkeys((*self.volumes, *self.active_unlabelled)))
 
     @property
     def active_unlabelled(self) -> tuple[str, ...]:

@@ -121,7 +121,10 @@ def _stage_node(results: Results, key: str, column: int, y: float, caption: str,
 def _model_node(results: Results, model: str, y: float) -> Node:
     train = results.config.models[model].train
     volumes = dict.fromkeys((*train.volumes, train.validate_on, *train.active_unlabelled))
-    inputs = (*(f"volumes/{volume}" for volume in volumes), *(f"{name}/model" for name in train.teachers))
+    inputs = (
+        *(f"volumes/{volume}" for volume in volumes),
+        *(f"{name}/model" for name in results.config.own_teachers(model)),
+    )
     key = f"{model}/model"
     return Node(key, 1 + _depth(results, model), y, _duration(results, key), "model", model, inputs)
 
@@ -139,7 +142,7 @@ def _needed(results: Results) -> list[str]:
     found: list[str] = []
 
     def add(model: str) -> None:
-        for teacher in results.config.models[model].train.teachers:
+        for teacher in results.config.own_teachers(model):
             add(teacher)
         if model not in found:
             found.append(model)
@@ -161,7 +164,7 @@ def _scores(results: Results) -> Iterator[str]:
 
 
 def _depth(results: Results, model: str) -> int:
-    teachers = results.config.models[model].train.teachers
+    teachers = results.config.own_teachers(model)
     return max((1 + _depth(results, teacher) for teacher in teachers), default=0)
 
 

@@ -99,6 +99,51 @@ def test_a_mistake_is_one_clear_line(values, mistake):
     assert all(re.match(r"\S+: \S", line) for line in str(caught.value).splitlines())
 
 
+LAB = {"affinities": {"train": "lab.zarr"}, "offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 9, 0]]}
+STORED = {"teacher": "lab", "teaching": {"outputs": "stored"}, "augment": {"elastic": 0, "misaligned_section": 0}}
+FOREIGN = {
+    "no model and no teacher": (lambda lab, train, values: train.update(teacher="bla"), r"model 'bla', but there are"),
+    "name of both": (lambda lab, train, values: values["teachers"].update(teacher=lab), r"\['teacher'\] are of models"),
+    "online": (lambda lab, train, values: train.update(teaching={}), r"set `teaching\.outputs` to stored"),
+    "volume": (
+        lambda lab, train, values: lab.update(affinities={"tune": "lab.zarr"}),
+        r"affinities of \['tune'\], but not of the volumes \['train'\]",
+    ),
+    "offset": (
+        lambda lab, train, values: lab.update(offsets=lab["offsets"][1:]),
+        r"the teacher 'lab' has no channel for the offsets \[\[-1, 0, 0\]\]",
+    ),
+    "embedding": (
+        lambda lab, train, values: train.update(terms=[*train["terms"], {"name": "cwd", "tap": "embedding"}]),
+        r"gives affinities alone, but the terms \['cwd'\]",
+    ),
+    "neurons": (
+        lambda lab, train, values: train["teaching"].update(instances="segmentation"),
+        r"needs a first teacher that is a model of this configuration, got 'lab'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", [None, *FOREIGN])
+def test_teachers_from_elsewhere_are_named_beside_models(values, mistake):
+    values["offsets"] = LAB["offsets"][:3]
+    values["teachers"] = {"lab": {**LAB}}
+    model = values["models"]["student"]
+    train = model["train"] = {**model["train"], **STORED, "teaching": {"outputs": "stored"}}
+    del values["compare"]
+    if mistake is None:
+        config = validate(values)
+        assert config.own_teachers("student") == ()
+        assert config.models["student"].train.teachers == ("lab",)
+        return
+    apply, message = FOREIGN[mistake]
+    if mistake == "embedding":
+        model["heads"] = {"embedding": 4}
+    apply(values["teachers"]["lab"], train, values)
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
 CHUNK = r"agglomerate\.chunk \(32, 32, 64\) must be a multiple of %s\.block .*'tune' of \(32, 64, 64\)"
 
 
