@@ -76,7 +76,9 @@ def training_inputs(wildcards):
         }
     else:
         inputs["teachers"] = {
-            name: results(f"{name}/model.json") for name in train.teachers
+            name: results(f"{name}/model.json")
+            for name in train.teachers
+            if name in RUN.models
         }
     if train.teaching.instances == "segmentation" and train.teachers:
         inputs["instances"] = {
@@ -84,6 +86,14 @@ def training_inputs(wildcards):
             for volume in train.active_unlabelled
         }
     return inputs
+
+
+def foreign_teachers(wildcards):
+    """Return the networks of others that teach a model, by name; what they stored is among the inputs."""
+    train = RUN.all_models[wildcards.model].train
+    if train.teaching.outputs == "stored":
+        return {}
+    return {name: RUN.teachers[name] for name in train.teachers if name in RUN.teachers}
 
 
 def leaves(inputs):

@@ -28,7 +28,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
-from kdseg.config.teachers import AffinitiesTeacher, check_foreign
+from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import fits_or_covers, is_multiple
 
@@ -87,7 +87,7 @@ class Config(Section):
     storage: StorageOptions = StorageOptions()
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
     models: Annotated[dict[Name, ModelOptions], Field(min_length=1)]
-    teachers: dict[Name, AffinitiesTeacher] = Field(default_factory=dict)
+    teachers: dict[Name, ForeignTeacher] = Field(default_factory=dict)
     """Teachers that are not trained here, by names that `train.teacher` may use beside those of models."""
     predict: PredictOptions = PredictOptions()
     fragments: FragmentsOptions = FragmentsOptions()

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed, WatershedOptions
+from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import StageError
 from kdseg.geometry import Offsets
 from kdseg.networks.checkpoint import LoadedModel, save, save_model
@@ -56,7 +57,7 @@ def train(
     volumes: Addresses,
     out: Path,
     folder: Path,
-    teachers: Sequence[Path] = (),
+    teachers: Sequence[Path | NetworkTeacher] = (),
     guides: Mapping[str, Guide] | None = None,
     watershed: Watershed | None = None,
     name: str = "",
@@ -75,7 +76,8 @@ def train(
         volumes: addresses of raw data and labels, by the names that the options use.
         out: model file to write at the end.
         folder: for ``state.pt``, ``best.pt`` and ``curve.csv``.
-        teachers: model files to distil from, in the order of the options; none if they are stored.
+        teachers: model files to distil from, or networks of others, in the order of the options; none if they are
+            stored.
         guides: by the same names, what stored teachers made of the volumes.
         watershed: how validation makes fragments; default: `WatershedOptions`.
         name: stored in the model file.

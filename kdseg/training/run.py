@@ -14,15 +14,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed
+from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
-from kdseg.geometry import Offsets, Triple, is_cubic, is_multiple
+from kdseg.geometry import Offsets, Triple, VoxelSize, is_cubic, is_multiple
 from kdseg.networks.checkpoint import load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
-from kdseg.networks.models.base import placed
+from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import Ranks
 from kdseg.networks.models.guard import check_convolutions
+from kdseg.training.foreign import ForeignNetwork, check, open_teacher
 from kdseg.training.losses import Context, Objective, build_terms
-from kdseg.training.sampling import Addresses, Crops, Guide, Source
+from kdseg.training.sampling import Addresses, Crops, Guide, Source, collate
 from kdseg.training.start import start
 from kdseg.training.teaching import Teachers, teachers_of
 from kdseg.training.validation import NO_SCORE, Scored, Validation, validation_crop
@@ -33,7 +35,7 @@ class Data(NamedTuple):
 
     volumes: Addresses
     guides: Mapping[str, Guide]
-    teachers: tuple[Path, ...]
+    teachers: tuple[Path | NetworkTeacher, ...]
 
 
 @dataclass
@@ -108,9 +110,9 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     average.load_state_dict(network.state_dict())
     average.requires_grad_(False).eval()
     _check_crop(network, "network", options.train.crop)
-    guides = [_teacher(path, offsets, crops.voxel_size, device) for path in data.teachers]
+    guides = [_teacher(one, offsets, crops.voxel_size, device) for one in data.teachers]
     for guide in guides:
-        _check_crop(guide, "teacher", options.train.crop)
+        _check_teacher(guide, options.train, crops, ranks)
     teachers = teachers_of(
         guides, options.train, offsets, dtype, cubic=is_cubic(crops.voxel_size), stored=_stored_widths(crops)
     )
@@ -151,6 +153,14 @@ def _check_crop(network: Network, role: str, crop: Triple) -> None:
         raise ConfigError(f"a crop of {crop} is not a multiple of the {role}'s pooling {network.stride}")
 
 
+def _check_teacher(teacher: Network, options: TrainOptions, crops: Crops, ranks: Ranks) -> None:
+    _check_crop(teacher, "teacher", options.crop)
+    if isinstance(teacher, ForeignNetwork):
+        batch = collate([crops[number] for number in range(options.batch // ranks.ranks)]).to(ranks.device)
+        alone = len(options.teachers) == 1 and options.teaching.average == "none"
+        check(teacher, channels_last(batch.raw), alone=alone)
+
+
 def _stored_widths(crops: Crops) -> Widths | None:
     """Return the channels of what teachers stored, the same for all volumes; None if they are not stored."""
     if not crops.stored:
@@ -162,7 +172,9 @@ def _stored_widths(crops: Crops) -> Widths | None:
     return Widths({name: channels for name, channels in logits.items() if channels}, (), ())
 
 
-def _teacher(path: Path, offsets: Offsets, voxel_size: tuple[float, ...], device: torch.device) -> Network:
+def _teacher(path: Path | NetworkTeacher, offsets: Offsets, voxel_size: VoxelSize, device: torch.device) -> Network:
+    if not isinstance(path, Path):
+        return open_teacher(path, offsets, voxel_size, device)
     loaded = load_model(path, device)
     if loaded.offsets != offsets:
         raise ConfigError(f"the teacher {path} predicts the offsets {loaded.offsets}, the student {offsets}")

@@ -117,6 +117,11 @@ FOREIGN = {
         lambda lab, train, values: train.update(terms=[*train["terms"], {"name": "cwd", "tap": "embedding"}]),
         r"gives affinities alone, but the terms \['cwd'\]",
     ),
+    "no place": (lambda lab, train, values: lab.pop("affinities"), r"one of `affinities`, `file` and `module`"),
+    "stored network": (
+        lambda lab, train, values: values["teachers"].update(lab={"file": "net.ts"}),
+        r"is a network that is not stored: set `teaching\.outputs: online`",
+    ),
     "neurons": (
         lambda lab, train, values: train["teaching"].update(instances="segmentation"),
         r"needs a first teacher that is a model of this configuration, got 'lab'",
