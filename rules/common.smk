@@ -56,8 +56,9 @@ def volume_inputs(names, labelled):
 def training_inputs(wildcards):
     """Return the manifests that one model is trained on, by their roles."""
     train = RUN.all_models[wildcards.model].train
-    labelled = dict.fromkeys((*train.volumes, train.validate_on))
-    names = dict.fromkeys((*labelled, *train.active_unlabelled))
+    truth = dict.fromkeys((*train.volumes, train.validate_on))
+    labelled = [name for name in truth if RUN.volumes[name].labelled]
+    names = dict.fromkeys((*truth, *train.active_unlabelled))
     inputs = {"volumes": volume_inputs(names, labelled)}
     if train.teaching.outputs == "stored":
         inputs["stored"] = {
@@ -70,7 +71,7 @@ def training_inputs(wildcards):
                         else train.stored_products
                     )
                 }
-                for volume in train.drawn
+                for volume in RUN.taught_volumes(wildcards.model)
             }
             for teacher in train.teachers
         }
@@ -114,10 +115,10 @@ def predicted_mask(wildcards):
     """Return the mask of a volume to predict, unless students learn from its affinities: they would learn its zeros."""
     taught = (
         name
-        for model in RUN.all_models.values()
+        for student, model in RUN.all_models.items()
         if wildcards.model in model.train.teachers
         and "affinities" in model.train.stored_products
-        for name in model.train.drawn
+        for name in RUN.taught_volumes(student)
     )
     return {} if wildcards.volume in taught else mask_input(wildcards)
 

@@ -127,6 +127,12 @@ class Config(Section):
         """Return the names of the models that teach a model; those of `teachers` are left out."""
         return tuple(name for name in self.all_models[model].train.teachers if name in self.models)
 
+    def taught_volumes(self, model: str) -> tuple[str, ...]:
+        """Return the names of the volumes that a model's teachers are asked about."""
+        train = self.all_models[model].train
+        judged = () if self.volumes[train.validate_on].labelled else (train.validate_on,)
+        return tuple(dict.fromkeys((*train.drawn, *judged)))
+
     @property
     def trial(self) -> TrialOptions:
         """Options by which `compare` scores a model."""
@@ -214,14 +220,16 @@ class Config(Section):
                 self._expect_labelled(volume, "compare.volumes")
         for name, model in self.all_models.items():
             train = model.train
-            for volume in (*train.volumes, train.validate_on):
+            truth = (*(train.volumes if train.supervised else ()), *(() if train.teachers else (train.validate_on,)))
+            for volume in truth:
                 self._expect_labelled(volume, f"models.{name}.train")
-            for volume in train.unlabelled:
-                self._expect(volume, self.volumes, f"models.{name}.train.unlabelled", "volume")
+            for volume in (*train.volumes, train.validate_on, *train.unlabelled):
+                self._expect(volume, self.volumes, f"models.{name}.train", "volume")
             for teacher in train.teachers:
                 self._expect(teacher, {**self.models, **self.teachers}, f"models.{name}.train.teacher", "model")
                 if teacher in self.teachers:
-                    check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, self.offsets)
+                    taught = self.taught_volumes(name)
+                    check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
             self._refuse_cycle(name)
             self._expect_embeddings(name)
             self._expect_levels(name)

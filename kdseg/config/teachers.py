@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -112,7 +113,12 @@ ForeignTeacher = Annotated[
 
 
 def check_foreign(
-    where: str, name: str, teacher: AffinitiesTeacher | NetworkTeacher, train: TrainOptions, ours: Offsets
+    where: str,
+    name: str,
+    teacher: AffinitiesTeacher | NetworkTeacher,
+    train: TrainOptions,
+    taught: Sequence[str],
+    ours: Offsets,
 ) -> None:
     """Refuse a training that asks a teacher for what it cannot give.
 
@@ -121,13 +127,14 @@ def check_foreign(
         name: of the teacher.
         teacher: that was not trained here.
         train: options of the training that names it.
+        taught: names of the volumes that it is asked about.
         ours: offsets of the configuration.
 
     Raises:
         ValueError: if it lacks an offset or a volume, or is asked for more than affinities as they are.
     """
     if isinstance(teacher, AffinitiesTeacher):
-        _check_stored(where, name, teacher, train)
+        _check_stored(where, name, teacher, train, taught)
     elif train.teaching.outputs != "online":
         raise ValueError(
             f"{where}: the teacher {name!r} is a network that is not stored: set `teaching.outputs: online`"
@@ -141,16 +148,18 @@ def check_foreign(
         raise ValueError(f"{where}: the teacher {name!r} {error}") from None
 
 
-def _check_stored(where: str, name: str, teacher: AffinitiesTeacher, train: TrainOptions) -> None:
+def _check_stored(
+    where: str, name: str, teacher: AffinitiesTeacher, train: TrainOptions, taught: Sequence[str]
+) -> None:
     if train.teaching.outputs != "stored" or train.teaching.average != "none":
         raise ValueError(
             f"{where}: the affinities of the teacher {name!r} are stored as they are: set `teaching.outputs` to "
             "stored, and `teaching.average` to none"
         )
-    if lacking := [volume for volume in train.drawn if volume not in teacher.affinities]:
+    if lacking := [volume for volume in taught if volume not in teacher.affinities]:
         raise ValueError(
             f"{where}: the teacher {name!r} has affinities of {sorted(teacher.affinities)}, but not of the volumes "
-            f"{lacking} that are trained on: give their addresses"
+            f"{lacking} that it is asked about: give their addresses"
         )
 
 

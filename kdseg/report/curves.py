@@ -15,6 +15,8 @@ TITLES = {
     "total": "total loss",
     "voi": "VOI on the validation crop [bits]",
     "arand": "ARAND on the validation crop",
+    "agreement_voi": "VOI from the teacher on the validation crop: agreement [bits]",
+    "agreement_arand": "ARAND from the teacher on the validation crop: agreement",
 }
 PARTS = {"voi": "VOI sum", "voi_split": "VOI split", "voi_merge": "VOI merge"}
 NOTHING = "–"

@@ -22,6 +22,7 @@ from kdseg.networks.models import Network, Widths, build, fold, resolve_precisio
 from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import Ranks
 from kdseg.networks.models.guard import check_convolutions
+from kdseg.training.agreement import taught_crop
 from kdseg.training.foreign import ForeignNetwork, check, open_teacher
 from kdseg.training.losses import Context, Objective, build_terms
 from kdseg.training.sampling import Addresses, Crops, Guide, Source, collate
@@ -129,7 +130,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     trained: nn.Module = objective
     if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
-    source = Source(options.train.validate_on, *data.volumes[options.train.validate_on])
+    validation = _validation(data, options.train, teachers, offsets, watershed, ranks)
     return Run(
         options=options,
         offsets=offsets,
@@ -138,7 +139,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         ranks=ranks,
         crops=crops,
         teachers=teachers,
-        validation=validation_crop(source, options.train.validate_shape),
+        validation=validation,
         objective=objective,
         trained=trained,
         average=average,
@@ -146,6 +147,22 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         steps=inf if options.train.steps is None else options.train.steps,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
     )
+
+
+def _validation(
+    data: Data,
+    options: TrainOptions,
+    teachers: Teachers | None,
+    offsets: Offsets,
+    watershed: Watershed,
+    ranks: Ranks,
+) -> Validation:
+    name = options.validate_on
+    raw, labels = data.volumes[name]
+    if labels is None and teachers is not None:
+        source = Source(name, raw, None, data.guides.get(name))
+        return taught_crop(source, teachers, options, offsets, watershed, ranks)
+    return validation_crop(Source(name, raw, labels), options.validate_shape)
 
 
 def _check_crop(network: Network, role: str, crop: Triple) -> None:

@@ -87,8 +87,7 @@ def run(task: TrainTask) -> None:
             kmac_per_voxel=kmac_per_voxel(network),
             steps=result.steps,
             best_step=result.step,
-            best_voi=result.scores.voi,
-            best_arand=result.scores.arand,
+            **{f"best_{name}": value for name, value in result.named.items()},
             device=str(where),
             gpu_peak_mb=gpu_peak_mb(task.device),
         )

@@ -107,7 +107,7 @@ FOREIGN = {
     "online": (lambda lab, train, values: train.update(teaching={}), r"set `teaching\.outputs` to stored"),
     "volume": (
         lambda lab, train, values: lab.update(affinities={"tune": "lab.zarr"}),
-        r"affinities of \['tune'\], but not of the volumes \['train'\]",
+        r"affinities of \['tune'\], but not of the volumes \['train'\] that it is asked",
     ),
     "offset": (
         lambda lab, train, values: lab.update(offsets=lab["offsets"][1:]),
@@ -146,6 +146,22 @@ def test_teachers_from_elsewhere_are_named_beside_models(values, mistake):
         model["heads"] = {"embedding": 4}
     apply(values["teachers"]["lab"], train, values)
     with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
+def test_labels_are_needed_where_a_term_or_nobody_else_judges(values):
+    values["volumes"]["bare"] = {"raw": "a.tif"}
+    train = values["models"]["student"]["train"]
+    del values["compare"]
+    train["validate_on"] = "bare"  # the teacher judges
+    validate(values)
+    train["volumes"] = ["bare"]
+    with pytest.raises(ConfigError, match=r"models\.student\.train needs ground truth of the volume 'bare'"):
+        validate(values)
+    train["terms"] = [{"name": "soft_affinity"}]
+    assert validate(values).taught_volumes("student") == ("bare", "train")
+    values["models"]["teacher"]["train"]["validate_on"] = "bare"
+    with pytest.raises(ConfigError, match=r"models\.teacher\.train needs ground truth of the volume 'bare'"):
         validate(values)
 
 

@@ -66,8 +66,12 @@ class Crops(Dataset[Batch]):
         self.stored = bool(options.teachers) and options.teaching.outputs == "stored"
         self.pieces = any(term.instances_used for term in options.active_terms)
         guides = guides or {}
-        self.supervised = [self._open(name, volumes, guides, labelled=True) for name in options.volumes]
-        self.unlabelled = [self._open(name, volumes, guides, labelled=False) for name in options.active_unlabelled]
+        # where no term needs ground truth, a volume goes without
+        without = () if options.supervised else tuple(name for name in options.volumes if not _labelled(name, volumes))
+        labelled = [name for name in options.volumes if name not in without]
+        self.supervised = [self._open(name, volumes, guides, labelled=True) for name in labelled]
+        rest = (*without, *options.active_unlabelled)
+        self.unlabelled = [self._open(name, volumes, guides, labelled=False) for name in rest]
         sources = [*self.supervised, *self.unlabelled]
         self.voxel_size = sources[0].voxel_size
         for source in sources:
@@ -133,8 +137,8 @@ class Crops(Dataset[Batch]):
         They are shared out evenly over the steps: each has as many, or one more.
         """
         size = self.options.batch * self.options.accumulate
-        if not self.unlabelled:
-            return size
+        if not self.unlabelled or not self.supervised:
+            return size if self.supervised else 0
         share = Fraction(repr(self.options.unlabelled_fraction)) * size
         return size - (floor(share * (step + 1)) - floor(share * step))
 
@@ -252,6 +256,10 @@ def stored_outputs(source: Source, roi: Roi, offsets: Offsets, symmetry: Symmetr
     embedding = np.concatenate(vectors) if vectors else np.zeros((0, *shape), np.float16)
     known = np.stack([symmetry.apply(_inside(roi, source.raw.roi, symmetry.before(step))) for step in offsets])
     return Taught(*(torch.from_numpy(np.ascontiguousarray(a))[None] for a in (np.stack(teachers), known, embedding)))
+
+
+def _labelled(name: str, volumes: Addresses) -> bool:
+    return name not in volumes or volumes[name][1] is not None
 
 
 def _margin(sigma: float, voxel_size: VoxelSize, rotate: str) -> Triple:
