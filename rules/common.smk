@@ -142,9 +142,11 @@ def stored_affinities(wildcards):
 
 
 def threshold_inputs(wildcards):
-    """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
+    """Return the sweep, or the network, that a model's threshold is chosen from, unless the threshold is fixed."""
     if RUN.segment.threshold is not None:
         return {}
+    if RUN.evaluate.tune_on is None:
+        return {"model": results(f"{wildcards.model}/model.json")}
     return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
 
 
@@ -153,6 +155,18 @@ def tune_part(wildcards):
     return (
         wildcards.volume == RUN.evaluate.tune_on and RUN.evaluate.tune_roi is not None
     )
+
+
+def evaluated(wildcards):
+    """Return the manifests of the scores of all models, and of segmentations where nobody knows the truth."""
+    return [
+        results(
+            f"{model}/{volume}/{'scores' if options.labelled else 'segmentation'}.json"
+        )
+        for volume, options in RUN.volumes.items()
+        if volume in RUN.evaluate.volumes
+        for model in RUN.evaluate.models
+    ]
 
 
 def trial_inputs(wildcards):

@@ -112,15 +112,11 @@ rule score_baseline:
 rule report:
     """One page: table, curves, slices, the graph of the run."""
     input:
-        scores=expand(
-            results("{model}/{volume}/scores.json"),
-            model=RUN.evaluate.models,
-            volume=RUN.evaluate.volumes,
-        ),
+        scores=evaluated,
         baselines=[
             results(f"baseline/{volume}/scores.json")
             for volume in RUN.evaluate.volumes
-            if RUN.volumes[volume].baseline
+            if RUN.volumes[volume].baseline and RUN.volumes[volume].labelled
         ],
     output:
         page=results("report.html"),

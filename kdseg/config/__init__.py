@@ -136,9 +136,11 @@ class Config(Section):
     @property
     def trial(self) -> TrialOptions:
         """Options by which `compare` scores a model."""
-        compare = self.expect_compare()
+        compare, tune_on = self.expect_compare(), self.evaluate.tune_on
+        if tune_on is None:
+            raise ConfigError("compare chooses each threshold on a labelled volume: name it as `evaluate.tune_on`")
         return TrialOptions(
-            tune_on=self.evaluate.tune_on,
+            tune_on=tune_on,
             volumes=compare.volumes or self.evaluate.volumes,
             shape=compare.shape,
             dust=self.evaluate.dust,
@@ -193,7 +195,7 @@ class Config(Section):
                 "store: use the engine `exact`, or remove `fused`"
             )
         chunk = self.agglomerate.chunk
-        segmented = dict.fromkeys((*self.evaluate.volumes, self.evaluate.tune_on))
+        segmented = dict.fromkeys((*self.evaluate.volumes, *self.evaluate.tuned))
         for model in self.models.values():
             if model.train.teachers and model.train.teaching.instances == "segmentation":
                 segmented |= dict.fromkeys(model.train.active_unlabelled)
@@ -216,7 +218,7 @@ class Config(Section):
             raise ValueError(f"the names {sorted(twice)} are of models and of `teachers`: choose others")
         if self.compare:
             self._expect(self.compare.student, self.models, "compare.student", "model")
-            for volume in self.compare.volumes:
+            for volume in self.trial.volumes:
                 self._expect_labelled(volume, "compare.volumes")
         for name, model in self.all_models.items():
             train = model.train
@@ -233,8 +235,10 @@ class Config(Section):
             self._refuse_cycle(name)
             self._expect_embeddings(name)
             self._expect_levels(name)
-        for volume in (*self.evaluate.volumes, self.evaluate.tune_on):
-            self._expect_labelled(volume, "evaluate")
+        for volume in self.evaluate.volumes:
+            self._expect(volume, self.volumes, "evaluate.volumes", "volume")
+        for volume in self.evaluate.tuned:
+            self._expect_labelled(volume, "evaluate.tune_on")
         for model_name in self.evaluate.models:
             self._expect(model_name, self.models, "evaluate.models", "model")
         return self

@@ -50,7 +50,7 @@ def _device(name: Any) -> Any:
     return name
 
 
-def _region(text: Any) -> Any:
+def region(text: Any) -> Any:
     """Return the box that ``z0:z1,y0:y1,x0:x1`` means."""
     if not isinstance(text, str):
         return text
@@ -167,7 +167,7 @@ class PredictTask(NetworkTask):
 
     product: Product = "affinities"
     """Affinities, as they are or averaged over images of each tile, or the embedding."""
-    roi: Annotated[RoiOptions | None, BeforeValidator(_region)] = None
+    roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
     """Predict these voxels only: z0:z1,y0:y1,x0:x1; the others are 0. The same bytes as without it."""
 
 
@@ -251,7 +251,10 @@ class SegmentTask(BlockTask):
     agglomeration: Path
     """Manifest of the dendrogram."""
     sweep: Path | None = None
-    """Manifest of the sweep that the threshold is chosen from; needed unless options.threshold is set."""
+    """Manifest of the sweep that the threshold is chosen from; this or `model` is needed unless options.threshold is
+    set."""
+    model: Path | None = None
+    """Manifest of the network, whose training chose a threshold in its validation."""
     options: SegmentOptions = SegmentOptions()
     storage: StorageOptions = StorageOptions()
 

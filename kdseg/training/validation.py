@@ -64,8 +64,9 @@ class Validation(NamedTuple):
     agreement: bool = False
 
     def named(self, scores: Scored) -> dict[str, float]:
-        """Return scores by the names that say what they are of: ``agreement_voi`` is no accuracy."""
-        return {f"agreement_{name}" if self.agreement else name: value for name, value in scores._asdict().items()}
+        """Return scores by names that say what they are of: ``agreement_voi`` is no accuracy."""
+        agreed = {*scores._fields} - {"threshold"} if self.agreement else set()
+        return {f"agreement_{key}" if key in agreed else key: value for key, value in scores._asdict().items()}
 
 
 def validation_crop(source: Source, shape: Triple) -> Validation:

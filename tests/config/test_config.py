@@ -165,6 +165,22 @@ def test_labels_are_needed_where_a_term_or_nobody_else_judges(values):
         validate(values)
 
 
+def test_a_volume_without_labels_is_segmented_at_the_threshold_of_the_validation(values):
+    del values["compare"]
+    values["volumes"]["bare"] = {"raw": "a.tif"}
+    values["evaluate"]["volumes"] = ["bare"]
+    del values["evaluate"]["tune_on"]
+    assert validate(values).evaluate.tuned == ()
+    with pytest.raises(ConfigError, match="tune_roi is a part of the volume `tune_on`: name that, too"):
+        validate({**values, "evaluate": {**values["evaluate"], "tune_roi": {"shape": [9, 9, 9]}}})
+    compare = {"student": "student", "methods": {"kd": {"terms": [{"name": "soft_affinity"}]}}}
+    with pytest.raises(ConfigError, match=r"name it as `evaluate\.tune_on`"):
+        validate({**values, "compare": compare})
+    values["evaluate"]["tune_on"] = "tune"
+    with pytest.raises(ConfigError, match=r"compare\.volumes needs ground truth of the volume 'bare'"):
+        validate({**values, "compare": compare})
+
+
 CHUNK = r"agglomerate\.chunk \(32, 32, 64\) must be a multiple of %s\.block .*'tune' of \(32, 64, 64\)"
 
 
