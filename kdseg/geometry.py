@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
 
-from kdseg.errors import ShapeError
+from kdseg.errors import ConfigError, ShapeError
 
 Triple = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
@@ -166,3 +166,21 @@ def triple(values: Iterable[Number]) -> tuple[Number, Number, Number]:
     """Return three values, (z, y, x), as a tuple of three."""
     z, y, x = values
     return (z, y, x)
+
+
+def channels_of(wanted: Offsets, offsets: Offsets) -> tuple[int, ...]:
+    """Return the channel of each wanted offset.
+
+    Args:
+        wanted: (z, y, x) steps in voxels.
+        offsets: one per channel.
+
+    Raises:
+        ConfigError: if some have none; the message continues the name of what has the channels.
+    """
+    if lacking := [list(offset) for offset in wanted if offset not in offsets]:
+        raise ConfigError(
+            f"has no channel for the offsets {lacking}, only for {[list(offset) for offset in offsets]}: remove those "
+            "from `offsets` of the configuration"
+        )
+    return tuple(offsets.index(offset) for offset in wanted)

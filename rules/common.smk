@@ -5,7 +5,7 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 
-from kdseg.config import tasks, validate
+from kdseg.config import questions, tasks, validate
 from kdseg.errors import ConfigError
 
 try:
@@ -17,6 +17,7 @@ except ConfigError as error:
 wildcard_constraints:
     model="|".join(map(re.escape, RUN.all_models)),
     volume="|".join(RUN.volumes),
+    teacher="|".join(map(re.escape, RUN.teachers)) or "(?!)",
 
 
 def results(path):
@@ -55,24 +56,30 @@ def volume_inputs(names, labelled):
 def training_inputs(wildcards):
     """Return the manifests that one model is trained on, by their roles."""
     train = RUN.all_models[wildcards.model].train
-    labelled = dict.fromkeys((*train.volumes, train.validate_on))
-    names = dict.fromkeys((*labelled, *train.active_unlabelled))
+    truth = dict.fromkeys((*train.volumes, train.validate_on))
+    labelled = [name for name in truth if RUN.volumes[name].labelled]
+    names = dict.fromkeys((*truth, *train.active_unlabelled))
     inputs = {"volumes": volume_inputs(names, labelled)}
-    drawn = dict.fromkeys((*train.volumes, *train.active_unlabelled))
     if train.teaching.outputs == "stored":
         inputs["stored"] = {
             teacher: {
                 volume: {
                     product: results(f"{teacher}/{volume}/{product}.json")
-                    for product in train.stored_products
+                    for product in (
+                        ["affinities"]
+                        if teacher in RUN.teachers
+                        else train.stored_products
+                    )
                 }
-                for volume in drawn
+                for volume in RUN.taught_volumes(wildcards.model)
             }
             for teacher in train.teachers
         }
     else:
         inputs["teachers"] = {
-            name: results(f"{name}/model.json") for name in train.teachers
+            name: results(f"{name}/model.json")
+            for name in train.teachers
+            if name in RUN.models
         }
     if train.teaching.instances == "segmentation" and train.teachers:
         inputs["instances"] = {
@@ -80,6 +87,14 @@ def training_inputs(wildcards):
             for volume in train.active_unlabelled
         }
     return inputs
+
+
+def foreign_teachers(wildcards):
+    """Return the networks of others that teach a model, by name; what they stored is among the inputs."""
+    train = RUN.all_models[wildcards.model].train
+    if train.teaching.outputs == "stored":
+        return {}
+    return {name: RUN.teachers[name] for name in train.teachers if name in RUN.teachers}
 
 
 def leaves(inputs):
@@ -100,10 +115,10 @@ def predicted_mask(wildcards):
     """Return the mask of a volume to predict, unless students learn from its affinities: they would learn its zeros."""
     taught = (
         name
-        for model in RUN.all_models.values()
+        for student, model in RUN.all_models.items()
         if wildcards.model in model.train.teachers
         and "affinities" in model.train.stored_products
-        for name in (*model.train.volumes, *model.train.active_unlabelled)
+        for name in RUN.taught_volumes(student)
     )
     return {} if wildcards.volume in taught else mask_input(wildcards)
 
@@ -127,9 +142,11 @@ def stored_affinities(wildcards):
 
 
 def threshold_inputs(wildcards):
-    """Return the sweep that a model's threshold is chosen from, unless the threshold is fixed."""
+    """Return the sweep, or the network, that a model's threshold is chosen from, unless the threshold is fixed."""
     if RUN.segment.threshold is not None:
         return {}
+    if RUN.evaluate.tune_on is None:
+        return {"model": results(f"{wildcards.model}/model.json")}
     return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
 
 
@@ -138,6 +155,18 @@ def tune_part(wildcards):
     return (
         wildcards.volume == RUN.evaluate.tune_on and RUN.evaluate.tune_roi is not None
     )
+
+
+def evaluated(wildcards):
+    """Return the manifests of the scores of all models, and of segmentations where nobody knows the truth."""
+    return [
+        results(
+            f"{model}/{volume}/{'scores' if options.labelled else 'segmentation'}.json"
+        )
+        for volume, options in RUN.volumes.items()
+        if volume in RUN.evaluate.volumes
+        for model in RUN.evaluate.models
+    ]
 
 
 def trial_inputs(wildcards):

@@ -30,3 +30,39 @@ rule convert:
         ),
     shell:
         f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+
+
+rule adopt:
+    """Affinities that another program stored, on the voxels of a volume and with our offsets, to learn from."""
+    input:
+        lambda wildcards: RUN.teachers[wildcards.teacher].files(wildcards.volume),
+        raw=results("volumes/{volume}/raw.json"),
+    output:
+        manifest=results("{teacher}/{volume}/affinities.json"),
+    log:
+        results("{teacher}/{volume}/logs/adopt.log"),
+    benchmark:
+        results("{teacher}/{volume}/benchmarks/adopt.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: CPU_CORES
+    resources:
+        mem_mb=8_000,
+        runtime="1d",
+    params:
+        task=lambda wildcards: as_json(
+            questions.AdoptTask(
+                **manifests(
+                    wildcards,
+                    raw="volumes/{volume}/raw.json",
+                    manifest="{teacher}/{volume}/affinities.json",
+                ),
+                address=RUN.teachers[wildcards.teacher].affinities[wildcards.volume],
+                offsets=RUN.teachers[wildcards.teacher].offsets,
+                invert=RUN.teachers[wildcards.teacher].invert,
+                keep=RUN.offsets,
+                storage=RUN.storage,
+            )
+        ),
+    shell:
+        f"python -m kdseg adopt --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"

@@ -150,15 +150,11 @@ rule tune_segmentation:
 rule report:
     """One page: table, curves, slices, the graph of the run."""
     input:
-        scores=expand(
-            results("{model}/{volume}/scores.json"),
-            model=RUN.evaluate.models,
-            volume=RUN.evaluate.volumes,
-        ),
+        scores=evaluated,
         baselines=[
             results(f"baseline/{volume}/scores.json")
             for volume in RUN.evaluate.volumes
-            if RUN.volumes[volume].baseline
+            if RUN.volumes[volume].baseline and RUN.volumes[volume].labelled
         ],
     output:
         page=results("report.html"),

@@ -6,6 +6,11 @@ rule train:
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
         start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
+        foreign=lambda wildcards: [
+            path
+            for one in foreign_teachers(wildcards).values()
+            for path in one.needed_files
+        ],
     output:
         manifest=results("{model}/model.json"),
     log:
@@ -24,6 +29,7 @@ rule train:
             tasks.TrainTask(
                 **manifests(wildcards, manifest="{model}/model.json"),
                 **training_inputs(wildcards),
+                foreign=foreign_teachers(wildcards),
                 name=wildcards.model,
                 options=RUN.all_models[wildcards.model],
                 offsets=RUN.offsets,

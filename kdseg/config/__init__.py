@@ -28,6 +28,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
+from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import fits_or_covers, is_multiple
@@ -88,6 +89,8 @@ class Config(Section):
     storage: StorageOptions = StorageOptions()
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
     models: Annotated[dict[Name, ModelOptions], Field(min_length=1)]
+    teachers: dict[Name, ForeignTeacher] = Field(default_factory=dict)
+    """Teachers that are not trained here, by names that `train.teacher` may use beside those of models."""
     predict: PredictOptions = PredictOptions()
     fragments: FragmentsOptions = FragmentsOptions()
     edges: EdgesOptions = EdgesOptions()
@@ -133,14 +136,26 @@ class Config(Section):
     @property
     def compared_teachers(self) -> tuple[str, ...]:
         """Names of the models that teach the compared student; none without that section."""
-        return self.models[self.compare.student].train.teachers if self.compare else ()
+        return self.own_teachers(self.compare.student) if self.compare else ()
+
+    def own_teachers(self, model: str) -> tuple[str, ...]:
+        """Return the names of the models that teach a model; those of `teachers` are left out."""
+        return tuple(name for name in self.all_models[model].train.teachers if name in self.models)
+
+    def taught_volumes(self, model: str) -> tuple[str, ...]:
+        """Return the names of the volumes that a model's teachers are asked about."""
+        train = self.all_models[model].train
+        judged = () if self.volumes[train.validate_on].labelled else (train.validate_on,)
+        return tuple(dict.fromkeys((*train.drawn, *judged)))
 
     @property
     def trial(self) -> TrialOptions:
         """Options by which `compare` scores a model."""
-        compare = self.expect_compare()
+        compare, tune_on = self.expect_compare(), self.evaluate.tune_on
+        if tune_on is None:
+            raise ConfigError("compare chooses each threshold on a labelled volume: name it as `evaluate.tune_on`")
         return TrialOptions(
-            tune_on=self.evaluate.tune_on,
+            tune_on=tune_on,
             volumes=compare.volumes or self.evaluate.volumes,
             shape=compare.shape,
             dust=self.evaluate.dust,
@@ -208,7 +223,7 @@ class Config(Section):
                 "store: use the engine `exact`, or remove `fused`"
             )
         chunk = self.agglomerate.chunk
-        segmented = dict.fromkeys((*self.evaluate.volumes, self.evaluate.tune_on))
+        segmented = dict.fromkeys((*self.evaluate.volumes, *self.evaluate.tuned))
         for model in self.models.values():
             if model.train.teachers and model.train.teaching.instances == "segmentation":
                 segmented |= dict.fromkeys(model.train.active_unlabelled)
@@ -225,25 +240,33 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if reserved := {"volumes", "baseline", "logs", "benchmarks"} & self.models.keys():
+        if reserved := {"volumes", "baseline", "logs", "benchmarks"} & (self.models | self.teachers).keys():
             raise ValueError(f"the model names {sorted(reserved)} are folders of the results: choose others")
+        if twice := self.models.keys() & self.teachers.keys():
+            raise ValueError(f"the names {sorted(twice)} are of models and of `teachers`: choose others")
         if self.compare:
             self._expect(self.compare.student, self.models, "compare.student", "model")
-            for volume in self.compare.volumes:
+            for volume in self.trial.volumes:
                 self._expect_labelled(volume, "compare.volumes")
         for name, model in self.all_models.items():
             train = model.train
-            for volume in (*train.volumes, train.validate_on):
+            truth = (*(train.volumes if train.supervised else ()), *(() if train.teachers else (train.validate_on,)))
+            for volume in truth:
                 self._expect_labelled(volume, f"models.{name}.train")
-            for volume in train.unlabelled:
-                self._expect(volume, self.volumes, f"models.{name}.train.unlabelled", "volume")
+            for volume in (*train.volumes, train.validate_on, *train.unlabelled):
+                self._expect(volume, self.volumes, f"models.{name}.train", "volume")
             for teacher in train.teachers:
-                self._expect(teacher, self.models, f"models.{name}.train.teacher", "model")
+                self._expect(teacher, {**self.models, **self.teachers}, f"models.{name}.train.teacher", "model")
+                if teacher in self.teachers:
+                    taught = self.taught_volumes(name)
+                    check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
             self._refuse_cycle(name)
             self._expect_embeddings(name)
             self._expect_levels(name)
-        for volume in (*self.evaluate.volumes, self.evaluate.tune_on):
-            self._expect_labelled(volume, "evaluate")
+        for volume in self.evaluate.volumes:
+            self._expect(volume, self.volumes, "evaluate.volumes", "volume")
+        for volume in self.evaluate.tuned:
+            self._expect_labelled(volume, "evaluate.tune_on")
         for region in self.tune_segmentation.regions if self.tune_segmentation else ():
             self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
@@ -261,19 +284,19 @@ class Config(Section):
 
     def _refuse_cycle(self, name: str) -> None:
         seen: set[str] = set()
-        ahead = list(self.all_models[name].train.teachers)
+        ahead = list(self.own_teachers(name))
         while ahead:
             teacher = ahead.pop()
             if teacher == name:
                 raise ValueError(f"the model {name!r} is, through its teachers, its own teacher")
-            if teacher in self.models and teacher not in seen:
+            if teacher not in seen:
                 seen.add(teacher)
-                ahead.extend(self.models[teacher].train.teachers)
+                ahead.extend(self.own_teachers(teacher))
 
     def _expect_embeddings(self, name: str) -> None:
         train = self.all_models[name].train
         tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
-        without = [teacher for teacher in train.teachers if not self.models[teacher].heads.embedding]
+        without = [teacher for teacher in self.own_teachers(name) if not self.models[teacher].heads.embedding]
         if tapped and without:
             raise ValueError(
                 f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
@@ -282,7 +305,7 @@ class Config(Section):
 
     def _expect_levels(self, name: str) -> None:
         train = self.all_models[name].train
-        seeing = () if train.teaching.outputs == "stored" else train.teachers
+        seeing = () if train.teaching.outputs == "stored" else self.own_teachers(name)
         for model in (name, *seeing):
             network = self.all_models[model].network
             stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))

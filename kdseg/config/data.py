@@ -13,6 +13,12 @@ from kdseg.config.base import Count, Extent, Nanometres, Section, Step
 _URL = re.compile(r"[a-z][a-z0-9+-]*://")
 
 
+def files_of(*addresses: str | None) -> list[str]:
+    """Return the files or folders that addresses lie in, each once; none of those in buckets."""
+    given = dict.fromkeys(filter(None, addresses))
+    return [address.partition(":/")[0] for address in given if not _URL.match(address)]
+
+
 class PhantomOptions(Section):
     """A procedural neurite phantom; any block of it follows from the seed alone."""
 
@@ -82,8 +88,7 @@ class VolumeOptions(Section):
 
     def files(self, kind: str) -> list[str]:
         """Return the files or folders that a dataset of this volume is made from; none for a phantom or in a bucket."""
-        addresses = dict.fromkeys(filter(None, (self.raw, getattr(self, kind))))
-        return [address.partition(":/")[0] for address in addresses if not _URL.match(address)]
+        return files_of(self.raw, getattr(self, kind))
 
     @property
     def shape(self) -> Extent | None:

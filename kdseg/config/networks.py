@@ -113,19 +113,22 @@ class TeachingOptions(Section):
     where voxels are cubes, else in the section plane."""
     instances: Literal["none", "segmentation"] = "none"
     """Neurons of unlabelled volumes, for terms on instances: none, or the first teacher's own segmentation."""
+    threshold: Probability = 0.5
+    """Fragments of the teachers' affinities are merged up to this score where their segmentation stands for ground
+    truth: in validation on a volume without labels."""
 
 
 class TrainOptions(Section):
     """Training of one network. Teacher and student go through the same stage."""
 
     volumes: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names of the labelled volumes to draw crops from."""
+    """Names of the volumes to draw crops from: labelled ones, or any if all terms compare with a teacher."""
     unlabelled: tuple[str, ...] = ()
     """Names of further volumes whose crops feed only the distillation terms."""
     validate_on: str
-    """Name of a labelled volume for validation by VOI."""
+    """Name of a volume for validation by VOI; without labels, by agreement with the teachers' own segmentation."""
     teacher: str | tuple[str, ...] | None = None
-    """Name of the model to distil from, or of several; none trains on ground truth alone."""
+    """Name of the model to distil from, or of an entry of `teachers`, or several; none trains on ground truth alone."""
     teaching: TeachingOptions = TeachingOptions()
     start_from: str | None = None
     """Path of a model file, shipped or your own, to start from instead of random weights: of the same network, offsets
@@ -249,6 +252,11 @@ class TrainOptions(Section):
         return tuple(term for term in self.terms if self.distil or not term.from_teacher)
 
     @property
+    def supervised(self) -> bool:
+        """Whether a term needs ground truth."""
+        return any(not term.from_teacher for term in self.active_terms)
+
+    @property
     def stored_products(self) -> tuple[str, ...]:
         """Products stored of each teacher and volume, as `kdseg predict --product` calls it; at most once each."""
         if not self.teachers or self.teaching.outputs != "stored":
@@ -262,6 +270,11 @@ class TrainOptions(Section):
     def boundary(self) -> Boundary:
         """Membrane between touching neurons, as the term `affinity` has it."""
         return next((term.boundary for term in self.terms if isinstance(term, AffinityOptions)), "auto")
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """Names of the volumes that crops are drawn from."""
+        return tuple(dict.fromkeys((*self.volumes, *self.active_unlabelled)))
 
     @property
     def active_unlabelled(self) -> tuple[str, ...]:

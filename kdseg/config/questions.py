@@ -69,6 +69,10 @@ class AdoptTask(BlockTask):
     """nm, z y x, where the file does not say."""
     invert: bool = False
     """Values are high between neurons, not within."""
+    raw: Path | None = None
+    """Manifest of the raw data that they are of: take its voxels, refuse others."""
+    keep: Annotated[tuple[Step, ...] | None, BeforeValidator(steps)] = None
+    """Steps to take, in this order; default: all."""
     storage: StorageOptions = StorageOptions()
 
 

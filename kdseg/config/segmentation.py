@@ -164,9 +164,10 @@ class EvaluateOptions(Section):
     """Scores against ground truth."""
 
     volumes: tuple[str, ...]
-    """Names of the labelled volumes to score on."""
-    tune_on: str
-    """Name of the labelled volume on which each model's threshold is chosen."""
+    """Names of the volumes to score on; one without labels is segmented alone, and how well is not known."""
+    tune_on: str | None = None
+    """Name of the labelled volume on which each model's threshold is chosen; default: on its validation crop, by its
+    training."""
     models: tuple[str, ...]
     """Names of the models to score, in the order of the report."""
     dust: Annotated[int, Field(ge=0)] = 0
@@ -181,9 +182,16 @@ class EvaluateOptions(Section):
     block: Extent = (128, 128, 128)
     """Voxels per task, and per unit of the bootstrap. Does not change the scores."""
 
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Name of the volume that thresholds are chosen on, if there is one."""
+        return () if self.tune_on is None else (self.tune_on,)
+
     @model_validator(mode="after")
     def _ascending(self) -> Self:
         expect_ascending(self.thresholds or ())
+        if self.tune_roi is not None and self.tune_on is None:
+            raise ValueError("evaluate.tune_roi is a part of the volume `tune_on`: name that, too")
         return self
 
 

@@ -37,6 +37,7 @@ from kdseg.config import (
 from kdseg.config.base import Count, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.data import RoiOptions
+from kdseg.config.teachers import NetworkTeacher
 
 Kind = Literal["raw", "labels", "baseline", "mask"]
 """Datasets of a volume; a baseline is somebody else's segmentation, stored like labels."""
@@ -50,7 +51,7 @@ def _device(name: Any) -> Any:
     return name
 
 
-def _region(text: Any) -> Any:
+def region(text: Any) -> Any:
     """Return the box that ``z0:z1,y0:y1,x0:x1`` means."""
     if not isinstance(text, str):
         return text
@@ -131,6 +132,8 @@ class TrainTask(Task):
     """Manifests of the volumes, by name."""
     teachers: dict[str, Path] = Field(default_factory=dict)
     """Manifests of networks to distil from, by name, where they predict online."""
+    foreign: dict[str, NetworkTeacher] = Field(default_factory=dict)
+    """Networks of others to distil from, by name."""
     stored: dict[str, dict[str, dict[Product, Path]]] = Field(default_factory=dict)
     """Manifests of what teachers predicted, where that is stored: by teacher, volume and product."""
     instances: dict[str, Path] = Field(default_factory=dict)
@@ -165,7 +168,7 @@ class PredictTask(NetworkTask):
 
     product: Product = "affinities"
     """Affinities, as they are or averaged over images of each tile, or the embedding."""
-    roi: Annotated[RoiOptions | None, BeforeValidator(_region)] = None
+    roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
     """Predict these voxels only: z0:z1,y0:y1,x0:x1; the others are 0. The same bytes as without it."""
 
 
@@ -249,7 +252,10 @@ class SegmentTask(BlockTask):
     agglomeration: Path
     """Manifest of the dendrogram."""
     sweep: Path | None = None
-    """Manifest of the sweep that the threshold is chosen from; needed unless options.threshold is set."""
+    """Manifest of the sweep that the threshold is chosen from; this or `model` is needed unless options.threshold is
+    set."""
+    model: Path | None = None
+    """Manifest of the network, whose training chose a threshold in its validation."""
     options: SegmentOptions = SegmentOptions()
     storage: StorageOptions = StorageOptions()
 

@@ -16,6 +16,9 @@ TITLES = {
     "voi": "VOI on the validation crop [bits]",
     "arand": "ARAND on the validation crop",
     "affinity_loss": "affinity loss on the validation crop [nat]",
+    "agreement_voi": "VOI from the teacher on the validation crop: agreement [bits]",
+    "agreement_arand": "ARAND from the teacher on the validation crop: agreement",
+    "agreement_affinity_loss": "affinity loss against the teacher on the validation crop: agreement [nat]",
 }
 PARTS = {"voi": "VOI sum", "voi_split": "VOI split", "voi_merge": "VOI merge"}
 NOTHING = "–"
@@ -51,7 +54,7 @@ def threshold_figures(results: Results) -> list[Figure]:
     Of each scored volume, and of the one that thresholds were chosen on.
     """
     evaluate = results.config.evaluate
-    volumes = dict.fromkeys((*evaluate.volumes, evaluate.tune_on))
+    volumes = dict.fromkeys((*evaluate.volumes, *evaluate.tuned))
     figures = (_threshold_figure(results, volume, key) for volume in volumes for key in PARTS)
     return [figure for figure in figures if figure is not None]
 
@@ -191,5 +194,9 @@ def _threshold_figure(results: Results, volume: str, key: str) -> Figure | None:
 
 def _used(results: Results, model: str) -> float | None:
     """Return the threshold that a model's volumes are segmented with, None where it is not chosen yet."""
-    fixed = results.config.segment.threshold
-    return results.number(f"{model}/{results.config.evaluate.tune_on}/sweep", "best") if fixed is None else fixed
+    fixed, tune_on = results.config.segment.threshold, results.config.evaluate.tune_on
+    if fixed is not None:
+        return fixed
+    if tune_on is None:
+        return results.number(f"{model}/model", "best_threshold")
+    return results.number(f"{model}/{tune_on}/sweep", "best")

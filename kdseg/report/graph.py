@@ -81,7 +81,8 @@ def nodes(results: Results) -> list[Node]:
             staged += _lane(results, model, volume, y, first)
             y += PITCH_Y
         y += GAP if own else PITCH_Y + GAP
-    baselines = [volume for volume in config.evaluate.volumes if config.volumes[volume].baseline]
+    judged = [volume for volume in config.evaluate.volumes if config.volumes[volume].labelled]
+    baselines = [volume for volume in judged if config.volumes[volume].baseline]
     for volume in baselines:
         source, target = f"volumes/{volume}/baseline", f"baseline/{volume}/scores"
         staged.append(Node(source, 0, y, f"{volume} baseline", "data"))
@@ -103,12 +104,15 @@ def _lane(results: Results, model: str, volume: str, y: float, first: int) -> It
         if key == first_key:
             inputs = (f"{model}/model", f"volumes/{volume}")
         elif stage == "segmentation":
-            chosen = () if config.segment.threshold is not None else (f"{model}/{config.evaluate.tune_on}/sweep",)
-            inputs = (f"{model}/{volume}/agglomeration", *chosen)
+            chosen = [f"{model}/{tuned}/sweep" for tuned in config.evaluate.tuned] or [f"{model}/model"]
+            fixed = config.segment.threshold is not None
+            inputs = (f"{model}/{volume}/agglomeration", *(() if fixed else chosen))
         elif stage == "scores":
             inputs = (f"{model}/{volume}/segmentation",)
         if stage == "affinities" and key != first_key:
             continue  # fragments are made without storing them
+        if stage in ("sweep", "scores") and not config.volumes[volume].labelled:
+            continue
         if scored or stage not in ("segmentation", "scores"):
             yield _stage_node(results, key, first + k, y, volume if key == first_key else "", inputs)
 
@@ -121,7 +125,10 @@ def _stage_node(results: Results, key: str, column: int, y: float, caption: str,
 def _model_node(results: Results, model: str, y: float) -> Node:
     train = results.config.models[model].train
     volumes = dict.fromkeys((*train.volumes, train.validate_on, *train.active_unlabelled))
-    inputs = (*(f"volumes/{volume}" for volume in volumes), *(f"{name}/model" for name in train.teachers))
+    inputs = (
+        *(f"volumes/{volume}" for volume in volumes),
+        *(f"{name}/model" for name in results.config.own_teachers(model)),
+    )
     key = f"{model}/model"
     return Node(key, 1 + _depth(results, model), y, _duration(results, key), "model", model, inputs)
 
@@ -139,7 +146,7 @@ def _needed(results: Results) -> list[str]:
     found: list[str] = []
 
     def add(model: str) -> None:
-        for teacher in results.config.models[model].train.teachers:
+        for teacher in results.config.own_teachers(model):
             add(teacher)
         if model not in found:
             found.append(model)
@@ -151,17 +158,18 @@ def _needed(results: Results) -> list[str]:
 
 def _lanes(results: Results) -> list[str]:
     evaluate = results.config.evaluate
-    return [*dict.fromkeys((evaluate.tune_on, *evaluate.volumes))]
+    return [*dict.fromkeys((*evaluate.tuned, *evaluate.volumes))]
 
 
 def _scores(results: Results) -> Iterator[str]:
     evaluate = results.config.evaluate
+    labelled = {volume: results.config.volumes[volume].labelled for volume in evaluate.volumes}
     for name in (*evaluate.models, "baseline"):
-        yield from (f"{name}/{volume}/scores" for volume in evaluate.volumes)
+        yield from (f"{name}/{volume}/{'scores' if known else 'segmentation'}" for volume, known in labelled.items())
 
 
 def _depth(results: Results, model: str) -> int:
-    teachers = results.config.models[model].train.teachers
+    teachers = results.config.own_teachers(model)
     return max((1 + _depth(results, teacher) for teacher in teachers), default=0)
 
 

@@ -18,6 +18,7 @@ from kdseg.report.graph import graph
 from kdseg.report.results import Results
 from kdseg.report.slices import sections
 from kdseg.report.table import COLUMNS, MISSING, TUNED_COLUMNS, Row, cell, least, notes
+from kdseg.report.unknown import unknown
 from kdseg.report.verdict import Verdict, headline
 
 LIBRARIES = ("numpy", "zarr", "torch", "dask", "daisy", "waterz", "snakemake", "altair", "vl-convert-python")
@@ -51,7 +52,7 @@ def page(results: Results, table: list[Row], tuned: list[Row], found: list[Verdi
         headline=headline(found),
         outcome=overall(found),
         verdicts=found,
-        notes=list(dict.fromkeys(text for verdict in found for text in verdict.notes)),
+        notes=[*dict.fromkeys(text for verdict in found for text in verdict.notes), *unknown(results)],
         columns=COLUMNS,
         table=table,
         tuned=tuned,

@@ -16,7 +16,7 @@ from kdseg.results.manifests import Manifest, read
 Points = tuple[tuple[float, float | None], ...]
 Curve = Mapping[str, Points]
 """Column of a training curve → its points (step, value), None where a step has no value."""
-VALIDATED = ("voi", "arand", "affinity_loss")
+VALIDATED = tuple(f"{what}{key}" for what in ("", "agreement_") for key in ("voi", "arand", "affinity_loss"))
 """Columns that are measured now and then: an empty cell is no gap."""
 
 STAGES = ("affinities", "fragments", "edges", "agglomeration", "sweep", "segmentation", "scores")

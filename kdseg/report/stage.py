@@ -11,6 +11,7 @@ from kdseg.config.tasks import ReportTask
 from kdseg.report.page import page
 from kdseg.report.results import collect
 from kdseg.report.table import TUNED_COLUMNS, rows, table_text, tuned_rows
+from kdseg.report.unknown import unknown
 from kdseg.report.verdict import headline, verdicts
 from kdseg.results.files import write_text
 from kdseg.results.manifests import write_json
@@ -25,7 +26,8 @@ def run(task: ReportTask) -> None:
     table, tuned = rows(results), tuned_rows(results)
     found = verdicts(config, table)
     made = datetime.now(UTC)
-    notes = "".join(f"{note}\n" for verdict in found for note in verdict.notes)
+    lines = [*(note for verdict in found for note in verdict.notes), *unknown(results)]
+    notes = "".join(f"{line}\n" for line in lines)
     text = f"{headline(found)}\n{notes}\n{table_text(table)}"
     if tuned:
         text += f"\nWhere thresholds were chosen on a part\n{table_text(tuned, TUNED_COLUMNS)}"
@@ -33,6 +35,7 @@ def run(task: ReportTask) -> None:
     summary = {
         "title": config.title,
         "verdict": headline(found),
+        "unknown": unknown(results),
         "verdicts": [asdict(verdict) for verdict in found],
         "rows": [asdict(row) for row in table],
         "tuned": [{column.key: getattr(row, column.key) for column in TUNED_COLUMNS} for row in tuned],

@@ -122,7 +122,7 @@ def tuned_rows(results: Results) -> list[Row]:
     Both are scores at the chosen threshold; the part flatters it, the rest does not.
     """
     volume, table = results.config.evaluate.tune_on, []
-    for model in results.config.evaluate.models:
+    for model in results.config.evaluate.models if volume else ():
         stats = results.stats(f"{model}/{volume}/sweep")
         part = next((row for row in stats.get("sweep") or () if row.get("threshold") == stats.get("best")), None)
         for name, found in (("the part", part), ("the rest", stats.get("rest"))) if "rest" in stats else ():

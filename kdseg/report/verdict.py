@@ -83,6 +83,9 @@ def compare(ours: Row, other: Row) -> Outcome:
 
 
 def _verdict(config: Config, at: dict[tuple[str, str], Row], student: str, volume: str) -> Verdict:
+    if not config.volumes[volume].labelled:
+        sentence = f"How good {student} is on {volume} is not known: there is no ground truth."
+        return Verdict(student, volume, "not measured", sentence)
     alone = alone_of(config, student)
     ours, teacher_name = at[student, volume], str(reference_of(config, student))
     if alone is None:

@@ -5,20 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
-from kdseg.geometry import Block, Offsets, Roi, VoxelSize
+from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, channels_of
 from kdseg.results.claims import claim
 from kdseg.results.manifests import source_fingerprint
 from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.links import nearest_channels
+from kdseg.volumes.inputs import Input, fingerprints, open_input
 from kdseg.volumes.sources import ChannelSource, open_channels, source_path
 from kdseg.volumes.volume import create_volume, open_volume
+
+
+class _Part(NamedTuple):
+    """What is taken of a source of affinities.
+
+    Attributes:
+        channels: in this order.
+        first: the first voxel, (z, y, x).
+        shape: voxels, (z, y, x).
+        voxel_size: nm, (z, y, x).
+        offset: nm, (z, y, x), position of the first voxel.
+        invert: values are high between neurons.
+    """
+
+    channels: tuple[int, ...]
+    first: Triple
+    shape: Triple
+    voxel_size: VoxelSize
+    offset: VoxelSize
+    invert: bool
 
 
 def run(task: AdoptTask) -> None:
@@ -30,10 +51,11 @@ def run(task: AdoptTask) -> None:
         DataError: if the values are neither uint8 nor floats in 0..1.
         VoxelSizeError: if the voxel size is not known, or the file says another one.
     """
-    address, invert, storage = task.address, task.invert, task.storage
+    address, storage = task.address, task.storage
     source = open_channels(address)
     steps = _steps(address, source, task.offsets)
-    size = _size(address, source.voxel_size, task.voxel_size)
+    raw = None if task.raw is None else open_input(task.raw)
+    part = _part(task, source, steps, raw)
     if source.dtype != np.uint8 and source.dtype.kind != "f":
         raise DataError(
             f"{address} holds {source.dtype}, expected uint8 (255: same neuron) or floats in 0..1: convert it"
@@ -41,35 +63,37 @@ def run(task: AdoptTask) -> None:
     made_of: dict[str, Any] = {
         "address": address,
         "offsets": [list(step) for step in steps],
-        "voxel_size": list(size),
-        "invert": invert,
+        "channels": list(part.channels),
+        "voxel_size": list(part.voxel_size),
+        "invert": part.invert,
         "storage": storage.model_dump(mode="json"),
     }
-    inputs = {"source": source_fingerprint(source_path(address))}
+    inputs = {"source": source_fingerprint(source_path(address)), **fingerprints(raw=raw)}
     with claim(
         task.manifest, "adopt", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:
         create_volume(
             held.store,
-            shape=source.shape,
+            shape=part.shape,
             dtype=np.uint8,
             chunk=storage.chunk,
             shard=storage.shard,
-            voxel_size=size,
-            offset=source.offset or (0.0, 0.0, 0.0),
-            channels=source.channels,
+            voxel_size=part.voxel_size,
+            offset=part.offset,
+            channels=len(part.channels),
             compress=False,
-            attributes={"offsets": made_of["offsets"]},
+            attributes={"offsets": [list(steps[channel]) for channel in part.channels]},
         )
-        roi, function = Roi((0, 0, 0), source.shape), partial(adopt_block, source, held.store, invert)
+        roi, function = Roi((0, 0, 0), part.shape), partial(adopt_block, source, held.store, part)
         run_blocks("adopt", roi, storage.shard, function, place_of(task), held.progress(storage.shard))
         held.stats["voxels"] = roi.size
 
 
-def adopt_block(source: ChannelSource, out: Path, invert: bool, block: Block) -> None:
+def adopt_block(source: ChannelSource, out: Path, part: _Part, block: Block) -> None:
     """Convert and write one block."""
-    values = as_uint8(source.read(block.roi), f"{source.address} {block.roi}")
-    open_volume(out).write(block.roi, 255 - values if invert else values)
+    there = block.roi.shift(part.first)
+    values = as_uint8(source.read(there)[list(part.channels)], f"{source.address} {there}")
+    open_volume(out).write(block.roi, 255 - values if part.invert else values)
 
 
 def as_uint8(values: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -98,6 +122,32 @@ def _steps(address: str, source: ChannelSource, offsets: Sequence[Sequence[int]]
         raise ConfigError(f"offsets must be distinct and not zero, got {list(steps)}")
     nearest_channels(steps)
     return steps
+
+
+def _part(task: AdoptTask, source: ChannelSource, steps: Offsets, raw: Input | None) -> _Part:
+    """Return the channels that are wanted, of all voxels or of those of the raw data."""
+    try:
+        channels = channels_of(task.keep or steps, steps)
+    except ConfigError as error:
+        raise ConfigError(f"{task.address} {error}") from None
+    if raw is None:
+        size = _size(task.address, source.voxel_size, task.voxel_size)
+        place = source.offset or (0.0, 0.0, 0.0)
+        return _Part(channels, (0, 0, 0), source.shape, size, place, task.invert)
+    volume = raw.volume
+    size = _size(task.address, source.voxel_size or task.voxel_size, volume.voxel_size)
+    first = [0.0, 0.0, 0.0]
+    if source.offset is not None:
+        first = [(a - b) / v for a, b, v in zip(volume.offset, source.offset, size, strict=True)]
+    z, y, x = (round(step) for step in first)
+    whole, wanted = Roi((0, 0, 0), source.shape), Roi((z, y, x), volume.shape)
+    fits = wanted == whole if source.offset is None else whole.intersect(wanted) == wanted
+    if not fits or not np.allclose(first, (z, y, x), atol=1e-2):
+        raise ShapeError(
+            f"{task.address} has {source.shape} voxels from {source.offset or 'nobody knows where'}, expected those of "
+            f"{task.raw}, {volume.shape} from {volume.offset} nm: cut them out, with the axes (c, z, y, x)"
+        )
+    return _Part(channels, (z, y, x), volume.shape, size, volume.offset, task.invert)
 
 
 def _size(address: str, found: VoxelSize | None, given: VoxelSize | None) -> VoxelSize:

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed, WatershedOptions
+from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import StageError
 from kdseg.geometry import Offsets
 from kdseg.networks.checkpoint import LoadedModel, save, save_model
@@ -41,12 +42,14 @@ class Result(NamedTuple):
         step: after how many steps that was.
         scores: of the validation crop.
         steps: of the whole run.
+        named: the scores by name: against ground truth or, as ``agreement_…``, against the teachers' segmentation.
     """
 
     model: Path
     step: int
     scores: Scored
     steps: int
+    named: dict[str, float]
 
 
 def train(
@@ -56,7 +59,7 @@ def train(
     volumes: Addresses,
     out: Path,
     folder: Path,
-    teachers: Sequence[Path] = (),
+    teachers: Sequence[Path | NetworkTeacher] = (),
     guides: Mapping[str, Guide] | None = None,
     watershed: Watershed | None = None,
     name: str = "",
@@ -75,7 +78,8 @@ def train(
         volumes: addresses of raw data and labels, by the names that the options use.
         out: model file to write at the end.
         folder: for ``state.pt``, ``best.pt`` and ``curve.csv``.
-        teachers: model files to distil from, in the order of the options; none if they are stored.
+        teachers: model files to distil from, or networks of others, in the order of the options; none if they are
+            stored.
         guides: by the same names, what stored teachers made of the volumes.
         watershed: how validation makes fragments; default: `WatershedOptions`.
         name: stored in the model file.
@@ -88,7 +92,8 @@ def train(
         data = Data(volumes, guides or {}, tuple(teachers))
         run = prepare(options, offsets, data, name, ranks, watershed or WatershedOptions())
         resume(run, folder / "state.pt")
-        columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *Scored._fields, "seconds"]
+        scores = run.validation.named(run.best)
+        columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *scores, "seconds"]
         columns += [f"pull.{name}" for name in run.objective.part_weights() if options.train.normalise]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
         with curve or nullcontext(), _bar(run, name, progress if ranks.first else False) as bar:
@@ -103,7 +108,7 @@ def train(
                 if curve is not None:
                     if fixing or run.step % options.train.validate_every == 0 or run.step == run.steps:
                         with pace.validation():
-                            row |= _validate(run, folder / "best.pt")._asdict()
+                            row |= run.validation.named(_validate(run, folder / "best.pt"))
                     run.seconds = time.monotonic() - started
                     curve.append({**row, "seconds": run.seconds})
                 if fixing:
@@ -112,11 +117,12 @@ def train(
                 saving = run.step % options.train.checkpoint_every == 0 and run.steps < inf
                 if curve is not None and (fixing or saving or run.step == run.steps):
                     save(folder / "state.pt", run.state())
-                bar.set_postfix(loss=f"{row['total']:.4f}", voi=f"{run.best.voi:.3f}", refresh=False)
+                best = next(f"{name}={value:.3f}" for name, value in run.validation.named(run.best).items())
+                bar.set_postfix_str(f"loss={row['total']:.4f}, {best}", refresh=False)
                 bar.update()
         if ranks.first:
             _publish(folder / "best.pt", out)
-        return Result(out, run.best_step, run.best, run.step)
+        return Result(out, run.best_step, run.best, run.step, run.validation.named(run.best))
 
 
 def learning_rate(step: int, options: TrainOptions, steps: float) -> float:
@@ -230,7 +236,7 @@ def _validate(run: Run, best: Path) -> Scored:
     scores = _scores(run)
     if run.best_step == 0 or scores.voi < run.best.voi:
         run.best, run.best_step = scores, run.step
-        meta = {"name": run.name, "step": run.step, "scores": scores._asdict()}
+        meta = {"name": run.name, "step": run.step, "scores": run.validation.named(scores)}
         model = LoadedModel(
             run.average, run.options.network, run.options.heads, run.offsets, run.crops.voxel_size, meta
         )

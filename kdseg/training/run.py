@@ -14,15 +14,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed
+from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
-from kdseg.geometry import Offsets, Triple, is_cubic, is_multiple
+from kdseg.geometry import Offsets, Triple, VoxelSize, is_cubic, is_multiple
 from kdseg.networks.checkpoint import load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
-from kdseg.networks.models.base import placed
+from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import Ranks
 from kdseg.networks.models.guard import check_convolutions
+from kdseg.training.agreement import taught_crop
+from kdseg.training.foreign import ForeignNetwork, check, open_teacher
 from kdseg.training.losses import Context, Objective, build_terms
-from kdseg.training.sampling import Addresses, Crops, Guide, Source
+from kdseg.training.sampling import Addresses, Crops, Guide, Source, collate
 from kdseg.training.start import start
 from kdseg.training.teaching import Teachers, teachers_of
 from kdseg.training.validation import NO_SCORE, Scored, Validation, validation_crop
@@ -33,7 +36,7 @@ class Data(NamedTuple):
 
     volumes: Addresses
     guides: Mapping[str, Guide]
-    teachers: tuple[Path, ...]
+    teachers: tuple[Path | NetworkTeacher, ...]
 
 
 @dataclass
@@ -108,9 +111,9 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     average.load_state_dict(network.state_dict())
     average.requires_grad_(False).eval()
     _check_crop(network, "network", options.train.crop)
-    guides = [_teacher(path, offsets, crops.voxel_size, device) for path in data.teachers]
+    guides = [_teacher(one, offsets, crops.voxel_size, device) for one in data.teachers]
     for guide in guides:
-        _check_crop(guide, "teacher", options.train.crop)
+        _check_teacher(guide, options.train, crops, ranks)
     teachers = teachers_of(
         guides, options.train, offsets, dtype, cubic=is_cubic(crops.voxel_size), stored=_stored_widths(crops)
     )
@@ -127,7 +130,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     trained: nn.Module = objective
     if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
-    source = Source(options.train.validate_on, *data.volumes[options.train.validate_on])
+    validation = _validation(data, options.train, teachers, offsets, watershed, ranks)
     return Run(
         options=options,
         offsets=offsets,
@@ -136,7 +139,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         ranks=ranks,
         crops=crops,
         teachers=teachers,
-        validation=validation_crop(source, options.train.validate_shape, options.train.boundary),
+        validation=validation,
         objective=objective,
         trained=trained,
         average=average,
@@ -146,9 +149,33 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     )
 
 
+def _validation(
+    data: Data,
+    options: TrainOptions,
+    teachers: Teachers | None,
+    offsets: Offsets,
+    watershed: Watershed,
+    ranks: Ranks,
+) -> Validation:
+    name = options.validate_on
+    raw, labels = data.volumes[name]
+    if labels is None and teachers is not None:
+        source = Source(name, raw, None, data.guides.get(name))
+        return taught_crop(source, teachers, options, offsets, watershed, ranks)
+    return validation_crop(Source(name, raw, labels), options.validate_shape, options.boundary)
+
+
 def _check_crop(network: Network, role: str, crop: Triple) -> None:
     if not is_multiple(crop, network.stride):
         raise ConfigError(f"a crop of {crop} is not a multiple of the {role}'s pooling {network.stride}")
+
+
+def _check_teacher(teacher: Network, options: TrainOptions, crops: Crops, ranks: Ranks) -> None:
+    _check_crop(teacher, "teacher", options.crop)
+    if isinstance(teacher, ForeignNetwork):
+        batch = collate([crops[number] for number in range(options.batch // ranks.ranks)]).to(ranks.device)
+        alone = len(options.teachers) == 1 and options.teaching.average == "none"
+        check(teacher, channels_last(batch.raw), alone=alone)
 
 
 def _stored_widths(crops: Crops) -> Widths | None:
@@ -162,7 +189,9 @@ def _stored_widths(crops: Crops) -> Widths | None:
     return Widths({name: channels for name, channels in logits.items() if channels}, (), ())
 
 
-def _teacher(path: Path, offsets: Offsets, voxel_size: tuple[float, ...], device: torch.device) -> Network:
+def _teacher(path: Path | NetworkTeacher, offsets: Offsets, voxel_size: VoxelSize, device: torch.device) -> Network:
+    if not isinstance(path, Path):
+        return open_teacher(path, offsets, voxel_size, device)
     loaded = load_model(path, device)
     if loaded.offsets != offsets:
         raise ConfigError(f"the teacher {path} predicts the offsets {loaded.offsets}, the student {offsets}")

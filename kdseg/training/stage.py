@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 from kdseg.config.tasks import TrainTask
+from kdseg.config.teachers import ModuleTeacher, NetworkTeacher
 from kdseg.errors import ConfigError
 from kdseg.networks.checkpoint import load_model
+from kdseg.networks.foreign import module_source
 from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device, resolve_precision
 from kdseg.networks.models.device import gpu_peak_mb
 from kdseg.results.claims import Claim, claim
@@ -19,6 +21,9 @@ from kdseg.volumes.inputs import volume_fingerprints
 
 HOW = {"train": {"loader_workers", "checkpoint_every", "start_from"}}
 """Options that change how, but not what, is computed; what a training starts from is one of its inputs."""
+
+PLACES = {"file", "files"}
+"""Options of a network of others that say where its files are: what is in them counts."""
 
 
 def run(task: TrainTask) -> None:
@@ -40,7 +45,9 @@ def run(task: TrainTask) -> None:
         volume: (read(one.raw).result, None if one.labels is None else read(one.labels).result)
         for volume, one in task.volumes.items()
     }
-    teachers = [read(task.teachers[teacher]).result for teacher in order if teacher in task.teachers]
+    models = {name: read(path).result for name, path in task.teachers.items()}
+    networks: dict[str, Path | NetworkTeacher] = {**models, **task.foreign}
+    teachers = [networks[teacher] for teacher in order if teacher in networks]
     guides = _guides(task, order)
 
     def work(held: Claim) -> Result:
@@ -66,6 +73,7 @@ def run(task: TrainTask) -> None:
         **options.model_dump(mode="json", exclude=HOW),
         "offsets": [list(o) for o in task.offsets],
         "watershed": task.fragments.watershed.model_dump(mode="json"),
+        "foreign": {name: one.model_dump(mode="json", exclude=PLACES) for name, one in task.foreign.items()},
         # The last bit of a float differs between kinds of device: a run is finished where it was begun.
         "device": where.type,
         "computed_in": str(resolve_precision(options.train.precision, where)).removeprefix("torch."),
@@ -79,8 +87,7 @@ def run(task: TrainTask) -> None:
             kmac_per_voxel=kmac_per_voxel(network),
             steps=result.steps,
             best_step=result.step,
-            best_voi=result.scores.voi,
-            best_arand=result.scores.arand,
+            **{f"best_{name}": value for name, value in result.named.items()},
             device=str(where),
             gpu_peak_mb=gpu_peak_mb(task.device),
         )
@@ -101,7 +108,7 @@ def _as_begun(note: Path, threads: int) -> int:
 
 def _expect_named(task: TrainTask, teachers: tuple[str, ...]) -> None:
     """Refuse what comes of teachers that the options do not name."""
-    found = {*task.teachers, *task.stored}
+    found = {*task.teachers, *task.foreign, *task.stored}
     if unknown := found - set(teachers):
         raise ConfigError(f"got results of the teachers {sorted(unknown)}, but the options name {list(teachers)}")
     if task.instances and not teachers:
@@ -114,6 +121,10 @@ def _fingerprints(task: TrainTask, teachers: tuple[str, ...]) -> dict[str, str]:
         found["start_from"] = file_fingerprint(Path(task.options.train.start_from))
     for teacher, path in task.teachers.items():
         found[f"{teacher}/model"] = file_fingerprint(read(path).result)
+    for teacher, one in task.foreign.items():
+        files = [Path(path) for path in one.needed_files]
+        files += [module_source(one)] if isinstance(one, ModuleTeacher) else []
+        found |= {f"{teacher}/file{number}": file_fingerprint(path) for number, path in enumerate(files)}
     for teacher, predicted in task.stored.items():
         for volume, products in predicted.items():
             for product, path in products.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 from kdseg.config.segmentation import Watershed
 from kdseg.config.terms.supervised import Boundary
 from kdseg.errors import DataError
-from kdseg.geometry import Offsets, Roi, Triple
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize
 from kdseg.networks.models import Network
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.heldout import Truth, affinity_loss, truth
 from kdseg.training.sampling import Source
 from kdseg.training.sampling.source import OUTSIDE
+
+if TYPE_CHECKING:
+    from kdseg.segmentation.agglomeration.linkage import Dendrogram
 
 TILE = 128
 """Largest extent of a tile in voxels, without its halo."""
@@ -55,14 +58,21 @@ class Validation(NamedTuple):
     Attributes:
         source: the volume.
         roi: the crop, in voxels of the volume's raw data.
-        labels: int64 (z, y, x), ground truth of the crop.
+        labels: int64 (z, y, x), ground truth of the crop, or what stands for it.
         truth: the same as students learn it.
+        agreement: the labels are the teachers' own segmentation; see `kdseg.training.agreement`.
     """
 
     source: Source
     roi: Roi
     labels: NDArray[np.int64]
     truth: Truth
+    agreement: bool = False
+
+    def named(self, scores: Scored) -> dict[str, float]:
+        """Return scores by names that say what they are of: ``agreement_voi`` is no accuracy."""
+        agreed = {*scores._fields} - {"threshold"} if self.agreement else set()
+        return {f"agreement_{key}" if key in agreed else key: value for key, value in scores._asdict().items()}
 
 
 def validation_crop(source: Source, shape: Triple, boundary: Boundary = "auto") -> Validation:
@@ -76,16 +86,20 @@ def validation_crop(source: Source, shape: Triple, boundary: Boundary = "auto") 
     Raises:
         DataError: if nothing in the crop is labelled.
     """
-    within = source.labelled_roi
-    z, y, x = (min(n, wanted) for n, wanted in zip(within.shape, shape, strict=True))
-    low = [o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, (z, y, x), strict=True)]
-    roi = Roi((low[0], low[1], low[2]), (z, y, x))
+    roi = central(source.labelled_roi, shape)
     crop = source.crop(roi, supervised=True)
     learned, labels = truth(crop, boundary, source.voxel_size), crop.labels
     labels[labels == OUTSIDE] = 0  # scores leave the background out, whatever it is in training
     if not labels.any():
         raise DataError(f"the central crop {roi} of {source.name!r} has no labels: validate on another volume or shape")
     return Validation(source, roi, labels, learned)
+
+
+def central(within: Roi, shape: Triple) -> Roi:
+    """Return the middle of a region, of a shape that is cut to it."""
+    z, y, x = (min(n, wanted) for n, wanted in zip(within.shape, shape, strict=True))
+    low = [o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, (z, y, x), strict=True)]
+    return Roi((low[0], low[1], low[2]), (z, y, x))
 
 
 def validate(
@@ -133,20 +147,36 @@ def sweep(
     from kdseg.evaluation.metrics.contingency import block_contingency, drop_small_labels
     from kdseg.evaluation.metrics.scores import scores
     from kdseg.evaluation.thresholds import tables_at
-    from kdseg.segmentation.agglomeration.linkage import agglomerate
-    from kdseg.segmentation.fragments.watershed import clean, fragments
-    from kdseg.segmentation.graph.rag import block_edges
 
     raw, roi = crop.source.raw, crop.roi
     z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
     affinities = predict_roi(predictor(network, (z, y, x), device, dtype), raw.read, raw.roi, roi)
-    owned = Roi((0, 0, 0), roi.shape).slices()
-    pieces = clean(fragments(affinities, offsets, watershed, voxel_size=crop.source.voxel_size), owned, 0)
+    pieces, dendrogram = agglomerated(affinities, offsets, watershed, crop.source.voxel_size)
     table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
-    dendrogram = agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
     loss = affinity_loss(affinities, crop.truth, offsets)
     found = []
     for threshold, there in zip(THRESHOLDS, tables_at(table, dendrogram, THRESHOLDS), strict=True):
         at = scores(there)
         found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold, loss))
     return found
+
+
+def agglomerated(
+    affinities: NDArray[np.uint8], offsets: Offsets, watershed: Watershed, voxel_size: VoxelSize
+) -> tuple[NDArray[np.uint64], Dendrogram]:
+    """Return fragments of a crop, and their merges in order.
+
+    Args:
+        affinities: uint8 (c, z, y, x) in 1/255.
+        offsets: one per channel, nearest first.
+        watershed: how fragments are made.
+        voxel_size: nm, (z, y, x).
+    """
+    from kdseg.segmentation.agglomeration.linkage import agglomerate
+    from kdseg.segmentation.fragments.watershed import clean, fragments
+    from kdseg.segmentation.graph.rag import block_edges
+
+    z, y, x = affinities.shape[1:]
+    owned = Roi((0, 0, 0), (z, y, x)).slices()
+    pieces = clean(fragments(affinities, offsets, watershed, voxel_size=voxel_size), owned, 0)
+    return pieces, agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)

@@ -173,7 +173,8 @@ def open_channels(address: str) -> ChannelSource:
         volume = open_volume(address)
         if volume.channels is None:
             raise ShapeError(f"{address} has the shape {volume.array.shape}, expected (c, z, y, x)")
-        return ChannelSource(address, volume.channels, volume.shape, volume.dtype, volume.voxel_size, volume.offset)
+        offset = volume.offset if volume.placed else None
+        return ChannelSource(address, volume.channels, volume.shape, volume.dtype, volume.voxel_size, offset)
     try:
         with h5py.File(hdf5["file"], "r") as file:
             node = file.get(hdf5["dataset"] or "/")

@@ -123,6 +123,88 @@ def test_a_mistake_is_one_clear_line(values, mistake):
     assert all(re.match(r"\S+: \S", line) for line in str(caught.value).splitlines())
 
 
+LAB = {"affinities": {"train": "lab.zarr"}, "offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 9, 0]]}
+STORED = {"teacher": "lab", "teaching": {"outputs": "stored"}, "augment": {"elastic": 0, "misaligned_section": 0}}
+FOREIGN = {
+    "no model and no teacher": (lambda lab, train, values: train.update(teacher="bla"), r"model 'bla', but there are"),
+    "name of both": (lambda lab, train, values: values["teachers"].update(teacher=lab), r"\['teacher'\] are of models"),
+    "online": (lambda lab, train, values: train.update(teaching={}), r"set `teaching\.outputs` to stored"),
+    "volume": (
+        lambda lab, train, values: lab.update(affinities={"tune": "lab.zarr"}),
+        r"affinities of \['tune'\], but not of the volumes \['train'\] that it is asked",
+    ),
+    "offset": (
+        lambda lab, train, values: lab.update(offsets=lab["offsets"][1:]),
+        r"the teacher 'lab' has no channel for the offsets \[\[-1, 0, 0\]\]",
+    ),
+    "embedding": (
+        lambda lab, train, values: train.update(terms=[*train["terms"], {"name": "cwd", "tap": "embedding"}]),
+        r"gives affinities alone, but the terms \['cwd'\]",
+    ),
+    "no place": (lambda lab, train, values: lab.pop("affinities"), r"one of `affinities`, `file` and `module`"),
+    "stored network": (
+        lambda lab, train, values: values["teachers"].update(lab={"file": "net.ts"}),
+        r"is a network that is not stored: set `teaching\.outputs: online`",
+    ),
+    "neurons": (
+        lambda lab, train, values: train["teaching"].update(instances="segmentation"),
+        r"needs a first teacher that is a model of this configuration, got 'lab'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", [None, *FOREIGN])
+def test_teachers_from_elsewhere_are_named_beside_models(values, mistake):
+    values["offsets"] = LAB["offsets"][:3]
+    values["teachers"] = {"lab": {**LAB}}
+    model = values["models"]["student"]
+    train = model["train"] = {**model["train"], **STORED, "teaching": {"outputs": "stored"}}
+    del values["compare"]
+    if mistake is None:
+        config = validate(values)
+        assert config.own_teachers("student") == ()
+        assert config.models["student"].train.teachers == ("lab",)
+        return
+    apply, message = FOREIGN[mistake]
+    if mistake == "embedding":
+        model["heads"] = {"embedding": 4}
+    apply(values["teachers"]["lab"], train, values)
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
+def test_labels_are_needed_where_a_term_or_nobody_else_judges(values):
+    values["volumes"]["bare"] = {"raw": "a.tif"}
+    train = values["models"]["student"]["train"]
+    del values["compare"]
+    train["validate_on"] = "bare"  # the teacher judges
+    validate(values)
+    train["volumes"] = ["bare"]
+    with pytest.raises(ConfigError, match=r"models\.student\.train needs ground truth of the volume 'bare'"):
+        validate(values)
+    train["terms"] = [{"name": "soft_affinity"}]
+    assert validate(values).taught_volumes("student") == ("bare", "train")
+    values["models"]["teacher"]["train"]["validate_on"] = "bare"
+    with pytest.raises(ConfigError, match=r"models\.teacher\.train needs ground truth of the volume 'bare'"):
+        validate(values)
+
+
+def test_a_volume_without_labels_is_segmented_at_the_threshold_of_the_validation(values):
+    del values["compare"]
+    values["volumes"]["bare"] = {"raw": "a.tif"}
+    values["evaluate"]["volumes"] = ["bare"]
+    del values["evaluate"]["tune_on"]
+    assert validate(values).evaluate.tuned == ()
+    with pytest.raises(ConfigError, match="tune_roi is a part of the volume `tune_on`: name that, too"):
+        validate({**values, "evaluate": {**values["evaluate"], "tune_roi": {"shape": [9, 9, 9]}}})
+    compare = {"student": "student", "methods": {"kd": {"terms": [{"name": "soft_affinity"}]}}}
+    with pytest.raises(ConfigError, match=r"name it as `evaluate\.tune_on`"):
+        validate({**values, "compare": compare})
+    values["evaluate"]["tune_on"] = "tune"
+    with pytest.raises(ConfigError, match=r"compare\.volumes needs ground truth of the volume 'bare'"):
+        validate({**values, "compare": compare})
+
+
 CHUNK = r"agglomerate\.chunk \(32, 32, 64\) must be a multiple of %s\.block .*'tune' of \(32, 64, 64\)"
 
 

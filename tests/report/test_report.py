@@ -28,6 +28,7 @@ from kdseg.report.page import page
 from kdseg.report.results import STAGES, collect
 from kdseg.report.slices import read_section, sections, window
 from kdseg.report.table import COLUMNS, Row, rows, significant, table_text
+from kdseg.report.unknown import unknown
 from kdseg.report.verdict import closure, compare, headline, verdicts
 from kdseg.results.claims import claim
 from kdseg.results.curve import Curve
@@ -440,6 +441,22 @@ def test_no_twin_and_no_student(tmp_path):
     assert "no scored model has the same network" in verdict_of(tmp_path, GOOD, evaluate=evaluate).sentence
     evaluate["models"] = ["heavy", "alone"]
     assert "scores no distilled student" in verdict_of(tmp_path / "b", GOOD, evaluate=evaluate).sentence
+
+
+def test_what_nobody_knows_is_said(tmp_path):
+    put(tmp_path, "fast/model", {"best_agreement_voi": 0.25})
+    volumes = {name: {"raw": "a.zarr", "labels": "b.zarr"} for name in ("train", "tune")}
+    evaluate = {"volumes": ["cube"], "models": ["fast"]}
+    config = configuration(tmp_path, volumes=volumes | {"cube": {"raw": "a.zarr"}}, evaluate=evaluate)
+    results = collect(config)
+    assert unknown(results) == [
+        "cube has no ground truth: it is segmented, and nobody knows how well.",
+        "fast agrees with its teacher heavy up to a VOI of 0.250 bits on the validation crop of tune. That is an "
+        "agreement, not an accuracy: faults of the teacher that it copies agree, too.",
+    ]
+    (verdict,) = verdicts(config, rows(results))
+    assert verdict.sentence == "How good fast is on cube is not known: there is no ground truth."
+    assert [node.key for node in nodes(results) if node.key.endswith(("sweep", "scores"))] == []
 
 
 def test_notes_tell_what_makes_the_comparison_unfair(tmp_path):

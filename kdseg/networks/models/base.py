@@ -108,10 +108,12 @@ class Network(nn.Module):
             than this from the border of a tile are the outputs of any larger tile around it.
         stride: total pooling, (z, y, x); inputs must be a multiple of it, and tiles that are to agree must
             start at multiples of it.
+        channels: of what it returns, where that is known without running it.
     """
 
     halo: Triple
     stride: Triple
+    channels: Widths | None = None
 
     def forward(self, raw: Tensor) -> Outputs:
         """Return the logits and features of ``raw``, float (n, 1, z, y, x) in [-1, 1]."""
@@ -149,6 +151,8 @@ class Heads(nn.Module):
 
 def widths(network: Network) -> Widths:
     """Return the channels of all that a network returns, found by running it once on its smallest input."""
+    if network.channels is not None:
+        return network.channels
     training = network.training
     parameter = next(network.parameters())
     with torch.no_grad():

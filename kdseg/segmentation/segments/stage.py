@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config import SegmentOptions
 from kdseg.config.tasks import SegmentTask
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
@@ -42,7 +41,7 @@ def run(task: SegmentTask) -> None:
     """
     storage, place = task.storage, place_of(task)
     fragments, edges, agglomeration = task.fragments, task.edges, task.agglomeration
-    threshold = _threshold(task.options, task.sweep)
+    threshold = _threshold(task)
     expect_stage(edges, "edges")
     expect_stage(agglomeration, "agglomerate")
     expect_made_of(agglomeration, fragments=fragments, edges=edges)
@@ -139,9 +138,11 @@ def _write_segments(path: Path, edges: Manifest, luts: Path, chunk: Triple, sour
     return len(every.fragment)
 
 
-def _threshold(options: SegmentOptions, sweep: Path | None) -> float:
-    if options.threshold is not None:
-        return options.threshold
-    if sweep is None:
-        raise ConfigError("no threshold: set segment.threshold, or name a sweep to choose it from")
-    return float(read(sweep).stat("best"))
+def _threshold(task: SegmentTask) -> float:
+    if task.options.threshold is not None:
+        return task.options.threshold
+    if task.sweep is not None:
+        return float(read(task.sweep).stat("best"))
+    if task.model is not None:
+        return float(read(task.model).stat("best_threshold"))
+    raise ConfigError("no threshold: set segment.threshold, or name a sweep or a network to choose it from")

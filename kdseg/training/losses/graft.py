@@ -10,8 +10,8 @@ from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import Context, Term, balance, weighted_mean
 from kdseg.training.losses.supervised import embedding_affinities, true_pairs
-from kdseg.training.targets import boundary_axes
 from kdseg.training.losses.taps import both, projector, widths
+from kdseg.training.targets import boundary_axes
 
 _CUT = 0.5
 """Affinity below which a pair counts as cut."""

@@ -66,8 +66,12 @@ class Crops(Dataset[Batch]):
         self.stored = bool(options.teachers) and options.teaching.outputs == "stored"
         self.pieces = any(term.instances_used for term in options.active_terms)
         guides = guides or {}
-        self.supervised = [self._open(name, volumes, guides, labelled=True) for name in options.volumes]
-        self.unlabelled = [self._open(name, volumes, guides, labelled=False) for name in options.active_unlabelled]
+        # where no term needs ground truth, a volume goes without
+        without = () if options.supervised else tuple(name for name in options.volumes if not _labelled(name, volumes))
+        labelled = [name for name in options.volumes if name not in without]
+        self.supervised = [self._open(name, volumes, guides, labelled=True) for name in labelled]
+        rest = (*without, *options.active_unlabelled)
+        self.unlabelled = [self._open(name, volumes, guides, labelled=False) for name in rest]
         sources = [*self.supervised, *self.unlabelled]
         self.voxel_size = sources[0].voxel_size
         for source in sources:
@@ -142,8 +146,8 @@ class Crops(Dataset[Batch]):
         They are shared out evenly over the steps: each has as many, or one more.
         """
         size = self.options.batch * self.options.accumulate
-        if not self.unlabelled:
-            return size
+        if not self.unlabelled or not self.supervised:
+            return size if self.supervised else 0
         share = Fraction(repr(self.options.unlabelled_fraction)) * size
         return size - (floor(share * (step + 1)) - floor(share * step))
 
@@ -293,6 +297,10 @@ def deformed_outputs(taught: Taught, places: NDArray[np.int64], offsets: Offsets
         apart[here] = (numbers[here] < 2**62) & (numbers[there] - numbers[here] == step)
         known[0, channel] &= apart
     return Taught(affinities, known, embedding)
+
+
+def _labelled(name: str, volumes: Addresses) -> bool:
+    return name not in volumes or volumes[name][1] is not None
 
 
 def _margin(sigma: float, voxel_size: VoxelSize, rotate: str) -> Triple:

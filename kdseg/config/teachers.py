@@ -1,0 +1,177 @@
+"""Teachers that were not trained here: affinities that any program stored, and networks of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from kdseg.config.base import Nanometres, Section, Step
+from kdseg.config.data import files_of
+from kdseg.config.networks import TrainOptions
+from kdseg.errors import ConfigError
+from kdseg.geometry import Offsets, channels_of
+
+Steps = Annotated[tuple[Step, ...], Field(min_length=3)]
+_Margin = Annotated[int, Field(ge=0)]
+
+
+class AffinitiesTeacher(Section):
+    """Affinities that another program stored; needs `teaching.outputs: stored`."""
+
+    affinities: Annotated[dict[str, str], Field(min_length=1)]
+    """By volume, the address of (c, z, y, x), as path.zarr/group or path.h5:/dataset: uint8 in 1/255, or floats in
+    0..1. They cover the voxels of the volume that are used, or say in their file where they lie."""
+    offsets: Steps
+    """One step per channel, in voxels; those that the configuration has are taken, in its order."""
+    invert: bool = False
+    """Values are high between neurons, not within."""
+
+    def files(self, volume: str) -> list[str]:
+        """Return the files or folders that the affinities of a volume lie in; none in a bucket."""
+        return files_of(self.affinities[volume])
+
+
+class _Network(Section):
+    offsets: Steps | None = None
+    """One step per channel, in voxels; those that the configuration has are taken, in its order."""
+    voxel_size: Nanometres | None = None
+    """nm, (z, y, x), of the data it was trained on."""
+    outputs: Literal["probabilities", "logits"] | None = None
+    """What it returns: probabilities, after a sigmoid, or logits, before one."""
+    input: Literal["uint8"] | tuple[float, float] | None = None
+    """What it takes, (n, 1, z, y, x): voxels as they are stored, or floats, whose values at 0 and 255 these are;
+    default (-1, 1)."""
+    halo: tuple[_Margin, _Margin, _Margin] = (0, 0, 0)
+    """Voxels along the border of a crop where it is not listened to, as it saw padding. Of a network that returns less
+    than it takes, the difference counts by itself."""
+
+
+class FileTeacher(_Network):
+    """A network in a file: TorchScript, torch.export, or a model file of kdseg; needs `teaching.outputs: online`.
+
+    What `kdseg export` wrote says all but the file by itself.
+    """
+
+    file: str
+    """Path: net.ts or net.pt (TorchScript, or a model file), net.pt2 (torch.export)."""
+
+    @property
+    def address(self) -> str:
+        """What it is opened from."""
+        return self.file
+
+    @property
+    def needed_files(self) -> tuple[str, ...]:
+        """Paths of what it is made of."""
+        return (self.file,)
+
+
+class ModuleTeacher(_Network):
+    """A network that a Python function returns; needs `teaching.outputs: online`."""
+
+    module: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+    """`package.module:function`, which takes nothing and returns a `torch.nn.Module` with its weights."""
+    files: tuple[str, ...] = ()
+    """Paths of files that the function reads, such as weights: with others the training is another one."""
+    offsets: Steps
+    voxel_size: Nanometres
+    outputs: Literal["probabilities", "logits"]
+
+    @property
+    def address(self) -> str:
+        """What it is opened from."""
+        return self.module
+
+    @property
+    def needed_files(self) -> tuple[str, ...]:
+        """Paths of what it is made of, beside the source of the function."""
+        return self.files
+
+
+NetworkTeacher = FileTeacher | ModuleTeacher
+_KINDS = ("affinities", "file", "module")
+
+
+def _kind(values: Any) -> str | None:
+    found = [key for key in _KINDS if (key in values if isinstance(values, dict) else hasattr(values, key))]
+    return found[0] if len(found) == 1 else None
+
+
+ForeignTeacher = Annotated[
+    Annotated[AffinitiesTeacher, Tag("affinities")]
+    | Annotated[FileTeacher, Tag("file")]
+    | Annotated[ModuleTeacher, Tag("module")],
+    Discriminator(
+        _kind,
+        custom_error_type="teacher_kind",
+        custom_error_message="expected one of `affinities`, `file` and `module`, which says where the teacher is",
+    ),
+]
+"""A teacher that is no model of the configuration."""
+
+
+def check_foreign(
+    where: str,
+    name: str,
+    teacher: AffinitiesTeacher | NetworkTeacher,
+    train: TrainOptions,
+    taught: Sequence[str],
+    ours: Offsets,
+) -> None:
+    """Refuse a training that asks a teacher for what it cannot give.
+
+    Args:
+        where: the model, for messages.
+        name: of the teacher.
+        teacher: that was not trained here.
+        train: options of the training that names it.
+        taught: names of the volumes that it is asked about.
+        ours: offsets of the configuration.
+
+    Raises:
+        ValueError: if it lacks an offset or a volume, or is asked for more than affinities as they are.
+    """
+    if isinstance(teacher, AffinitiesTeacher):
+        _check_stored(where, name, teacher, train, taught)
+    elif train.teaching.outputs != "online":
+        raise ValueError(
+            f"{where}: the teacher {name!r} is a network that is not stored: set `teaching.outputs: online`"
+        )
+    _check_outputs(where, name, train)
+    if teacher.offsets is None:
+        return  # the file may say them
+    try:
+        channels_of(ours, teacher.offsets)
+    except ConfigError as error:
+        raise ValueError(f"{where}: the teacher {name!r} {error}") from None
+
+
+def _check_stored(
+    where: str, name: str, teacher: AffinitiesTeacher, train: TrainOptions, taught: Sequence[str]
+) -> None:
+    if train.teaching.outputs != "stored" or train.teaching.average != "none":
+        raise ValueError(
+            f"{where}: the affinities of the teacher {name!r} are stored as they are: set `teaching.outputs` to "
+            "stored, and `teaching.average` to none"
+        )
+    if lacking := [volume for volume in taught if volume not in teacher.affinities]:
+        raise ValueError(
+            f"{where}: the teacher {name!r} has affinities of {sorted(teacher.affinities)}, but not of the volumes "
+            f"{lacking} that it is asked about: give their addresses"
+        )
+
+
+def _check_outputs(where: str, name: str, train: TrainOptions) -> None:
+    terms = [term for term in train.active_terms if term.from_teacher]
+    beyond = [term.name for term in terms if term.features_used or "embedding" in term.taps_used]
+    if beyond:
+        raise ValueError(
+            f"{where}: the teacher {name!r} gives affinities alone, but the terms {beyond} compare features or "
+            "embeddings: tap the affinities"
+        )
+    if train.teaching.instances == "segmentation" and train.teachers[0] == name:
+        raise ValueError(
+            f"{where}: `teaching.instances` needs a first teacher that is a model of this configuration, got {name!r}"
+        )

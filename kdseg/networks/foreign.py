@@ -1,0 +1,160 @@
+"""Networks of others: opened from files and from Python functions, as functions of a tensor."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.jit._fuser import optimized_execution
+
+from kdseg.config.teachers import ModuleTeacher, NetworkTeacher
+from kdseg.errors import ConfigError, MissingError, UnreadableError
+from kdseg.networks.checkpoint import load_model
+from kdseg.networks.models import fold
+
+FACTS = "kdseg.json"
+"""Extra file of an exported network, which says what it is; see `kdseg.networks.export.facts`."""
+Call = Callable[[Tensor], Any]
+"""A network on its device, from (n, 1, z, y, x) to what it returns."""
+
+
+def opened(about: NetworkTeacher, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
+    """Return a network of others on a device, and what its file says of it.
+
+    Args:
+        about: where it is.
+        device: to compute on.
+
+    Returns:
+        The network in evaluation mode, and values of fields of ``about``; none where the file says nothing.
+
+    Raises:
+        ConfigError: if it is a file of another kind, or the function makes no network.
+        MissingError: if it is not there.
+        UnreadableError: if the file holds no network.
+    """
+    if isinstance(about, ModuleTeacher):
+        return _made(about, device), {}
+    path = Path(about.file)
+    if path.suffix == ".onnx":
+        raise ConfigError(f"the teacher {path} is ONNX, which kdseg writes but does not run: export it as .pt2 or .ts")
+    if path.suffix not in (".pt", ".ts", ".pt2"):
+        raise ConfigError(f"the teacher {path} is of no known kind, expected net.pt2, net.ts or net.pt")
+    if not path.is_file():
+        raise MissingError(f"no teacher at {path}")
+    try:
+        names = zipfile.ZipFile(path).namelist()
+    except (OSError, zipfile.BadZipFile):
+        names = []
+    with quiet():
+        if path.suffix == ".pt2":
+            return _exported(path, device)
+        if any("/code/" in name for name in names):
+            return _scripted(path, device)
+        return _ours(path, device)
+
+
+def module_source(about: ModuleTeacher) -> Path:
+    """Return the file of the function that makes a network.
+
+    Raises:
+        MissingError: if there is no such module, or it has no source.
+    """
+    module = about.module.partition(":")[0]
+    try:
+        found = find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise MissingError(f"no Python module {module!r} of the teacher {about.module}: install it, or run beside it")
+    return Path(found.origin)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave out that TorchScript is deprecated: people have networks in it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*is deprecated", DeprecationWarning)
+        warnings.filterwarnings("ignore", r".*is deprecated", FutureWarning)
+        yield
+
+
+def _made(about: ModuleTeacher, device: torch.device) -> Call:
+    module_source(about)
+    module, _, function = about.module.partition(":")
+    make = getattr(import_module(module), function, None)
+    if not callable(make):
+        raise ConfigError(f"the teacher {about.module}: {module} has no function {function!r}")
+    network = make()
+    if not isinstance(network, nn.Module):
+        raise ConfigError(f"the teacher {about.module} returned a {type(network).__name__}, expected a torch.nn.Module")
+    return network.eval().requires_grad_(False).to(device).__call__
+
+
+def _scripted(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
+    extra = {FACTS: ""}
+    try:
+        network = torch.jit.load(path, map_location=device, _extra_files=extra)  # type: ignore[no-untyped-call]
+    except (RuntimeError, ValueError) as error:
+        raise _unreadable(path, error) from None
+    network.eval()
+
+    def call(raw: Tensor) -> Any:
+        # else it is compiled anew after some calls, and its last bits would depend on how many there were
+        with optimized_execution(False):
+            return network(raw)
+
+    return call, _facts(extra[FACTS])
+
+
+def _exported(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
+    extra = {FACTS: ""}
+    try:
+        program = torch.export.load(path, extra_files=extra)
+    except (RuntimeError, ValueError, KeyError, AssertionError, OSError) as error:
+        raise _unreadable(path, error) from None
+    if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, device)
+    return program.module().__call__, _facts(extra[FACTS])
+
+
+def _ours(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
+    try:
+        loaded = load_model(path, device)
+    except UnreadableError as error:
+        raise _unreadable(path, error) from None
+    network = fold(loaded.network)
+    facts = {"offsets": loaded.offsets, "voxel_size": loaded.voxel_size, "outputs": "logits"}
+    return lambda raw: network(raw).logits["affinities"], facts
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableError:
+    line = " ".join(str(error).split())
+    return UnreadableError(
+        f"the teacher {path} is damaged, or neither TorchScript, torch.export nor a model file of kdseg; weights alone "
+        f"are no network ({line:.200})"
+    )
+
+
+def _facts(text: str | bytes) -> Mapping[str, Any]:
+    """Return what a network that kdseg exported says of itself; nothing of others."""
+    if not text:
+        return {}
+    values = json.loads(text)
+    return {
+        "offsets": tuple((int(z), int(y), int(x)) for z, y, x in values["offsets"]),
+        "voxel_size": tuple(float(v) for v in values["voxel_size_nm"]),
+        "outputs": "probabilities",
+        "input": "uint8",
+    }
