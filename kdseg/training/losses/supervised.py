@@ -68,22 +68,31 @@ class EmbeddingTerm(Term):
         return weighted_mean(error, weights, batch.labelled)
 
 
-def embedding_affinities(embedding: Tensor, offsets: Offsets, partners: Tensor | None = None) -> Tensor:
+def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:
     """Return the cosines of all pairs, float32 (n, c, z, y, x) in [-1, 1]; 0 where a pair leaves the array.
 
     Args:
         embedding: float32 (n, d, z, y, x).
         offsets: one (z, y, x) step in voxels per channel.
-        partners: the same shape, the vectors of the second voxels of the pairs; default: the same ones.
     """
     unit = normalize(embedding, dim=1, eps=EPSILON)
-    others = unit if partners is None else normalize(partners, dim=1, eps=EPSILON)
-    n, _, z, y, x = unit.shape
+    return pair_products(unit, unit, offsets)
+
+
+def pair_products(first: Tensor, second: Tensor, offsets: Offsets) -> Tensor:
+    """Return the inner products of all pairs, float32 (n, c, z, y, x); 0 where a pair leaves the array.
+
+    Args:
+        first: float32 (n, d, z, y, x), the vectors of voxels ``p``.
+        second: the same shape, those of ``p + offset``.
+        offsets: one (z, y, x) step in voxels per channel.
+    """
+    n, _, z, y, x = first.shape
     channels = []
     for offset in offsets:
         here, there = pair_slices((z, y, x), offset)
-        channel = unit.new_zeros((n, z, y, x))
-        channel[(slice(None), *here)] = (unit[(..., *here)] * others[(..., *there)]).sum(1)
+        channel = first.new_zeros((n, z, y, x))
+        channel[(slice(None), *here)] = (first[(..., *here)] * second[(..., *there)]).sum(1)
         channels.append(channel)
     return torch.stack(channels, dim=1)
 
