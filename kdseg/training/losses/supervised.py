@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
@@ -87,14 +89,45 @@ def pair_products(first: Tensor, second: Tensor, offsets: Offsets) -> Tensor:
         second: the same shape, those of ``p + offset``.
         offsets: one (z, y, x) step in voxels per channel.
     """
-    n, _, z, y, x = first.shape
-    channels = []
-    for offset in offsets:
-        here, there = pair_slices((z, y, x), offset)
-        channel = first.new_zeros((n, z, y, x))
-        channel[(slice(None), *here)] = (first[(..., *here)] * second[(..., *there)]).sum(1)
-        channels.append(channel)
-    return torch.stack(channels, dim=1)
+    found: Tensor = _PairProducts.apply(first, second, offsets)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _PairProducts(torch.autograd.Function):
+    """Inner products of pairs, with a gradient that is added up in place: slices make a whole array for each."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, offsets: Offsets) -> Tensor:
+        ctx.save_for_backward(first, second)
+        ctx.offsets = offsets
+        found = first.new_zeros((len(first), len(offsets), *first.shape[2:]))
+        for channel, (here, there) in enumerate(_ends(first, offsets)):
+            found[:, channel][here] = (first.movedim(1, -1)[here] * second.movedim(1, -1)[there]).sum(-1)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        first, second = ctx.saved_tensors
+        slopes = [
+            torch.zeros_like(v) if wanted else None
+            for v, wanted in zip((first, second), ctx.needs_input_grad[:2], strict=True)
+        ]
+        for channel, (here, there) in enumerate(_ends(first, ctx.offsets)):
+            slope = gradients[0][:, channel][here][..., None]
+            for found, one, place, other in (
+                (slopes[0], here, there, second),
+                (slopes[1], there, here, first),
+            ):
+                if found is not None:
+                    found.movedim(1, -1)[one].addcmul_(other.movedim(1, -1)[place], slope)
+        return slopes[0], slopes[1], None
+
+
+def _ends(values: Tensor, offsets: Offsets) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Return where the voxels of all pairs of each offset are, in (n, z, y, x)."""
+    z, y, x = values.shape[2:]
+    found = [pair_slices((z, y, x), offset) for offset in offsets]
+    return [((slice(None), *here), (slice(None), *there)) for here, there in found]
 
 
 def boundary_window(boundary: str, context: Context) -> str | None:
