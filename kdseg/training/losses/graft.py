@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from kdseg.config.terms import CadOptions
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses.base import Context, Term, balance, weighted_mean
-from kdseg.training.losses.supervised import embedding_affinities, true_pairs
+from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
+from kdseg.training.losses.supervised import pair_products, true_pairs
 from kdseg.training.losses.taps import both, projector, widths
 from kdseg.training.targets import boundary_axes
 
@@ -46,24 +47,27 @@ class CadTerm(Term):
     def values(self, student: Outputs, teacher: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return the parts ``affinity`` and ``graft``, those that have a weight; see `Term`."""
         ours, theirs = both(student, teacher, self.tap)
+        taught = normalize(theirs, dim=1, eps=EPSILON)
         found = {}
         if "affinity" in self.weights:
-            target = embedding_affinities(theirs, self.offsets).relu()
-            error = (embedding_affinities(ours, self.offsets).relu() - target) ** 2
+            unit = normalize(ours, dim=1, eps=EPSILON)
+            target = pair_products(taught, taught, self.offsets).relu()
+            error = (pair_products(unit, unit, self.offsets).relu() - target) ** 2
             found["affinity"] = weighted_mean(error, balance(target > _CUT, inside(target, self.offsets)))
         if "graft" in self.weights:
-            found["graft"] = self._graft(self.projector(ours), theirs, batch)
+            found["graft"] = self._graft(normalize(self.projector(ours), dim=1, eps=EPSILON), taught, batch)
         return found
 
     def _graft(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
+        """Return the part ``graft`` of unit vectors."""
         crops = None
         if self.labelled:
             joined, known = true_pairs(batch, self.sections, self.boundary)
             target, crops = joined.float(), batch.labelled
         else:
-            target = embedding_affinities(theirs, self.sections).relu()
+            target = pair_products(theirs, theirs, self.sections).relu()
             joined, known = target > _CUT, inside(target, self.sections)
-        grafts = [embedding_affinities(a, self.sections, b).relu() for a, b in ((ours, theirs), (theirs, ours))]
+        grafts = [pair_products(a, b, self.sections).relu() for a, b in ((ours, theirs), (theirs, ours))]
         error = torch.stack([(graft - target) ** 2 for graft in grafts]).mean(0)
         return weighted_mean(error, balance(joined, known), crops)
 

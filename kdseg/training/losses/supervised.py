@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
@@ -68,24 +70,64 @@ class EmbeddingTerm(Term):
         return weighted_mean(error, weights, batch.labelled)
 
 
-def embedding_affinities(embedding: Tensor, offsets: Offsets, partners: Tensor | None = None) -> Tensor:
+def embedding_affinities(embedding: Tensor, offsets: Offsets) -> Tensor:
     """Return the cosines of all pairs, float32 (n, c, z, y, x) in [-1, 1]; 0 where a pair leaves the array.
 
     Args:
         embedding: float32 (n, d, z, y, x).
         offsets: one (z, y, x) step in voxels per channel.
-        partners: the same shape, the vectors of the second voxels of the pairs; default: the same ones.
     """
     unit = normalize(embedding, dim=1, eps=EPSILON)
-    others = unit if partners is None else normalize(partners, dim=1, eps=EPSILON)
-    n, _, z, y, x = unit.shape
-    channels = []
-    for offset in offsets:
-        here, there = pair_slices((z, y, x), offset)
-        channel = unit.new_zeros((n, z, y, x))
-        channel[(slice(None), *here)] = (unit[(..., *here)] * others[(..., *there)]).sum(1)
-        channels.append(channel)
-    return torch.stack(channels, dim=1)
+    return pair_products(unit, unit, offsets)
+
+
+def pair_products(first: Tensor, second: Tensor, offsets: Offsets) -> Tensor:
+    """Return the inner products of all pairs, float32 (n, c, z, y, x); 0 where a pair leaves the array.
+
+    Args:
+        first: float32 (n, d, z, y, x), the vectors of voxels ``p``.
+        second: the same shape, those of ``p + offset``.
+        offsets: one (z, y, x) step in voxels per channel.
+    """
+    found: Tensor = _PairProducts.apply(first, second, offsets)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _PairProducts(torch.autograd.Function):
+    """Inner products of pairs, with a gradient that is added up in place: slices make a whole array for each."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, offsets: Offsets) -> Tensor:
+        ctx.save_for_backward(first, second)
+        ctx.offsets = offsets
+        found = first.new_zeros((len(first), len(offsets), *first.shape[2:]))
+        for channel, (here, there) in enumerate(_ends(first, offsets)):
+            found[:, channel][here] = (first.movedim(1, -1)[here] * second.movedim(1, -1)[there]).sum(-1)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        first, second = ctx.saved_tensors
+        slopes = [
+            torch.zeros_like(v) if wanted else None
+            for v, wanted in zip((first, second), ctx.needs_input_grad[:2], strict=True)
+        ]
+        for channel, (here, there) in enumerate(_ends(first, ctx.offsets)):
+            slope = gradients[0][:, channel][here][..., None]
+            for found, one, place, other in (
+                (slopes[0], here, there, second),
+                (slopes[1], there, here, first),
+            ):
+                if found is not None:
+                    found.movedim(1, -1)[one].addcmul_(other.movedim(1, -1)[place], slope)
+        return slopes[0], slopes[1], None
+
+
+def _ends(values: Tensor, offsets: Offsets) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Return where the voxels of all pairs of each offset are, in (n, z, y, x)."""
+    z, y, x = values.shape[2:]
+    found = [pair_slices((z, y, x), offset) for offset in offsets]
+    return [((slice(None), *here), (slice(None), *there)) for here, there in found]
 
 
 def true_pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from kdseg.geometry import Offsets
 from kdseg.networks.models import Batch, Outputs, Widths
 from kdseg.training.losses import Context, Term, make_term
 from kdseg.training.losses.base import class_weights
+from kdseg.training.losses.supervised import pair_products
 
 OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (2, 0, 0), (-1, 3, 0))
 SECTIONS: Offsets = ((-1, 0, 0), (2, 0, 0))
@@ -134,6 +135,24 @@ def test_the_gradient_is_that_of_the_value() -> None:
     assert (ends[0] - ends[1]).item() == pytest.approx(2 * (values.grad * step).sum().item(), rel=2e-2)
     assert teacher.logits["embedding"].grad is None
     assert all(p.grad is not None and p.grad.any() for p in made.parameters())
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_products_of_pairs_have_their_gradient(same: bool) -> None:
+    first, second = (noise(seed, 2, 3, *SHAPE).double().requires_grad_() for seed in (0, 1))
+    second = first if same else second
+    found, strength = pair_products(first, second, OFFSETS), noise(2, 2, len(OFFSETS), *SHAPE).double()
+    naive = torch.zeros((), dtype=torch.float64)
+    for channel, offset in enumerate(OFFSETS):
+        for n in range(2):
+            for p, q in pairs(n, offset):
+                product = (first[(n, slice(None), *p[1:])] * second[(n, slice(None), *q[1:])]).sum()
+                assert found[(n, channel, *p[1:])].item() == pytest.approx(product.item(), abs=1e-12)
+                naive = naive + product * strength[(n, channel, *p[1:])]
+    leaves = (first,) if same else (first, second)
+    slopes = torch.autograd.grad((found * strength).sum(), leaves)
+    for slope, expected in zip(slopes, torch.autograd.grad(naive, leaves), strict=True):
+        assert torch.allclose(slope, expected, atol=1e-12)
 
 
 def test_equal_networks_differ_in_nothing() -> None:
