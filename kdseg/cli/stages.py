@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[type[Section], str]] = {
     "sweep": (tasks.SweepTask, "kdseg.evaluation.sweep"),
     "score": (tasks.ScoreTask, "kdseg.evaluation.score"),
     "trial": (tasks.TrialTask, "kdseg.training.trial"),
+    "choose": (tasks.ChooseTask, "kdseg.training.choose"),
     "report": (tasks.ReportTask, "kdseg.report.stage"),
     "compare": (tasks.CompareTask, "kdseg.report.compare_stage"),
 }

@@ -33,7 +33,7 @@ from kdseg.config import (
     VolumeOptions,
     load,
 )
-from kdseg.config.base import Count, Section, Step
+from kdseg.config.base import Count, Positive, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.data import RoiOptions
 
@@ -300,6 +300,13 @@ class TrialTask(Task):
     """Options of the fragments of crops; the run's own section."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+class ChooseTask(Task):
+    """Trials of one method at several learning rates → the rate of least affinity loss on the tuning volume."""
+
+    trials: dict[Positive, tuple[Path, ...]]
+    """Manifests of the trials at each rate, of equal seeds."""
 
 
 class PageTask(Section):
