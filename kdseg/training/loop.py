@@ -25,9 +25,9 @@ from kdseg.networks.models.base import channels_last
 from kdseg.networks.models.device import deterministic, joined, keep_memory
 from kdseg.results.curve import Curve
 from kdseg.results.files import replacing
-from kdseg.training.budget import Pace, fixed_steps
+from kdseg.training.budget import Pace, expect_time, fixed_steps
 from kdseg.training.losses import active_terms, term_weight
-from kdseg.training.pull import due, factors, gradients, pulls, record
+from kdseg.training.pull import due, factors, gradients, looks, pulls, record
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.training.sampling import Addresses, Guide, loader
 from kdseg.training.validation import Scored, validate
@@ -97,7 +97,7 @@ def train(
             batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
             started, pace = time.monotonic() - run.seconds, Pace()
             while run.step < run.steps:
-                with pace.step():
+                with pace.step(looking=options.train.normalise and looks(run.step, run.step + 1) > 0):
                     row = _step(run, batches)
                 fixing = run.steps == inf and run.step == options.train.full_rate_steps
                 if curve is not None:
@@ -106,6 +106,8 @@ def train(
                             row |= _validate(run, folder / "best.pt")._asdict()
                     run.seconds = time.monotonic() - started
                     curve.append({**row, "seconds": run.seconds})
+                    if run.steps == inf and not fixing:
+                        expect_time(run)
                 if fixing:
                     run.steps = bar.total = fixed_steps(run, pace)
                 # timed steps are not saved: those of a run that goes on would be too few to measure
@@ -141,13 +143,14 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
         group["lr"] = rate
     run.optimiser.zero_grad()
     run.trained.train()
-    weights = _scheduled(run)
+    weights = _scheduled(run, run.step)
     names, acting = list(weights), [name for name, weight in weights.items() if weight]
+    before = [name for name, weight in _scheduled(run, run.step - 1).items() if weight]
     pull = pulls(run.scales, acting)
     if train.normalise:
         known = factors(pull, acting)
         weights = {name: weight * known.get(name, 0.0) for name, weight in weights.items()}
-    looked_at = due(run, acting) if train.normalise else []
+    looked_at = due(run.step, acting, before) if train.normalise else []
     measured: dict[str, Tensor] = {}
     values = torch.zeros(len(names), device=run.ranks.device)
     for part in range(train.accumulate):
@@ -179,11 +182,9 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
     return {"step": run.step, "learning_rate": rate, **raw, "total": loss, **shown}
 
 
-def _scheduled(run: Run) -> dict[str, float]:
-    """Return what each part of each term counts at this step by its options."""
-    terms: dict[str, float] = {
-        term.name: term_weight(term, run.step, run.steps) for term in run.options.train.active_terms
-    }
+def _scheduled(run: Run, step: int) -> dict[str, float]:
+    """Return what each part of each term counts at a step by its options."""
+    terms: dict[str, float] = {term.name: term_weight(term, step, run.steps) for term in run.options.train.active_terms}
     return {name: terms[term] * weight for name, (term, weight) in run.objective.part_weights().items()}
 
 

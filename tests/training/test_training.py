@@ -22,7 +22,7 @@ from toy_volumes import cells, write_volume
 from workflow import ROOT
 
 from kdseg.config import ModelOptions, validate
-from kdseg.config.networks import HeadOptions
+from kdseg.config.networks import TIMED_STEPS, HeadOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageError, VoxelSizeError
 from kdseg.networks.checkpoint import load, load_model
@@ -31,8 +31,8 @@ from kdseg.networks.models.base import Heads
 from kdseg.networks.models.device import Ranks
 from kdseg.results.curve import Curve, read_curve
 from kdseg.training import Result, learning_rate, loop, train, validation
-from kdseg.training.budget import fitting
-from kdseg.training.pull import factors, pulls, record
+from kdseg.training.budget import Pace, fitting, fixed_steps
+from kdseg.training.pull import due, factors, looks, pulls, record
 from kdseg.training.run import Data, prepare
 from kdseg.training.sampling import Source, loader
 from kdseg.training.validation import validate as score
@@ -476,17 +476,17 @@ def test_learning_rate_rises_linearly_and_falls_to_nothing() -> None:
 
 def test_the_learning_rate_falls_when_the_number_of_steps_is_known() -> None:
     made = options(steps=None, seconds=60, warmup=10, learning_rate=0.5).train
-    assert made.full_rate_steps == 30
-    assert [learning_rate(step, made, inf) for step in (0, 9, 10, 29, 1000)] == pytest.approx(
+    assert made.full_rate_steps == 42
+    assert [learning_rate(step, made, inf) for step in (0, 9, 10, 41, 1000)] == pytest.approx(
         [0.05, 0.5, 0.5, 0.5, 0.5]
     )
-    assert [learning_rate(step, made, 130) for step in (10, 29, 30, 80, 130)] == pytest.approx([0.5, 0.5, 0.5, 0.25, 0])
+    assert [learning_rate(step, made, 142) for step in (10, 41, 42, 92, 142)] == pytest.approx([0.5, 0.5, 0.5, 0.25, 0])
 
 
 def test_what_is_timed_begins_when_all_terms_act() -> None:
     terms = [{"name": "affinity"}, {"name": "graph_flow", "fit": 60}, {"name": "vid", "start": 25}]
-    assert options(steps=None, seconds=60, teacher="t", terms=terms, accumulate=2).train.full_rate_steps == 50
-    assert options(steps=None, seconds=60, teacher="t", terms=terms, distil=False).train.full_rate_steps == 22
+    assert options(steps=None, seconds=60, teacher="t", terms=terms, accumulate=2).train.full_rate_steps == 62
+    assert options(steps=None, seconds=60, teacher="t", terms=terms, distil=False).train.full_rate_steps == 34
 
 
 def test_seconds_become_steps_once_and_a_killed_run_keeps_them(
@@ -524,15 +524,60 @@ def test_seconds_become_steps_once_and_a_killed_run_keeps_them(
 
 
 def test_steps_that_fit() -> None:
-    assert fitting(100, 0.5, 10, 20) == 90  # 90 steps, four and a half validations and the last one
-    assert fitting(10.4, 1, 0, 100) == 10
-    with pytest.raises(ConfigError, match=r"at least 2\.0 s more"):
-        fitting(9, 1, 10, 100)
+    assert fitting(100, lambda steps: 0.5 * steps + (steps / 20 + 1) * 10) == 90  # 90 steps, 4.5 validations, the last
+    assert fitting(10.4, lambda steps: steps) == 10
+    for left in (9.0, -5.0):  # too short for a validation
+        with pytest.raises(ConfigError, match=rf"at least {12 - left} s more") as refused:
+            fitting(left, lambda steps: 2 * steps + 10)
+        assert "\n" not in str(refused.value)
+
+
+def test_gradients_are_looked_at_less_often_later() -> None:
+    seldom = [step for step in range(1000) if due(step, ["a"], ["a"])]
+    assert seldom == [0, 1, 2, 4, *range(8, 128, 8), *range(128, 1000, 32)]
+    for first, last in ((0, 1000), (3, 127), (100, 140), (500, 500), (129, 160), (129, 161)):
+        assert looks(first, last) == sum(first <= step < last for step in seldom)
+    # any steps that are timed hold one
+    assert all(looks(step, step + TIMED_STEPS) for step in range(1000))
+
+
+def test_time_is_for_as_many_looks_at_gradients_as_there_will_be(volumes: Any) -> None:
+    state = prepared(options(steps=None, seconds=100.0, normalise=True, validate_every=10**6), volumes)
+    state.step, state.seconds = 96, 0.0
+    pace = Pace()
+    pace.validated = 1.0
+    pace.steps.extend((looks(step, step + 1) > 0, 0.5 if looks(step, step + 1) else 0.1) for step in range(64, 96))
+    steps = fixed_steps(state, pace) - 96
+    spent = [sum(0.5 if looks(step, step + 1) else 0.1 for step in range(96, 96 + n)) + 1 for n in (steps, steps + 1)]
+    assert spent[0] <= 100 < spent[1] + 1e-3
+
+
+def test_a_part_without_gradient_is_measured_as_seldom_as_the_others(
+    volumes: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = [{"name": "affinity"}, {"name": "cwd", "start": 9}, {"name": "ft", "fit": 1000}]
+    state = prepared(options(steps=2000, teacher="t", terms=terms, normalise=True), volumes, teacher)
+    seen: dict[int, list[str]] = {}
+    measure = loop.gradients
+
+    def noted(run: Any, parts: Any, names: Any) -> Any:
+        seen[run.step] = list(names)
+        return measure(run, parts, names)
+
+    monkeypatch.setattr(loop, "gradients", noted)
+    batches = iter(loader(state.crops, 0))
+    for _ in range(12):
+        loop._step(state, batches)
+    assert "ft" not in state.scales
+    assert {step: names for step, names in seen.items() if names} == {
+        **{step: ["affinity", "ft"] for step in (0, 1, 2, 4, 8)}, 9: ["cwd"],
+    }  # fmt: skip
 
 
 def test_too_little_time_is_refused(tmp_path: Path, volumes: Any) -> None:
-    with pytest.raises(ConfigError, match="too short"):
+    with pytest.raises(ConfigError, match=r"too short: 0\.001 s are over after 1 of the 34 steps") as refused:
         run(tmp_path, options(steps=None, seconds=1e-3), volumes)
+    assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="not both"):
         options(seconds=60)
     assert ModelOptions.model_validate_json(options(steps=None, seconds=60).model_dump_json()).train.seconds == 60
