@@ -11,6 +11,7 @@ from kdseg.config.base import Section
 STAGES: dict[str, tuple[type[Section], str]] = {
     "convert": (tasks.ConvertTask, "kdseg.volumes.convert"),
     "train": (tasks.TrainTask, "kdseg.training.stage"),
+    "rate": (tasks.RateTask, "kdseg.training.rate"),
     "predict": (tasks.PredictTask, "kdseg.prediction.stage"),
     "fragments": (tasks.FragmentsTask, "kdseg.segmentation.fragments.stage"),
     "edges": (tasks.EdgesTask, "kdseg.segmentation.graph.stage"),

@@ -98,7 +98,7 @@ def train(
             started, pace = time.monotonic() - run.seconds, Pace()
             while run.step < run.steps:
                 with pace.step(looking=options.train.normalise and looks(run.step, run.step + 1) > 0):
-                    row = _step(run, batches)
+                    row = step(run, batches)
                 fixing = run.steps == inf and run.step == options.train.full_rate_steps
                 if curve is not None:
                     if fixing or run.step % options.train.validate_every == 0 or run.step == run.steps:
@@ -135,10 +135,19 @@ def learning_rate(step: int, options: TrainOptions, steps: float) -> float:
     return options.learning_rate * (1 + cos(pi * min(max(done, 0), 1))) / 2
 
 
-def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
-    """Do one step of the optimiser; return its row of the curve."""
+def step(run: Run, batches: Iterator[Batch], rate: float | None = None) -> dict[str, float]:
+    """Do one step of the optimiser; return its row of the curve.
+
+    Args:
+        run: before the step.
+        batches: from those of the step on.
+        rate: of learning; default: that of the schedule.
+
+    Raises:
+        StageError: if the loss, or its gradient, is not finite.
+    """
     train = run.options.train
-    rate = learning_rate(run.step, train, run.steps)
+    rate = learning_rate(run.step, train, run.steps) if rate is None else rate
     for group in run.optimiser.param_groups:
         group["lr"] = rate
     run.optimiser.zero_grad()

@@ -215,7 +215,7 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
     batches = iter(loader(state.crops, 0))
     expected = [p.detach().clone() for p in state.objective.network.parameters()]
     for step in range(1, 5):
-        loop._step(state, batches)
+        loop.step(state, batches)
         decay = min(0.2, step / (9 + step))
         now = [p.detach() for p in state.objective.network.parameters()]
         expected = [decay * e + (1 - decay) * p for e, p in zip(expected, now, strict=True)]
@@ -228,14 +228,14 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
 
 def test_no_average_ships_the_weights(volumes: Any) -> None:
     state = prepared(options(ema=0), volumes)
-    loop._step(state, iter(loader(state.crops, 0)))
+    loop.step(state, iter(loader(state.crops, 0)))
     weights = zip(state.average.parameters(), state.objective.network.parameters(), strict=True)
     assert all(torch.equal(mean, p) for mean, p in weights)
 
 
 def test_gradients_are_clipped_and_norms_do_not_decay(volumes: Any) -> None:
     state = prepared(options(gradient_clip=1e-3), volumes)
-    loop._step(state, iter(loader(state.crops, 0)))
+    loop.step(state, iter(loader(state.crops, 0)))
     total = torch.stack([p.grad.norm() for p in state.objective.parameters()]).norm()
     assert total.item() == pytest.approx(1e-3, rel=1e-2)
     decaying, rest = state.optimiser.param_groups
@@ -317,7 +317,7 @@ def test_normalised_terms_pull_by_their_weight(volumes: Any, teacher: Path) -> N
     state = prepared(options(**given), volumes, teacher)
     rows = []
     for _ in range(2):  # the rate lets nothing move
-        rows.append(loop._step(state, iter(loader(state.crops, 0))))
+        rows.append(loop.step(state, iter(loader(state.crops, 0))))
     assert state.scales.keys() == {"affinity", "soft_affinity", "cwd"}
     # at first only the part on ground truth acts: how strong the others are is not known yet
     assert rows[0]["total"] == pytest.approx(2 * rows[0]["affinity"])
@@ -379,7 +379,7 @@ def test_ground_truth_counts_alike_however_a_step_is_cut(
     network = state.objective.network.eval()
     network.train = lambda mode=True: network  # type: ignore[method-assign, assignment]
     (labelled,) = (index for index in range(4) if not state.crops.is_unlabelled(index))
-    row = loop._step(state, iter(loader(state.crops, 0)))
+    row = loop.step(state, iter(loader(state.crops, 0)))
     alone = prepared(options(**given), both, teacher)
     alone.objective.eval()
     crop = state.crops[labelled]
@@ -401,7 +401,7 @@ def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, t
     assert found is not None
     state.teachers = lambda batch: asked.append(state.step) or found(batch)  # type: ignore[assignment, func-returns-value]
     batches = iter(loader(state.crops, 0))
-    rows = [loop._step(state, batches) for _ in range(4)]
+    rows = [loop.step(state, batches) for _ in range(4)]
     assert asked == [2, 3]
     assert [row["soft_affinity"] != 0 for row in rows] == [False, False, True, True]
     assert all(row["fitnets"] == 0 for row in rows)
@@ -412,7 +412,7 @@ def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, t
     learning = prepared(options(teacher="t", terms=[terms[0], terms[3]]), volumes, teacher)
     count = learning.objective.terms["ft"].state_dict()["paraphraser.moments.count"]
     assert count == 0
-    loop._step(learning, iter(loader(learning.crops, 0)))
+    loop.step(learning, iter(loader(learning.crops, 0)))
     assert count > 0
 
 
@@ -422,7 +422,7 @@ def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Pa
     alone = prepared(options(), volumes)
     assert off.teachers is None
     assert list(off.objective.terms) == ["affinity"]
-    assert loop._step(off, iter(loader(off.crops, 0))) == loop._step(alone, iter(loader(alone.crops, 0)))
+    assert loop.step(off, iter(loader(off.crops, 0))) == loop.step(alone, iter(loader(alone.crops, 0)))
     on = prepared(options(teacher="t", terms=terms), volumes, teacher)
     projector = dict(on.objective.terms["fitnets"].named_parameters())
     trained = {id(p) for group in on.optimiser.param_groups for p in group["params"]}
@@ -567,7 +567,7 @@ def test_a_part_without_gradient_is_measured_as_seldom_as_the_others(
     monkeypatch.setattr(loop, "gradients", noted)
     batches = iter(loader(state.crops, 0))
     for _ in range(12):
-        loop._step(state, batches)
+        loop.step(state, batches)
     assert "ft" not in state.scales
     assert {step: names for step, names in seen.items() if names} == {
         **{step: ["affinity", "ft"] for step in (0, 1, 2, 4, 8)}, 9: ["cwd"],
