@@ -98,7 +98,7 @@ def advice(rates: Sequence[float], losses: Sequence[float]) -> Advice:
     smoothed = smooth(finite, len(rates))[first:]
     tried = np.asarray(rates[first : len(finite)])
     slopes = np.gradient(smoothed, np.log10(tried))
-    steepest = int(slopes.argmin())
+    steepest = int(slopes[: smoothed.argmin() + 1].argmin())  # what falls later only makes up for a rise
     if slopes[steepest] >= 0:
         raise ConfigError(
             f"the loss does not fall between the rates {tried[0]:g} and {tried[-1]:g}: begin with a lower one"

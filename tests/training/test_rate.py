@@ -47,6 +47,8 @@ def test_the_steepest_fall_is_advised() -> None:
     noisy = [9.0, *losses[1:]]
     noisy[30] -= 0.1
     assert advice(RATES, noisy).steepest == pytest.approx(2e-3, rel=0.15)
+    noisy[92:] = [0.5] * len(noisy[92:])  # a fall from where it had risen to
+    assert advice(RATES, noisy).steepest == pytest.approx(2e-3, rel=0.15)
     cut = advice(RATES, losses[:90])
     assert cut.diverged == RATES[89]
     assert cut.steepest == found.steepest
