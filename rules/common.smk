@@ -2,11 +2,14 @@
 
 import re
 import shlex
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
 from kdseg.config import questions, tasks, validate
+from kdseg.config.compare import choice, rate_trials, trial_name
 from kdseg.errors import ConfigError
+from kdseg.results.manifests import read
 
 try:
     RUN = validate(config)
@@ -18,6 +21,7 @@ wildcard_constraints:
     model="|".join(map(re.escape, RUN.all_models)),
     volume="|".join(RUN.volumes),
     teacher="|".join(map(re.escape, RUN.teachers)) or "(?!)",
+    method="|".join(RUN.compare.method_names if RUN.compare else ()),
 
 
 def results(path):
@@ -175,15 +179,38 @@ def trial_inputs(wildcards):
     return {"volumes": volume_inputs(names, names)}
 
 
-def compared(wildcards):
-    """Return the manifests of all trials, and of the teachers, which are scored in the same way."""
+def rate_inputs(wildcards):
+    """Return the manifests of the trials that a method's learning rate is chosen from, by rate."""
+    return {
+        rate: [results(f"{name}/trial.json") for name in names]
+        for rate, names in rate_trials(RUN.compare, wildcards.method).items()
+    }
+
+
+def comparison():
+    """Return the section `compare`."""
     try:
-        RUN.expect_compare()
+        return RUN.expect_compare()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
-    return [
-        results(f"{name}/trial.json") for name in (*RUN.compared_teachers, *RUN.trials)
-    ]
+
+
+def choices(wildcards):
+    """Return the manifests of the methods' learning rates, none where all have the student's."""
+    names = comparison().method_names if comparison().learning_rates else ()
+    return [results(choice(method)) for method in names]
+
+
+def compared(wildcards):
+    """Return the manifests of all trials, and of the teachers, which are scored in the same way."""
+    names = [*RUN.compared_teachers]
+    for method in comparison().method_names:
+        rate = None
+        if comparison().learning_rates:
+            chosen = checkpoints.choose.get(method=method).output.manifest
+            rate = read(Path(chosen)).stats["learning_rate"]
+        names += [trial_name(method, seed, rate) for seed in comparison().seeds]
+    return [results(f"{name}/trial.json") for name in names]
 
 
 def tuned_volumes(wildcards):

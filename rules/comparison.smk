@@ -38,9 +38,37 @@ rule trial:
         f"python -m kdseg trial --task {{params.task:q}}{OVERWRITE} > {{log}} 2>&1"
 
 
+checkpoint choose:
+    """The learning rate of one method: the one of least affinity loss on the tuning volume."""
+    input:
+        lambda wildcards: sum(rate_inputs(wildcards).values(), []),
+    output:
+        manifest=results("{method}.rate/chosen.json"),
+    log:
+        results("{method}.rate/logs/choose.log"),
+    benchmark:
+        results("{method}.rate/benchmarks/choose.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 1
+    resources:
+        mem_mb=4_000,
+        runtime="1h",
+    params:
+        task=lambda wildcards: as_json(
+            tasks.ChooseTask(
+                **manifests(wildcards, manifest="{method}.rate/chosen.json"),
+                trials=rate_inputs(wildcards),
+            )
+        ),
+    shell:
+        "python -m kdseg choose --task {params.task:q} > {log} 2>&1"
+
+
 rule compare:
     """One page: each method against the student alone and the teacher; its table is also printed."""
     input:
+        choices=choices,
         trials=compared,
     output:
         page=results("compare.html"),

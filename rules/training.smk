@@ -1,6 +1,40 @@
 """Volumes → networks, teacher and students alike."""
 
 
+rule rate:
+    """The learning rate at which the loss of one network falls the fastest; its last words are printed."""
+    input:
+        lambda wildcards: leaves(training_inputs(wildcards)),
+        start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
+    output:
+        manifest=results("{model}/rate.json"),
+    log:
+        results("{model}/logs/rate.log"),
+    benchmark:
+        results("{model}/benchmarks/rate.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: 8
+    resources:
+        gpu=min(GPUS, 1),
+        mem_mb=32_000,
+        runtime="4h",
+    params:
+        task=lambda wildcards: as_json(
+            tasks.RateTask(
+                **manifests(wildcards, manifest="{model}/rate.json"),
+                **training_inputs(wildcards),
+                name=wildcards.model,
+                options=RUN.all_models[wildcards.model],
+                offsets=RUN.offsets,
+                device=RUN.device,
+            )
+        ),
+    shell:
+        f"python -m kdseg rate --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
+        " && tail -n 1 {log}"
+
+
 rule train:
     """One network; its weights, curve and resumable state lie beside the manifest and are not outputs."""
     input:

@@ -11,6 +11,7 @@ from kdseg.config.base import Section
 STAGES: dict[str, tuple[type[Section], str]] = {
     "convert": (tasks.ConvertTask, "kdseg.volumes.convert"),
     "train": (tasks.TrainTask, "kdseg.training.stage"),
+    "rate": (tasks.RateTask, "kdseg.training.rate"),
     "predict": (tasks.PredictTask, "kdseg.prediction.stage"),
     "fragments": (tasks.FragmentsTask, "kdseg.segmentation.fragments.stage"),
     "edges": (tasks.EdgesTask, "kdseg.segmentation.graph.stage"),
@@ -20,6 +21,7 @@ STAGES: dict[str, tuple[type[Section], str]] = {
     "score": (tasks.ScoreTask, "kdseg.evaluation.score"),
     "tune-segmentation": (tasks.TuneSegmentationTask, "kdseg.evaluation.tune_segmentation"),
     "trial": (tasks.TrialTask, "kdseg.training.trial"),
+    "choose": (tasks.ChooseTask, "kdseg.training.choose"),
     "report": (tasks.ReportTask, "kdseg.report.stage"),
     "compare": (tasks.CompareTask, "kdseg.report.compare_stage"),
 }

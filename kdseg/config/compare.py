@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from kdseg.config.base import Extent, Name, Section
+from kdseg.config.base import Count, Extent, Name, Positive, Section
 from kdseg.config.networks import HeadOptions, ModelOptions, TeachingOptions
 from kdseg.config.terms import TermOptions
 from kdseg.config.terms.supervised import Boundary
@@ -47,6 +47,12 @@ class CompareOptions(Section):
     """By name. `alone`, the student without a teacher, is always there."""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
     """Each method is trained once per seed; a seed fixes the first weights and the crops."""
+    learning_rates: tuple[Positive, ...] = ()
+    """Rates to try: each method, the student alone too, is trained at each, and goes on with all seeds at the one of
+    least affinity loss on `evaluate.tune_on`. Default: the student's own rate for all. A rate at which training fails
+    stops the comparison: leave it out."""
+    rate_seeds: Count = 1
+    """Seeds to try each rate with, the first ones."""
     volumes: tuple[str, ...] = ()
     """Names of the labelled volumes to score on; default: `evaluate.volumes`."""
     shape: Extent = (128, 256, 256)
@@ -56,12 +62,22 @@ class CompareOptions(Section):
     def _distinct(self) -> Self:
         if ALONE in self.methods:
             raise ValueError(f"the method {ALONE!r} is made by itself: leave it out, or choose another name")
-        for what, values in (("seed", self.seeds), ("volume", self.volumes)):
+        given = (("seed", self.seeds), ("volume", self.volumes), ("learning rate", self.learning_rates))
+        for what, values in given:
             if len(set(values)) != len(values):
                 raise ValueError(f"each {what} may be given once, got {list(values)}")
+        if self.rate_seeds > len(self.seeds):
+            raise ValueError(
+                f"rate_seeds: expected at most the number of seeds, {len(self.seeds)}, got {self.rate_seeds}"
+            )
         if not any(method.distils for method in self.methods.values()):
             raise ValueError(f"no method of {sorted(self.methods)} has a distillation term: add e.g. soft_affinity")
         return self
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """Names of all methods, the student alone first."""
+        return (ALONE, *self.methods)
 
 
 class TrialOptions(Section):
@@ -80,13 +96,32 @@ class TrialOptions(Section):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
 
-def trial_name(method: str, seed: int) -> str:
-    """Return the name, and the folder, of one trial. A model of the configuration cannot have a dot in its name."""
-    return f"{method}.seed{seed}"
+def trial_name(method: str, seed: int, rate: float | None = None) -> str:
+    """Return the name, and the folder, of one trial. A model of the configuration cannot have a dot in its name.
+
+    Args:
+        method: its name.
+        seed: of the trial.
+        rate: its learning rate, where several are tried.
+    """
+    return f"{method}.seed{seed}" if rate is None else f"{method}.rate{rate}.seed{seed}"
+
+
+def choice(method: str) -> str:
+    """Return the path, below the folder of results, of the manifest that holds the learning rate of a method."""
+    return f"{method}.rate/chosen.json"
+
+
+def rate_trials(compare: CompareOptions, method: str) -> dict[float, tuple[str, ...]]:
+    """Return the names of the trials, by learning rate, that the rate of a method is chosen from."""
+    seeds = compare.seeds[: compare.rate_seeds]
+    return {rate: tuple(trial_name(method, seed, rate) for seed in seeds) for rate in compare.learning_rates}
 
 
 def trials(compare: CompareOptions, student: ModelOptions) -> dict[str, ModelOptions]:
-    """Return a model per method and seed, ``alone`` first; they differ in terms, heads and seed only.
+    """Return a model per method, learning rate and seed, ``alone`` first; they differ in these, terms and heads only.
+
+    Of learning rates to try, all but the chosen one are trained with the first seeds only.
 
     Args:
         compare: methods and seeds.
@@ -108,16 +143,23 @@ def trials(compare: CompareOptions, student: ModelOptions) -> dict[str, ModelOpt
         )
     methods = {ALONE: MethodOptions.model_construct(terms=(), heads=None), **compare.methods}
     return {
-        trial_name(name, seed): _trial(student, supervised, name, method, seed)
+        trial_name(name, seed, rate): _trial(student, supervised, name, method, (seed, rate))
         for name, method in methods.items()
+        for rate in compare.learning_rates or (None,)
         for seed in compare.seeds
     }
 
 
 def _trial(
-    student: ModelOptions, supervised: tuple[TermOptions, ...], name: str, method: MethodOptions, seed: int
+    student: ModelOptions,
+    supervised: tuple[TermOptions, ...],
+    name: str,
+    method: MethodOptions,
+    chosen: tuple[int, float | None],
 ) -> ModelOptions:
-    train = student.train.model_dump()
+    train, (seed, rate) = student.train.model_dump(), chosen
+    if rate is not None:
+        train["learning_rate"] = rate
     train |= {"seed": seed, "terms": [term.model_dump() for term in (*supervised, *method.terms)]}
     if not method.distils:
         # Nothing of the teacher is left, so that another teacher does not make these trials run again.

@@ -34,7 +34,7 @@ from kdseg.config import (
     VolumeOptions,
     load,
 )
-from kdseg.config.base import Count, Section, Step
+from kdseg.config.base import Count, Positive, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.data import RoiOptions
 from kdseg.config.teachers import NetworkTeacher
@@ -119,8 +119,8 @@ class ConvertTask(BlockTask):
     storage: StorageOptions = StorageOptions()
 
 
-class TrainTask(Task):
-    """Volumes → one network."""
+class LearnTask(Task):
+    """A task that trains a network."""
 
     name: str
     """Of the network, noted in its file."""
@@ -138,12 +138,34 @@ class TrainTask(Task):
     """Manifests of what teachers predicted, where that is stored: by teacher, volume and product."""
     instances: dict[str, Path] = Field(default_factory=dict)
     """Manifests of segmentations by the first teacher, of volumes without ground truth, by volume."""
-    fragments: FragmentsOptions = FragmentsOptions()
-    """Options of the fragments in validation; the run's own section."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: Count = 1
     """CPU threads. Their number may change the last bit of a float: a run goes on with as many as it began with."""
+
+
+class TrainTask(LearnTask):
+    """Volumes → one network."""
+
+    fragments: FragmentsOptions = FragmentsOptions()
+    """Options of the fragments in validation; the run's own section."""
+
+
+class RateTask(LearnTask):
+    """Range test: losses of a network while its learning rate rises → the rate that lets them fall the fastest."""
+
+    low: Positive = 1e-5
+    """Rate of the first step."""
+    high: Positive = 1.0
+    """Rate of the last step; the test ends before where the loss is four times its least."""
+    steps: Annotated[int, Field(ge=20)] = 100
+    """Steps of the optimiser."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low must be below high, got {self.low:g} and {self.high:g}")
+        return self
 
 
 class NetworkTask(BlockTask):
@@ -340,6 +362,13 @@ class TrialTask(Task):
     """Options of the fragments of crops; the run's own section."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+class ChooseTask(Task):
+    """Trials of one method at several learning rates → the rate of least affinity loss on the tuning volume."""
+
+    trials: dict[Positive, tuple[Path, ...]]
+    """Manifests of the trials at each rate, of equal seeds."""
 
 
 class PageTask(Section):

@@ -10,8 +10,9 @@ from kdseg import __version__
 from kdseg.config.tasks import CompareTask
 from kdseg.report.comparison import collect
 from kdseg.report.comparison_page import budget, figures, page
-from kdseg.report.comparison_table import notes, sentence, table_csv, table_text, trials_csv
+from kdseg.report.comparison_table import aligned, notes, sentence, table_csv, table_text, trials_csv
 from kdseg.report.figures import standalone
+from kdseg.report.rates import rate_table
 from kdseg.results.files import write_text
 from kdseg.results.manifests import write_json
 
@@ -30,7 +31,9 @@ def run(task: CompareTask) -> None:
     made = datetime.now(UTC)
     remarks = "".join(f"{note}\n" for note in notes(comparison))
     tables = "\n".join(f"{sentence(comparison, volume)}\n\n{table_text(comparison, volume)}" for volume in volumes)
-    text = f"{tables}\n{budget(comparison)}\n{remarks}"
+    rates = rate_table(config, comparison.choices)
+    tried = aligned(rates, [k == 0 for k in range(len(rates[0]))]) if rates else ""
+    text = f"{tables}\n{budget(comparison)}\n{tried}{remarks}"
     log.info("%s", text)
     values = {
         "title": config.title,
@@ -38,6 +41,7 @@ def run(task: CompareTask) -> None:
         "notes": notes(comparison),
         "rows": [asdict(entry) for entry in comparison.entries],
         "trials": comparison.trials,
+        "learning_rates": comparison.choices,
         "kdseg": __version__,
         "made": made.isoformat(timespec="seconds"),
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 from kdseg.config import Config
-from kdseg.config.compare import ALONE, trial_name
+from kdseg.config.compare import ALONE
 from kdseg.errors import MissingError
+from kdseg.report.rates import Choices, choices, learning_rate, trial_names
 from kdseg.report.results import finite
 from kdseg.results.manifests import read
 
@@ -71,6 +72,7 @@ class Entry:
         peak_mb: largest over the trials, of the training process.
         gpu_peak_mb: the same of tensors on the GPU.
         expected: trials that the configuration asks for.
+        learning_rate: of the trials; None if it is not chosen yet.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Entry:
     peak_mb: float | None = None
     gpu_peak_mb: float | None = None
     expected: int = 1
+    learning_rate: float | None = None
 
     @property
     def count(self) -> int:
@@ -99,12 +102,21 @@ class Comparison:
     Attributes:
         config: of the run, with its section ``compare``.
         entries: per volume: teachers, the student alone, methods by mean VOI, not measured ones last.
-        trials: finished manifests' ``stats`` by model.
+        trials: finished manifests' ``stats`` by model, those for a choice of learning rates included.
+        choices: learning rates that were chosen among several, by method.
     """
 
     config: Config
     entries: tuple[Entry, ...]
     trials: Mapping[str, Mapping[str, Any]]
+    choices: Choices
+
+    @property
+    def asked(self) -> list[str]:
+        """Names of the trials that the configuration asks for, teachers first."""
+        methods = self.config.expect_compare().method_names
+        found = (trial_names(self.config, self.choices, method).values() for method in methods)
+        return [*self.config.compared_teachers, *(name for names in found for name in names)]
 
     def of(self, volume: str) -> list[Entry]:
         """Return the rows of one volume."""
@@ -135,10 +147,11 @@ def collect(config: Config) -> Comparison:
     found = {name: read(path).stats for name, path in paths.items() if path.exists()}
     if not found:
         raise MissingError(f"no trial below {config.results}: run `snakemake compare --configfile <this run's YAML>`")
+    chosen = choices(config)
     entries: list[Entry] = []
     for volume in config.trial.volumes:
-        entries += _entries(config, found, volume)
-    return Comparison(config, tuple(entries), found)
+        entries += _entries(config, found, chosen, volume)
+    return Comparison(config, tuple(entries), found, chosen)
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -187,23 +200,26 @@ def _quantile(freedom: int) -> float:
     return float(stdtrit(freedom, 0.975))
 
 
-def _entries(config: Config, found: Mapping[str, Mapping[str, Any]], volume: str) -> list[Entry]:
+def _entries(config: Config, found: Mapping[str, Mapping[str, Any]], chosen: Choices, volume: str) -> list[Entry]:
     compare = config.expect_compare()
-    seeds = compare.seeds
-    teachers = [
-        _entry(name, "teacher", volume, "", {config.models[name].train.seed: found.get(name)})
-        for name in config.compared_teachers
-    ]
-    tried = {seed: found.get(trial_name(ALONE, seed)) for seed in seeds}
-    alone = _entry(ALONE, "student alone", volume, "none", tried)
+    tried = {
+        method: {seed: found.get(name) for seed, name in trial_names(config, chosen, method).items()}
+        for method in compare.method_names
+    }
+    teachers = []
+    for name in config.compared_teachers:
+        train = config.models[name].train
+        entry = _entry(name, "teacher", volume, "", {train.seed: found.get(name)})
+        teachers.append(replace(entry, learning_rate=train.learning_rate))
+    alone = _entry(ALONE, "student alone", volume, "none", tried[ALONE])
     methods = []
     for name, method in compare.methods.items():
-        tried = {seed: found.get(trial_name(name, seed)) for seed in seeds}
         terms = " + ".join(term.name for term in method.terms)
         role: Role = "distilled" if method.distils else "control"
-        methods.append(_entry(name, role, volume, terms, tried, alone, teachers))
+        methods.append(_entry(name, role, volume, terms, tried[name], alone, teachers))
     methods.sort(key=lambda entry: entry.spreads["voi"].mean if entry.count else math.inf)
-    return [*teachers, alone, *methods]
+    students = [replace(one, learning_rate=learning_rate(config, chosen, one.name)) for one in (alone, *methods)]
+    return [*teachers, *students]
 
 
 def _entry(

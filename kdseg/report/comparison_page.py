@@ -14,6 +14,7 @@ from kdseg.report.comparison import METRICS, Comparison, Entry, best_teacher
 from kdseg.report.comparison_table import HEADS, TEXT, cells, notes, sentence
 from kdseg.report.figures import Figure, Row, data
 from kdseg.report.page import config_yaml, template
+from kdseg.report.rates import rate_sentence, rate_table
 from kdseg.report.table import MISSING
 
 COLOURS = {"distilled": "c0", "student alone": "c1", "control": "c7"}
@@ -34,6 +35,7 @@ def page(comparison: Comparison, made: datetime) -> str:
         budget=budget(comparison),
         heads=HEADS,
         text_keys=TEXT,
+        rates=rate_table(config, comparison.choices),
         cells=cells,
         missing=MISSING,
         figures={volume: figures(comparison, volume) for volume in volumes},
@@ -60,7 +62,7 @@ def budget(comparison: Comparison) -> str:
         f"Equal budget: each trial trains the network of “{compare.student}” ({model.network.kind}, widths "
         f"{widths}) for {duration} of {crops} crops of {shape} voxels ({crops * prod(train.crop):,} voxels "
         f"per step), with the seeds {seeds}. Equal seeds see equal crops, as far as they draw from equal volumes; the "
-        "checkpoint of least VOI on the validation volume is scored."
+        f"checkpoint of least VOI on the validation volume is scored. {rate_sentence(comparison.config)}"
     )
 
 

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 
 from kdseg.report.comparison import FEW, METRICS, Comparison, Entry, Gain, Spread, best_teacher
+from kdseg.report.rates import at_the_end
 from kdseg.report.table import MISSING
 
 NO_GAP = "no gap"
@@ -14,6 +15,7 @@ NOTHING = "–"
 HEADS = {
     "name": "method",
     "terms": "adds",
+    "rate": "learning rate",
     "voi": "VOI [bits]",
     "arand": "ARAND",
     "affinity_loss": "affinity loss [nat]",
@@ -42,6 +44,7 @@ def cells(entry: Entry) -> dict[str, str]:
         gain = entry.gains.get(key)
         row[f"{key}_wins"] = _wins(entry, gain)
         row[f"{key}_difference"] = _interval(gain) if gain else (MISSING if _is_method(entry) else NOTHING)
+    row["rate"] = MISSING if entry.learning_rate is None else f"{entry.learning_rate:g}"
     row["time"], row["memory"] = _time(entry), _memory(entry)
     row["seeds"] = NOTHING if entry.role == "teacher" else f"{entry.count} of {entry.expected}"
     return {key: row[key] for key in HEADS}
@@ -58,15 +61,25 @@ def plus_minus(value: Spread | None, decimals: int, factor: float = 1) -> str:
 def table_text(comparison: Comparison, volume: str) -> str:
     """Return the table of a volume as aligned plain text."""
     lines = [list(HEADS.values()), *([*cells(entry).values()] for entry in comparison.of(volume))]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(HEADS))]
-    aligned = (
+    return aligned(lines, [key in TEXT for key in HEADS])
+
+
+def aligned(lines: Sequence[Sequence[str]], text: Sequence[bool]) -> str:
+    """Return rows as plain text in columns.
+
+    Args:
+        lines: of equally many cells.
+        text: whether a column stands on the left, as text does, or on the right, as numbers.
+    """
+    widths = [max(len(line[k]) for line in lines) for k in range(len(text))]
+    found = (
         "  ".join(
-            text.ljust(width) if key in TEXT else text.rjust(width)
-            for text, width, key in zip(line, widths, HEADS, strict=True)
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, text, strict=True)
         )
         for line in lines
     )
-    return "\n".join(line.rstrip() for line in aligned) + "\n"
+    return "\n".join(line.rstrip() for line in found) + "\n"
 
 
 def sentence(comparison: Comparison, volume: str) -> str:
@@ -100,13 +113,18 @@ def notes(comparison: Comparison) -> list[str]:
     config = comparison.config
     compare = config.expect_compare()
     found: list[str] = []
-    lacking = [name for name in (*config.compared_teachers, *config.trials) if name not in comparison.trials]
+    lacking = [name for name in comparison.asked if name not in comparison.trials]
     if lacking:
         found.append(f"Not measured: {', '.join(lacking)}.")
     if len(compare.seeds) < FEW:
         found.append(f"Fewer than {FEW} seeds: the spread, and who wins, mean little.")
     if len(compare.methods) > 1:
         found.append("The best of several methods owes a part of its lead to chance: confirm it with new seeds.")
+    if at_end := at_the_end(config, comparison.choices):
+        found.append(
+            f"{', '.join(at_end)}: the learning rate is the lowest or the highest of those that were tried: try more "
+            "beyond it."
+        )
     if config.evaluate.tune_on in config.trial.volumes:
         found.append(f"The thresholds were chosen on {config.evaluate.tune_on} itself, which flatters every model.")
     student = config.models[compare.student]
@@ -132,7 +150,8 @@ def table_csv(comparison: Comparison) -> str:
     rows = []
     for entry in comparison.entries:
         row: dict[str, object] = {"volume": entry.volume, "method": entry.name, "role": entry.role}
-        row |= {"terms": entry.terms, "seeds": entry.count, "seeds_expected": entry.expected}
+        row |= {"terms": entry.terms, "learning_rate": entry.learning_rate}
+        row |= {"seeds": entry.count, "seeds_expected": entry.expected}
         for key, _, _ in METRICS:
             mean, gain = entry.spreads.get(key), entry.gains.get(key)
             row |= {f"{key}_mean": mean and mean.mean, f"{key}_sd": mean and mean.sd}

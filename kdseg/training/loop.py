@@ -26,9 +26,9 @@ from kdseg.networks.models.base import channels_last
 from kdseg.networks.models.device import deterministic, joined, keep_memory
 from kdseg.results.curve import Curve
 from kdseg.results.files import replacing
-from kdseg.training.budget import Pace, fixed_steps
+from kdseg.training.budget import Pace, expect_time, fixed_steps
 from kdseg.training.losses import active_terms, term_weight
-from kdseg.training.pull import due, factors, gradients, pulls, record
+from kdseg.training.pull import due, factors, gradients, looks, pulls, record
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.training.sampling import Addresses, Guide, loader
 from kdseg.training.validation import Scored, validate
@@ -102,8 +102,8 @@ def train(
             batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
             started, pace = time.monotonic() - run.seconds, Pace()
             while run.step < run.steps:
-                with pace.step():
-                    row = _step(run, batches)
+                with pace.step(looking=options.train.normalise and looks(run.step, run.step + 1) > 0):
+                    row = step(run, batches)
                 fixing = run.steps == inf and run.step == options.train.full_rate_steps
                 if curve is not None:
                     if fixing or run.step % options.train.validate_every == 0 or run.step == run.steps:
@@ -111,6 +111,8 @@ def train(
                             row |= run.validation.named(_validate(run, folder / "best.pt"))
                     run.seconds = time.monotonic() - started
                     curve.append({**row, "seconds": run.seconds})
+                    if run.steps == inf and not fixing:
+                        expect_time(run)
                 if fixing:
                     run.steps = bar.total = fixed_steps(run, pace)
                 # timed steps are not saved: those of a run that goes on would be too few to measure
@@ -140,21 +142,31 @@ def learning_rate(step: int, options: TrainOptions, steps: float) -> float:
     return float(options.learning_rate * left * 0.1 ** sum(done >= drop for drop in options.optimiser.drops))
 
 
-def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
-    """Do one step of the optimiser; return its row of the curve."""
+def step(run: Run, batches: Iterator[Batch], rate: float | None = None) -> dict[str, float]:
+    """Do one step of the optimiser; return its row of the curve.
+
+    Args:
+        run: before the step.
+        batches: from those of the step on.
+        rate: of learning; default: that of the schedule.
+
+    Raises:
+        StageError: if the loss, or its gradient, is not finite.
+    """
     train = run.options.train
-    rate = learning_rate(run.step, train, run.steps)
+    rate = learning_rate(run.step, train, run.steps) if rate is None else rate
     for group in run.optimiser.param_groups:
         group["lr"] = rate
     run.optimiser.zero_grad()
     run.trained.train()
-    weights = _scheduled(run)
+    weights = _scheduled(run, run.step)
     names, acting = list(weights), [name for name, weight in weights.items() if weight]
+    before = [name for name, weight in _scheduled(run, run.step - 1).items() if weight]
     pull = pulls(run.scales, acting)
     if train.normalise:
         known = factors(pull, acting)
         weights = {name: weight * known.get(name, 0.0) for name, weight in weights.items()}
-    looked_at = due(run, acting) if train.normalise else []
+    looked_at = due(run.step, acting, before) if train.normalise else []
     measured: dict[str, Tensor] = {}
     values = torch.zeros(len(names), device=run.ranks.device)
     for part in range(train.accumulate):
@@ -186,11 +198,9 @@ def _step(run: Run, batches: Iterator[Batch]) -> dict[str, float]:
     return {"step": run.step, "learning_rate": rate, **raw, "total": loss, **shown}
 
 
-def _scheduled(run: Run) -> dict[str, float]:
-    """Return what each part of each term counts at this step by its options."""
-    terms: dict[str, float] = {
-        term.name: term_weight(term, run.step, run.steps) for term in run.options.train.active_terms
-    }
+def _scheduled(run: Run, step: int) -> dict[str, float]:
+    """Return what each part of each term counts at a step by its options."""
+    terms: dict[str, float] = {term.name: term_weight(term, step, run.steps) for term in run.options.train.active_terms}
     return {name: terms[term] * weight for name, (term, weight) in run.objective.part_weights().items()}
 
 

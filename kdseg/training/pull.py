@@ -5,7 +5,7 @@ With `normalise` the weight of a part means the same for all methods: 1 pulls as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 
 import torch
@@ -25,15 +25,25 @@ REFERENCE = "affinity"
 """The part on ground truth."""
 
 
-def due(run: Run, acting: Sequence[str]) -> list[str]:
-    """Return the parts whose gradients are to be measured at this step: all now and then, new ones until they have one.
+def looks(first: int, last: int) -> int:
+    """Return how often all gradients are measured in the steps from ``first`` up to, not including, ``last``."""
+    young, old = range(first, min(last, YOUNG)), range(max(first, YOUNG), last)
+    regular = len([step for step in young if step % AT_FIRST == 0 or step in (1, 2, 4)])
+    return regular + len(range(-(-old.start // EVERY) * EVERY, old.stop, EVERY))
+
+
+def due(step: int, acting: Sequence[str], before: Collection[str]) -> list[str]:
+    """Return the parts whose gradients are to be measured at a step: all now and then, and those that begin.
+
+    One that has no gradient yet, since it learns first, is measured as seldom as the others.
 
     Args:
-        run: before the step.
+        step: from 0.
         acting: names of the parts that count.
+        before: names of those that counted in the step before.
     """
-    all_of_them = run.step % (AT_FIRST if run.step < YOUNG else EVERY) == 0 or run.step in (1, 2, 4)
-    return [name for name in acting if all_of_them or name not in run.scales]
+    all_of_them = looks(step, step + 1) > 0
+    return [name for name in acting if all_of_them or name not in before]
 
 
 def gradients(run: Run, parts: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:

@@ -20,10 +20,10 @@ from toy_volumes import cells as toy_cells
 from workflow import ROOT, snakemake
 
 from kdseg.config import FragmentsOptions, TrialOptions, validate
-from kdseg.config.compare import ALONE, trial_name
+from kdseg.config.compare import ALONE, choice, rate_trials, trial_name
 from kdseg.config.networks import HeadOptions, UNetOptions
 from kdseg.config.segmentation import WatershedOptions
-from kdseg.config.tasks import CompareTask, TrialTask, VolumeInputs
+from kdseg.config.tasks import ChooseTask, CompareTask, TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, MissingError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import build
@@ -35,7 +35,7 @@ from kdseg.report.figures import standalone
 from kdseg.results.claims import claim
 from kdseg.results.curve import Curve, seconds_per_step
 from kdseg.results.manifests import read
-from kdseg.training import trial
+from kdseg.training import choose, trial
 from kdseg.training.sampling.source import Source
 from kdseg.training.validation import THRESHOLDS, sweep, validation_crop
 
@@ -106,6 +106,23 @@ def test_trials_differ_in_terms_heads_and_seed_only(values):
     assert config.trial.volumes == ("tune",)
 
 
+def test_each_method_is_tried_at_each_rate(values):
+    values["compare"] |= {"learning_rates": [0.003, 1e-05], "rate_seeds": 2, "methods": {"kd": KD}}
+    config = validate(values)
+    assert len(config.trials) == 2 * 2 * 3
+    for (name, made), (method, rate, seed) in zip(
+        config.trials.items(),
+        ((m, r, s) for m in (ALONE, "kd") for r in (0.003, 1e-05) for s in (0, 1, 2)),
+        strict=True,
+    ):
+        assert name == trial_name(method, seed, rate)
+        assert (made.train.learning_rate, made.train.seed) == (rate, seed)
+    assert rate_trials(config.compare, "kd") == {
+        0.003: ("kd.rate0.003.seed0", "kd.rate0.003.seed1"),
+        1e-05: ("kd.rate1e-05.seed0", "kd.rate1e-05.seed1"),
+    }
+
+
 def methods(**found):
     return lambda values: values["compare"].update(methods=found)
 
@@ -124,6 +141,8 @@ MISTAKES = {
     ),
     "term of the base": (methods(a={"terms": [{"name": "affinity"}, *KD["terms"]]}), r"methods\.a: .*given once"),
     "seeds": (lambda v: v["compare"].update(seeds=[1, 1]), r"each seed may be given once"),
+    "rates": (lambda v: v["compare"].update(learning_rates=[0.1, 0.1]), r"each learning rate may be given once"),
+    "rate seeds": (lambda v: v["compare"].update(rate_seeds=4), r"at most the number of seeds, 3, got 4"),
     "volume": (lambda v: v["compare"].update(volumes=["nowhere"]), r"compare\.volumes names the volume 'nowhere'"),
     "nothing to train alone": (
         lambda v: v["models"]["student"]["train"].update(terms=KD["terms"]),
@@ -238,6 +257,61 @@ def test_what_is_missing_is_not_measured(tmp_path, values):
     assert "not measured" in table_text(found, "tune")
     with pytest.raises(MissingError, match="snakemake compare"):
         collect(validate({**values, "results": str(tmp_path / "nowhere")}))
+
+
+def choose_rate(folder, method, losses):
+    """Choose by the losses on the tuning volume, a list by rate: one per seed."""
+    trials = {}
+    for rate, values in losses.items():
+        trials[rate] = []
+        for seed, loss in enumerate(values):
+            manifest = Path(folder) / trial_name(method, seed, rate) / "trial.json"
+            with claim(manifest, "trial", {"loss": loss}, {}) as held:
+                held.stats.update(tuned={"affinity_loss": loss}, scores={"tune": {"voi": rate}})
+            trials[rate].append(manifest)
+    manifest = Path(folder) / choice(method)
+    choose.run(ChooseTask(manifest=manifest, trials=trials))
+    return read(manifest).stats
+
+
+def test_the_rate_of_least_mean_loss_is_chosen(tmp_path, values):
+    found = choose_rate(tmp_path, "kd", {0.1: [0.5, 0.3], 0.2: [0.31, 0.47], 0.3: [0.29, 0.6]})
+    assert found["learning_rate"] == 0.2
+    assert [one["mean"] for one in found["tried"]] == pytest.approx([0.4, 0.39, 0.445])
+    assert found["tried"][1]["losses"] == [0.31, 0.47]
+    equal = choose_rate(tmp_path / "equal", "kd", {0.4: [0.5], 0.1: [0.5]})
+    assert equal["learning_rate"] == 0.4
+    # a rate more is no other question
+    trials = {rate: [tmp_path / f"kd.rate{rate}.seed0" / "trial.json"] for rate in (0.1, 0.3)}
+    choose.run(ChooseTask(manifest=tmp_path / choice("kd"), trials=trials))
+    assert read(tmp_path / choice("kd")).stats["learning_rate"] == 0.3
+
+
+def test_each_method_is_reported_at_its_own_rate(tmp_path, values):
+    values["compare"] |= {"learning_rates": [0.1, 0.2, 0.4], "methods": {"kd": KD, "good": KD}}
+    config = validate({**values, "results": str(tmp_path)})
+    choose_rate(tmp_path, "alone", {0.1: [0.4], 0.2: [0.3], 0.4: [0.5]})
+    choose_rate(tmp_path, "kd", {0.1: [0.31], 0.2: [0.32], 0.4: [0.33]})
+    put(tmp_path, trial_name("kd", 1, 0.1), 0.3, 0.2)
+    put(tmp_path, trial_name("kd", 1, 0.2), 9.0, 9.0)  # of another rate: not compared
+    found = collect(config)
+    alone, kd, good = (cells(entry) for entry in found.entries[1:])
+    assert (alone["rate"], kd["rate"], good["rate"]) == ("0.2", "0.1", "not measured")
+    assert (alone["voi"], kd["voi"]) == ("0.200", "0.200 ± 0.141")
+    assert (kd["seeds"], good["seeds"]) == ("2 of 3", "0 of 3")
+    text = "\n".join(notes(found))
+    assert "kd: the learning rate is the lowest or the highest" in text
+    assert "kd.rate0.1.seed2, good.seed0" in text
+    compare.run(CompareTask(config=config, out=tmp_path / "compare.html"))
+    lines = (tmp_path / "compare.txt").read_text().splitlines()
+    for row in (["kd", "[0.3100]", "0.3200", "0.3300"], ["alone", "0.4000", "[0.3000]", "0.5000"]):
+        assert row in [line.split() for line in lines]
+    assert any("of 0.1, 0.2, 0.4, the one of least affinity loss on “tune” with the seeds 0." in line for line in lines)
+    html = (tmp_path / "compare.html").read_text()
+    assert '<th scope="row" class="text">kd</th><td>[0.3100]</td>' in html
+    assert json.loads((tmp_path / "compare.json").read_text())["learning_rates"]["alone"]["learning_rate"] == 0.2
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO((tmp_path / "compare.csv").read_text()))}
+    assert rows["kd"]["learning_rate"] == "0.1"
 
 
 def test_a_doubtful_comparison_is_marked(tmp_path, values):
@@ -427,6 +501,27 @@ def test_one_command_compares(compared):
     # what is there is not made again, and the report needs none of it
     assert "Nothing to be done" in snakemake(folder, config, "compare")
     assert "seed0" not in snakemake(folder, config, "--dry-run")
+
+
+@pytest.mark.slow
+def test_each_method_is_trained_at_its_own_rate(finished, tmp_path, values):
+    folder, config = tmp_path / "copy", tmp_path / "config.yaml"
+    shutil.copytree(finished[0], folder, symlinks=True)
+    compare = {"student": "student", "seeds": [3, 4], "shape": [16, 48, 48], "methods": {"kd": KD}}
+    config.write_text(yaml.safe_dump({**values, "compare": {**compare, "learning_rates": [1e-06, 0.02]}}))
+    printed = snakemake(folder, config, "compare")
+    results = folder / "results" / "test"
+    for method in (ALONE, "kd"):
+        found = read(results / choice(method)).stats
+        best = min(found["tried"], key=lambda one: one["mean"])["learning_rate"]
+        other = next(one["learning_rate"] for one in found["tried"] if one["learning_rate"] != best)
+        assert found["learning_rate"] == best
+        made = {path.name for path in results.glob(f"{method}.rate*.seed*")}
+        # the trial that the choice needed is not made again, and no other of the rate that lost
+        assert made == {f"{method}.rate{best}.seed3", f"{method}.rate{best}.seed4", f"{method}.rate{other}.seed3"}
+        assert (results / f"{method}.rate{best}.seed4" / "trial.json").exists()
+    assert "Each method is trained at its own learning rate" in printed
+    assert "Nothing to be done" in snakemake(folder, config, "compare")
 
 
 def test_without_the_section_it_says_what_to_add(tmp_path, values):

@@ -16,6 +16,7 @@ from kdseg.networks.checkpoint import load_model
 from kdseg.results.claims import claim
 from kdseg.results.manifests import read
 from kdseg.training import stage
+from kdseg.training.inputs import fingerprints, guides
 from kdseg.training.sampling import Guide
 
 SHAPE = (12, 16, 16)
@@ -42,8 +43,8 @@ def test_roles_are_taken_from_the_task(tmp_path: Path, given: dict[str, Any]) ->
     manifest = tmp_path / "y" / "z.json"
     stage.run(task(manifest, volumes, name="thrifty"))
     made = read(manifest)
-    fingerprints = {"a/raw": read(given["raw"]).fingerprint, "a/labels": read(given["labels"]).fingerprint}
-    assert made.inputs == fingerprints
+    expected = {"a/raw": read(given["raw"]).fingerprint, "a/labels": read(given["labels"]).fingerprint}
+    assert made.inputs == expected
     assert load_model(made.result).meta["name"] == "thrifty"
 
 
@@ -54,11 +55,11 @@ def test_guides_are_in_the_order_of_the_teachers(given: dict[str, Any]) -> None:
     }
     inputs = task(Path("m.json"), {}, stored=stored, instances={"b": given["ids"]})
     where = {name: read(path).result for name, path in given.items()}
-    assert stage._guides(inputs, ("first", "second")) == {
+    assert guides(inputs, ("first", "second")) == {
         "a": Guide(affinities=(where["one"], where["two"]), embeddings=(where["near"],)),
         "b": Guide(instances=where["ids"]),
     }
-    assert stage._fingerprints(inputs, ("first", "second")) == {
+    assert fingerprints(inputs, ("first", "second")) == {
         "first/a/embedding.json": read(given["near"]).fingerprint,
         "first/a/affinities_flips.json": read(given["one"]).fingerprint,
         "second/a/affinities.json": read(given["two"]).fingerprint,

@@ -22,7 +22,7 @@ from toy_volumes import cells, write_volume
 from workflow import ROOT
 
 from kdseg.config import ModelOptions, validate
-from kdseg.config.networks import HeadOptions
+from kdseg.config.networks import TIMED_STEPS, HeadOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageError, VoxelSizeError
 from kdseg.networks.checkpoint import load, load_model
@@ -31,8 +31,8 @@ from kdseg.networks.models.base import Heads
 from kdseg.networks.models.device import Ranks
 from kdseg.results.curve import Curve, read_curve
 from kdseg.training import Result, learning_rate, loop, train, validation
-from kdseg.training.budget import fitting
-from kdseg.training.pull import factors, pulls, record
+from kdseg.training.budget import Pace, fitting, fixed_steps
+from kdseg.training.pull import due, factors, looks, pulls, record
 from kdseg.training.run import Data, prepare
 from kdseg.training.sampling import Source, loader
 from kdseg.training.validation import validate as score
@@ -215,7 +215,7 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
     batches = iter(loader(state.crops, 0))
     expected = [p.detach().clone() for p in state.objective.network.parameters()]
     for step in range(1, 5):
-        loop._step(state, batches)
+        loop.step(state, batches)
         decay = min(0.2, step / (9 + step))
         now = [p.detach() for p in state.objective.network.parameters()]
         expected = [decay * e + (1 - decay) * p for e, p in zip(expected, now, strict=True)]
@@ -228,14 +228,14 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
 
 def test_no_average_ships_the_weights(volumes: Any) -> None:
     state = prepared(options(ema=0), volumes)
-    loop._step(state, iter(loader(state.crops, 0)))
+    loop.step(state, iter(loader(state.crops, 0)))
     weights = zip(state.average.parameters(), state.objective.network.parameters(), strict=True)
     assert all(torch.equal(mean, p) for mean, p in weights)
 
 
 def test_gradients_are_clipped_and_norms_do_not_decay(volumes: Any) -> None:
     state = prepared(options(gradient_clip=1e-3), volumes)
-    loop._step(state, iter(loader(state.crops, 0)))
+    loop.step(state, iter(loader(state.crops, 0)))
     total = torch.stack([p.grad.norm() for p in state.objective.parameters()]).norm()
     assert total.item() == pytest.approx(1e-3, rel=1e-2)
     decaying, rest = state.optimiser.param_groups
@@ -317,7 +317,7 @@ def test_normalised_terms_pull_by_their_weight(volumes: Any, teacher: Path) -> N
     state = prepared(options(**given), volumes, teacher)
     rows = []
     for _ in range(2):  # the rate lets nothing move
-        rows.append(loop._step(state, iter(loader(state.crops, 0))))
+        rows.append(loop.step(state, iter(loader(state.crops, 0))))
     assert state.scales.keys() == {"affinity", "soft_affinity", "cwd"}
     # at first only the part on ground truth acts: how strong the others are is not known yet
     assert rows[0]["total"] == pytest.approx(2 * rows[0]["affinity"])
@@ -379,7 +379,7 @@ def test_ground_truth_counts_alike_however_a_step_is_cut(
     network = state.objective.network.eval()
     network.train = lambda mode=True: network  # type: ignore[method-assign, assignment]
     (labelled,) = (index for index in range(4) if not state.crops.is_unlabelled(index))
-    row = loop._step(state, iter(loader(state.crops, 0)))
+    row = loop.step(state, iter(loader(state.crops, 0)))
     alone = prepared(options(**given), both, teacher)
     alone.objective.eval()
     crop = state.crops[labelled]
@@ -401,7 +401,7 @@ def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, t
     assert found is not None
     state.teachers = lambda batch: asked.append(state.step) or found(batch)  # type: ignore[assignment, func-returns-value]
     batches = iter(loader(state.crops, 0))
-    rows = [loop._step(state, batches) for _ in range(4)]
+    rows = [loop.step(state, batches) for _ in range(4)]
     assert asked == [2, 3]
     assert [row["soft_affinity"] != 0 for row in rows] == [False, False, True, True]
     assert all(row["fitnets"] == 0 for row in rows)
@@ -412,7 +412,7 @@ def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, t
     learning = prepared(options(teacher="t", terms=[terms[0], terms[3]]), volumes, teacher)
     count = learning.objective.terms["ft"].state_dict()["paraphraser.moments.count"]
     assert count == 0
-    loop._step(learning, iter(loader(learning.crops, 0)))
+    loop.step(learning, iter(loader(learning.crops, 0)))
     assert count > 0
 
 
@@ -422,7 +422,7 @@ def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Pa
     alone = prepared(options(), volumes)
     assert off.teachers is None
     assert list(off.objective.terms) == ["affinity"]
-    assert loop._step(off, iter(loader(off.crops, 0))) == loop._step(alone, iter(loader(alone.crops, 0)))
+    assert loop.step(off, iter(loader(off.crops, 0))) == loop.step(alone, iter(loader(alone.crops, 0)))
     on = prepared(options(teacher="t", terms=terms), volumes, teacher)
     projector = dict(on.objective.terms["fitnets"].named_parameters())
     trained = {id(p) for group in on.optimiser.param_groups for p in group["params"]}
@@ -476,17 +476,17 @@ def test_learning_rate_rises_linearly_and_falls_to_nothing() -> None:
 
 def test_the_learning_rate_falls_when_the_number_of_steps_is_known() -> None:
     made = options(steps=None, seconds=60, warmup=10, learning_rate=0.5).train
-    assert made.full_rate_steps == 30
-    assert [learning_rate(step, made, inf) for step in (0, 9, 10, 29, 1000)] == pytest.approx(
+    assert made.full_rate_steps == 42
+    assert [learning_rate(step, made, inf) for step in (0, 9, 10, 41, 1000)] == pytest.approx(
         [0.05, 0.5, 0.5, 0.5, 0.5]
     )
-    assert [learning_rate(step, made, 130) for step in (10, 29, 30, 80, 130)] == pytest.approx([0.5, 0.5, 0.5, 0.25, 0])
+    assert [learning_rate(step, made, 142) for step in (10, 41, 42, 92, 142)] == pytest.approx([0.5, 0.5, 0.5, 0.25, 0])
 
 
 def test_what_is_timed_begins_when_all_terms_act() -> None:
     terms = [{"name": "affinity"}, {"name": "graph_flow", "fit": 60}, {"name": "vid", "start": 25}]
-    assert options(steps=None, seconds=60, teacher="t", terms=terms, accumulate=2).train.full_rate_steps == 50
-    assert options(steps=None, seconds=60, teacher="t", terms=terms, distil=False).train.full_rate_steps == 22
+    assert options(steps=None, seconds=60, teacher="t", terms=terms, accumulate=2).train.full_rate_steps == 62
+    assert options(steps=None, seconds=60, teacher="t", terms=terms, distil=False).train.full_rate_steps == 34
 
 
 def test_seconds_become_steps_once_and_a_killed_run_keeps_them(
@@ -524,15 +524,60 @@ def test_seconds_become_steps_once_and_a_killed_run_keeps_them(
 
 
 def test_steps_that_fit() -> None:
-    assert fitting(100, 0.5, 10, 20) == 90  # 90 steps, four and a half validations and the last one
-    assert fitting(10.4, 1, 0, 100) == 10
-    with pytest.raises(ConfigError, match=r"at least 2\.0 s more"):
-        fitting(9, 1, 10, 100)
+    assert fitting(100, lambda steps: 0.5 * steps + (steps / 20 + 1) * 10) == 90  # 90 steps, 4.5 validations, the last
+    assert fitting(10.4, lambda steps: steps) == 10
+    for left in (9.0, -5.0):  # too short for a validation
+        with pytest.raises(ConfigError, match=rf"at least {12 - left} s more") as refused:
+            fitting(left, lambda steps: 2 * steps + 10)
+        assert "\n" not in str(refused.value)
+
+
+def test_gradients_are_looked_at_less_often_later() -> None:
+    seldom = [step for step in range(1000) if due(step, ["a"], ["a"])]
+    assert seldom == [0, 1, 2, 4, *range(8, 128, 8), *range(128, 1000, 32)]
+    for first, last in ((0, 1000), (3, 127), (100, 140), (500, 500), (129, 160), (129, 161)):
+        assert looks(first, last) == sum(first <= step < last for step in seldom)
+    # any steps that are timed hold one
+    assert all(looks(step, step + TIMED_STEPS) for step in range(1000))
+
+
+def test_time_is_for_as_many_looks_at_gradients_as_there_will_be(volumes: Any) -> None:
+    state = prepared(options(steps=None, seconds=100.0, normalise=True, validate_every=10**6), volumes)
+    state.step, state.seconds = 96, 0.0
+    pace = Pace()
+    pace.validated = 1.0
+    pace.steps.extend((looks(step, step + 1) > 0, 0.5 if looks(step, step + 1) else 0.1) for step in range(64, 96))
+    steps = fixed_steps(state, pace) - 96
+    spent = [sum(0.5 if looks(step, step + 1) else 0.1 for step in range(96, 96 + n)) + 1 for n in (steps, steps + 1)]
+    assert spent[0] <= 100 < spent[1] + 1e-3
+
+
+def test_a_part_without_gradient_is_measured_as_seldom_as_the_others(
+    volumes: Any, teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms = [{"name": "affinity"}, {"name": "cwd", "start": 9}, {"name": "ft", "fit": 1000}]
+    state = prepared(options(steps=2000, teacher="t", terms=terms, normalise=True), volumes, teacher)
+    seen: dict[int, list[str]] = {}
+    measure = loop.gradients
+
+    def noted(run: Any, parts: Any, names: Any) -> Any:
+        seen[run.step] = list(names)
+        return measure(run, parts, names)
+
+    monkeypatch.setattr(loop, "gradients", noted)
+    batches = iter(loader(state.crops, 0))
+    for _ in range(12):
+        loop.step(state, batches)
+    assert "ft" not in state.scales
+    assert {step: names for step, names in seen.items() if names} == {
+        **{step: ["affinity", "ft"] for step in (0, 1, 2, 4, 8)}, 9: ["cwd"],
+    }  # fmt: skip
 
 
 def test_too_little_time_is_refused(tmp_path: Path, volumes: Any) -> None:
-    with pytest.raises(ConfigError, match="too short"):
+    with pytest.raises(ConfigError, match=r"too short: 0\.001 s are over after 1 of the 34 steps") as refused:
         run(tmp_path, options(steps=None, seconds=1e-3), volumes)
+    assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="not both"):
         options(seconds=60)
     assert ModelOptions.model_validate_json(options(steps=None, seconds=60).model_dump_json()).train.seconds == 60

@@ -1,0 +1,78 @@
+"""Inputs of a training by their roles: volumes, teachers, and what teachers stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kdseg.config.tasks import LearnTask
+from kdseg.config.teachers import ModuleTeacher, NetworkTeacher
+from kdseg.errors import ConfigError
+from kdseg.networks.foreign import module_source
+from kdseg.results.manifests import file_fingerprint, read
+from kdseg.training.run import Data
+from kdseg.training.sampling import Guide
+from kdseg.volumes.inputs import volume_fingerprints
+
+
+def data(task: LearnTask) -> Data:
+    """Return where the volumes, the teachers and what these stored lie."""
+    order = task.options.train.teachers
+    volumes = {
+        volume: (read(one.raw).result, None if one.labels is None else read(one.labels).result)
+        for volume, one in task.volumes.items()
+    }
+    models = {name: read(path).result for name, path in task.teachers.items()}
+    networks: dict[str, Path | NetworkTeacher] = {**models, **task.foreign}
+    teachers = tuple(networks[teacher] for teacher in order if teacher in networks)
+    return Data(volumes, guides(task, order), teachers)
+
+
+def expect_named(task: LearnTask, teachers: tuple[str, ...]) -> None:
+    """Refuse what comes of teachers that the options do not name.
+
+    Raises:
+        ConfigError: if something does.
+    """
+    found = {*task.teachers, *task.foreign, *task.stored}
+    if unknown := found - set(teachers):
+        raise ConfigError(f"got results of the teachers {sorted(unknown)}, but the options name {list(teachers)}")
+    if task.instances and not teachers:
+        raise ConfigError(f"got segmentations of {sorted(task.instances)} by a teacher, but the options name none")
+
+
+def fingerprints(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, str]:
+    """Return the fingerprint of each input."""
+    found = volume_fingerprints(task.volumes)
+    if task.options.train.start_from is not None:
+        found["start_from"] = file_fingerprint(Path(task.options.train.start_from))
+    for teacher, path in task.teachers.items():
+        found[f"{teacher}/model"] = file_fingerprint(read(path).result)
+    for teacher, one in task.foreign.items():
+        files = [Path(path) for path in one.needed_files]
+        files += [module_source(one)] if isinstance(one, ModuleTeacher) else []
+        found |= {f"{teacher}/file{number}": file_fingerprint(path) for number, path in enumerate(files)}
+    for teacher, predicted in task.stored.items():
+        for volume, products in predicted.items():
+            for product, path in products.items():
+                found[f"{teacher}/{volume}/{product}.json"] = read(path).fingerprint
+    for volume, path in task.instances.items():
+        found[f"{teachers[0]}/{volume}/segmentation.json"] = read(path).fingerprint
+    return found
+
+
+def guides(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, Guide]:
+    """Return what teachers stored, by volume, in the order in which the options name the teachers."""
+    found: dict[str, Guide] = {}
+    for teacher in teachers:
+        for volume, products in task.stored.get(teacher, {}).items():
+            guide = found.get(volume, Guide())
+            for product, path in products.items():
+                store = (read(path).result,)
+                if product == "embedding":
+                    guide = guide._replace(embeddings=guide.embeddings + store)
+                else:
+                    guide = guide._replace(affinities=guide.affinities + store)
+            found[volume] = guide
+    for volume, path in task.instances.items():
+        found[volume] = found.get(volume, Guide())._replace(instances=read(path).result)
+    return found
