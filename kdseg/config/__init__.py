@@ -262,6 +262,7 @@ class Config(Section):
                     check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
             self._refuse_cycle(name)
             self._expect_embeddings(name)
+            self._expect_affinities(name)
             self._expect_levels(name)
         for volume in self.evaluate.volumes:
             self._expect(volume, self.volumes, "evaluate.volumes", "volume")
@@ -301,6 +302,15 @@ class Config(Section):
             raise ValueError(
                 f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
                 "them heads.embedding, or tap a decoder level (e.g. 0) or the affinities"
+            )
+
+    def _expect_affinities(self, name: str) -> None:
+        teaching = self.all_models[name].train.teaching
+        without = [teacher for teacher in self.own_teachers(name) if not self.models[teacher].heads.affinities]
+        if without and (teaching.outputs != "stored" or teaching.average != "none"):
+            raise ValueError(
+                f"models.{name}: the teachers {without} have no head for affinities, which are the cosines of their "
+                "embedding: use `teaching: {outputs: stored, average: none}`"
             )
 
     def _expect_levels(self, name: str) -> None:

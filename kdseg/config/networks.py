@@ -72,8 +72,11 @@ NetworkOptions = Annotated[UNetOptions | DynUNetOptions, Field(discriminator="ki
 
 
 class HeadOptions(Section):
-    """Outputs of a network beside affinities."""
+    """Outputs of a network."""
 
+    affinities: bool = True
+    """Off: there is no head for affinities. They are the cosines of the embedding, negative ones 0, at the offsets of
+    the configuration, and only terms on the embedding train the network."""
     lsd: bool = False
     """Local shape descriptors, 10 channels (Sheridan et al. 2022), an auxiliary target."""
     lsd_sigma: Positive = 80.0
@@ -294,7 +297,14 @@ class ModelOptions(Section):
     def _heads_are_trained(self) -> Self:
         terms = self.train.active_terms
         names = sorted(term.name for term in terms)
-        if not {"affinity", "soft_affinity"}.intersection(names):
+        if not self.heads.affinities:
+            needing = [term.name for term in terms if term.name == "affinity" or "affinities" in term.taps_used]
+            if needing or not self.heads.embedding:
+                raise ValueError(
+                    "with heads.affinities: false affinities are the cosines of the embedding: set heads.embedding, "
+                    f"and leave out the terms on an affinity head {needing}"
+                )
+        elif not {"affinity", "soft_affinity"}.intersection(names):
             raise ValueError(f"affinities need a term that trains them, `affinity` or `soft_affinity`; got {names}")
         if self.heads.lsd != ("lsd" in names):
             raise ValueError("heads.lsd and the term 'lsd' need each other: give both or neither")

@@ -88,7 +88,9 @@ class Prepared(NamedTuple):
             written: what is predicted of them.
         """
         network, dtype = self.loaded.network, getattr(torch, self.weights.precision)
-        tile = tile_memory(network, self.weights.tile, dtype) if self.weights.device == "cpu" else 0
+        tile = (
+            tile_memory(network, self.weights.tile, dtype, self.loaded.offsets) if self.weights.device == "cpu" else 0
+        )
         item = (
             2 * (self.loaded.heads.embedding or 0) if self.weights.product == "embedding" else len(self.loaded.offsets)
         )

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from kdseg.config.tasks import Product
 from kdseg.errors import ConfigError, DataError
-from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple
+from kdseg.geometry import Offsets, Roi, Triple, blocks, is_multiple, triple
 from kdseg.networks.models import Network, Outputs, fold, only_heads
-from kdseg.networks.models.base import channels_last, placed
+from kdseg.networks.models.base import Heads, channels_last, placed
 from kdseg.networks.models.device import autocast, exact, keep_memory
 from kdseg.networks.models.guard import check_convolutions
 from kdseg.networks.models.memory import LiveBytes
@@ -36,6 +36,7 @@ from kdseg.networks.models.unet import UNet
 from kdseg.networks.models.unpadded import Unpadded
 from kdseg.networks.symmetry import Symmetry
 from kdseg.prediction.averaging import averaged_over, tta_mean
+from kdseg.prediction.cosines import reach, write_cosines
 
 Reader = Callable[[Roi], NDArray[np.uint8]]
 
@@ -58,6 +59,8 @@ class Predictor:
         offsets: one affinity channel each.
         halo: voxels around a tile that it is predicted from, (z, y, x).
         symmetries: images of a tile to average over, the identity first; none for an embedding.
+        margin: voxels around a tile over which there are features, (z, y, x): where affinities are cosines of the
+            embedding, those in which the second voxels of pairs lie.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -69,6 +72,7 @@ class Predictor:
     offsets: Offsets
     halo: Triple
     symmetries: tuple[Symmetry, ...]
+    margin: Triple = (0, 0, 0)
 
     def __call__(self, raw: NDArray[np.uint8]) -> NDArray[Any]:
         """Return one tile: uint8 affinities (c, z, y, x) in 1/255, or the embedding, float16 (d, z, y, x).
@@ -110,13 +114,16 @@ class Predictor:
     def empty(self, shape: Triple) -> Tensor:
         """Return room for what is predicted for a region, on the device; its values are undefined."""
         dtype = torch.uint8 if self.symmetries else torch.float16
-        return torch.empty((len(self.head[0]), *shape), dtype=dtype, device=self.device)
+        channels = len(self.offsets) if self.symmetries and any(self.margin) else len(self.head[0])
+        return torch.empty((channels, *shape), dtype=dtype, device=self.device)
 
     def into(self, result: Tensor, grey: Tensor) -> None:
         """Write one tile into ``result`` (c, z, y, x), which may be a part of a larger one; see `__call__`."""
         with torch.inference_mode():
             if len(self.symmetries) > 1:
                 result.copy_(self._averaged(grey))
+            elif any(self.margin):
+                write_cosines(result, self._embedding(grey), Roi(self.margin, self.tile), self.offsets)
             else:
                 self._predicted(grey, result)
 
@@ -134,6 +141,12 @@ class Predictor:
             else:
                 values.clamp_(-6e4, 6e4)  # beyond the range of float16 only the direction matters
             result[:, part] = values.view(-1, *rows.shape[:-1])
+
+    def _embedding(self, grey: Tensor) -> Tensor:
+        """Return the embedding of a tile and its margin, float32 (d, z, y, x)."""
+        features, (weight, bias) = self.features(grey), self.head
+        rows = features.reshape(-1, features.shape[-1]).float()
+        return _finite(torch.addmm(bias[:, None], weight, rows.t())).view(-1, *features.shape[:-1])
 
     def _averaged(self, grey: Tensor) -> Tensor:
         with autocast(self.dtype, self.device):
@@ -169,11 +182,11 @@ def predictor(
     """Return a network made ready for tiles of ``tile`` voxels.
 
     Args:
-        network: with affinities, or an embedding if that is asked for.
+        network: with affinities, or an embedding of which they are the cosines, or that is asked for.
         tile: voxels that one forward pass yields, (z, y, x).
         device: where it runs.
         dtype: what convolutions compute in.
-        offsets: one affinity channel each; needed to average.
+        offsets: one affinity channel each; needed to average, and for cosines.
         product: what is predicted.
         cubic: whether tiles may be turned out of the section plane, for ``affinities_all``.
 
@@ -188,27 +201,30 @@ def predictor(
         keep_memory()
     elif device.type == "cuda":
         check_convolutions(device, dtype)
-    name = "embedding" if product == "embedding" else "affinities"
+    cosines = product == "affinities" and not has_affinities(network)
+    name = "embedding" if cosines or product == "embedding" else "affinities"
     folded = placed(fold(only_heads(network, [name])), device)
+    margin = reach(offsets, network.stride) if cosines else (0, 0, 0)
     if product in ("affinities", "embedding"):
         group = averaged_over("none", tile, cubic=cubic) if product == "affinities" else ()
-        halo = network.halo
+        halo = triple(h + m for h, m in zip(network.halo, margin, strict=True))
     else:
         # a flip moves pairs to their other end, which has to lie where the network sees all that it needs
-        reach = max(abs(step) for offset in offsets for step in offset)
-        z, y, x = (h + -(-reach // s) * s for h, s in zip(network.halo, network.stride, strict=True))
+        farthest = max(abs(step) for offset in offsets for step in offset)
+        z, y, x = (h + -(-farthest // s) * s for h, s in zip(network.halo, network.stride, strict=True))
         halo, shape = (z, y, x), (tile[0] + 2 * z, tile[1] + 2 * y, tile[2] + 2 * x)
         group = averaged_over("flips" if product == "affinities_flips" else "all", shape, cubic=cubic)
     weight, bias = folded.head(name)
     head = (weight.flatten(1).float(), bias.float())
     features: Callable[[Tensor], Tensor]
+    covered = Roi((0, 0, 0), tile).grow(margin).shape
     if isinstance(folded, UNet):
-        features = Unpadded(folded, tile, dtype)
+        features = Unpadded(folded, covered, dtype)
     else:
-        features = _Padded(only_heads(folded, []), Roi(halo, tile), dtype)
+        features = _Padded(only_heads(folded, []), Roi(network.halo if cosines else halo, covered), dtype)
     if device.type == "cuda":  # weights were made ready in this stream, and other streams do not wait for it
         torch.cuda.synchronize(device)
-    return Predictor(features, head, folded, tile, device, dtype, offsets, halo, group)
+    return Predictor(features, head, folded, tile, device, dtype, offsets, halo, group, margin)
 
 
 @cache
@@ -217,7 +233,12 @@ def _stream(device: torch.device, thread: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
-def tile_memory(network: Network, tile: Triple, dtype: torch.dtype) -> int:
+def has_affinities(network: Network) -> bool:
+    """Return whether a network has a head for affinities, rather than an embedding of which they are the cosines."""
+    return any(isinstance(module, Heads) and "affinities" in module.convolutions for module in network.modules())
+
+
+def tile_memory(network: Network, tile: Triple, dtype: torch.dtype, offsets: Offsets = ()) -> int:
     """Return the bytes that the tensors of one tile hold at a time, without predicting it.
 
     The tile goes through the network as shapes only. What is not counted: weights, the working memory of the
@@ -225,21 +246,28 @@ def tile_memory(network: Network, tile: Triple, dtype: torch.dtype) -> int:
     times as much on a CPU (benchmarks/README.md). A network that is no U-Net of ours is counted in float32.
 
     Args:
-        network: with affinities.
+        network: with affinities, or an embedding of which they are the cosines.
         tile: voxels that one forward pass yields, (z, y, x), a multiple of the network's stride.
         dtype: what convolutions compute in.
+        offsets: one affinity channel each; needed for cosines.
     """
-    shapes = fold(only_heads(network, ["affinities"])).to("meta")
+    meta, cosines = torch.device("meta"), not has_affinities(network)
+    shapes = fold(only_heads(network, ["embedding" if cosines else "affinities"])).to(meta)
+    inner = Roi((0, 0, 0), tile).grow(reach(offsets, network.stride) if cosines else (0, 0, 0))
     features: Callable[[Tensor], Tensor] = (
-        Unpadded(shapes, tile, dtype)
+        Unpadded(shapes, inner.shape, dtype)
         if isinstance(shapes, UNet)
-        else _Padded(only_heads(shapes, []), Roi(network.halo, tile), torch.float32)
+        else _Padded(only_heads(shapes, []), Roi(network.halo, inner.shape), torch.float32)
     )
-    z, y, x = (t + 2 * h for t, h in zip(tile, network.halo, strict=True))
+    weight, _ = shapes.head("embedding" if cosines else "affinities")
     with torch.inference_mode(), LiveBytes() as live:
-        found = features(torch.empty(z, y, x, dtype=torch.uint8, device="meta"))
+        found = features(torch.empty(inner.grow(network.halo).shape, dtype=torch.uint8, device=meta))
         # the result is there beside the features; what leads from one to the other is a slab at a time
-        result = torch.empty(len(shapes.head("affinities")[1]), *tile, dtype=torch.uint8, device="meta")
+        result = torch.empty(len(offsets) if cosines else len(weight), *tile, dtype=torch.uint8, device=meta)
+        if cosines:
+            vectors = torch.empty(len(weight), *inner.shape, device=meta)
+            write_cosines(result, vectors, Roi(triple(-o for o in inner.offset), tile), offsets)
+            del vectors
         del found, result
     peak: int = live.peak
     return peak

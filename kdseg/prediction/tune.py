@@ -12,7 +12,7 @@ import torch
 
 from kdseg.config import StorageOptions
 from kdseg.config.questions import TuneTask
-from kdseg.geometry import Triple
+from kdseg.geometry import Offsets, Triple
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network, resolve_device, resolve_precision
 from kdseg.prediction.tiles import predictor, tile_memory
@@ -59,14 +59,15 @@ def run(task: TuneTask) -> list[Trial]:
     """Measure tiles and precisions, and return what was found, fastest first."""
     where = resolve_device(task.device)
     model = read(task.model).result if task.model.suffix == ".json" else task.model
-    network = load_model(model).network
+    loaded = load_model(model)
+    network, offsets = loaded.network, loaded.offsets
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         found = [
-            _trial(network, tile, where, dtype, size, task.seconds)
+            _trial(network, offsets, tile, dtype, where, size, task.seconds)
             for dtype in _precisions(where)
-            for tile, size in _tiles(network, dtype, task.memory)
+            for tile, size in _tiles(network, offsets, dtype, task.memory)
         ]
     finally:
         torch.set_num_threads(threads)
@@ -85,23 +86,30 @@ def _precisions(device: torch.device) -> list[torch.dtype]:
     return [*dict.fromkeys([native, *more, torch.float32])]
 
 
-def _tiles(network: Network, dtype: torch.dtype, memory_mb: float) -> Iterator[tuple[Triple, float]]:
+def _tiles(network: Network, offsets: Offsets, dtype: torch.dtype, memory_mb: float) -> Iterator[tuple[Triple, float]]:
     """Yield tiles in multiples of the network's stride, with the memory in MB that they are to take."""
     tried = set()
     for edge in EDGES:
         for extent in ((edge // 2, edge, edge), (edge, edge, edge)):
             z, y, x = (-(-n // s) * s for n, s in zip(extent, network.stride, strict=True))
-            size = tile_memory(network, (z, y, x), dtype) / 1e6
+            size = tile_memory(network, (z, y, x), dtype, offsets) / 1e6
             if size <= memory_mb and (z, y, x) not in tried:
                 tried.add((z, y, x))
                 yield (z, y, x), size
 
 
 def _trial(
-    network: Network, tile: Triple, device: torch.device, dtype: torch.dtype, size: float, seconds: float
+    network: Network,
+    offsets: Offsets,
+    tile: Triple,
+    dtype: torch.dtype,
+    device: torch.device,
+    size: float,
+    seconds: float,
 ) -> Trial:
     precision = str(dtype).removeprefix("torch.")
-    shape = [t + 2 * h for t, h in zip(tile, network.halo, strict=True)]
+    predict = predictor(network, tile, device, dtype, offsets=offsets)
+    shape = [t + 2 * h for t, h in zip(tile, predict.halo, strict=True)]
     read = prod(shape) / prod(tile)
     raw = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     cuda = device.type == "cuda"
@@ -109,7 +117,6 @@ def _trial(
     try:
         if cuda:
             torch.cuda.reset_peak_memory_stats(device)
-        predict = predictor(network, tile, device, dtype)
         predict(raw)  # the first pass makes the kernels ready
         least, started = float("inf"), time.monotonic()
         while least == float("inf") or time.monotonic() - started < seconds:

@@ -150,7 +150,7 @@ def sweep(
 
     raw, roi = crop.source.raw, crop.roi
     z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
-    affinities = predict_roi(predictor(network, (z, y, x), device, dtype), raw.read, raw.roi, roi)
+    affinities = predict_roi(predictor(network, (z, y, x), device, dtype, offsets=offsets), raw.read, raw.roi, roi)
     pieces, dendrogram = agglomerated(affinities, offsets, watershed, crop.source.voxel_size)
     table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
     loss = affinity_loss(affinities, crop.truth, offsets)

@@ -137,7 +137,7 @@ class Heads(nn.Module):
 
     def __init__(self, channels: int, heads: HeadOptions, offsets: Offsets) -> None:
         super().__init__()
-        widths = {"affinities": len(offsets)}
+        widths = {"affinities": len(offsets)} if heads.affinities else {}
         if heads.lsd:
             widths["lsd"] = 10
         if heads.embedding:
