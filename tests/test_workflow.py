@@ -1,7 +1,9 @@
 """The Snakemake workflow: whole, resumable, and reruns only what its own options change."""
 
 import json
+import shlex
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import yaml
 from workflow import jobs, snakemake, voxels
 
+from kdseg.config.tasks import TuneSegmentationTask
 from kdseg.volumes.volume import open_volume
 
 
@@ -195,6 +198,28 @@ def test_a_mistake_is_told_at_the_prompt(tmp_path, values):
     text = snakemake(tmp_path, config, "--until", "convert", check=False)
     assert "kdseg convert: " in text
     assert "a.tif" in text
+
+
+def test_post_processing_is_tuned_for_each_scored_model(tmp_path, values):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(values))
+    text = snakemake(tmp_path, config, "tune_segmentation", "--dry-run", check=False)
+    assert "no section `tune_segmentation`" in text
+    values["tune_segmentation"] = {"regions": [{"volume": "tune"}], "boundary": [0.3, 0.5]}
+    values["evaluate"] |= {"models": ["teacher", "student"], "dust": 7}
+    config.write_text(yaml.safe_dump(values))
+    text = snakemake(tmp_path, config, "tune_segmentation", "--dry-run", "--printshellcmds")
+    commands = [shlex.split(line) for line in text.splitlines() if "kdseg tune-segmentation --task" in line]
+    made = [TuneSegmentationTask.model_validate_json(words[words.index("--task") + 1]) for words in commands]
+    assert sorted(str(task.manifest) for task in made) == [
+        f"results/test/{model}/tuned.json" for model in ("student", "teacher")
+    ]
+    for task in made:
+        volume = task.volumes["tune"]
+        assert (volume.affinities, volume.mask) == (task.manifest.parent / "tune" / "affinities.json", None)
+        assert volume.labels == Path("results/test/volumes/tune/labels.json")
+        assert (task.options.boundary, task.dust, task.fragments.block) == ((0.3, 0.5), 7, (32, 64, 64))
+    assert "rule fragments" not in text
 
 
 @pytest.mark.slow

@@ -183,6 +183,13 @@ def test_every_stage_runs_a_task(name: str) -> None:
 def test_commands_of_the_docs_are_understood(made: list[Section]) -> None:
     text = (Path(__file__).parents[2] / "docs" / "segmentation.md").read_text().replace("\\\n", " ")
     commands = [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("kdseg ")]
-    assert [words[0] for words in commands] == ["adopt", "fragments", "edges", "agglomerate", "segment"]
+    assert [words[0] for words in commands] == [
+        "adopt",
+        "fragments",
+        "edges",
+        "agglomerate",
+        "segment",
+        "tune-segmentation",
+    ]
     for words in commands:
         assert task(made, *words)
