@@ -14,7 +14,7 @@ from cyclopts.validators import Number
 
 from kdseg.cli.generated import add
 from kdseg.config import VolumeOptions, load, schema
-from kdseg.config.questions import PhantomTask, PropertiesTask, TuneTask
+from kdseg.config.questions import DistilTask, PhantomTask, PropertiesTask, TuneTask
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
 
@@ -22,6 +22,7 @@ from kdseg.errors import ConfigError
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
     """Add the commands."""
     app.command(_check, name="check", group=run)
+    add(app, "distil", DistilTask, _distil, run, whole=whole)
     app.command(_clear, name="clear", group=run)
     app.command(_status, name="status", group=look)
     app.command(_schema, name="schema", group=tools)
@@ -35,6 +36,12 @@ def _check(path: Path, /) -> None:
     """Validate a configuration file."""
     config = load(path)
     print(f"{path}: {len(config.volumes)} volumes, {len(config.models)} models, results in {config.results}")
+
+
+def _distil(task: DistilTask) -> None:
+    from kdseg.cli.distil import distil
+
+    distil(task)
 
 
 def _clear(manifest: Path, /) -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from kdseg.config.base import Count, Extent, Nanometres, Section, Step
-from kdseg.config.data import PhantomOptions, StorageOptions
-from kdseg.config.tasks import BlockTask, Device, steps
+from kdseg.config.data import PhantomOptions, RoiOptions, StorageOptions
+from kdseg.config.tasks import BlockTask, Device, region, steps
 
 Least = Annotated[int, Field(ge=0)]
+Steps = Annotated[tuple[Step, ...] | None, BeforeValidator(steps)]
 Position = tuple[float, float, float]
 """nm, (z, y, x)."""
 
@@ -58,6 +59,44 @@ class PhantomTask(Section):
         return PhantomOptions(stored=not self.unstored, **values)
 
 
+class DistilTask(Section):
+    """TEACHER, a network in a file, and RAW, without labels → a student, its segmentation of RAW, a report.
+
+    Killed or not, the same command goes on where it stopped.
+    """
+
+    teacher: Path
+    """net.pt2 (torch.export), net.ts or net.pt (TorchScript, or a model file of kdseg)."""
+    raw: str
+    """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
+    out: Path = Path("distilled")
+    """Folder to write to."""
+    offsets: Steps = None
+    """Steps of the teacher's channels, '-1,0,0 0,-1,0 0,0,-1', where its file does not say."""
+    outputs: Literal["probabilities", "logits"] | None = None
+    """What the teacher returns, where its file does not say."""
+    input_range: tuple[float, float] | None = None
+    """What the voxels 0 and 255 become for the teacher; default -1 1, or what its file says."""
+    voxel_size: Nanometres | None = None
+    """nm, z y x, of raw data and teacher, where their files do not say."""
+    intensity: tuple[float, float] | None = None
+    """Raw values that become 0 and 255; needed of floats."""
+    roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
+    """Part of the raw data to use: z0:z1,y0:y1,x0:x1."""
+    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (8, 16, 32)
+    """Channels of the student per level, finest first; repeat."""
+    steps: Count = 5000
+    """Of the training."""
+    crop: Extent | None = None
+    """Voxels of a crop, where the teacher takes one shape only; default: up to 64 along each axis."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: Count = 1
+    """CPU processes; changes no result."""
+    overwrite: bool = False
+    """Clear what another call made in the folder."""
+
+
 class AdoptTask(BlockTask):
     """Affinities that another program made → affinities for kdseg."""
 
@@ -71,7 +110,7 @@ class AdoptTask(BlockTask):
     """Values are high between neurons, not within."""
     raw: Path | None = None
     """Manifest of the raw data that they are of: take its voxels, refuse others."""
-    keep: Annotated[tuple[Step, ...] | None, BeforeValidator(steps)] = None
+    keep: Steps = None
     """Steps to take, in this order; default: all."""
     storage: StorageOptions = StorageOptions()
 

@@ -12,6 +12,7 @@ from workflow import ROOT
 
 from kdseg.config import PredictOptions, load, schema, validate
 from kdseg.config.tasks import PredictTask
+from kdseg.config.teachers import AffinitiesTeacher, FileTeacher, ModuleTeacher
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import fits_or_covers
 from kdseg.segmentation.agglomeration.tree import layout
@@ -171,6 +172,14 @@ def test_teachers_from_elsewhere_are_named_beside_models(values, mistake):
     apply(values["teachers"]["lab"], train, values)
     with pytest.raises(ConfigError, match=message):
         validate(values)
+
+
+def test_the_documented_teachers_are_valid(values):
+    text = (ROOT / "docs" / "distillation.md").read_text()
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(teachers:.*?)```", text, re.DOTALL)]
+    assert len(blocks) == 3
+    kinds = {type(validate({**values, **block}).teachers["lab"]) for block in blocks}
+    assert kinds == {AffinitiesTeacher, FileTeacher, ModuleTeacher}
 
 
 def test_labels_are_needed_where_a_term_or_nobody_else_judges(values):

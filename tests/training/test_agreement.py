@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from pipeline import store
+from seeing import Seeing, write_seeing
 from small_trainings import NEVER, OFFSETS, options
-from torch import Tensor, nn
+from torch import Tensor
 from toy_volumes import cells, write_volume
 
 from kdseg.config.networks import HeadOptions
@@ -38,24 +38,6 @@ from kdseg.volumes.volume import create_volume
 SHAPE = (20, 24, 24)
 CPU = torch.device("cpu")
 ALONE: dict[str, Any] = {"terms": [{"name": "soft_affinity"}], "teacher": "lab", "augment": NEVER}
-
-
-class Seeing(nn.Module):
-    """Two voxels are of one cell where both are bright."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.pairs = nn.Conv3d(1, len(OFFSETS), 7, padding=3)
-        with torch.no_grad():
-            self.pairs.weight.zero_()
-            for channel, (z, y, x) in enumerate(OFFSETS):
-                self.pairs.weight[channel, 0, 3, 3, 3] += 4
-                self.pairs.weight[channel, 0, 3 + z, 3 + y, 3 + x] += 4
-            self.pairs.bias.zero_()  # type: ignore[union-attr]
-
-    def forward(self, raw: Tensor) -> Tensor:
-        found: Tensor = self.pairs(raw)
-        return found
 
 
 class Seer(Network):
@@ -143,9 +125,7 @@ def test_a_student_is_distilled_without_a_single_label(
     tmp_path: Path, raw: np.ndarray[Any, np.dtype[np.uint8]]
 ) -> None:
     """It learns, its best weights are those that agree best, and nothing calls that an accuracy."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated
-        torch.jit.save(torch.jit.trace(Seeing(), torch.zeros(2, 1, 8, 12, 12)), tmp_path / "lab.ts")
+    write_seeing(tmp_path / "lab.ts", (2, 1, 8, 12, 12))
     lab = FileTeacher(file=str(tmp_path / "lab.ts"), offsets=OFFSETS, voxel_size=(10.0,) * 3, outputs="logits")
     made = options(**ALONE, steps=60, validate_every=20, learning_rate=2e-2, ema=0.0, crop=[12, 12, 12])
     values = {"offsets": OFFSETS, "device": "cpu", "foreign": {"lab": lab}}
