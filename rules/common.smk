@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from kdseg.config import questions, tasks, validate
 from kdseg.config.compare import choice, rate_trials, trial_name
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, MissingError
 from kdseg.results.manifests import read
 
 try:
@@ -88,7 +88,7 @@ def training_inputs(wildcards):
     if train.teaching.instances == "segmentation" and train.teachers:
         inputs["instances"] = {
             volume: results(f"{train.teachers[0]}/{volume}/segmentation.json")
-            for volume in train.active_unlabelled
+            for volume in RUN.unlabelled_of(train)
         }
     return inputs
 
@@ -99,6 +99,18 @@ def foreign_teachers(wildcards):
     if train.teaching.outputs == "stored":
         return {}
     return {name: RUN.teachers[name] for name in train.teachers if name in RUN.teachers}
+
+
+def foreign_files(wildcards):
+    """Return the paths of the files that networks of others are made of."""
+    try:
+        return [
+            path
+            for one in foreign_teachers(wildcards).values()
+            for path in one.needed_files
+        ]
+    except MissingError as error:
+        raise WorkflowError(str(error)) from None
 
 
 def leaves(inputs):

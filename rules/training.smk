@@ -6,6 +6,7 @@ rule rate:
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
         start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
+        foreign=foreign_files,
     output:
         manifest=results("{model}/rate.json"),
     log:
@@ -24,6 +25,7 @@ rule rate:
             tasks.RateTask(
                 **manifests(wildcards, manifest="{model}/rate.json"),
                 **training_inputs(wildcards),
+                foreign=foreign_teachers(wildcards),
                 name=wildcards.model,
                 options=RUN.all_models[wildcards.model],
                 offsets=RUN.offsets,
@@ -40,11 +42,7 @@ rule train:
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
         start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
-        foreign=lambda wildcards: [
-            path
-            for one in foreign_teachers(wildcards).values()
-            for path in one.needed_files
-        ],
+        foreign=foreign_files,
     output:
         manifest=results("{model}/model.json"),
     log:

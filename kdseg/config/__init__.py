@@ -19,8 +19,9 @@ from kdseg.config.base import Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
-from kdseg.config.networks import ModelOptions
+from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import (
+    VALIDATED,
     AgglomerateOptions,
     EdgesOptions,
     EvaluateOptions,
@@ -226,7 +227,7 @@ class Config(Section):
         segmented = dict.fromkeys((*self.evaluate.volumes, *self.evaluate.tuned))
         for model in self.models.values():
             if model.train.teachers and model.train.teaching.instances == "segmentation":
-                segmented |= dict.fromkeys(model.train.active_unlabelled)
+                segmented |= dict.fromkeys(self.unlabelled_of(model.train))
         for name in segmented if self.agglomerate.engine == "exact" else ():
             shape = self.volumes[name].shape if name in self.volumes else None
             for section in (self.fragments, self.edges):
@@ -260,6 +261,7 @@ class Config(Section):
                 if teacher in self.teachers:
                     taught = self.taught_volumes(name)
                     check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
+            self._expect_instances(name)
             self._refuse_cycle(name)
             self._expect_embeddings(name)
             self._expect_affinities(name)
@@ -272,7 +274,19 @@ class Config(Section):
             self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
             self._expect(model_name, self.models, "evaluate.models", "model")
+        if self.evaluate.tune_on is None and self.segment.threshold is None:
+            self._expect_validated_threshold()
         return self
+
+    def _expect_validated_threshold(self) -> None:
+        """Refuse an agglomeration whose thresholds are not those of validation, where its best one is taken."""
+        section = self.agglomerate
+        if section.score != "mean" or self.edges.long_range or section.thresholds[-1] < VALIDATED[-1]:
+            raise ValueError(
+                "without evaluate.tune_on the threshold is the best one of validation, which merges by the mean of the "
+                f"nearest affinities up to {VALIDATED[-1]}: name a labelled volume as evaluate.tune_on, fix "
+                "segment.threshold, or leave agglomerate.score, agglomerate.thresholds and edges.long_range as they are"
+            )
 
     def _expect(self, name: str, known: dict[str, Any], where: str, what: str) -> None:
         if name not in known:
@@ -293,6 +307,21 @@ class Config(Section):
             if teacher not in seen:
                 seen.add(teacher)
                 ahead.extend(self.own_teachers(teacher))
+
+    def unlabelled_of(self, train: TrainOptions) -> tuple[str, ...]:
+        """Return the names of the volumes whose crops a training draws without ground truth."""
+        without = () if train.supervised else [name for name in train.volumes if not self.volumes[name].labelled]
+        return tuple(dict.fromkeys((*without, *train.active_unlabelled)))
+
+    def _expect_instances(self, name: str) -> None:
+        train = self.all_models[name].train
+        using = [term.name for term in train.active_terms if term.instances_used]
+        unlabelled = not any(self.volumes[volume].labelled for volume in train.volumes)
+        if using and unlabelled and train.teaching.instances == "none":
+            raise ValueError(
+                f"models.{name}: the terms {using} look at neurons, but no volume has labels: set "
+                "`teaching.instances: segmentation`, or leave them out"
+            )
 
     def _expect_embeddings(self, name: str) -> None:
         train = self.all_models[name].train

@@ -170,7 +170,7 @@ class TrainOptions(Section):
     """`auto`: bfloat16 where the device computes it natively, else float32."""
     augment: AugmentOptions = AugmentOptions()
     unlabelled_fraction: Probability = 0.5
-    """Share of crops drawn from `unlabelled`."""
+    """Share of crops drawn from `unlabelled`, and from `volumes` that have no labels where some have."""
     validate_every: Count = 250
     validate_shape: Extent = (64, 128, 128)
     """Central crop of the validation volume that is segmented and scored."""

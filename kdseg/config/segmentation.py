@@ -157,7 +157,11 @@ class SegmentOptions(Section):
     block: Extent = (128, 128, 128)
     """Voxels per task; a multiple of the shard. Does not change the result."""
     threshold: Probability | None = None
-    """Fixed threshold; default: the one of least VOI on `evaluate.tune_on`."""
+    """Fixed threshold; default: the one of least VOI on `evaluate.tune_on`, or in validation where that is left out."""
+
+
+VALIDATED = tuple(round(0.05 * k, 2) for k in range(1, 20))
+"""Thresholds of which validation takes the best, by the mean of the nearest affinities."""
 
 
 class EvaluateOptions(Section):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -10,7 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from kdseg.config.base import Nanometres, Section, Step
 from kdseg.config.data import files_of
 from kdseg.config.networks import TrainOptions
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import Offsets, channels_of
 
 Steps = Annotated[tuple[Step, ...], Field(min_length=3)]
@@ -86,8 +88,26 @@ class ModuleTeacher(_Network):
 
     @property
     def needed_files(self) -> tuple[str, ...]:
-        """Paths of what it is made of, beside the source of the function."""
-        return self.files
+        """Paths of what it is made of: the source of the function, and what that reads."""
+        return (self.source, *self.files)
+
+    @property
+    def source(self) -> str:
+        """Path of the file that holds the function.
+
+        Raises:
+            MissingError: if there is no such module, or it has no source.
+        """
+        module = self.module.partition(":")[0]
+        try:
+            found = find_spec(module)
+        except ModuleNotFoundError:
+            found = None
+        if found is None or found.origin is None or not Path(found.origin).is_file():
+            raise MissingError(
+                f"no Python module {module!r} of the teacher {self.module}: install it, or run beside it"
+            )
+        return found.origin
 
 
 NetworkTeacher = FileTeacher | ModuleTeacher
@@ -135,10 +155,8 @@ def check_foreign(
     """
     if isinstance(teacher, AffinitiesTeacher):
         _check_stored(where, name, teacher, train, taught)
-    elif train.teaching.outputs != "online":
-        raise ValueError(
-            f"{where}: the teacher {name!r} is a network that is not stored: set `teaching.outputs: online`"
-        )
+    else:
+        _check_online(where, name, teacher, train)
     _check_outputs(where, name, train)
     if teacher.offsets is None:
         return  # the file may say them
@@ -146,6 +164,22 @@ def check_foreign(
         channels_of(ours, teacher.offsets)
     except ConfigError as error:
         raise ValueError(f"{where}: the teacher {name!r} {error}") from None
+
+
+def _check_online(where: str, name: str, teacher: NetworkTeacher, train: TrainOptions) -> None:
+    if train.teaching.outputs != "online":
+        raise ValueError(
+            f"{where}: the teacher {name!r} is a network that is not stored: set `teaching.outputs: online`"
+        )
+    if isinstance(teacher, FileTeacher) and teacher.file.endswith(".onnx"):
+        raise ValueError(
+            f"{where}: the teacher {name!r} is ONNX, which kdseg writes but does not run: export it as .pt2 or .ts"
+        )
+    if any(teacher.halo) and (len(train.teachers) > 1 or train.teaching.average != "none"):
+        raise ValueError(
+            f"{where}: the teacher {name!r} is not listened to along the border of a crop, so that it cannot be "
+            "averaged: name it alone, with `teaching.average: none`"
+        )
 
 
 def _check_stored(

@@ -69,8 +69,8 @@ class TuneSegmentationOptions(Section):
     by: Literal["mean", "worst"] = "mean"
     """Choose what has the least VOI on average over the parts, or the least in the worst of them."""
     candidates: Count = 64
-    """Combinations to try at most. Of more, watersheds are drawn by `seed`, each with all of `dust`, `least_mean` and
-    `score`, which cost little."""
+    """Combinations to try. Of more, watersheds are drawn by `seed`, one at least, each with all of `dust`, `least_mean`
+    and `score`, which cost little; the configuration as it is comes besides."""
     seed: Least = 0
     """Of the draw."""
     least_side: Count = 64
@@ -98,6 +98,11 @@ class TuneSegmentationOptions(Section):
             ValueError: if a list is of another method than the configuration's, a score cannot be, or the dendrogram
                 does not reach the thresholds.
         """
+        if agglomerate.engine != "exact":
+            raise ValueError(
+                f"tune_segmentation tries the engine `exact`, but agglomerate.engine is {agglomerate.engine!r}: set it "
+                "to exact"
+            )
         given = [name for name in SEEDED if getattr(self, name)]
         method = fragments.watershed.method
         if given and method != "watershed":

@@ -74,21 +74,27 @@ def groups(tried: Sequence[Candidate]) -> list[list[int]]:
     return list(found.values())
 
 
-def as_options(candidate: Candidate, threshold: float) -> dict[str, Any]:
-    """Return a candidate and its threshold as sections of the configuration, JSON values."""
+def as_options(candidate: Candidate, threshold: float, *, long_range: bool) -> dict[str, Any]:
+    """Return a candidate and its threshold as sections of the configuration, JSON values.
+
+    Args:
+        candidate: options.
+        threshold: of the agglomeration.
+        long_range: of the region graph that was tried.
+    """
     sections: dict[str, Any] = {
         "fragments": candidate.fragments.model_dump(mode="json"),
         "agglomerate": {"score": candidate.score},
         "segment": {"threshold": threshold},
     }
-    if candidate.percent is not None:
-        sections["edges"] = {"histograms": True}
+    if candidate.percent is not None or long_range:
+        sections["edges"] = {"histograms": candidate.percent is not None, "long_range": long_range}
     return sections
 
 
-def as_yaml(candidate: Candidate, threshold: float) -> str:
-    """Return a candidate and its threshold as lines of a configuration file."""
-    text: str = yaml.safe_dump(as_options(candidate, threshold), sort_keys=False, default_flow_style=None, width=110)
+def as_yaml(options: dict[str, Any]) -> str:
+    """Return what `as_options` returns as lines of a configuration file."""
+    text: str = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=110)
     return text
 
 

@@ -124,7 +124,7 @@ def run(task: TuneSegmentationTask) -> None:
         merged = landscape[:, :, 1:]
         best, own = choose(merged, options.by), choose(merged[:, :1], options.by)
         threshold = thresholds[best.threshold]
-        text = as_yaml(tried[best.candidate], threshold)
+        text = as_yaml(as_options(tried[best.candidate], threshold, long_range=task.edges.long_range))
         held.stats.update(
             chosen=_chosen(work, landscape, best),
             configured=_chosen(work, landscape, own),
@@ -255,7 +255,7 @@ def _chosen(work: Work, landscape: NDArray[np.float64], best: Best) -> dict[str,
     ]
     return {
         "candidate": best.candidate,
-        "options": as_options(work.tried[best.candidate], threshold),
+        "options": as_options(work.tried[best.candidate], threshold, long_range=work.long_range),
         "threshold": threshold,
         "voi": best.value,
         "parts": parts,

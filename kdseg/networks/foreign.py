@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,38 +44,20 @@ def opened(about: NetworkTeacher, device: torch.device) -> tuple[Call, Mapping[s
     if isinstance(about, ModuleTeacher):
         return _made(about, device), {}
     path = Path(about.file)
-    if path.suffix == ".onnx":
-        raise ConfigError(f"the teacher {path} is ONNX, which kdseg writes but does not run: export it as .pt2 or .ts")
     if path.suffix not in (".pt", ".ts", ".pt2"):
         raise ConfigError(f"the teacher {path} is of no known kind, expected net.pt2, net.ts or net.pt")
     if not path.is_file():
         raise MissingError(f"no teacher at {path}")
     try:
         names = zipfile.ZipFile(path).namelist()
-    except (OSError, zipfile.BadZipFile):
-        names = []
+    except (OSError, zipfile.BadZipFile) as error:
+        raise _unreadable(path, error) from None
     with quiet():
         if path.suffix == ".pt2":
             return _exported(path, device)
         if any("/code/" in name for name in names):
             return _scripted(path, device)
         return _ours(path, device)
-
-
-def module_source(about: ModuleTeacher) -> Path:
-    """Return the file of the function that makes a network.
-
-    Raises:
-        MissingError: if there is no such module, or it has no source.
-    """
-    module = about.module.partition(":")[0]
-    try:
-        found = find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
-        raise MissingError(f"no Python module {module!r} of the teacher {about.module}: install it, or run beside it")
-    return Path(found.origin)
 
 
 @contextmanager
@@ -89,11 +70,11 @@ def quiet() -> Iterator[None]:
 
 
 def _made(about: ModuleTeacher, device: torch.device) -> Call:
-    module_source(about)
     module, _, function = about.module.partition(":")
+    source = about.source
     make = getattr(import_module(module), function, None)
     if not callable(make):
-        raise ConfigError(f"the teacher {about.module}: {module} has no function {function!r}")
+        raise ConfigError(f"the teacher {about.module}: {source} has no function {function!r}")
     network = make()
     if not isinstance(network, nn.Module):
         raise ConfigError(f"the teacher {about.module} returned a {type(network).__name__}, expected a torch.nn.Module")
@@ -135,7 +116,12 @@ def _ours(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
     except UnreadableError as error:
         raise _unreadable(path, error) from None
     network = fold(loaded.network)
-    facts = {"offsets": loaded.offsets, "voxel_size": loaded.voxel_size, "outputs": "logits"}
+    facts = {
+        "offsets": loaded.offsets,
+        "voxel_size": loaded.voxel_size,
+        "outputs": "logits",
+        "input": (-1.0, 1.0),
+    }
     return lambda raw: network(raw).logits["affinities"], facts
 
 

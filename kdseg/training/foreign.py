@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,7 +119,8 @@ def open_teacher(
         VoxelSizeError: if it is of voxels of another size.
     """
     call, facts = opened(about, device)
-    about = about.model_copy(update={key: value for key, value in facts.items() if getattr(about, key) is None})
+    _expect_agreeing(about, facts)
+    about = about.model_copy(update=dict(facts))
     lacking = [key for key in ("offsets", "voxel_size", "outputs") if getattr(about, key) is None]
     if about.offsets is None or about.voxel_size is None or lacking:
         raise ConfigError(
@@ -129,6 +132,17 @@ def open_teacher(
             "another teacher, or convert another resolution level"
         )
     return ForeignNetwork(about.address, call, about, offsets)
+
+
+def _expect_agreeing(about: NetworkTeacher, facts: Mapping[str, Any]) -> None:
+    """Refuse what was said of a file that says something else of itself."""
+    told = about.model_validate({**about.model_dump(), **facts})
+    for key in facts:
+        said, value = getattr(about, key), getattr(told, key)
+        if said is not None and said != value:
+            raise ConfigError(
+                f"the teacher {about.address} says that its {key} is {value}, `teachers` says {said}: leave that out"
+            )
 
 
 def check(network: ForeignNetwork, raw: Tensor, *, alone: bool) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from kdseg.config.tasks import LearnTask
-from kdseg.config.teachers import ModuleTeacher, NetworkTeacher
+from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ConfigError
-from kdseg.networks.foreign import module_source
 from kdseg.results.manifests import file_fingerprint, read
 from kdseg.training.run import Data
 from kdseg.training.sampling import Guide
@@ -48,9 +47,8 @@ def fingerprints(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, str]:
     for teacher, path in task.teachers.items():
         found[f"{teacher}/model"] = file_fingerprint(read(path).result)
     for teacher, one in task.foreign.items():
-        files = [Path(path) for path in one.needed_files]
-        files += [module_source(one)] if isinstance(one, ModuleTeacher) else []
-        found |= {f"{teacher}/file{number}": file_fingerprint(path) for number, path in enumerate(files)}
+        for number, file in enumerate(one.needed_files):
+            found[f"{teacher}/file{number}"] = file_fingerprint(Path(file))
     for teacher, predicted in task.stored.items():
         for volume, products in predicted.items():
             for product, path in products.items():

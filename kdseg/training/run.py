@@ -26,6 +26,7 @@ from kdseg.training.agreement import taught_crop
 from kdseg.training.foreign import ForeignNetwork, check, open_teacher
 from kdseg.training.losses import Context, Objective, build_terms
 from kdseg.training.sampling import Addresses, Crops, Guide, Source, collate
+from kdseg.training.sampling.source import check_guide
 from kdseg.training.start import start
 from kdseg.training.teaching import Teachers, teachers_of
 from kdseg.training.validation import NO_SCORE, Scored, Validation, validation_crop
@@ -130,7 +131,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     trained: nn.Module = objective
     if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
-    validation = _validation(data, options.train, teachers, offsets, watershed, ranks)
+    judged = validation(data, options.train, teachers, offsets, watershed, ranks)
     return Run(
         options=options,
         offsets=offsets,
@@ -139,7 +140,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         ranks=ranks,
         crops=crops,
         teachers=teachers,
-        validation=validation,
+        validation=judged,
         objective=objective,
         trained=trained,
         average=average,
@@ -149,7 +150,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     )
 
 
-def _validation(
+def validation(
     data: Data,
     options: TrainOptions,
     teachers: Teachers | None,
@@ -157,10 +158,22 @@ def _validation(
     watershed: Watershed,
     ranks: Ranks,
 ) -> Validation:
+    """Return the crop that a run validates on.
+
+    Args:
+        data: where volumes lie, and what teachers stored of them.
+        options: of the training.
+        teachers: their own segmentation stands for ground truth that there is not.
+        offsets: one affinity channel each.
+        watershed: how fragments are made.
+        ranks: this process.
+    """
     name = options.validate_on
     raw, labels = data.volumes[name]
     if labels is None and teachers is not None:
-        source = Source(name, raw, None, data.guides.get(name))
+        guide = data.guides.get(name, Guide())
+        check_guide(name, guide, () if teachers.networks else options.teachers, offsets)
+        source = Source(name, raw, None, guide)
         return taught_crop(source, teachers, options, offsets, watershed, ranks)
     return validation_crop(Source(name, raw, labels), options.validate_shape, options.boundary)
 

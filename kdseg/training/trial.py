@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kdseg.config.segmentation import VALIDATED
 from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.networks.checkpoint import load_model
@@ -13,7 +14,7 @@ from kdseg.results.claims import claim
 from kdseg.results.curve import seconds_per_step
 from kdseg.results.manifests import Manifest, file_fingerprint, read
 from kdseg.training.sampling import Source
-from kdseg.training.validation import THRESHOLDS, Scored, least, sweep, validation_crop
+from kdseg.training.validation import Scored, least, sweep, validation_crop
 from kdseg.volumes.inputs import volume_fingerprints
 
 COSTS = ("parameters", "kmac_per_voxel", "steps", "best_step", "device", "peak_mb", "gpu_peak_mb")
@@ -39,7 +40,7 @@ def run(task: TrialTask) -> None:
         "precision": str(dtype).removeprefix("torch."),
         # The last bit of a float differs between kinds of device.
         "device": where.type,
-        "thresholds": list(THRESHOLDS),
+        "thresholds": list(VALIDATED),
         "watershed": watershed.model_dump(mode="json"),
     }
     with claim(task.manifest, "trial", made_of, inputs, overwrite=task.overwrite) as held:

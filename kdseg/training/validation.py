@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdseg.config.segmentation import Watershed
+from kdseg.config.segmentation import VALIDATED, Watershed
 from kdseg.config.terms.supervised import Boundary
 from kdseg.errors import DataError
 from kdseg.geometry import Offsets, Roi, Triple, VoxelSize
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 TILE = 128
 """Largest extent of a tile in voxels, without its halo."""
-THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))
-"""Agglomeration thresholds of which the best is reported."""
 
 
 class Scored(NamedTuple):
@@ -129,7 +127,7 @@ def sweep(
     *,
     dust: int = 0,
 ) -> list[Scored]:
-    """Return the scores of the segmentation at each of ``THRESHOLDS``.
+    """Return the scores of the segmentation at each of ``VALIDATED``.
 
     The crop is segmented in one piece as a volume is in blocks: the run's own fragments, cleaned, and
     mean-affinity agglomeration.
@@ -155,7 +153,7 @@ def sweep(
     table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
     loss = affinity_loss(affinities, crop.truth, offsets)
     found = []
-    for threshold, there in zip(THRESHOLDS, tables_at(table, dendrogram, THRESHOLDS), strict=True):
+    for threshold, there in zip(VALIDATED, tables_at(table, dendrogram, VALIDATED), strict=True):
         at = scores(there)
         found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold, loss))
     return found

@@ -147,6 +147,20 @@ FOREIGN = {
         lambda lab, train, values: values["teachers"].update(lab={"file": "net.ts"}),
         r"is a network that is not stored: set `teaching\.outputs: online`",
     ),
+    "onnx": (
+        lambda lab, train, values: (
+            values["teachers"].update(lab={"file": "net.onnx"}),
+            train.update(teaching={}),
+        ),
+        r"export it as \.pt2 or \.ts",
+    ),
+    "border": (
+        lambda lab, train, values: (
+            values["teachers"].update(lab={"file": "net.ts", "halo": [1, 0, 0]}),
+            train.update(teaching={"average": "flips"}),
+        ),
+        "cannot be averaged",
+    ),
     "neurons": (
         lambda lab, train, values: train["teaching"].update(instances="segmentation"),
         r"needs a first teacher that is a model of this configuration, got 'lab'",
@@ -324,3 +338,39 @@ def test_trials_without_a_term_on_the_embedding_have_no_such_head() -> None:
     found = validate(values).trials
     assert found["alone.seed0"].heads.embedding == 0
     assert found["grd.seed0"].heads.embedding == 8
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("agglomerate", {"score": "quantile75"}),
+        ("agglomerate", {"thresholds": [0.1, 0.3]}),
+        ("edges", {"long_range": True}),
+    ],
+)
+def test_the_threshold_of_validation_is_of_its_own_agglomeration(values, section, changes):
+    del values["evaluate"]["tune_on"], values["compare"]
+    values["edges"] = {"histograms": True}
+    values["agglomerate"], values["segment"] = {}, {}
+    validate(values)
+    values[section] = {**values[section], **changes}
+    with pytest.raises(ConfigError, match="the threshold is the best one of validation"):
+        validate(values)
+    values["segment"] = {"threshold": 0.2}
+    validate(values)
+
+
+def test_terms_on_neurons_need_neurons(values):
+    values["volumes"]["bare"] = {"raw": "raw.zarr"}
+    student = values["models"]["student"]
+    student["train"] = {
+        **student["train"],
+        "volumes": ["bare"],
+        "terms": [{"name": "soft_affinity"}, {"name": "ifvd"}],
+    }
+    del values["compare"]
+    with pytest.raises(ConfigError, match=r"the terms \['ifvd'\] look at neurons, but no volume has labels"):
+        validate(values)
+    student["train"]["teaching"] = {"instances": "segmentation"}
+    config = validate(values)
+    assert config.unlabelled_of(config.models["student"].train) == ("bare", "train")

@@ -25,7 +25,7 @@ from kdseg.config.segmentation import MutexOptions, WatershedOptions
 from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, SweepTask, TunedVolume, TuneSegmentationTask
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, ShapeError
 from kdseg.evaluation import sweep, tune_segmentation
-from kdseg.evaluation.candidates import Candidate, as_yaml, candidates, groups
+from kdseg.evaluation.candidates import Candidate, as_options, as_yaml, candidates, groups
 from kdseg.evaluation.landscape import SCORES, Part, choose, score_candidates
 from kdseg.evaluation.metrics.contingency import block_contingency, drop_small_labels
 from kdseg.evaluation.metrics.scores import scores
@@ -257,12 +257,14 @@ def test_the_manifest_says_what_to_write_into_the_configuration(
 
 def test_yaml_is_the_candidate() -> None:
     one = Candidate(FragmentsOptions(dust=7, watershed=WatershedOptions(boundary=0.3, seeds="maxima")), "quantile50")
-    sections = yaml.safe_load(as_yaml(one, 0.46))
+    sections = yaml.safe_load(as_yaml(as_options(one, 0.46, long_range=True)))
     assert FragmentsOptions.model_validate(sections["fragments"]) == one.fragments
     assert sections["agglomerate"] == {"score": "quantile50"}
-    assert sections["edges"] == {"histograms": True}
+    assert sections["edges"] == {"histograms": True, "long_range": True}
     assert sections["segment"] == {"threshold": 0.46}
-    assert "edges" not in yaml.safe_load(as_yaml(Candidate(FragmentsOptions(), "mean"), 0.5))
+    plain = Candidate(FragmentsOptions(), "mean")
+    assert "edges" not in as_options(plain, 0.5, long_range=False)
+    assert as_options(plain, 0.5, long_range=True)["edges"] == {"histograms": False, "long_range": True}
 
 
 def test_the_choice_by_the_mean_and_by_the_worst_part() -> None:
@@ -338,8 +340,8 @@ def test_options_of_another_method_or_engine_are_refused(volumes: dict[str, Tune
     mutex = FragmentsOptions(watershed=MutexOptions())
     with pytest.raises(ValidationError, match=r"boundary is an option of the method `watershed`.*'mutex'"):
         task(volumes, tmp_path, options=search(boundary=[0.5]), fragments=mutex)
-    with pytest.raises(ValidationError, match=r"tune_segmentation.score: .*waterz takes the mean"):
-        task(volumes, tmp_path, options=search(score=["quantile50"]), agglomerate=AgglomerateOptions(engine="waterz"))
+    with pytest.raises(ValidationError, match=r"tries the engine `exact`, but agglomerate\.engine is 'waterz'"):
+        task(volumes, tmp_path, options=search(boundary=[0.5]), agglomerate=AgglomerateOptions(engine="waterz"))
     with pytest.raises(ValidationError, match=r"tune_segmentation.score: .*not reducible"):
         task(volumes, tmp_path, options=search(score=["sum"]))
 

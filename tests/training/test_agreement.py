@@ -30,6 +30,7 @@ from kdseg.results.curve import read_curve
 from kdseg.results.manifests import read
 from kdseg.training import stage
 from kdseg.training.agreement import taught_crop
+from kdseg.training.run import Data, validation
 from kdseg.training.sampling import Crops, Guide, Source
 from kdseg.training.teaching import Teachers
 from kdseg.training.validation import Validation, validate
@@ -109,6 +110,17 @@ def test_what_cannot_be_judged_is_refused(tmp_path: Path, raw: np.ndarray[Any, n
 
     with pytest.raises(ShapeError, match="more than a quarter"):
         judged(source, online(Narrow()))
+
+
+def test_what_is_stored_of_the_validation_volume_is_checked(
+    tmp_path: Path, raw: np.ndarray[Any, np.dtype[np.uint8]]
+) -> None:
+    made = options(**ALONE | {"teaching": {"outputs": "stored"}})
+    path = write_volume(tmp_path / "raw.zarr", raw)
+    data = Data({"a": (path, None)}, {}, ())
+    teachers = Teachers((), Widths({"affinities": len(OFFSETS)}, (), ()), OFFSETS)
+    with pytest.raises(MissingError, match="affinities of 0 of the 1 teachers"):
+        validation(data, made.train, teachers, OFFSETS, WatershedOptions(), Ranks(CPU))
 
 
 def test_crops_without_labels(tmp_path: Path, raw: np.ndarray[Any, np.dtype[np.uint8]]) -> None:

@@ -251,6 +251,11 @@ def conv(path: Path, scale: float = 1.0, offsets: int = 4, *after: nn.Module) ->
     return str(scripted(path, nn.Sequential(first, *after)))
 
 
+def garbled(path: Path) -> str:
+    path.write_bytes(b"no archive")
+    return str(path)
+
+
 def weights(path: Path) -> str:
     torch.save(nn.Conv3d(1, 4, 1).state_dict(), path)
     return str(path)
@@ -259,8 +264,8 @@ def weights(path: Path) -> str:
 LOGITS: dict[str, Any] = {"offsets": OFFSETS, "voxel_size": SIZE, "outputs": "logits"}
 BAD: dict[str, tuple[Any, dict[str, Any], type[KdsegError], str]] = {
     "missing": (lambda p: str(p / "none.ts"), {}, MissingError, "no teacher at"),
-    "onnx": (lambda p: str(p / "net.onnx"), {}, ConfigError, r"export it as \.pt2 or \.ts"),
     "kind": (lambda p: str(p / "net.h5"), {}, ConfigError, r"expected net\.pt2, net\.ts or net\.pt"),
+    "no archive": (lambda p: garbled(p / "net.pt2"), {}, UnreadableError, "is damaged, or neither"),
     "weights": (lambda p: weights(p / "net.pt"), {}, UnreadableError, "weights alone are no network"),
     "nothing said": (
         lambda p: conv(p / "net.ts"),
@@ -300,6 +305,25 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path: Path, case: str) -> No
     with pytest.raises(error, match=message) as caught:
         used()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"input": (0.0, 1.0)}, r"its input is \(-1\.0, 1\.0\), `teachers` says \(0\.0, 1\.0\)"),
+        ({"voxel_size": (20.0, 10.0, 10.0)}, "its voxel_size is"),
+        ({"offsets": OFFSETS[::-1]}, "its offsets is"),
+        ({"outputs": "probabilities"}, "its outputs is logits"),
+    ],
+)
+def test_what_a_file_says_of_itself_is_not_overruled(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+    torch.manual_seed(0)
+    network, heads = UNetOptions(widths=(2, 3)), HeadOptions()
+    path = tmp_path / "ours.pt"
+    save_model(path, LoadedModel(build(network, heads, OFFSETS), network, heads, OFFSETS, SIZE))
+    assert open_teacher(FileTeacher(file=str(path), voxel_size=SIZE), OFFSETS, SIZE, CPU).about.input == (-1.0, 1.0)
+    with pytest.raises(ConfigError, match=message):
+        open_teacher(FileTeacher(file=str(path), **said), OFFSETS, SIZE, CPU)
 
 
 def test_a_border_that_is_not_known_is_not_averaged(tmp_path: Path) -> None:

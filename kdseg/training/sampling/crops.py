@@ -28,7 +28,7 @@ from kdseg.training.augment import (
     symmetries,
     transform_affinities,
 )
-from kdseg.training.sampling.source import Addresses, Guide, Source, check_offsets
+from kdseg.training.sampling.source import Addresses, Guide, Source, check_guide
 from kdseg.training.targets import REACH, local_shape_descriptors
 
 LABELLED_SHARE = 0.1
@@ -70,7 +70,7 @@ class Crops(Dataset[Batch]):
         without = () if options.supervised else tuple(name for name in options.volumes if not _labelled(name, volumes))
         labelled = [name for name in options.volumes if name not in without]
         self.supervised = [self._open(name, volumes, guides, labelled=True) for name in labelled]
-        rest = (*without, *options.active_unlabelled)
+        rest = dict.fromkeys((*without, *options.active_unlabelled))
         self.unlabelled = [self._open(name, volumes, guides, labelled=False) for name in rest]
         sources = [*self.supervised, *self.unlabelled]
         self.voxel_size = sources[0].voxel_size
@@ -166,12 +166,7 @@ class Crops(Dataset[Batch]):
         if labelled and labels is None:
             raise MissingError(f"the volume {name!r} has no labels, but is trained on")
         guide = guides.get(name, Guide())
-        if self.stored and len(guide.affinities) != len(self.options.teachers):
-            raise MissingError(
-                f"teachers are stored, but of {name!r} there are affinities of {len(guide.affinities)} of the "
-                f"{len(self.options.teachers)} teachers {self.options.teachers}: predict it with each"
-            )
-        check_offsets(name, guide, self.offsets)
+        check_guide(name, guide, self.options.teachers if self.stored else (), self.offsets)
         return Source(name, raw, labels if labelled else None, guide)
 
 
@@ -273,7 +268,7 @@ def deformed_outputs(taught: Taught, places: NDArray[np.int64], offsets: Offsets
 
     An affinity is known of a pair only if its two voxels show two that were just as far apart: of others, nothing was
     stored. So it stays exact, at the price of pairs: an elastic deformation leaves about three quarters of the nearest
-    neighbours, and a tenth of pairs nine voxels apart.
+    neighbours, and a tenth of pairs nine voxels apart. The embedding of a voxel that shows nothing is one near by.
 
     Args:
         taught: of the crop before it was deformed, a batch of one.

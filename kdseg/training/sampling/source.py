@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kdseg.config.data import Background
-from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, MissingError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Roi
 from kdseg.prediction.tiles import read_reflected
 from kdseg.training.augment import Crop
@@ -163,12 +163,24 @@ class Source:
         return Crop(raw, labels, looked_at)
 
 
-def check_offsets(name: str, guide: Guide, offsets: Offsets) -> None:
-    """Refuse stored affinities whose channels are not those of the student.
+def check_guide(name: str, guide: Guide, teachers: Sequence[str], offsets: Offsets) -> None:
+    """Refuse stored affinities that are not of all teachers, or whose channels are not those of the student.
+
+    Args:
+        name: of the volume.
+        guide: what teachers made of it.
+        teachers: names of those whose outputs are stored; none if they predict each crop.
+        offsets: of the student's affinities.
 
     Raises:
+        MissingError: if a teacher's are missing.
         ConfigError: if their offsets differ.
     """
+    if teachers and len(guide.affinities) != len(teachers):
+        raise MissingError(
+            f"teachers are stored, but of {name!r} there are affinities of {len(guide.affinities)} of the "
+            f"{len(teachers)} teachers {tuple(teachers)}: predict it with each"
+        )
     for path in guide.affinities:
         found = affinity_offsets(open_volume(path))
         if found != offsets:
