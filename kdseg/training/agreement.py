@@ -20,7 +20,7 @@ from kdseg.networks.symmetry import symmetries
 from kdseg.training.augment import Crop
 from kdseg.training.heldout import truth
 from kdseg.training.sampling import Source
-from kdseg.training.sampling.crops import stored_outputs
+from kdseg.training.sampling.taught import stored_outputs
 from kdseg.training.teaching import Teachers
 from kdseg.training.validation import Validation, agglomerated, central
 

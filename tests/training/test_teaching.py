@@ -20,7 +20,7 @@ from kdseg.prediction.averaging import averaged_over, returned, tta_mean, turned
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.augment import symmetries
 from kdseg.training.sampling import Crops, Guide, collate, loader
-from kdseg.training.sampling.crops import deformed_outputs
+from kdseg.training.sampling.taught import deformed_outputs
 from kdseg.training.targets import affinities
 from kdseg.training.teaching import CERTAIN, Teachers, combined, teachers_of
 from kdseg.volumes.volume import create_volume
