@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_trainings import OFFSETS as NEAREST
+from small_trainings import options
 from toy_models import NEVER
+from toy_volumes import cells, write_volume
 
 from kdseg.config.networks import HeadOptions, ModelOptions, UNetOptions
 from kdseg.errors import ConfigError
 from kdseg.geometry import Roi
+from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network, build, widths
-from kdseg.prediction.tiles import predict_roi, predictor, tile_memory
+from kdseg.prediction.tiles import has_affinities, predict_roi, predictor, tile_memory
+from kdseg.training import train
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -5), (2, 0, 3))
 SHAPE = (21, 30, 26)
@@ -99,3 +105,16 @@ def test_heads_that_nothing_trains_are_refused(heads: Any, terms: list[str], mes
         "train": {**TRAIN, "terms": [{"name": "embedding"}]},
     }
     assert not ModelOptions.model_validate(good).heads.affinities
+
+
+def test_it_is_trained_and_validated_like_any_other(tmp_path: Path) -> None:
+    raw, labels = cells((20, 24, 24), 8)
+    volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
+    heads = {"affinities": False, "embedding": 4}
+    made = options(heads=heads, terms=[{"name": "embedding"}], steps=20, validate_every=20, learning_rate=2e-2)
+    out = {"out": tmp_path / "model.pt", "folder": tmp_path}
+    found = train(made, offsets=NEAREST, volumes=volumes, device="cpu", **out)
+    assert np.isfinite(found.scores.voi)
+    loaded = load_model(tmp_path / "model.pt")
+    assert not loaded.heads.affinities
+    assert not has_affinities(loaded.network)
