@@ -152,7 +152,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, volumes: Any, monkeypat
     first = run(tmp_path, options(), volumes)
     before = (tmp_path / "run" / "curve.csv").read_text()
     first.model.unlink()
-    monkeypatch.setattr(loop, "_step", None)
+    monkeypatch.setattr(loop, "step", None)
     assert run(tmp_path, options(), volumes) == first
     assert first.model.exists()
     assert (tmp_path / "run" / "curve.csv").read_text() == before
