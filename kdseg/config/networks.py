@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Extent, Positive, Probability, Section, Weight
 from kdseg.config.optimiser import OptimiserOptions
-from kdseg.config.terms import AffinityOptions, TermOptions
+from kdseg.config.terms import AffinityOptions, EmbeddingOptions, TermOptions
 from kdseg.config.terms.supervised import Boundary
 
 DEFAULT_STEPS = 1000
@@ -272,8 +272,9 @@ class TrainOptions(Section):
 
     @property
     def boundary(self) -> Boundary:
-        """Membrane between touching neurons, as the term `affinity` has it."""
-        return next((term.boundary for term in self.terms if isinstance(term, AffinityOptions)), "auto")
+        """Membrane between touching neurons, as the term `affinity` has it, or `embedding` where that is not there."""
+        kinds = (AffinityOptions, EmbeddingOptions)
+        return next((term.boundary for kind in kinds for term in self.terms if isinstance(term, kind)), "auto")
 
     @property
     def drawn(self) -> tuple[str, ...]:

@@ -115,6 +115,11 @@ def _ours(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
         loaded = load_model(path, device)
     except UnreadableError as error:
         raise _unreadable(path, error) from None
+    if not loaded.heads.affinities:
+        raise ConfigError(
+            f"the teacher {path} has no head for affinities, which are the cosines of its embedding: predict the "
+            "volumes with it, and name what is stored as `affinities`"
+        )
     network = fold(loaded.network)
     facts = {
         "offsets": loaded.offsets,

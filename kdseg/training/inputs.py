@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from kdseg.config.tasks import LearnTask
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ConfigError
+from kdseg.networks.models import resolve_precision
 from kdseg.results.manifests import file_fingerprint, read
 from kdseg.training.run import Data
 from kdseg.training.sampling import Guide
 from kdseg.volumes.inputs import volume_fingerprints
+
+HOW = {"train": {"loader_workers", "checkpoint_every", "start_from"}}
+"""Options that change how, but not what, is computed; what a training starts from is one of its inputs."""
+PLACES = {"file", "files"}
+"""Options of a network of others that say where its files are: what is in them counts."""
 
 
 def data(task: LearnTask) -> Data:
@@ -37,6 +46,24 @@ def expect_named(task: LearnTask, teachers: tuple[str, ...]) -> None:
         raise ConfigError(f"got results of the teachers {sorted(unknown)}, but the options name {list(teachers)}")
     if task.instances and not teachers:
         raise ConfigError(f"got segmentations of {sorted(task.instances)} by a teacher, but the options name none")
+
+
+def learned_from(task: LearnTask, where: torch.device) -> dict[str, Any]:
+    """Return what determines the numbers that a network learns, beside its inputs, as JSON values.
+
+    Args:
+        task: of the training.
+        where: the device.
+    """
+    options = task.options
+    return {
+        **options.model_dump(mode="json", exclude=HOW),
+        "offsets": [list(o) for o in task.offsets],
+        "foreign": {name: one.model_dump(mode="json", exclude=PLACES) for name, one in task.foreign.items()},
+        # The last bit of a float differs between kinds of device: a run is finished where it was begun.
+        "device": where.type,
+        "computed_in": str(resolve_precision(options.train.precision, where)).removeprefix("torch."),
+    }
 
 
 def fingerprints(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, str]:

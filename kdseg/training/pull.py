@@ -21,8 +21,8 @@ DECAY = 0.5
 """Of the running mean of a part's gradient norm."""
 LARGEST = 1e4
 """Bound of what a part is multiplied by: one whose gradient has vanished would drown the others in its noise."""
-REFERENCE = "affinity"
-"""The part on ground truth."""
+REFERENCES = ("affinity", "embedding")
+"""Parts on ground truth: the first that a training has is what the others are compared with."""
 
 
 def looks(first: int, last: int) -> int:
@@ -103,7 +103,7 @@ def pulls(scales: Mapping[str, float], acting: Sequence[str]) -> dict[str, float
     known = [name for name in acting if name in scales]
     if not known:
         return {}
-    reference = REFERENCE if REFERENCE in known else known[0]
+    reference = _first(known)
     return {name: scales[name] / scales[reference] for name in known}
 
 
@@ -114,5 +114,10 @@ def factors(pulls: Mapping[str, float], acting: Sequence[str]) -> dict[str, floa
     Where none is known, the part on ground truth goes first, or the first one.
     """
     if not pulls and acting:
-        return {REFERENCE if REFERENCE in acting else acting[0]: 1.0}
+        return {_first(acting): 1.0}
     return {name: min(max(1 / pull, 1 / LARGEST), LARGEST) for name, pull in pulls.items()}
+
+
+def _first(names: Sequence[str]) -> str:
+    """Return the part on ground truth, or the first part where there is none."""
+    return next((name for name in REFERENCES if name in names), names[0])

@@ -52,20 +52,28 @@ def rising(low: float, high: float, steps: int) -> list[float]:
 def losses(options: ModelOptions, offsets: Offsets, data: Data, rates: Sequence[float], device: str) -> list[float]:
     """Return the total loss of a step at each rate, up to the one at which it diverges; that may be infinite.
 
+    Terms act at their full weight from the first of these steps on: those that learn or remember first do so in steps
+    at the lowest rate before.
+
     Args:
-        options: network, heads and training; terms that begin late have to begin within the steps of the test.
+        options: network, heads and training.
         offsets: one affinity channel each.
         data: where volumes and teachers lie.
         rates: of each step.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    train = options.train.model_dump() | {"steps": len(rates), "seconds": None}
+    active = options.train.active_terms
+    before = max(-(-term.late_batches // options.train.accumulate) for term in active)
+    terms = [{**term.model_dump(), "start": 0, "warmup": 0, "decay": "none"} for term in active]
+    train = options.train.model_dump() | {"steps": before + len(rates), "seconds": None, "terms": terms}
     made = ModelOptions.model_validate({**options.model_dump(), "train": train})
     with joined(device) as ranks, deterministic():
         if ranks.device.type == "cpu":
             keep_memory()
         run = prepare(made, offsets, data, "", ranks, WatershedOptions())
         batches = iter(loader(run.crops, 0, rank=ranks.rank, ranks=ranks.ranks))
+        for _ in range(before):
+            step(run, batches, rates[0])
         return _until_it_diverges(step(run, batches, rate)["total"] for rate in rates)
 
 
@@ -94,7 +102,7 @@ def advice(rates: Sequence[float], losses: Sequence[float]) -> Advice:
     finite = [loss for loss in losses if np.isfinite(loss)]
     first = len(rates) // LEFT_OUT
     if len(finite) < first + 2:
-        raise ConfigError(f"the loss is not finite from the rate {rates[len(finite)]:g} on: begin with a lower rate")
+        raise ConfigError(f"the loss diverges at the rate {rates[len(losses) - 1]:g}: begin with a lower rate")
     smoothed = smooth(finite, len(rates))[first:]
     tried = np.asarray(rates[first : len(finite)])
     slopes = np.gradient(smoothed, np.log10(tried))

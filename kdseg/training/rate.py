@@ -8,17 +8,15 @@ import logging
 from math import isfinite
 
 from kdseg.config.tasks import RateTask
-from kdseg.networks.models import resolve_device, resolve_precision
+from kdseg.networks.models import resolve_device
 from kdseg.report.figures import standalone
 from kdseg.report.range_chart import range_chart
 from kdseg.results.claims import claim
 from kdseg.results.files import write_text
-from kdseg.training.inputs import data, expect_named, fingerprints
+from kdseg.training.inputs import data, expect_named, fingerprints, learned_from
 from kdseg.training.range_test import Advice, advice, losses, rising, smooth
 
 log = logging.getLogger(__name__)
-HOW = {"train": {"loader_workers", "checkpoint_every", "start_from"}}
-"""Options that change how, but not what, is computed; what a training starts from is one of its inputs."""
 
 
 def run(task: RateTask) -> None:
@@ -32,22 +30,16 @@ def run(task: RateTask) -> None:
     options = task.options
     expect_named(task, options.train.teachers)
     inputs, where = fingerprints(task, options.train.teachers), resolve_device(task.device)
-    made_of = {
-        **options.model_dump(mode="json", exclude=HOW),
-        "offsets": [list(o) for o in task.offsets],
-        "rates": [task.low, task.high, task.steps],
-        "device": where.type,
-        "computed_in": str(resolve_precision(options.train.precision, where)).removeprefix("torch."),
-    }
+    made_of = {**learned_from(task, where), "rates": [task.low, task.high, task.steps]}
     with claim(task.manifest, "rate", made_of, inputs, overwrite=task.overwrite) as held:
         torch.set_num_threads(task.workers)
         rates = rising(task.low, task.high, task.steps)
         found = losses(options, task.offsets, data(task), rates, task.device)
-        told = advice(rates, found)
         finite = [loss for loss in found if isfinite(loss)]
         smoothed = smooth(finite, len(rates)).tolist()
         tried = rates[: len(finite)]
-        write_text(task.manifest.with_suffix(".csv"), _table(tried, finite, smoothed))
+        write_text(task.manifest.with_suffix(".csv"), _table(tried, finite, smoothed))  # also where nothing is advised
+        told = advice(rates, found)
         write_text(task.manifest.with_suffix(".svg"), standalone([range_chart(tried, finite, smoothed, told.steepest)]))
         held.stats.update(model=task.name, **told._asdict())
     log.info("%s", sentence(told))

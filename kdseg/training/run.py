@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class Run:
     """All that changes during a run, and all that it is made from.
 
     Attributes:
+        judge: makes ``validation``.
         steps: to do; infinite until `kdseg.training.budget` has found how many fit into ``train.seconds``.
         step: steps done.
         seconds: that the steps done took.
@@ -57,7 +59,7 @@ class Run:
     ranks: Ranks
     crops: Crops
     teachers: Teachers | None
-    validation: Validation
+    judge: Callable[[], Validation]
     objective: Objective
     trained: nn.Module
     average: Network
@@ -69,6 +71,11 @@ class Run:
     best: Scored = NO_SCORE
     best_step: int = 0
     seconds: float = 0.0
+
+    @cached_property
+    def validation(self) -> Validation:
+        """The crop that is validated on."""
+        return self.judge()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold so that the run can go on."""
@@ -131,7 +138,6 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     trained: nn.Module = objective
     if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
-    judged = validation(data, options.train, teachers, offsets, watershed, ranks)
     return Run(
         options=options,
         offsets=offsets,
@@ -140,7 +146,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         ranks=ranks,
         crops=crops,
         teachers=teachers,
-        validation=judged,
+        judge=partial(validation, data, options.train, teachers, offsets, watershed, ranks),
         objective=objective,
         trained=trained,
         average=average,

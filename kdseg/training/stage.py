@@ -7,19 +7,13 @@ from pathlib import Path
 
 from kdseg.config.tasks import TrainTask
 from kdseg.networks.checkpoint import load_model
-from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device, resolve_precision
+from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device
 from kdseg.networks.models.device import gpu_peak_mb
 from kdseg.results.claims import Claim, claim
 from kdseg.results.files import write_text
 from kdseg.results.manifests import file_fingerprint
 from kdseg.training import Result, train
-from kdseg.training.inputs import data, expect_named, fingerprints
-
-HOW = {"train": {"loader_workers", "checkpoint_every", "start_from"}}
-"""Options that change how, but not what, is computed; what a training starts from is one of its inputs."""
-
-PLACES = {"file", "files"}
-"""Options of a network of others that say where its files are: what is in them counts."""
+from kdseg.training.inputs import data, expect_named, fingerprints, learned_from
 
 
 def run(task: TrainTask) -> None:
@@ -57,15 +51,7 @@ def run(task: TrainTask) -> None:
     if int(os.environ.get("RANK", "0")) > 0:
         work(Claim(task.manifest, ""))
         return
-    made_of = {
-        **options.model_dump(mode="json", exclude=HOW),
-        "offsets": [list(o) for o in task.offsets],
-        "watershed": task.fragments.watershed.model_dump(mode="json"),
-        "foreign": {name: one.model_dump(mode="json", exclude=PLACES) for name, one in task.foreign.items()},
-        # The last bit of a float differs between kinds of device: a run is finished where it was begun.
-        "device": where.type,
-        "computed_in": str(resolve_precision(options.train.precision, where)).removeprefix("torch."),
-    }
+    made_of = {**learned_from(task, where), "watershed": task.fragments.watershed.model_dump(mode="json")}
     with claim(task.manifest, "train", made_of, inputs, overwrite=task.overwrite) as held:
         result = work(held)
         network = load_model(held.model).network

@@ -107,6 +107,12 @@ def test_heads_that_nothing_trains_are_refused(heads: Any, terms: list[str], mes
     assert not ModelOptions.model_validate(good).heads.affinities
 
 
+def test_the_membrane_is_that_of_its_own_term() -> None:
+    assert options(heads=HEADS.model_dump(), terms=[{"name": "embedding", "boundary": "none"}]).train.boundary == "none"
+    both = [{"name": "embedding", "boundary": "none"}, {"name": "affinity", "boundary": "yx"}]
+    assert options(heads={"embedding": 4}, terms=both).train.boundary == "yx"
+
+
 def test_it_is_trained_and_validated_like_any_other(tmp_path: Path) -> None:
     raw, labels = cells((20, 24, 24), 8)
     volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}

@@ -326,6 +326,14 @@ def test_what_a_file_says_of_itself_is_not_overruled(tmp_path: Path, said: dict[
         open_teacher(FileTeacher(file=str(path), **said), OFFSETS, SIZE, CPU)
 
 
+def test_a_network_without_an_affinity_head_is_no_online_teacher(tmp_path: Path) -> None:
+    network, heads = UNetOptions(widths=(2, 3)), HeadOptions(affinities=False, embedding=4)
+    path = tmp_path / "ours.pt"
+    save_model(path, LoadedModel(build(network, heads, OFFSETS), network, heads, OFFSETS, SIZE))
+    with pytest.raises(ConfigError, match="no head for affinities"):
+        open_teacher(FileTeacher(file=str(path)), OFFSETS, SIZE, CPU)
+
+
 def test_a_border_that_is_not_known_is_not_averaged(tmp_path: Path) -> None:
     teacher = open_teacher(FileTeacher(file=conv(tmp_path / "n.ts"), halo=(1, 1, 1), **LOGITS), OFFSETS, SIZE, CPU)
     raw = torch.rand(2, 1, 8, 12, 12) * 2 - 1

@@ -11,16 +11,20 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from pipeline import store
 from small_trainings import OFFSETS, options
-from toy_volumes import cells
+from toy_volumes import cells, write_volume
 
 from kdseg.cli import main
 from kdseg.config.tasks import RateTask, VolumeInputs
 from kdseg.errors import ConfigError, StageError
+from kdseg.networks.checkpoint import LoadedModel, save_model
+from kdseg.networks.models import build
 from kdseg.results.manifests import read
 from kdseg.training import rate
-from kdseg.training.range_test import _until_it_diverges, advice, rising, smooth
+from kdseg.training.range_test import _until_it_diverges, advice, losses, rising, smooth
+from kdseg.training.run import Data
 
 STEPS = 100
 RATES = rising(1e-5, 1.0, STEPS)
@@ -58,7 +62,7 @@ def test_the_steepest_fall_is_advised() -> None:
 def test_where_no_rate_helps_it_says_so() -> None:
     with pytest.raises(ConfigError, match="does not fall between"):
         advice(RATES, [float(k) for k in range(STEPS)])
-    with pytest.raises(ConfigError, match=re.escape(f"not finite from the rate {RATES[2]:g} on")):
+    with pytest.raises(ConfigError, match=re.escape(f"diverges at the rate {RATES[2]:g}: begin")):
         advice(RATES, [1.0, 0.9, float("inf")])
 
 
@@ -106,3 +110,27 @@ def test_a_network_is_tested(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         main(["rate", "--task", json.dumps(json.loads(task.model_dump_json()) | {"low": 2.0})])
     assert "low must be below high, got 2 and 1" in capsys.readouterr().err
+
+
+def test_terms_that_begin_late_act_from_the_first_rate_on(tmp_path: Path, teacher: Path) -> None:
+    """Else the loss would leap where they begin, and fall where their weight does."""
+    given = [{"name": "affinity"}, {"name": "soft_affinity", "start": 150, "decay": "cosine"}, {"name": "ft", "fit": 4}]
+    made = options(steps=200, teacher="t", terms=given)
+    plain = options(
+        steps=200, teacher="t", terms=[{"name": "affinity"}, {"name": "soft_affinity"}, {"name": "ft", "fit": 4}]
+    )
+    raw, labels = cells((20, 24, 24), 8)
+    volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
+    data = Data(volumes, {}, (teacher,))
+    found, same = (losses(one, OFFSETS, data, rising(1e-4, 1e-3, 6), "cpu") for one in (made, plain))
+    assert found == same
+    assert len(found) == 6
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    made = options()
+    torch.manual_seed(1)
+    network = build(made.network, made.heads, OFFSETS)
+    save_model(tmp_path / "t.pt", LoadedModel(network, made.network, made.heads, OFFSETS, (10.0, 10.0, 10.0)))
+    return tmp_path / "t.pt"

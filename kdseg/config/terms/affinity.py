@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Positive, Weight
 from kdseg.config.terms.base import DistillationSection, Tap
+from kdseg.config.terms.supervised import Boundary
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -77,6 +78,8 @@ class CadOptions(DistillationSection):
     """For which offsets the affinities of both networks are compared."""
     target: Literal["labels", "teacher"] = "labels"
     """Affinities that grafted sections are to have: those of the ground truth, as published, or the teacher's."""
+    boundary: Boundary = "auto"
+    """Membrane of the ground truth between touching neurons, as of the term `affinity`: give both the same."""
 
     @property
     def taps_used(self) -> tuple[Tap, ...]:

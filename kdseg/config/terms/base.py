@@ -48,6 +48,11 @@ class TermSection(Section):
         return 0
 
     @property
+    def late_batches(self) -> int:
+        """Batches that pass before all of its parts act."""
+        return self.idle_batches
+
+    @property
     def features_used(self) -> bool:
         """Whether the term needs features, which a stored teacher does not have."""
         return any(isinstance(tap, int) for tap in self.taps_used)

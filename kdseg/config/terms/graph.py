@@ -82,6 +82,11 @@ class GraphRelationOptions(DistillationSection):
         return self
 
     @property
+    def late_batches(self) -> int:
+        """Those that are seen before the relations to earlier crops count."""
+        return self.memory_start if self.inter_edge or self.inter_affinity else 0
+
+    @property
     def instances_used(self) -> bool:
         """Whether a part with nodes has a weight."""
         return self.node + self.edge + self.inter_edge > 0

@@ -80,6 +80,11 @@ class CirkdOptions(DistillationSection):
         return (self.level,)
 
     @property
+    def late_batches(self) -> int:
+        """Those that are seen before the relations to earlier ones count."""
+        return self.memory_start if self.pixel or self.region else 0
+
+    @property
     def instances_used(self) -> bool:
         """Whether the relations to instances have a weight."""
         return self.region > 0

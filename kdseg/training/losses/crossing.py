@@ -22,7 +22,7 @@ class CirkdTerm(Term):
     mean over voxels; they differ in what a voxel is related to:
 
     * ``batch``: the voxels of each crop of the batch, its own and every other, a softmax for each; each network by
-      its own vectors, whose widths may differ;
+      its own vectors, whose widths may differ. Processes that train together relate each their own crops;
     * ``pixel``: voxels that the teacher showed in earlier batches, to which a linear map brings the student's;
     * ``region``: likewise means of instances.
     """

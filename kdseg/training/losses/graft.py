@@ -39,7 +39,7 @@ class CadTerm(Term):
         self.tap, self.labelled = options.tap, options.target == "labels"
         self.offsets = context.offsets if options.offsets == "all" else context.offsets[:3]
         self.sections = tuple(o for o in context.offsets if o[0] and not (o[1] or o[2]))
-        self.boundary = boundary_axes("auto", context.voxel_size)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
         ours, theirs = widths(context, options.tap, "cad")
         if "graft" in self.weights:
             self.projector = projector(ours, theirs)
