@@ -241,6 +241,8 @@ def _signed(value: float, decimals: int, *, plus: bool = False) -> str:
 
 def _gap_words(gain: Gain, teacher: float | None, teachers: Sequence[Entry]) -> str:
     names = " and ".join(f"“{entry.name}”" for entry in teachers)
+    if not teachers:
+        return "; the teacher is no model of the configuration, so what part of its lead was gained is not measured"
     if teacher is None:
         return f"; the teacher {names} has no scores there, so what part of its lead was gained is not measured"
     if gain.closure is None:
