@@ -22,7 +22,7 @@ from workflow import ROOT, snakemake
 from kdseg.config import FragmentsOptions, TrialOptions, validate
 from kdseg.config.compare import ALONE, choice, rate_trials, trial_name
 from kdseg.config.networks import HeadOptions, UNetOptions
-from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.segmentation import VALIDATED, WatershedOptions
 from kdseg.config.tasks import ChooseTask, CompareTask, TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, MissingError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
@@ -37,7 +37,7 @@ from kdseg.results.curve import Curve, seconds_per_step
 from kdseg.results.manifests import read
 from kdseg.training import choose, trial
 from kdseg.training.sampling.source import Source
-from kdseg.training.validation import THRESHOLDS, sweep, validation_crop
+from kdseg.training.validation import sweep, validation_crop
 
 KD = {"terms": [{"name": "soft_affinity", "balanced": False}]}
 SCORES = {
@@ -437,9 +437,9 @@ def test_the_threshold_comes_from_the_tuning_volume_alone(tmp_path):
         sweep(loaded.network, crops[name], loaded.offsets, torch.float32, cpu, fragments.watershed)
         for name in ("tune", "test")
     )
-    best = min(range(len(THRESHOLDS)), key=lambda k: tune[k].voi)
+    best = min(range(len(VALIDATED)), key=lambda k: tune[k].voi)
     assert test[best].voi > min(scored.voi for scored in test)  # another threshold suits it better
-    assert (stats["model"], stats["threshold"]) == ("kd.seed0", THRESHOLDS[best])
+    assert (stats["model"], stats["threshold"]) == ("kd.seed0", VALIDATED[best])
     assert stats["tuned"] == tune[best]._asdict()
     assert stats["scores"] == {"test": test[best]._asdict()}
     assert stats["training"]["parameters"] == 7

@@ -634,7 +634,7 @@ def test_validation_of_an_oracle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     # Where the run's own watershed finds no inside, nothing is told apart: the option is used.
     blind = score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions(boundary=1.0))
     assert blind.voi > scored.voi + 0.5
-    monkeypatch.setattr(validation, "THRESHOLDS", (0.5, 1.0))  # the last one merges everything
+    monkeypatch.setattr(validation, "VALIDATED", (0.5, 1.0))  # the last one merges everything
     assert score(Oracle(), crop, OFFSETS[:3], torch.float32, CPU, WatershedOptions()).threshold == 0.5
 
 
