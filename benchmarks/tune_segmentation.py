@@ -1,6 +1,6 @@
 """Tuning of the post-processing: what it gains on FIB-25, how thresholds move with the size of a part, its time.
 
-    python benchmarks/tune_segmentation.py /tmp/tuning ../shared/models/fib25_16-32-64_900.pt [search|sides|speed]
+    python benchmarks/tune_segmentation.py WORK ../shared/models/fib25_16-32-64_900.pt [search|sides|speed]
 
 The network predicts `fib25_dev.h5` once; affinities and results stay in the folder. ``search`` tunes on z 120:160,
 which no network is trained on. ``sides`` scores parts of several widths of it, and cubes, most of whose voxels the

@@ -46,6 +46,11 @@ class Roi:
         k, m, n = self.shape
         return max(k, 0) * max(m, 0) * max(n, 0)
 
+    def central(self, shape: Triple) -> Roi:
+        """Return the middle of the box, of a shape that is cut to it."""
+        extent = triple(min(n, wanted) for n, wanted in zip(self.shape, shape, strict=True))
+        return Roi(triple(o + (n - k) // 2 for o, n, k in zip(self.offset, self.shape, extent, strict=True)), extent)
+
     def grow(self, before: Triple, after: Triple | None = None) -> Roi:
         """Return the box grown by ``before`` below and ``after`` (default: the same) above."""
         after = before if after is None else after

@@ -67,3 +67,9 @@ def test_slices_outside_are_refused():
 def test_reach_of_offsets():
     assert offsets_reach(((-1, 0, 0), (0, 9, 0), (0, -3, 2))) == ((1, 3, 0), (0, 9, 2))
     assert offsets_reach(()) == ((0, 0, 0), (0, 0, 0))
+
+
+def test_the_middle_of_a_box_is_cut_to_it() -> None:
+    box = Roi((10, 20, 30), (4, 5, 6))
+    assert box.central((2, 9, 3)) == Roi((11, 20, 31), (2, 5, 3))
+    assert box.central((4, 5, 6)) == box

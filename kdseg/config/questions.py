@@ -74,9 +74,9 @@ class DistilTask(Section):
     offsets: Steps = None
     """Steps of the teacher's channels, '-1,0,0 0,-1,0 0,0,-1', where its file does not say."""
     outputs: Literal["probabilities", "logits"] | None = None
-    """What the teacher returns, where its file does not say."""
+    """Values that the teacher returns, where its file does not say."""
     input_range: tuple[float, float] | None = None
-    """What the voxels 0 and 255 become for the teacher; default -1 1, or what its file says."""
+    """Values that the teacher takes for the voxels 0 and 255; default -1 1, or as its file says."""
     voxel_size: Nanometres | None = None
     """nm, z y x, of raw data and teacher, where their files do not say."""
     intensity: tuple[float, float] | None = None

@@ -41,9 +41,9 @@ class _Network(Section):
     voxel_size: Nanometres | None = None
     """nm, (z, y, x), of the data it was trained on."""
     outputs: Literal["probabilities", "logits"] | None = None
-    """What it returns: probabilities, after a sigmoid, or logits, before one."""
+    """Values that it returns: probabilities, after a sigmoid, or logits, before one."""
     input: Literal["uint8"] | tuple[float, float] | None = None
-    """What it takes, (n, 1, z, y, x): voxels as they are stored, or floats, whose values at 0 and 255 these are;
+    """Values that it takes, (n, 1, z, y, x): voxels as they are stored, or floats, whose values at 0 and 255 these are;
     default (-1, 1)."""
     halo: tuple[_Margin, _Margin, _Margin] = (0, 0, 0)
     """Voxels along the border of a crop where it is not listened to, as it saw padding. Of a network that returns less
@@ -61,7 +61,7 @@ class FileTeacher(_Network):
 
     @property
     def address(self) -> str:
-        """What it is opened from."""
+        """Place that it is opened from."""
         return self.file
 
     @property
@@ -83,7 +83,7 @@ class ModuleTeacher(_Network):
 
     @property
     def address(self) -> str:
-        """What it is opened from."""
+        """Place that it is opened from."""
         return self.module
 
     @property

@@ -191,8 +191,7 @@ def _roi(region: TuneRegionOptions, within: Roi) -> Roi:
                 f"{within.shape} voxels that labels and affinities cover"
             )
         return roi
-    shape = triple(min(n, wanted) for n, wanted in zip(within.shape, region.shape, strict=True))
-    return Roi(triple(o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, shape, strict=True)), shape)
+    return within.central(region.shape)
 
 
 def _expect_large(volume: str, labels: NDArray[Any], roi: Roi, least: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import VoxelSizeError
-from kdseg.geometry import Roi, VoxelSize
+from kdseg.geometry import Roi, VoxelSize, triple
 from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, data_uri, palette, png
 from kdseg.report.results import Results
 from kdseg.volumes.volume import Volume, open_volume
@@ -92,9 +92,7 @@ def sections(results: Results) -> list[Section]:
 
 def window(frame: Roi, axis: int, side: int) -> Roi:
     """Return the central section of a box: one voxel along ``axis``, at most ``side`` along the others."""
-    extent = [1 if a == axis else min(n, side) for a, n in enumerate(frame.shape)]
-    start = [o + (n - e) // 2 for o, n, e in zip(frame.offset, frame.shape, extent, strict=True)]
-    return Roi((start[0], start[1], start[2]), (extent[0], extent[1], extent[2]))
+    return frame.central(triple(1 if a == axis else side for a in range(3)))
 
 
 def read_section(volume: Volume, frame: Volume, roi: Roi) -> NDArray[Any]:

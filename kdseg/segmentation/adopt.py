@@ -23,7 +23,7 @@ from kdseg.volumes.volume import create_volume, open_volume
 
 
 class _Part(NamedTuple):
-    """What is taken of a source of affinities.
+    """Part of a source of affinities that is taken.
 
     Attributes:
         channels: in this order.

@@ -22,7 +22,7 @@ from kdseg.training.heldout import truth
 from kdseg.training.sampling import Source
 from kdseg.training.sampling.taught import stored_outputs
 from kdseg.training.teaching import Teachers
-from kdseg.training.validation import Validation, agglomerated, central
+from kdseg.training.validation import Validation, agglomerated
 
 
 def taught_crop(
@@ -46,7 +46,7 @@ def taught_crop(
     from kdseg.segmentation.agglomeration.linkage import cut
     from kdseg.segmentation.lut import apply, lut
 
-    roi = central(source.raw.roi, options.validate_shape)
+    roi = source.raw.roi.central(options.validate_shape)
     affinities = (
         _stored(source, teachers, roi, offsets)
         if not teachers.networks

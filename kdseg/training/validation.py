@@ -84,20 +84,13 @@ def validation_crop(source: Source, shape: Triple, boundary: Boundary = "auto") 
     Raises:
         DataError: if nothing in the crop is labelled.
     """
-    roi = central(source.labelled_roi, shape)
+    roi = source.labelled_roi.central(shape)
     crop = source.crop(roi, supervised=True)
     learned, labels = truth(crop, boundary, source.voxel_size), crop.labels
     labels[labels == OUTSIDE] = 0  # scores leave the background out, whatever it is in training
     if not labels.any():
         raise DataError(f"the central crop {roi} of {source.name!r} has no labels: validate on another volume or shape")
     return Validation(source, roi, labels, learned)
-
-
-def central(within: Roi, shape: Triple) -> Roi:
-    """Return the middle of a region, of a shape that is cut to it."""
-    z, y, x = (min(n, wanted) for n, wanted in zip(within.shape, shape, strict=True))
-    low = [o + (n - k) // 2 for o, n, k in zip(within.offset, within.shape, (z, y, x), strict=True)]
-    return Roi((low[0], low[1], low[2]), (z, y, x))
 
 
 def validate(

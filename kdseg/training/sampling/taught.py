@@ -1,4 +1,4 @@
-"""What stored teachers say about crops that were flipped, turned and deformed."""
+"""Stored outputs of teachers for crops that were flipped, turned and deformed."""
 
 from __future__ import annotations
 
