@@ -46,6 +46,8 @@ def test_graph_relations_are_as_published() -> None:
     (term,) = (one for one in train.terms if isinstance(one, GraphRelationOptions))
     # lambda 1 to 5 are 0.1, 0.1, 10, 1, 1; the third sums three offsets, the last 12 x 2 pairs of crops
     assert (term.node, term.edge, term.affinity, term.inter_edge, term.inter_affinity) == (0.1, 0.1, 30, 1, 24)
+    assert (term.node_space, term.node_power, term.graph, term.min_size, term.balanced) == ("raw", 1, "full", 1, False)
+    assert (term.taps, term.memory, term.memory_start) == (("embedding",), 32, 0)
     assert (train.learning_rate, train.weight_decay, train.warmup, train.batch, train.ema) == (1e-4, 1e-6, 0, 2, 0)
     assert train.optimiser.model_dump() == {
         "kind": "adam", "epsilon": 1e-2, "amsgrad": True, "decay": "none", "drops": (),
