@@ -32,6 +32,7 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, MissingError
 from kdseg.geometry import Triple
 from kdseg.results import remote
+from kdseg.results.files import remove_unfinished
 from kdseg.results.locks import locked
 from kdseg.results.manifests import fingerprint, read_json, write_json
 
@@ -159,6 +160,7 @@ def claim(
         started = time.monotonic()
         yield held
         seconds = time.monotonic() - started
+        remove_unfinished(held.tables)
         _finish(held, made_of, seconds)
 
 

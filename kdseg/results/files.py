@@ -11,6 +11,9 @@ from uuid import uuid4
 
 from kdseg.errors import KdsegError, UnreadableError
 
+UNFINISHED = ".part"
+"""Ending of a file that is being written."""
+
 
 @contextmanager
 def replacing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) -> Iterator[BinaryIO]:
@@ -25,7 +28,7 @@ def replacing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) ->
     Raises:
         UnreadableError: if the disk refuses.
     """
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -40,6 +43,12 @@ def replacing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) ->
         if isinstance(error, KdsegError):  # of the body, not of this file
             raise
         raise UnreadableError(f"cannot write {path}: {error}") from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder to which nobody writes; see `replacing`."""
+    for part in folder.glob(f".*{UNFINISHED}"):
+        part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

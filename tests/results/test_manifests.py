@@ -170,6 +170,29 @@ def test_a_folder_of_tables_that_is_gone_takes_its_progress_with_it(tmp_path):
     assert not (tmp_path / ".a" / "8x8x8").exists()
 
 
+HALF_A_TABLE = """
+import os, pathlib, signal, sys
+from kdseg.results.claims import claim
+from kdseg.results.files import replacing
+with claim(pathlib.Path(sys.argv[1]), "edges", {}, {}, tables=True) as held:
+    with replacing(held.tables / "0_0_0.npz") as file:
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_is_gone_when_the_stage_is_done(tmp_path):
+    manifest = tmp_path / "edges.json"
+    killed = subprocess.run([sys.executable, "-c", HALF_A_TABLE, str(manifest)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = (tmp_path / "edges.tables").iterdir()
+    assert left.name.startswith(".0_0_0.npz.")
+    with claim(manifest, "edges", {}, {}, tables=True) as held:
+        (held.tables / "0_0_0.npz").write_bytes(b"whole")
+        (held.tables / "mine.part").write_bytes(b"of a user")
+    assert sorted(path.name for path in held.tables.iterdir()) == ["0_0_0.npz", "mine.part"]
+
+
 def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
     make(tmp_path / "a.json", {})
     (tmp_path / ".a" / "8x8x8").mkdir()
