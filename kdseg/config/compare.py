@@ -31,6 +31,9 @@ class MethodOptions(Section):
     distillation term, the method is a control, e.g. for what a head does by itself."""
     heads: HeadOptions | None = None
     """Heads of the student; default: as the compared student has them."""
+    teaching: TeachingOptions | None = None
+    """How the teacher is asked; default: as the compared student asks it. At equal seconds it counts that terms on
+    affinities alone do with a stored teacher."""
 
     @property
     def distils(self) -> bool:
@@ -164,6 +167,8 @@ def _trial(
     if not method.distils:
         # Nothing of the teacher is left, so that another teacher does not make these trials run again.
         train |= {"teacher": None, "unlabelled": (), "teaching": TeachingOptions().model_dump()}
+    elif method.teaching is not None:
+        train["teaching"] = method.teaching.model_dump()
     heads = (method.heads or student.heads).model_dump()
     if method.heads is None and not any("embedding" in term.taps_used for term in (*supervised, *method.terms)):
         heads["embedding"] = 0  # nothing would train it

@@ -106,6 +106,14 @@ def test_trials_differ_in_terms_heads_and_seed_only(values):
     assert config.trial.volumes == ("tune",)
 
 
+def test_a_method_asks_the_teacher_in_its_own_way(values):
+    values["compare"]["methods"] = {"kd": {**KD, "teaching": {"outputs": "stored", "average": "flips"}}, "good": KD}
+    config = validate(values)
+    asked = {name: (made.train.teaching.outputs, made.train.teaching.average) for name, made in config.trials.items()}
+    assert asked["kd.seed1"] == ("stored", "flips")
+    assert asked["good.seed1"] == asked["alone.seed1"] == ("online", "none")
+
+
 def test_each_method_is_tried_at_each_rate(values):
     values["compare"] |= {"learning_rates": [0.003, 1e-05], "rate_seeds": 2, "methods": {"kd": KD}}
     config = validate(values)
