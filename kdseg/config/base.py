@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Count = Annotated[int, Field(ge=1)]
 Extent = tuple[Count, Count, Count]
 """A positive extent in voxels, ``(z, y, x)``."""
+Border = tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+"""Voxels at both ends of each axis, ``(z, y, x)``."""
 Step = tuple[int, int, int]
 """A signed step in voxels, ``(z, y, x)``."""
 Nanometres = tuple[

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdseg.config.base import Count, Extent, Positive, Probability, Section, Weight
+from kdseg.config.base import Border, Count, Extent, Positive, Probability, Section, Weight
 from kdseg.config.optimiser import OptimiserOptions
 from kdseg.config.terms import AffinityOptions, EmbeddingOptions, TermOptions
 from kdseg.config.terms.supervised import Boundary
@@ -92,6 +92,8 @@ class AugmentOptions(Section):
     """Flip each axis with probability 1/2."""
     rotate: Literal["none", "yx", "zyx"] = "yx"
     """Quarter turns in the section plane, or of all axes (isotropic voxels only)."""
+    turn: Probability = 0.0
+    """Turn by any angle, in one of the planes of `rotate`; more of the volume is read for the corners."""
     elastic: Probability = 0.2
     intensity: Probability = 0.5
     """Contrast, brightness and gamma, of the crop and of single sections."""
@@ -101,6 +103,12 @@ class AugmentOptions(Section):
     """Blank one or two sections."""
     misaligned_section: Probability = 0.05
     """Shift one section, or all sections from one on; the labels move with them."""
+
+    @model_validator(mode="after")
+    def _turns_in_a_plane(self) -> Self:
+        if self.turn and self.rotate == "none":
+            raise ValueError("augment.turn turns in the planes of augment.rotate, which is none: use yx or zyx")
+        return self
 
 
 class TeachingOptions(Section):
@@ -153,6 +161,9 @@ class TrainOptions(Section):
     batch: Count = 2
     crop: Extent = (64, 64, 64)
     """Voxels of one crop; a multiple of the network's total pooling."""
+    margin: Border = (0, 0, 0)
+    """Voxels at the border of each crop that no term counts, since the network sees less around them than it will in a
+    volume; a multiple of the total pooling if a term looks at features."""
     learning_rate: Positive = 1e-3
     """Peak of the schedule, which `optimiser.decay` says."""
     optimiser: OptimiserOptions = OptimiserOptions()
@@ -215,12 +226,23 @@ class TrainOptions(Section):
         return self
 
     @model_validator(mode="after")
+    def _margin_leaves_something(self) -> Self:
+        if any(2 * border >= n for border, n in zip(self.margin, self.crop, strict=True)):
+            raise ValueError(f"nothing is left of a crop of {self.crop} voxels within a margin of {self.margin}")
+        return self
+
+    @model_validator(mode="after")
     def _teachers_give_what_terms_need(self) -> Self:
         features = [t.name for t in self.terms if t.from_teacher and t.features_used]
         if features and self.teaching.outputs == "stored":
             raise ValueError(
                 f"the terms {features} need the teacher's features, which are not stored: use "
                 "`teaching.outputs: online`, or tap the affinities or the embedding"
+            )
+        if self.augment.turn and self.teachers and self.teaching.outputs == "stored":
+            raise ValueError(
+                "of a crop that is turned by any angle, stored affinities say nothing: use `teaching.outputs: online`, "
+                "or augment.turn 0"
             )
         if features and (len(self.teachers) > 1 or self.teaching.average != "none"):
             raise ValueError(
@@ -299,14 +321,18 @@ class ModelOptions(Section):
         terms = self.train.active_terms
         names = sorted(term.name for term in terms)
         if not self.heads.affinities:
-            needing = [term.name for term in terms if term.name == "affinity" or "affinities" in term.taps_used]
+            needing = [
+                term.name for term in terms if term.name in ("affinity", "dice") or "affinities" in term.taps_used
+            ]
             if needing or not self.heads.embedding:
                 raise ValueError(
                     "with heads.affinities: false affinities are the cosines of the embedding: set heads.embedding, "
                     f"and leave out the terms on an affinity head {needing}"
                 )
-        elif not {"affinity", "soft_affinity"}.intersection(names):
-            raise ValueError(f"affinities need a term that trains them, `affinity` or `soft_affinity`; got {names}")
+        elif not {"affinity", "dice", "soft_affinity"}.intersection(names):
+            raise ValueError(
+                f"affinities need a term that trains them, `affinity`, `dice` or `soft_affinity`; got {names}"
+            )
         if self.heads.lsd != ("lsd" in names):
             raise ValueError("heads.lsd and the term 'lsd' need each other: give both or neither")
         tapped = [term.name for term in terms if "embedding" in term.taps_used]

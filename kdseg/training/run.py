@@ -134,7 +134,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     terms = build_terms(options.train.active_terms, context).to(device)
     if ranks.together and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    objective = Objective(network, terms, dtype)
+    objective = Objective(network, terms, dtype, options.train.margin)
     trained: nn.Module = objective
     if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)

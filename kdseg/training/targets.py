@@ -61,22 +61,23 @@ def boundary_axes(boundary: Boundary, voxel_size: VoxelSize) -> str | None:
     return None if boundary == "none" else boundary
 
 
-def boundary_voxels(labels: Tensor, axes: str) -> Tensor:
-    """Return the voxels whose window of 3 voxels per axis holds two different ids; 0 is not an id.
+def boundary_voxels(labels: Tensor, axes: str, width: int = 1) -> Tensor:
+    """Return the voxels whose window of ``2 * width + 1`` voxels per axis holds two different ids; 0 is not an id.
 
-    Ground truth whose neurons touch leaves no room for the membrane that is in the image; this gives it one
-    voxel on either side of each contact.
+    Ground truth whose neurons touch leaves no room for the membrane that is in the image; this gives it some
+    voxels on either side of each contact.
 
     Args:
         labels: int64 (..., z, y, x).
         axes: ``"yx"`` or ``"zyx"``, the axes of the window; the label of ``p`` itself need not be above 0.
+        width: voxels on either side.
 
     Returns:
         bool (..., z, y, x).
     """
     low = torch.where(labels > 0, labels, torch.iinfo(labels.dtype).max)
     high = labels
-    for axis in axes:
+    for axis in axes * width:
         dim = labels.ndim - 3 + "zyx".index(axis)
         low, high = _widen(low, dim, torch.minimum), _widen(high, dim, torch.maximum)
     return (low < high) & (high > 0)

@@ -108,6 +108,17 @@ MISTAKES = {
         ),
         r"remove it, or \['quantile50'\] from tune_segmentation\.score",
     ),
+    "turn without a plane": (
+        change("models.teacher.train.augment", {"turn": 1, "rotate": "none"}),
+        r"planes of augment",
+    ),
+    "turn with a stored teacher": (
+        lambda values: values["models"]["student"]["train"].update(
+            augment={"turn": 0.5}, teaching={"outputs": "stored"}
+        ),
+        r"turned by any angle, stored affinities say nothing",
+    ),
+    "nothing within the margin": (change("models.teacher.train.margin", [16, 0, 0]), r"nothing is left of a crop"),
     "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
     "device": (change("device", "tpu"), r"device"),
 }

@@ -69,10 +69,14 @@ def test_affinities_of_a_batch_are_those_of_its_crops() -> None:
 
 
 @settings(deadline=None, max_examples=50)
-@given(hnp.arrays(np.int64, SHAPES, elements=st.sampled_from([0, 1, 2, 2**40])), st.sampled_from(["yx", "zyx", "x"]))
-def test_boundary_voxels_are_those_of_the_loop(labels: np.ndarray, axes: str) -> None:
-    found = boundary_voxels(torch.from_numpy(labels), axes).numpy()
-    reach = [int(axis in axes) for axis in "zyx"]
+@given(
+    hnp.arrays(np.int64, SHAPES, elements=st.sampled_from([0, 1, 2, 2**40])),
+    st.sampled_from(["yx", "zyx", "x"]),
+    st.integers(1, 3),
+)
+def test_boundary_voxels_are_those_of_the_loop(labels: np.ndarray, axes: str, width: int) -> None:
+    found = boundary_voxels(torch.from_numpy(labels), axes, width).numpy()
+    reach = [width * (axis in axes) for axis in "zyx"]
     for p in np.ndindex(labels.shape):
         window = labels[tuple(slice(max(a - r, 0), a + r + 1) for a, r in zip(p, reach, strict=True))]
         assert found[p] == (len(set(window[window > 0])) > 1)

@@ -26,7 +26,13 @@ from kdseg.config.terms.feature import (
 from kdseg.config.terms.graph import GraphFlowOptions, GraphRelationOptions
 from kdseg.config.terms.region import CirkdOptions, ReCoKdOptions
 from kdseg.config.terms.relation import CpkdOptions, DistOptions, IfvdOptions, SkdOptions, SpkdOptions
-from kdseg.config.terms.supervised import AffinityOptions, EmbeddingOptions, LsdOptions
+from kdseg.config.terms.supervised import (
+    AffinityOptions,
+    DeepSupervisionOptions,
+    DiceOptions,
+    EmbeddingOptions,
+    LsdOptions,
+)
 from kdseg.errors import ConfigError
 
 __all__ = [
@@ -40,6 +46,8 @@ __all__ = [
     "CpkdOptions",
     "CwdOptions",
     "DcdOptions",
+    "DeepSupervisionOptions",
+    "DiceOptions",
     "DistOptions",
     "DistillationSection",
     "EmbeddingOptions",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from kdseg.config.terms.base import Tap, TermSection
+from pydantic import Field
+
+from kdseg.config.base import Count
+from kdseg.config.terms.base import Level, Tap, TermSection
 
 Boundary = Literal["auto", "none", "yx", "zyx"]
 
@@ -13,6 +16,8 @@ class _Pairs(TermSection):
     boundary: Boundary = "auto"
     """Ground truth of touching neurons has no membrane: voxels whose 3x3 (`yx`) or 3x3x3 (`zyx`) window holds
     two neurons count as one, and pairs that touch it as negative. `auto`: `zyx`, or `yx` where z is coarser."""
+    boundary_width: Count = 1
+    """Voxels of it on either side of a contact: neurons are eroded by as many."""
 
 
 class AffinityOptions(_Pairs):
@@ -20,6 +25,27 @@ class AffinityOptions(_Pairs):
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:AffinityTerm"
     name: Literal["affinity"] = "affinity"
+
+
+class DiceOptions(_Pairs):
+    """Soft Dice loss of the affinities of the ground truth, of pairs within neurons and of those between."""
+
+    term: ClassVar[str] = "kdseg.training.losses.supervised:DiceTerm"
+    name: Literal["dice"] = "dice"
+
+
+class DeepSupervisionOptions(_Pairs):
+    """The loss of the term `affinity` on affinities that coarser decoder levels predict, for training alone."""
+
+    term: ClassVar[str] = "kdseg.training.losses.supervised:DeepSupervisionTerm"
+    name: Literal["deep_supervision"] = "deep_supervision"
+    levels: Annotated[tuple[Level, ...], Field(min_length=1)] = (1,)
+    """Decoder levels, each with a linear map to affinities of its own."""
+
+    @property
+    def taps_used(self) -> tuple[Tap, ...]:
+        """Outputs of the student that the term looks at."""
+        return self.levels
 
 
 class LsdOptions(TermSection):

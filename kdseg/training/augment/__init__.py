@@ -21,7 +21,7 @@ from kdseg.networks.symmetry import (
     symmetries,
     transform_affinities,
 )
-from kdseg.training.augment.elastic import deform
+from kdseg.training.augment.elastic import deform, turn, turn_margin
 from kdseg.training.augment.intensity import add_noise, blank_sections, blur, change_intensity
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "rotate_affinities",
     "symmetries",
     "transform_affinities",
+    "turn_margin",
 ]
 
 
@@ -67,6 +68,8 @@ def augment(
         A crop of the same shape, in arrays of its own; its places are counted in the turned crop.
     """
     crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in (crop.raw, crop.labels, crop.mask)))
+    if options.turn and rng.random() < options.turn and options.rotate != "none":
+        crop = turn(crop, rng, options.rotate)
     if rng.random() < options.elastic:
         crop = deform(crop, rng, in_plane=not isotropic)
     if rng.random() < options.misaligned_section:

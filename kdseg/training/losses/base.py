@@ -9,8 +9,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from kdseg.geometry import Offsets, VoxelSize
-from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast
+from kdseg.errors import ConfigError
+from kdseg.geometry import Offsets, Triple, VoxelSize
+from kdseg.networks.models import Batch, Network, Outputs, Taught, Widths, autocast
 
 EPSILON = 1e-6
 """Least length that a vector, and least weight that a mean, is divided by."""
@@ -70,16 +71,17 @@ class Term(nn.Module):
 class Objective(nn.Module):
     """The student and its terms: one module, so that distributed training sees every parameter."""
 
-    def __init__(self, network: Network, terms: nn.ModuleDict, dtype: torch.dtype) -> None:
+    def __init__(self, network: Network, terms: nn.ModuleDict, dtype: torch.dtype, margin: Triple = (0, 0, 0)) -> None:
         """Join a student and its terms.
 
         Args:
             network: the student.
             terms: by name.
             dtype: what the student's convolutions compute in.
+            margin: voxels (z, y, x) at the border of crops that no term sees.
         """
         super().__init__()
-        self.network, self.terms, self.dtype = network, terms, dtype
+        self.network, self.terms, self.dtype, self.margin = network, terms, dtype, margin
 
     def forward(self, batch: Batch, teacher: Outputs | None, active: frozenset[str] | None = None) -> dict[str, Tensor]:
         """Return each part of each term, unweighted, by the names of `part_weights`.
@@ -92,6 +94,8 @@ class Objective(nn.Module):
         teacher = Outputs({}, ()) if teacher is None else teacher
         with autocast(self.dtype, batch.raw.device):
             student = self.network(batch.raw)
+        if any(self.margin):
+            student, teacher, batch = without_margin(student, teacher, batch, self.margin)
         found: dict[str, Tensor] = {}
         idle = active is not None and not active.issuperset(self.terms)
         nothing = self._nothing() if idle else batch.raw.new_zeros(())
@@ -117,6 +121,53 @@ class Objective(nn.Module):
 
     def _named_terms(self) -> Iterator[tuple[str, Term]]:
         yield from cast("Iterable[tuple[str, Term]]", self.terms.items())
+
+
+def without_margin(student: Outputs, teacher: Outputs, batch: Batch, margin: Triple) -> tuple[Outputs, Outputs, Batch]:
+    """Return what is left of outputs and crops without their border.
+
+    Args:
+        student: outputs for the batch.
+        teacher: likewise, or nothing.
+        batch: crops.
+        margin: voxels (z, y, x) to leave out at both ends of each axis.
+
+    Raises:
+        ConfigError: if a feature map is too coarse to be cut so.
+    """
+    grid = batch.raw.shape[-3:]
+
+    def cut(array: Tensor) -> Tensor:
+        found = [slice(None)] * (array.ndim - 3)
+        for voxels, size, border in zip(array.shape[-3:], grid, margin, strict=True):
+            if border * voxels % size:
+                raise ConfigError(
+                    f"train.margin {margin} cannot be cut from features of a stride of {size // voxels} voxels: use a "
+                    "multiple"
+                )
+            found.append(slice(border * voxels // size, voxels - border * voxels // size))
+        return array[tuple(found)]
+
+    def outputs(whole: Outputs) -> Outputs:
+        return Outputs(
+            {name: cut(logits) for name, logits in whole.logits.items()},
+            tuple(map(cut, whole.features)),
+            tuple(map(cut, whole.skips)),
+            None if whole.known is None else cut(whole.known),
+        )
+
+    return (
+        outputs(student),
+        outputs(teacher),
+        batch._replace(
+            raw=cut(batch.raw),
+            labels=cut(batch.labels),
+            mask=cut(batch.mask),
+            instances=None if batch.instances is None else cut(batch.instances),
+            taught=None if batch.taught is None else Taught(*map(cut, batch.taught)),
+            descriptors=None if batch.descriptors is None else cut(batch.descriptors),
+        ),
+    )
 
 
 def part_name(term: str, part: str) -> str:

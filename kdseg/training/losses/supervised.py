@@ -5,14 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 
-from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions
+from kdseg.config.terms import (
+    AffinityOptions,
+    DeepSupervisionOptions,
+    DiceOptions,
+    EmbeddingOptions,
+    LsdOptions,
+)
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
-from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
+from kdseg.training.losses.base import EPSILON, Context, Term, balance, crop_sum, weighted_mean
+from kdseg.training.losses.taps import tapped, width
 from kdseg.training.targets import affinities, boundary_axes, boundary_voxels
 
 
@@ -21,15 +28,66 @@ class AffinityTerm(Term):
 
     def __init__(self, options: AffinityOptions, context: Context) -> None:
         super().__init__()
-        self.offsets = context.offsets
+        self.offsets, self.width = context.offsets, options.boundary_width
         self.boundary = boundary_axes(options.boundary, context.voxel_size)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
-        logits = student.logits["affinities"].float()
-        target, known = true_pairs(batch, self.offsets, self.boundary)
-        loss = binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-        return weighted_mean(loss, balance(target, known), batch.labelled)
+        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        return _cross_entropy(student.logits["affinities"].float(), target, known, batch)
+
+
+class DiceTerm(Term):
+    """Soft Dice loss of affinities (Milletari et al. 2016, "V-Net", Section 3).
+
+    ``1 - 2 sum(p t) / (sum(p^2) + sum(t^2))`` over the known pairs of a channel and crop, the mean of that of pairs
+    within neurons and that of pairs between neurons, where there are any: of the former there are so many that they
+    alone would say little.
+    """
+
+    def __init__(self, options: DiceOptions, context: Context) -> None:
+        super().__init__()
+        self.offsets, self.width = context.offsets, options.boundary_width
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
+
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        predicted = torch.sigmoid(student.logits["affinities"].float())
+        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        space, found, there = (-3, -2, -1), [], []
+        for p, t in ((predicted, target & known), (1 - predicted, ~target & known)):
+            share = (p * t).sum(space) * 2 / ((p.square() * known).sum(space) + t.sum(space)).clamp_min(EPSILON)
+            any_of_it = t.any(-1).any(-1).any(-1)
+            found.append((1 - share) * any_of_it)
+            there.append(any_of_it)
+        losses, counted = torch.stack(found, -1).flatten(1), torch.stack(there, -1).flatten(1)
+        return crop_sum(losses.sum(1) / counted.sum(1).clamp_min(1), counted.any(1), batch.labelled)
+
+
+class DeepSupervisionTerm(Term):
+    """Affinities that coarser decoder levels predict, against ground truth (Lee et al. 2015, "Deeply-supervised nets").
+
+    Each level has a linear map of its features to affinities, which are interpolated to the crop's voxels; the loss is
+    that of the term `affinity`, the mean over the levels.
+    """
+
+    def __init__(self, options: DeepSupervisionOptions, context: Context) -> None:
+        super().__init__()
+        self.offsets, self.width = context.offsets, options.boundary_width
+        self.boundary = boundary_axes(options.boundary, context.voxel_size)
+        self.levels = options.levels
+        channels = [width(context, "student", level, "deep_supervision") for level in options.levels]
+        self.maps = nn.ModuleList(nn.Conv3d(found, len(context.offsets), 1) for found in channels)
+
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        """Return the term; see `Term`."""
+        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        losses = []
+        for level, linear in zip(self.levels, self.maps, strict=True):
+            logits = linear(tapped(student, level))
+            logits = interpolate(logits, size=target.shape[2:], mode="trilinear", align_corners=False)
+            losses.append(_cross_entropy(logits, target, known, batch))
+        return torch.stack(losses).mean()
 
 
 class LsdTerm(Term):
@@ -56,14 +114,14 @@ class EmbeddingTerm(Term):
 
     def __init__(self, options: EmbeddingOptions, context: Context) -> None:
         super().__init__()
-        self.offsets = context.offsets
+        self.offsets, self.width = context.offsets, options.boundary_width
         self.boundary = boundary_axes(options.boundary, context.voxel_size)
         self.published = options.reduction == "published"
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         cosine = embedding_affinities(student.logits["embedding"].float(), self.offsets)
-        target, known = true_pairs(batch, self.offsets, self.boundary)
+        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
         error, weights = (cosine - target.float()) ** 2, balance(target, known)
         if self.published:
             return (error * weights).sum() / batch.labels.numel()
@@ -130,13 +188,19 @@ def _ends(values: Tensor, offsets: Offsets) -> list[tuple[tuple[slice, ...], tup
     return [((slice(None), *here), (slice(None), *there)) for here, there in found]
 
 
-def true_pairs(batch: Batch, offsets: Offsets, boundary: str | None) -> tuple[Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, target: Tensor, known: Tensor, batch: Batch) -> Tensor:
+    loss = binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
+    return weighted_mean(loss, balance(target, known), batch.labelled)
+
+
+def true_pairs(batch: Batch, offsets: Offsets, boundary: str | None, width: int = 1) -> tuple[Tensor, Tensor]:
     """Return the affinities of the ground truth, and which are known; see `targets.affinities`.
 
     Args:
         batch: crops.
         offsets: one (z, y, x) step in voxels per channel.
         boundary: of `boundary_axes`.
+        width: voxels of it on either side of a contact.
     """
-    edge = None if boundary is None else boundary_voxels(batch.labels, boundary)
+    edge = None if boundary is None else boundary_voxels(batch.labels, boundary, width)
     return affinities(batch.labels, offsets, mask=batch.mask, boundary=edge)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic, triple
 from kdseg.networks.models import Batch, Taught
 from kdseg.training.augment import (
     Crop,
@@ -26,6 +26,7 @@ from kdseg.training.augment import (
     channel_plan,
     draw_symmetry,
     symmetries,
+    turn_margin,
 )
 from kdseg.training.sampling.source import Addresses, Guide, Source, check_guide
 from kdseg.training.sampling.taught import deformed_outputs, stored_outputs
@@ -84,6 +85,10 @@ class Crops(Dataset[Batch]):
                 raise ShapeError(f"{source.name!r} has {source.raw.roi.shape} voxels, less than a crop {options.crop}")
         self.lsd_sigma = lsd_sigma
         self.margin = (0, 0, 0) if lsd_sigma is None else _margin(lsd_sigma, self.voxel_size, options.augment.rotate)
+        if options.augment.turn:
+            seen = triple(n + 2 * m for n, m in zip(options.crop, self.margin, strict=True))
+            corners = turn_margin(seen, options.augment.rotate)
+            self.margin = triple(m + more for m, more in zip(self.margin, corners, strict=True))
         if self.stored:  # refused now rather than at the first crop that is turned so
             for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
                 channel_plan(offsets, symmetry)
@@ -104,9 +109,16 @@ class Crops(Dataset[Batch]):
         raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in inner)
         # those of an unlabelled crop are a teacher's, all of which count
         known = torch.where(mask, labels, 0) if supervised else labels
-        instances = connected_pieces(known[0])[None] if self.pieces else None
+        instances = self._pieces(known[0])[None] if self.pieces else None
         taught = self._taught(source, roi, symmetry, crop.places) if self.stored else None
         return Batch(raw[None], labels, mask, instances, taught, descriptors)
+
+    def _pieces(self, labels: Tensor) -> Tensor:
+        """Return the connected pieces of a crop, of what terms see of it."""
+        found = torch.zeros_like(labels)
+        z, y, x = (slice(m, n - m) for m, n in zip(self.options.margin, labels.shape, strict=True))
+        found[z, y, x] = connected_pieces(labels[z, y, x].contiguous())
+        return found
 
     def _taught(self, source: Source, roi: Roi, symmetry: Symmetry, places: NDArray[np.int64] | None) -> Taught:
         """Return what stored teachers say about a crop that was turned and deformed, a batch of one."""

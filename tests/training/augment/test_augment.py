@@ -23,7 +23,7 @@ from kdseg.training.augment import (
     symmetries,
     transform_affinities,
 )
-from kdseg.training.augment.elastic import SIGMA, deform
+from kdseg.training.augment.elastic import SIGMA, deform, turn, turn_margin
 from kdseg.training.augment.intensity import add_noise, blank_sections, blur, change_intensity
 from kdseg.training.targets import affinities
 
@@ -169,6 +169,54 @@ def test_voxels_from_outside_do_not_count() -> None:
     deformed = deform(original, np.random.default_rng(0), in_plane=False)
     assert deformed.mask[4:-4, 4:-4, 4:-4].all()
     assert not deformed.mask.all()
+
+
+def places(shape: tuple[int, int, int]) -> Crop:
+    """A crop whose labels say where they are."""
+    labels = 1 + np.arange(np.prod(shape)).reshape(shape)
+    return Crop((labels / labels.size).astype(np.float32), labels, np.ones(shape, bool))
+
+
+@pytest.mark.parametrize(("rotate", "planes"), [("yx", [(1, 2)]), ("zyx", [(0, 1), (0, 2), (1, 2)])])
+def test_a_turn_keeps_distances_and_the_margin_fills_the_corners(rotate: str, planes: list) -> None:
+    inner = (10, 12, 12) if rotate == "yx" else (12, 12, 12)
+    margin = turn_margin(inner, rotate)
+    assert margin[0] == (0 if rotate == "yx" else 3)
+    shape = tuple(n + 2 * m for n, m in zip(inner, margin, strict=True))
+    core = tuple(slice(m, m + n) for m, n in zip(margin, inner, strict=True))
+    seen, corners = set(), 0
+    for seed in range(40):
+        turned = turn(places(shape), np.random.default_rng(seed), rotate)
+        assert turned.mask[core].all()
+        corners += not turned.mask.all()
+        source = np.stack(np.unravel_index(turned.labels[core] - 1, shape), -1).reshape(-1, 3)
+        here = np.indices(shape)[(slice(None), *core)].reshape(3, -1).T
+        assert np.array_equal(turned.places[core].reshape(-1), turned.labels[core].reshape(-1) - 1)
+        step = here - here[0]
+        moved = source - source[0]
+        # each end is rounded to a voxel along two axes
+        assert np.abs(np.linalg.norm(step, axis=1) - np.linalg.norm(moved, axis=1)).max() <= 2 * np.sqrt(0.5)
+        changed = tuple(np.flatnonzero((step != moved).any(0)))
+        seen.add(changed)
+    assert seen == set(planes) | ({()} & seen)
+    assert corners > 30  # without a margin there would be nothing to see there
+
+
+def test_image_and_labels_turn_alike() -> None:
+    ramp = np.broadcast_to(np.arange(24), (8, 24, 24))
+    original = Crop((ramp / 24).astype(np.float32), ramp + 1, np.ones(ramp.shape, bool))
+    for seed in range(5):
+        turned = turn(original, np.random.default_rng(seed), "yx")
+        assert np.abs(turned.raw * 24 - (turned.labels - 1))[turned.mask].max() <= 0.5 + 1e-3
+
+
+def test_what_was_outside_of_a_turned_crop_stays_outside() -> None:
+    rng = np.random.default_rng(3)
+    turned = turn(places((8, 16, 16)), rng, "yx")
+    deformed = deform(turned, rng, in_plane=True)
+    assert (~turned.mask).any()
+    assert np.array_equal(deformed.places >= 0, deformed.mask)
+    assert np.array_equal(deformed.places[deformed.mask], deformed.labels[deformed.mask] - 1)
 
 
 def test_misaligned_sections_take_their_labels_along() -> None:

@@ -9,8 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdseg.config.terms import AffinityOptions, EmbeddingOptions, LsdOptions, SoftAffinityOptions
-from kdseg.networks.models import Batch, Outputs, Widths
+from kdseg.config.terms import (
+    AffinityOptions,
+    DeepSupervisionOptions,
+    DiceOptions,
+    EmbeddingOptions,
+    LsdOptions,
+    SoftAffinityOptions,
+)
+from kdseg.errors import ConfigError
+from kdseg.networks.models import Batch, Outputs, Taught, Widths
 from kdseg.training.losses import Context, Objective, Term, build_terms, term_weight
 from kdseg.training.losses.base import balance
 from kdseg.training.losses.supervised import embedding_affinities
@@ -20,7 +28,13 @@ OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 WIDTHS = Widths({"affinities": len(OFFSETS)}, (), ())
 CONTEXT = Context(OFFSETS, (10.0, 10.0, 10.0), WIDTHS, WIDTHS)
 SHAPE = (6, 7, 8)
-OPTIONS = [AffinityOptions(), LsdOptions(), EmbeddingOptions(), SoftAffinityOptions(temperature=2.0)]
+OPTIONS = [
+    AffinityOptions(),
+    LsdOptions(),
+    EmbeddingOptions(),
+    DiceOptions(),
+    SoftAffinityOptions(temperature=2.0),
+]
 
 
 def make_batch(seed: int = 0, n: int = 2) -> Batch:
@@ -71,7 +85,7 @@ def test_bfloat16_outputs_are_compared_in_float32(options: Any) -> None:
     assert torch.equal(rough, outside)
 
 
-@pytest.mark.parametrize("options", OPTIONS[:3], ids=lambda o: o.name)
+@pytest.mark.parametrize("options", OPTIONS[:4], ids=lambda o: o.name)
 def test_crops_without_labels_do_not_dilute_the_others(options: Any) -> None:
     batch, student = make_batch(), outputs(1)
     labels, mask = batch.labels.clone(), batch.mask.clone()
@@ -113,13 +127,13 @@ def test_ids_and_the_order_of_crops_do_not_matter(options: Any) -> None:
     assert other.item() == pytest.approx(value.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("boundary", ["none", "yx", "zyx", "auto"])
-def test_affinity_term_is_that_of_the_loop(boundary: str) -> None:
+@pytest.mark.parametrize(("boundary", "width"), [("none", 1), ("yx", 1), ("zyx", 1), ("auto", 1), ("auto", 2)])
+def test_affinity_term_is_that_of_the_loop(boundary: str, width: int) -> None:
     batch, student = make_batch(), outputs(1)
     edge = {"none": None, "auto": "zyx"}.get(boundary, boundary)
     logits, losses = student.logits["affinities"].detach().double().numpy(), []
     for b in range(2):
-        membrane = None if edge is None else boundary_voxels(batch.labels[b], edge)
+        membrane = None if edge is None else boundary_voxels(batch.labels[b], edge, width)
         target, known = affinities(batch.labels[b], OFFSETS, mask=batch.mask[b], boundary=membrane)
         for c in range(len(OFFSETS)):
             t, k = target[c].numpy(), known[c].numpy()
@@ -128,8 +142,66 @@ def test_affinity_term_is_that_of_the_loop(boundary: str) -> None:
             w = np.where(t, positive, negative)[k]
             p = 1 / (1 + np.exp(-logits[b, c][k]))
             losses.append(np.sum(w * -np.where(t[k], np.log(p), np.log(1 - p))) / w.sum())
-    value = term(AffinityOptions(boundary=boundary))(student, None, batch)
+    value = term(AffinityOptions(boundary=boundary, boundary_width=width))(student, None, batch)
     assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_dice_is_that_of_the_loop(width: int) -> None:
+    batch, student = make_batch(), outputs(1)
+    batch.labels[1][batch.labels[1] > 0] = 3  # one neuron: nothing parts its pairs
+    p = torch.sigmoid(student.logits["affinities"].detach().double()).numpy()
+    crops = []
+    for b in range(2):
+        edge = boundary_voxels(batch.labels[b], "zyx", width)
+        target, known = affinities(batch.labels[b], OFFSETS, mask=batch.mask[b], boundary=edge)
+        losses = []
+        for c in range(len(OFFSETS)):
+            q, t = p[b, c][known[c].numpy()], target[c][known[c]].numpy()
+            for found, there in ((q, t), (1 - q, ~t)):
+                if there.any():
+                    losses.append(1 - 2 * (found * there).sum() / ((found**2).sum() + there.sum()))
+        crops.append(np.mean(losses))
+    assert term(DiceOptions(boundary_width=width))(student, None, batch).item() == pytest.approx(np.mean(crops))
+
+
+def test_a_perfect_prediction_has_no_dice_loss() -> None:
+    batch = make_batch()
+    edge = boundary_voxels(batch.labels, "zyx")
+    target, known = affinities(batch.labels, OFFSETS, mask=batch.mask, boundary=edge)
+    right = torch.where(target | ~known, 40.0, -40.0)  # what is not known may be anything
+    assert term(DiceOptions())(Outputs({"affinities": right}, ()), None, batch) < 1e-6
+
+
+def levels(seed: int) -> Outputs:
+    """Features of 5 and 3 channels, the coarser of half the resolution."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, 5, *SHAPE), (2, 3, *(n // 2 for n in SHAPE)))
+    return Outputs({}, tuple(torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes))
+
+
+def test_deep_supervision_is_the_affinity_term_of_each_level() -> None:
+    batch, student = make_batch(), levels(1)
+    context = CONTEXT._replace(student=WIDTHS._replace(features=(5, 3)))
+    made = build_terms([DeepSupervisionOptions(levels=(0, -1), boundary_width=2)], context)["deep_supervision"]
+    value = made(student, None, batch)
+    value.backward()
+    assert all(p.grad is not None and p.grad.any() for p in [*made.parameters(), *student.features])
+    expected = []
+    for linear, features in zip(made.maps, student.features, strict=True):
+        logits = (
+            torch.einsum("oc,nczyx->nozyx", linear.weight[:, :, 0, 0, 0], features) + linear.bias[:, None, None, None]
+        )
+        whole = torch.nn.functional.interpolate(logits, size=SHAPE, mode="trilinear", align_corners=False)
+        expected.append(term(AffinityOptions(boundary_width=2))(Outputs({"affinities": whole}, ()), None, batch).item())
+    assert expected[0] != expected[1]
+    assert value.item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+def test_deep_supervision_of_a_level_that_is_not_there_is_refused() -> None:
+    context = CONTEXT._replace(student=WIDTHS._replace(features=(5, 3)))
+    with pytest.raises(ConfigError, match=r"decoder level 2 of the student, which has levels 0 to 1"):
+        build_terms([DeepSupervisionOptions(levels=(2,))], context)
 
 
 def test_coarse_z_widens_boundaries_in_the_plane_only() -> None:
@@ -259,3 +331,50 @@ def test_objective_trains_the_parameters_of_terms_too() -> None:
     objective = Objective(Constant(), torch.nn.ModuleDict({"scaled": Scaled()}), torch.float32)
     objective(make_batch(), None)["scaled"].backward()
     assert [name for name, p in objective.named_parameters() if p.grad is not None] == ["terms.scaled.factor"]
+
+
+class Pooling(torch.nn.Module):
+    """A network whose outputs show where they come from."""
+
+    def forward(self, raw: Tensor) -> Outputs:
+        coarse = torch.nn.functional.avg_pool3d(raw, 2)
+        return Outputs({"affinities": raw.repeat(1, len(OFFSETS), 1, 1, 1)}, (raw, coarse), (raw,), raw > 0)
+
+
+class Seen(Term):
+    """Keeps what it is given."""
+
+    def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        self.found = (student, teacher, batch)
+        return student.logits["affinities"].sum()
+
+
+def test_no_term_sees_the_margin() -> None:
+    raw = torch.rand(2, 1, 8, 8, 12)
+    labels = torch.randint(1, 4, (2, 8, 8, 12))
+    taught = Taught(torch.zeros(2, 1, 4, 8, 8, 12, dtype=torch.uint8), labels[:, None] > 1, torch.rand(2, 0, 8, 8, 12))
+    descriptors = torch.rand(2, 10, 8, 8, 12)
+    batch = Batch(raw, labels, labels > 1, labels, taught, descriptors, labelled=2.0)
+    seen = Seen()
+    objective = Objective(Pooling(), torch.nn.ModuleDict({"seen": seen}), torch.float32, (2, 0, 4))
+    objective(batch, Pooling()(raw + 1))
+    student, teacher, found = seen.found
+    inner = (..., slice(2, 6), slice(None), slice(4, 8))
+    for outputs, image in ((student, raw), (teacher, raw + 1)):
+        assert torch.equal(outputs.logits["affinities"], image[inner].repeat(1, 4, 1, 1, 1))
+        assert torch.equal(outputs.features[0], image[inner])
+        # a coarse level covers the same voxels
+        assert torch.equal(outputs.features[1], torch.nn.functional.avg_pool3d(image[inner], 2))
+        assert torch.equal(outputs.skips[0], image[inner])
+        assert torch.equal(outputs.known, image[inner] > 0)
+    for name in ("raw", "labels", "mask", "instances", "descriptors"):
+        assert torch.equal(getattr(found, name), getattr(batch, name)[inner])
+    assert all(torch.equal(one, whole[inner]) for one, whole in zip(found.taught, taught, strict=True))
+    assert found.labelled == 2.0
+
+
+def test_a_margin_that_cuts_through_a_coarse_voxel_is_refused() -> None:
+    objective = Objective(Pooling(), torch.nn.ModuleDict({"seen": Seen()}), torch.float32, (1, 0, 0))
+    labels = torch.ones(1, 8, 8, 8, dtype=torch.int64)
+    with pytest.raises(ConfigError, match=r"train\.margin \(1, 0, 0\) cannot be cut from features of a stride of 2"):
+        objective(Batch(torch.rand(1, 1, 8, 8, 8), labels, labels > 0), None)

@@ -19,7 +19,7 @@ from kdseg.networks.models import Batch
 from kdseg.training.augment import Crop
 from kdseg.training.sampling import Crops, Source, loader, source
 from kdseg.training.sampling import crops as sampling_crops
-from kdseg.training.sampling.crops import _place
+from kdseg.training.sampling.crops import _place, connected_pieces
 from kdseg.training.targets import local_shape_descriptors
 
 SHAPE = (16, 20, 24)
@@ -230,6 +230,37 @@ def test_descriptors_turn_with_their_crop(tmp_path: Path) -> None:
         expected, _ = local_shape_descriptors(batch.labels[0], (10.0, 10.0, 10.0), 20.0)
         assert batch.descriptors is not None
         torch.testing.assert_close(batch.descriptors[0], expected, atol=2e-5, rtol=0)
+
+
+def test_a_turned_crop_has_corners(tmp_path: Path) -> None:
+    """All of it shows the volume, where that is large enough."""
+    raw, labels = cells((40, 40, 40), 9, seed=2)
+    at = write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels)
+    for rotate, sigma in (("yx", None), ("zyx", None), ("yx", 5.0)):
+        augmentation = NEVER.model_copy(update={"rotate": rotate, "turn": 1.0})
+        crops = Crops(options(crop=(8, 8, 8), augment=augmentation), {"a": at}, lsd_sigma=sigma)
+        inside = 0
+        for index in range(20):
+            batch = crops[index]
+            assert batch.labels.shape == (1, 8, 8, 8)
+            roi = crops.draw(np.random.default_rng([0, index]), supervised=True)[1].grow(crops.margin)
+            if Roi((0, 0, 0), (40, 40, 40)).contains(roi):
+                inside += 1
+                assert batch.mask.all()
+        assert inside > 3
+
+
+def test_pieces_are_of_what_terms_see(pair: tuple[Path, Path]) -> None:
+    """They are numbered from 1 without a gap, and none hangs together through the margin alone."""
+    terms = ({"name": "affinity"}, {"name": "graph_relation", "taps": ("affinities",)})
+    chosen = options(crop=(8, 16, 16), margin=(0, 4, 4), teacher="t", terms=terms)
+    crops = Crops(chosen, {"a": pair})
+    for index in range(6):
+        batch = crops[index]
+        assert batch.instances is not None
+        known = torch.where(batch.mask, batch.labels, 0)[0, :, 4:-4, 4:-4]
+        assert torch.equal(batch.instances[0, :, 4:-4, 4:-4], connected_pieces(known.contiguous()))
+        assert batch.instances[0].count_nonzero() == known.count_nonzero()
 
 
 def test_instances_are_of_ground_truth_that_counts(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
