@@ -226,6 +226,27 @@ def test_the_average_follows_the_weights(volumes: Any) -> None:
             assert torch.equal(mean, b)
 
 
+def test_labels_in_the_margin_teach_nothing(volumes: Any) -> None:
+    terms = [
+        {"name": "affinity", "boundary": "none"}, {"name": "lsd"}, {"name": "dice", "boundary": "none"},
+        {"name": "deep_supervision", "boundary": "none"},
+    ]  # fmt: skip
+    made = options(
+        {"kind": "unet", "widths": [4, 6], "downsample": [[1, 2, 2]], "kernels": [[1, 3, 3]] * 2},
+        heads={"lsd": True}, terms=terms, margin=[1, 2, 2], augment={**NEVER, "rotate": "yx", "turn": 1.0},
+    )  # fmt: skip
+    rows, batch = [], next(iter(loader(prepared(made, volumes).crops, 0)))
+    for inside in (False, True):
+        inner = torch.zeros_like(batch.mask)
+        inner[:, 1:-1, 2:-2, 2:-2] = True
+        other = torch.where(inner if inside else ~inner, 1 + torch.arange(12), batch.labels)
+        rows += [loop.step(prepared(made, volumes), iter([found])) for found in (batch, batch._replace(labels=other))]
+    names = ("affinity", "dice", "deep_supervision", "lsd")
+    assert all(rows[0][name] > 0 for name in names)
+    assert all(rows[1][name] == rows[0][name] for name in names)
+    assert all(rows[3][name] != rows[0][name] for name in names[:3])
+
+
 def test_no_average_ships_the_weights(volumes: Any) -> None:
     state = prepared(options(ema=0), volumes)
     loop.step(state, iter(loader(state.crops, 0)))

@@ -248,6 +248,8 @@ def test_a_turned_crop_has_corners(tmp_path: Path) -> None:
                 inside += 1
                 assert batch.mask.all()
         assert inside > 3
+    # the corners of all that descriptors see: 12 voxels, of which the turned crop takes 17
+    assert crops.margin == (2, 5, 5)
 
 
 def test_pieces_are_of_what_terms_see(pair: tuple[Path, Path]) -> None:
