@@ -18,7 +18,7 @@ from kdseg.config.segmentation import Watershed
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
 from kdseg.geometry import Offsets, Triple, VoxelSize, is_cubic, is_multiple
-from kdseg.networks.checkpoint import load, load_model
+from kdseg.networks.checkpoint import knows_voxels, load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
 from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import Ranks
@@ -214,8 +214,11 @@ def _teacher(path: Path | NetworkTeacher, offsets: Offsets, voxel_size: VoxelSiz
     loaded = load_model(path, device)
     if loaded.offsets != offsets:
         raise ConfigError(f"the teacher {path} predicts the offsets {loaded.offsets}, the student {offsets}")
-    if any(abs(a - b) > 1e-3 * b for a, b in zip(loaded.voxel_size, voxel_size, strict=True)):
-        raise VoxelSizeError(f"the teacher {path} knows voxels of {loaded.voxel_size} nm, the data have {voxel_size}")
+    if not knows_voxels(loaded.voxel_size, voxel_size):
+        raise VoxelSizeError(
+            f"the teacher {path} knows voxels of {loaded.voxel_size} nm, the data have {voxel_size} nm: take another "
+            "teacher, or convert another resolution level"
+        )
     return fold(loaded.network)
 
 
