@@ -262,6 +262,7 @@ GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
 # Predictions on a cluster of their own use its GPUs and cores, not those of their job.
 PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 CPU_CORES = RUN.workers if CPU_LOCAL else 1
+STORED = RUN.predict.model_copy(update={"fused": False})
 COMPUTED = (
     {"predict": RUN.predict, "device": RUN.device, "gpus": RUN.gpus}
     if RUN.predict.fused

@@ -193,6 +193,15 @@ class PredictTask(NetworkTask):
     roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
     """Predict these voxels only: z0:z1,y0:y1,x0:x1; the others are 0. The same bytes as without it."""
 
+    @model_validator(mode="after")
+    def _stored(self) -> Self:
+        if self.options.fused:
+            raise ValueError(
+                "got options.fused, but a prediction is stored: leave it out, or make fragments of `raw` and `model` "
+                "with `kdseg fragments`"
+            )
+        return self
+
 
 class FragmentsTask(BlockTask):
     """Affinities, stored or computed by a network → supervoxels."""
@@ -225,6 +234,8 @@ class FragmentsTask(BlockTask):
             ValueError: if neither is given, or both.
         """
         if self.affinities is not None and self.raw is None and self.model is None:
+            if self.predict != PredictOptions():
+                raise ValueError("got options of `predict`, but affinities that are stored: leave them out")
             return self.affinities
         if self.affinities is not None or self.raw is None or self.model is None:
             raise ValueError("expected either affinities, or raw and model")
