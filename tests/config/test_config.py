@@ -310,6 +310,14 @@ def distilled(**changes: Any) -> dict[str, Any]:
         ({"terms": [{"name": "affinity"}, {"name": "graph_flow", "fit": 12}]}, "would never act"),
         ({"terms": [{"name": "affinity"}, {"name": "soft_affinity", "start": 12}]}, "would never act"),
         (
+            {"terms": [{"name": "affinity"}, {"name": "cirkd", "batch": 0, "memory_start": 12}]},
+            "'cirkd' would never act: it begins after 12 of 12 steps; lower its .*`memory_start`",
+        ),
+        (
+            {"terms": [{"name": "affinity"}, {"name": "graph_relation", "taps": [0], "edge": 0, "affinity": 0}]},
+            "'graph_relation' would never act: it begins after 50 of 12",
+        ),
+        (
             {
                 "terms": [
                     {"name": "affinity"},
@@ -324,6 +332,22 @@ def distilled(**changes: Any) -> dict[str, Any]:
 def test_what_terms_cannot_do_is_refused_before_the_teacher_is_trained(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(distilled(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"affinity": 0}, {}])
+def test_grafts_with_the_ground_truth_need_it(changes: dict[str, Any]) -> None:
+    def made(**more: Any) -> dict[str, Any]:
+        terms = [{"name": "soft_affinity"}, {"name": "cad", "tap": 0, **changes, **more}]
+        values = distilled(volumes=["bare"], terms=terms)
+        values["volumes"]["bare"] = {"raw": "bare.zarr"}
+        del values["compare"]
+        return values
+
+    with pytest.raises(ConfigError, match=r"models\.student\.train needs ground truth of the volume 'bare'"):
+        validate(made())
+    assert validate(made(target="teacher")).models["student"].train.labels_used is False
+    if not changes:
+        assert validate(made(graft=0)).models["student"].train.supervised is False
 
 
 def test_trials_without_a_term_on_the_embedding_have_no_such_head() -> None:

@@ -66,8 +66,9 @@ class Crops(Dataset[Batch]):
         self.stored = bool(options.teachers) and options.teaching.outputs == "stored"
         self.pieces = any(term.instances_used for term in options.active_terms)
         guides = guides or {}
-        # where no term needs ground truth, a volume goes without
-        without = () if options.supervised else tuple(name for name in options.volumes if not _labelled(name, volumes))
+        # where no term needs ground truth, a volume goes without, and where none looks at labels, every volume does
+        every, some = not options.labels_used, not options.supervised
+        without = [name for name in options.volumes if every or (some and not _labelled(name, volumes))]
         labelled = [name for name in options.volumes if name not in without]
         self.supervised = [self._open(name, volumes, guides, labelled=True) for name in labelled]
         rest = dict.fromkeys((*without, *options.active_unlabelled))

@@ -159,6 +159,22 @@ def test_volumes_are_drawn_by_size_and_unlabelled_ones_by_their_share(tmp_path: 
     assert seen[20] / seen[10] == pytest.approx(3, rel=0.4)
 
 
+def test_where_no_term_looks_at_labels_all_volumes_are_drawn_by_size(tmp_path: Path) -> None:
+    volumes: dict[str, tuple[Path, Path | None]] = {}
+    for name, depth, value in (("a", 16, 10), ("b", 48, 20)):
+        volumes[name] = (write_volume(tmp_path / f"{name}.zarr", np.full((depth, 16, 16), value, np.uint8)), None)
+    ids = np.ones((16, 16, 16), np.uint32)
+    volumes["a"] = (volumes["a"][0], write_volume(tmp_path / "labels.zarr", ids))
+
+    def share(*terms: dict[str, Any]) -> float:
+        chosen = options(teacher="t", terms=({"name": "soft_affinity"}, *terms), volumes=("a", "b"))
+        crops = Crops(chosen, volumes)
+        return float(np.mean([as_bytes(item(crops, i)[0][0, 0, 0, 0]) == 20 for i in range(300)]))
+
+    assert share() == pytest.approx(0.75, abs=0.08)
+    assert share({"name": "ifvd"}) == 0.5
+
+
 @pytest.mark.parametrize(("fraction", "accumulate"), [(0.25, 1), (0.5, 3), (0.3, 1), (1 / 3, 2), (0.0, 1), (1.0, 1)])
 def test_each_step_has_as_many_labelled_crops(pair: tuple[Path, Path], fraction: float, accumulate: int) -> None:
     chosen = distilling(unlabelled=("b",), unlabelled_fraction=fraction, batch=2, accumulate=accumulate)
