@@ -37,7 +37,7 @@ from kdseg.config import (
 from kdseg.config.base import Count, Positive, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.data import RoiOptions
-from kdseg.config.teachers import NetworkTeacher
+from kdseg.config.teachers import NetworkTeacher, SegmentationTeacher
 
 Kind = Literal["raw", "labels", "baseline", "mask"]
 """Datasets of a volume; a baseline is somebody else's segmentation, stored like labels."""
@@ -132,10 +132,10 @@ class LearnTask(Task):
     """Manifests of the volumes, by name."""
     teachers: dict[str, Path] = Field(default_factory=dict)
     """Manifests of networks to distil from, by name, where they predict online."""
-    foreign: dict[str, NetworkTeacher] = Field(default_factory=dict)
-    """Networks of others to distil from, by name."""
-    stored: dict[str, dict[str, dict[Product, Path]]] = Field(default_factory=dict)
-    """Manifests of what teachers predicted, where that is stored: by teacher, volume and product."""
+    foreign: dict[str, NetworkTeacher | SegmentationTeacher] = Field(default_factory=dict)
+    """Networks of others, or a segmentation, to distil from, by name."""
+    stored: dict[str, dict[str, dict[Product | Literal["segmentation"], Path]]] = Field(default_factory=dict)
+    """Manifests of what teachers made, where that is stored: by teacher, volume and product."""
     instances: dict[str, Path] = Field(default_factory=dict)
     """Manifests of segmentations by the first teacher, of volumes without ground truth, by volume."""
     device: Device = "auto"

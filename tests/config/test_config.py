@@ -12,7 +12,7 @@ from workflow import ROOT
 
 from kdseg.config import PredictOptions, load, schema, validate
 from kdseg.config.tasks import PredictTask
-from kdseg.config.teachers import AffinitiesTeacher, FileTeacher, ModuleTeacher
+from kdseg.config.teachers import AffinitiesTeacher, FileTeacher, ModuleTeacher, SegmentationTeacher
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import fits_or_covers
 from kdseg.segmentation.agglomeration.tree import layout
@@ -142,7 +142,22 @@ FOREIGN = {
         lambda lab, train, values: train.update(terms=[*train["terms"], {"name": "cwd", "tap": "embedding"}]),
         r"gives affinities alone, but the terms \['cwd'\]",
     ),
-    "no place": (lambda lab, train, values: lab.pop("affinities"), r"one of `affinities`, `file` and `module`"),
+    "segmentation among others": (
+        lambda lab, train, values: (
+            values["teachers"].update(lab={"segmentation": {"train": "s.zarr"}}),
+            train.update(teacher=["lab", "teacher"]),
+        ),
+        r"'lab' is a segmentation, .* name it alone",
+    ),
+    "segmentation of another volume": (
+        lambda lab, train, values: values["teachers"].update(lab={"segmentation": {"tune": "s.zarr"}}),
+        r"has segmentation of \['tune'\], but not of the volumes \['train'\]",
+    ),
+    "segmentation of a phantom": (
+        lambda lab, train, values: values["teachers"].update(lab={"segmentation": {"train": "s.zarr"}}),
+        r"a segmentation of the volumes \['train'\], which are phantoms",
+    ),
+    "no place": (lambda lab, train, values: lab.pop("affinities"), r"one of `affinities`, `segmentation`, `file` and"),
     "stored network": (
         lambda lab, train, values: values["teachers"].update(lab={"file": "net.ts"}),
         r"is a network that is not stored: set `teaching\.outputs: online`",
@@ -163,7 +178,7 @@ FOREIGN = {
     ),
     "neurons": (
         lambda lab, train, values: train["teaching"].update(instances="segmentation"),
-        r"needs a first teacher that is a model of this configuration, got 'lab'",
+        r"a model of this configuration, or a segmentation, got 'lab'",
     ),
 }  # fmt: skip
 
@@ -191,9 +206,23 @@ def test_teachers_from_elsewhere_are_named_beside_models(values, mistake):
 def test_the_documented_teachers_are_valid(values):
     text = (ROOT / "docs" / "distillation.md").read_text()
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(teachers:.*?)```", text, re.DOTALL)]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     kinds = {type(validate({**values, **block}).teachers["lab"]) for block in blocks}
-    assert kinds == {AffinitiesTeacher, FileTeacher, ModuleTeacher}
+    assert kinds == {AffinitiesTeacher, FileTeacher, ModuleTeacher, SegmentationTeacher}
+
+
+def test_a_segmentation_gives_the_neurons_that_terms_ask_for(values):
+    del values["compare"]
+    values["volumes"]["bare"] = {"raw": "a.tif"}
+    values["teachers"] = {"lab": {"segmentation": {"bare": "s.zarr"}}}
+    terms = [{"name": "soft_affinity"}, {"name": "graph_relation", "taps": ["affinities"]}]
+    change = {"volumes": ["bare"], "unlabelled": [], "validate_on": "bare", "teacher": "lab", "terms": terms}
+    train = values["models"]["student"]["train"] = values["models"]["student"]["train"] | change
+    train["teaching"] = {"outputs": "stored", "instances": "segmentation"}
+    assert validate(values).taught_volumes("student") == ("bare",)
+    train["teaching"] = {"outputs": "stored"}
+    with pytest.raises(ConfigError, match="look at neurons, but no volume has labels"):
+        validate(values)
 
 
 def test_labels_are_needed_where_a_term_or_nobody_else_judges(values):

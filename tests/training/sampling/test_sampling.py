@@ -17,7 +17,7 @@ from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, Shape
 from kdseg.geometry import Roi
 from kdseg.networks.models import Batch
 from kdseg.training.augment import Crop
-from kdseg.training.sampling import Crops, Source, loader, source
+from kdseg.training.sampling import Crops, Source, arrays, loader
 from kdseg.training.sampling import crops as sampling_crops
 from kdseg.training.sampling.crops import _place
 from kdseg.training.targets import local_shape_descriptors
@@ -94,7 +94,7 @@ def test_processes_share_what_is_kept_and_are_no_forks_of_a_process_with_threads
     assert made.multiprocessing_context.get_start_method() == "forkserver"
     source = crops.supervised[0]
     assert source.labels is not None
-    assert all(array._kept is not None and array._kept.is_shared() for array in (source.raw, source.labels))
+    assert all(array._kept is not None and array._kept.is_shared() for array in (source.raw, source.labels.array))
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -270,7 +270,7 @@ def test_instances_are_of_ground_truth_that_counts(pair: tuple[Path, Path], monk
 
 def test_large_volumes_are_read_crop_by_crop(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Crops(options(), {"a": pair})
-    monkeypatch.setattr(source, "IN_MEMORY", 100)
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
     read = Crops(options(), {"a": pair})
     assert read.supervised[0].raw._kept is None
     for i in range(3):
