@@ -20,7 +20,7 @@ from kdseg.config.data import VolumeOptions
 from kdseg.config.networks import ModelOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.config.tasks import ConvertTask
-from kdseg.config.terms import TERM_OPTIONS
+from kdseg.config.terms import term_options
 from kdseg.networks.models.device import deterministic, joined
 from kdseg.results.manifests import read
 from kdseg.training import loop, train
@@ -42,7 +42,7 @@ def main() -> None:
     """Print a row per term."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "terms", nargs="*", default=[n for n in TERM_OPTIONS if n not in ("affinity", "lsd", "embedding")]
+        "terms", nargs="*", default=[n for n in term_options() if n not in ("affinity", "lsd", "embedding")]
     )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batches", type=int, default=8)
@@ -83,7 +83,7 @@ def model(widths: list[int], residual: bool, crop: int, terms: list[dict[str, An
 
 def begun(term: str) -> dict[str, Any]:
     """Return the options that let a term act at once."""
-    return {"fit": 5} if "fit" in TERM_OPTIONS[term].model_fields else {}
+    return {"fit": 5} if "fit" in term_options()[term].model_fields else {}
 
 
 def measured(run: Run, steps: int, batches: int) -> Iterator[tuple[str, float, float]]:

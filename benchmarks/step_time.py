@@ -24,7 +24,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from kdseg.config.networks import HeadOptions, TrainOptions, UNetOptions
-from kdseg.config.terms import TERM_OPTIONS
+from kdseg.config.terms import term_options
 from kdseg.networks.models import (
     Batch,
     Taught,
@@ -70,7 +70,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Return the student alone, each method, and the teacher's own training."""
     supervised, embedding = {"name": "affinity"}, {"name": "embedding"}
-    distilling = [name for name in TERM_OPTIONS if name not in ("affinity", "lsd", "embedding", "graph_relation")]
+    distilling = [name for name in term_options() if name not in ("affinity", "lsd", "embedding", "graph_relation")]
     return [
         Case("student alone", [supervised], "alone"),
         *(Case(name, [supervised, {"name": name}], "online") for name in distilling),

@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 
 from kdseg.config import questions, tasks, validate
 from kdseg.config.compare import choice, rate_trials, trial_name
+from kdseg.config.teachers import AffinitiesTeacher
 from kdseg.errors import ConfigError, MissingError
 from kdseg.results.manifests import read
 
@@ -70,7 +71,7 @@ def training_inputs(wildcards):
                 volume: {
                     product: results(f"{teacher}/{volume}/{product}.json")
                     for product in (
-                        ["affinities"]
+                        [RUN.teachers[teacher].product]
                         if teacher in RUN.teachers
                         else train.stored_products
                     )
@@ -94,11 +95,20 @@ def training_inputs(wildcards):
 
 
 def foreign_teachers(wildcards):
-    """Return the networks of others that teach a model, by name; what they stored is among the inputs."""
-    train = RUN.all_models[wildcards.model].train
-    if train.teaching.outputs == "stored":
-        return {}
-    return {name: RUN.teachers[name] for name in train.teachers if name in RUN.teachers}
+    """Return the teachers of a model that are no models, by name; of affinities all that counts is among the inputs."""
+    return {
+        name: RUN.teachers[name]
+        for name in RUN.all_models[wildcards.model].train.teachers
+        if name in RUN.teachers
+        and not isinstance(RUN.teachers[name], AffinitiesTeacher)
+    }
+
+
+def taught_segmentation(wildcards):
+    """Return the options of a volume whose labels are the segmentation that teaches."""
+    teacher, volume = RUN.teachers[wildcards.teacher], RUN.volumes[wildcards.volume]
+    own = {"labels": teacher.segmentation[wildcards.volume], "background": teacher.background}
+    return volume.model_copy(update=own)
 
 
 def foreign_files(wildcards):
@@ -262,6 +272,7 @@ GPUS = RUN.gpus if RUN.device.startswith("cuda") else 0
 # Predictions on a cluster of their own use its GPUs and cores, not those of their job.
 PREDICT_GPUS, PREDICT_CORES = (GPUS, RUN.workers) if LOCAL else (0, 1)
 CPU_CORES = RUN.workers if CPU_LOCAL else 1
+STORED = RUN.predict.model_copy(update={"fused": False})
 COMPUTED = (
     {"predict": RUN.predict, "device": RUN.device, "gpus": RUN.gpus}
     if RUN.predict.fused

@@ -66,3 +66,23 @@ rule adopt:
         ),
     shell:
         f"python -m kdseg adopt --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+
+
+use rule convert as convert_segmentation with:
+    input:
+        lambda wildcards: taught_segmentation(wildcards).files("labels"),
+    output:
+        manifest=results("{teacher}/{volume}/segmentation.json"),
+    log:
+        results("{teacher}/{volume}/logs/segmentation.log"),
+    benchmark:
+        results("{teacher}/{volume}/benchmarks/segmentation.tsv")
+    params:
+        task=lambda wildcards: as_json(
+            tasks.ConvertTask(
+                **manifests(wildcards, manifest="{teacher}/{volume}/segmentation.json"),
+                kind="labels",
+                options=taught_segmentation(wildcards),
+                storage=RUN.storage,
+            )
+        ),

@@ -29,7 +29,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
-from kdseg.config.teachers import ForeignTeacher, check_foreign
+from kdseg.config.teachers import ForeignTeacher, SegmentationTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import fits_or_covers, is_multiple
@@ -261,6 +261,7 @@ class Config(Section):
                 if teacher in self.teachers:
                     taught = self.taught_volumes(name)
                     check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
+                    self._expect_read(teacher, taught)
             self._expect_instances(name)
             self._refuse_cycle(name)
             self._expect_embeddings(name)
@@ -291,6 +292,14 @@ class Config(Section):
     def _expect(self, name: str, known: dict[str, Any], where: str, what: str) -> None:
         if name not in known:
             raise ValueError(f"{where} names the {what} {name!r}, but there are only {sorted(known)}")
+
+    def _expect_read(self, teacher: str, taught: tuple[str, ...]) -> None:
+        phantoms = [volume for volume in taught if self.volumes[volume].phantom]
+        if phantoms and isinstance(self.teachers[teacher], SegmentationTeacher):
+            raise ValueError(
+                f"the teacher {teacher!r} is a segmentation of the volumes {phantoms}, which are phantoms and bring "
+                "their own: learn from their labels, or give `raw`"
+            )
 
     def _expect_labelled(self, name: str, where: str) -> None:
         self._expect(name, self.volumes, where, "volume")

@@ -37,4 +37,5 @@ def exact(option: float) -> Fraction:
 class Section(BaseModel):
     """A frozen section of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    # built when first used: terms of other packages import this package
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)

@@ -134,7 +134,7 @@ class TrainOptions(Section):
     """Training of one network. Teacher and student go through the same stage."""
 
     volumes: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Names of the volumes to draw crops from: labelled ones, or any if all terms compare with a teacher."""
+    """Names of the volumes to draw crops from: labelled ones, or any if no term compares with ground truth."""
     unlabelled: tuple[str, ...] = ()
     """Names of further volumes whose crops feed only the distillation terms."""
     validate_on: str
@@ -181,7 +181,8 @@ class TrainOptions(Section):
     """`auto`: bfloat16 where the device computes it natively, else float32."""
     augment: AugmentOptions = AugmentOptions()
     unlabelled_fraction: Probability = 0.5
-    """Share of crops drawn from `unlabelled`, and from `volumes` that have no labels where some have."""
+    """Share of crops drawn from `unlabelled`, and from `volumes` that have no labels where some have. Where no term
+    looks at labels, crops come from all of them alike, by their size."""
     validate_every: Count = 250
     validate_shape: Extent = (64, 128, 128)
     """Central crop of the validation volume that is segmented and scored."""
@@ -219,7 +220,7 @@ class TrainOptions(Section):
             if self.steps is not None and self._begin(term) >= self.steps:
                 raise ValueError(
                     f"the term {term.name!r} would never act: it begins after {self._begin(term)} of {self.steps} "
-                    "steps; lower its `start` or `fit`"
+                    "steps; lower its `start`, `fit` or `memory_start`"
                 )
         if not self.active_terms:
             raise ValueError(f"with `distil: false` no term is left of {names}: add e.g. affinity")
@@ -280,7 +281,12 @@ class TrainOptions(Section):
     @property
     def supervised(self) -> bool:
         """Whether a term needs ground truth."""
-        return any(not term.from_teacher for term in self.active_terms)
+        return any(term.truth_used for term in self.active_terms)
+
+    @property
+    def labels_used(self) -> bool:
+        """Whether a term looks at labels: at ground truth, or at the neurons in it."""
+        return self.supervised or any(term.instances_used for term in self.active_terms)
 
     @property
     def stored_products(self) -> tuple[str, ...]:

@@ -37,7 +37,7 @@ from kdseg.config import (
 from kdseg.config.base import Count, Positive, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.data import RoiOptions
-from kdseg.config.teachers import NetworkTeacher
+from kdseg.config.teachers import NetworkTeacher, SegmentationTeacher
 
 Kind = Literal["raw", "labels", "baseline", "mask"]
 """Datasets of a volume; a baseline is somebody else's segmentation, stored like labels."""
@@ -132,10 +132,10 @@ class LearnTask(Task):
     """Manifests of the volumes, by name."""
     teachers: dict[str, Path] = Field(default_factory=dict)
     """Manifests of networks to distil from, by name, where they predict online."""
-    foreign: dict[str, NetworkTeacher] = Field(default_factory=dict)
-    """Networks of others to distil from, by name."""
-    stored: dict[str, dict[str, dict[Product, Path]]] = Field(default_factory=dict)
-    """Manifests of what teachers predicted, where that is stored: by teacher, volume and product."""
+    foreign: dict[str, NetworkTeacher | SegmentationTeacher] = Field(default_factory=dict)
+    """Networks of others, or a segmentation, to distil from, by name."""
+    stored: dict[str, dict[str, dict[Product | Literal["segmentation"], Path]]] = Field(default_factory=dict)
+    """Manifests of what teachers made, where that is stored: by teacher, volume and product."""
     instances: dict[str, Path] = Field(default_factory=dict)
     """Manifests of segmentations by the first teacher, of volumes without ground truth, by volume."""
     device: Device = "auto"
@@ -193,6 +193,15 @@ class PredictTask(NetworkTask):
     roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
     """Predict these voxels only: z0:z1,y0:y1,x0:x1; the others are 0. The same bytes as without it."""
 
+    @model_validator(mode="after")
+    def _stored(self) -> Self:
+        if self.options.fused:
+            raise ValueError(
+                "got options.fused, but a prediction is stored: leave it out, or make fragments of `raw` and `model` "
+                "with `kdseg fragments`"
+            )
+        return self
+
 
 class FragmentsTask(BlockTask):
     """Affinities, stored or computed by a network → supervoxels."""
@@ -225,6 +234,8 @@ class FragmentsTask(BlockTask):
             ValueError: if neither is given, or both.
         """
         if self.affinities is not None and self.raw is None and self.model is None:
+            if self.predict != PredictOptions():
+                raise ValueError("got options of `predict`, but affinities that are stored: leave them out")
             return self.affinities
         if self.affinities is not None or self.raw is None or self.model is None:
             raise ValueError("expected either affinities, or raw and model")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
 from kdseg.config.base import Nanometres, Section, Step
-from kdseg.config.data import files_of
+from kdseg.config.data import Background, files_of
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import Offsets, channels_of
@@ -22,6 +22,7 @@ _Margin = Annotated[int, Field(ge=0)]
 class AffinitiesTeacher(Section):
     """Affinities that another program stored; needs `teaching.outputs: stored`."""
 
+    product: ClassVar[Literal["affinities"]] = "affinities"
     affinities: Annotated[dict[str, str], Field(min_length=1)]
     """By volume, the address of (c, z, y, x), as path.zarr/group or path.h5:/dataset: uint8 in 1/255, or floats in
     0..1. They cover the voxels of the volume that are used, or say in their file where they lie."""
@@ -30,9 +31,40 @@ class AffinitiesTeacher(Section):
     invert: bool = False
     """Values are high between neurons, not within."""
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Addresses by volume."""
+        return self.affinities
+
     def files(self, volume: str) -> list[str]:
         """Return the files or folders that the affinities of a volume lie in; none in a bucket."""
         return files_of(self.affinities[volume])
+
+
+class SegmentationTeacher(Section):
+    """A segmentation, proofread or automatic: it teaches the affinities of its objects, alone.
+
+    Needs `teaching.outputs: stored`.
+    """
+
+    product: ClassVar[Literal["segmentation"]] = "segmentation"
+    needed_files: ClassVar[tuple[str, ...]] = ()
+    segmentation: Annotated[dict[str, str], Field(min_length=1)]
+    """By volume, the address of (z, y, x), integers, as that of `labels`; they may cover a part of the raw data."""
+    background: Background = "unknown"
+    """Meaning of id 0, as of `volumes.background`."""
+    rim: Annotated[int, Field(ge=0, le=64)] = 1
+    """Voxels from another object up to which its affinities are less sure: 1/2 + (a - 1/2) d / (rim + 1) where d is the
+    distance, in the section plane where z is coarser. 0: all are 0 or 1."""
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Addresses by volume."""
+        return self.segmentation
+
+    def files(self, volume: str) -> list[str]:
+        """Return the files or folders that the segmentation of a volume lies in; none in a bucket."""
+        return files_of(self.segmentation[volume])
 
 
 class _Network(Section):
@@ -111,7 +143,8 @@ class ModuleTeacher(_Network):
 
 
 NetworkTeacher = FileTeacher | ModuleTeacher
-_KINDS = ("affinities", "file", "module")
+StoredTeacher = AffinitiesTeacher | SegmentationTeacher
+_KINDS = ("affinities", "segmentation", "file", "module")
 
 
 def _kind(values: Any) -> str | None:
@@ -121,12 +154,14 @@ def _kind(values: Any) -> str | None:
 
 ForeignTeacher = Annotated[
     Annotated[AffinitiesTeacher, Tag("affinities")]
+    | Annotated[SegmentationTeacher, Tag("segmentation")]
     | Annotated[FileTeacher, Tag("file")]
     | Annotated[ModuleTeacher, Tag("module")],
     Discriminator(
         _kind,
         custom_error_type="teacher_kind",
-        custom_error_message="expected one of `affinities`, `file` and `module`, which says where the teacher is",
+        custom_error_message="expected one of `affinities`, `segmentation`, `file` and `module`, which says where the "
+        "teacher is",
     ),
 ]
 """A teacher that is no model of the configuration."""
@@ -135,7 +170,7 @@ ForeignTeacher = Annotated[
 def check_foreign(
     where: str,
     name: str,
-    teacher: AffinitiesTeacher | NetworkTeacher,
+    teacher: StoredTeacher | NetworkTeacher,
     train: TrainOptions,
     taught: Sequence[str],
     ours: Offsets,
@@ -153,13 +188,13 @@ def check_foreign(
     Raises:
         ValueError: if it lacks an offset or a volume, or is asked for more than affinities as they are.
     """
-    if isinstance(teacher, AffinitiesTeacher):
+    if isinstance(teacher, StoredTeacher):
         _check_stored(where, name, teacher, train, taught)
     else:
         _check_online(where, name, teacher, train)
-    _check_outputs(where, name, train)
-    if teacher.offsets is None:
-        return  # the file may say them
+    _check_outputs(where, name, teacher, train)
+    if isinstance(teacher, SegmentationTeacher) or teacher.offsets is None:
+        return  # it has all, or the file may say them
     try:
         channels_of(ours, teacher.offsets)
     except ConfigError as error:
@@ -182,22 +217,25 @@ def _check_online(where: str, name: str, teacher: NetworkTeacher, train: TrainOp
         )
 
 
-def _check_stored(
-    where: str, name: str, teacher: AffinitiesTeacher, train: TrainOptions, taught: Sequence[str]
-) -> None:
+def _check_stored(where: str, name: str, teacher: StoredTeacher, train: TrainOptions, taught: Sequence[str]) -> None:
     if train.teaching.outputs != "stored" or train.teaching.average != "none":
         raise ValueError(
-            f"{where}: the affinities of the teacher {name!r} are stored as they are: set `teaching.outputs` to "
+            f"{where}: the {teacher.product} of the teacher {name!r} are stored as they are: set `teaching.outputs` to "
             "stored, and `teaching.average` to none"
         )
-    if lacking := [volume for volume in taught if volume not in teacher.affinities]:
+    if lacking := [volume for volume in taught if volume not in teacher.addresses]:
         raise ValueError(
-            f"{where}: the teacher {name!r} has affinities of {sorted(teacher.affinities)}, but not of the volumes "
-            f"{lacking} that it is asked about: give their addresses"
+            f"{where}: the teacher {name!r} has {teacher.product} of {sorted(teacher.addresses)}, but not of the "
+            f"volumes {lacking} that it is asked about: give their addresses"
+        )
+    if teacher.product == "segmentation" and len(train.teachers) > 1:
+        raise ValueError(
+            f"{where}: the teacher {name!r} is a segmentation, which knows some pairs alone, so that it cannot be "
+            "combined with others: name it alone"
         )
 
 
-def _check_outputs(where: str, name: str, train: TrainOptions) -> None:
+def _check_outputs(where: str, name: str, teacher: StoredTeacher | NetworkTeacher, train: TrainOptions) -> None:
     terms = [term for term in train.active_terms if term.from_teacher]
     beyond = [term.name for term in terms if term.features_used or "embedding" in term.taps_used]
     if beyond:
@@ -205,7 +243,9 @@ def _check_outputs(where: str, name: str, train: TrainOptions) -> None:
             f"{where}: the teacher {name!r} gives affinities alone, but the terms {beyond} compare features or "
             "embeddings: tap the affinities"
         )
-    if train.teaching.instances == "segmentation" and train.teachers[0] == name:
+    whole = isinstance(teacher, SegmentationTeacher)
+    if train.teaching.instances == "segmentation" and train.teachers[0] == name and not whole:
         raise ValueError(
-            f"{where}: `teaching.instances` needs a first teacher that is a model of this configuration, got {name!r}"
+            f"{where}: `teaching.instances` needs a first teacher that is a model of this configuration, or a "
+            f"segmentation, got {name!r}"
         )

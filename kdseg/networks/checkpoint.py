@@ -29,7 +29,8 @@ _NETWORK: TypeAdapter[NetworkOptions] = TypeAdapter(NetworkOptions)
 
 
 VOXEL_SIZE_TOLERANCE = 0.05
-"""Largest relative difference between the voxels of the training data and of a volume."""
+"""Largest relative difference, along each axis, between the voxels that a network was trained on and those of a volume
+that it sees or teaches about. Volumes that lie on one grid have to agree to a thousandth, the rounding of files."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class LoadedModel:
     offsets: Offsets
     voxel_size: VoxelSize
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def knows_voxels(trained_on: VoxelSize, voxel_size: VoxelSize) -> bool:
+    """Return whether a network that was trained on voxels of one size, nm, is of use for those of another."""
+    return all(abs(a - b) <= VOXEL_SIZE_TOLERANCE * a for a, b in zip(trained_on, voxel_size, strict=True))
 
 
 def save_model(path: Path, model: LoadedModel, *, half: bool = False) -> None:

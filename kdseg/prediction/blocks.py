@@ -18,7 +18,7 @@ from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import NetworkTask, Product
 from kdseg.errors import ConfigError, DataError, DeviceError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic
-from kdseg.networks.checkpoint import VOXEL_SIZE_TOLERANCE, LoadedModel, load_model
+from kdseg.networks.checkpoint import LoadedModel, knows_voxels, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
 from kdseg.results.claims import Claim, peak_mb, resident_mb
@@ -236,7 +236,7 @@ def _check(source: Volume, trained_on: VoxelSize, raw: Path) -> None:
     if source.dtype != np.uint8 or source.channels is not None:
         raise DataError(f"{raw} stands for {source.dtype} {source.array.shape}: expected uint8 (z, y, x), see convert")
     size = source.voxel_size
-    if size is None or not np.allclose(size, trained_on, rtol=VOXEL_SIZE_TOLERANCE):
+    if size is None or not knows_voxels(trained_on, size):
         raise VoxelSizeError(
             f"{raw} has voxels of {size} nm, the network was trained on {trained_on} nm: choose another resolution "
             "level or network"

@@ -20,6 +20,7 @@ from kdseg.networks.symmetry import symmetries
 from kdseg.training.augment import Crop
 from kdseg.training.heldout import truth
 from kdseg.training.sampling import Source
+from kdseg.training.sampling.arrays import OUTSIDE, Labels
 from kdseg.training.sampling.taught import stored_outputs
 from kdseg.training.teaching import Teachers
 from kdseg.training.validation import Validation, agglomerated
@@ -46,6 +47,8 @@ def taught_crop(
     from kdseg.segmentation.agglomeration.linkage import cut
     from kdseg.segmentation.lut import apply, lut
 
+    if source.segmentation is not None:
+        return _segmented(source, source.segmentation, options)
     roi = source.raw.roi.central(options.validate_shape)
     affinities = (
         _stored(source, teachers, roi, offsets)
@@ -63,6 +66,21 @@ def taught_crop(
         )
     shown = Crop(source.crop(roi, supervised=False).raw, labels, labels > 0)
     return Validation(source, roi, labels, truth(shown, options.boundary, source.voxel_size), agreement=True)
+
+
+def _segmented(source: Source, segmentation: Labels, options: TrainOptions) -> Validation:
+    """Return the central crop of what a segmentation that teaches covers, labelled by it."""
+    roi = segmentation.roi.central(options.validate_shape)
+    labels, known = segmentation.read(roi)
+    shown = Crop(source.crop(roi, supervised=False).raw, labels, known)
+    learned = truth(shown, options.boundary, source.voxel_size)
+    labels = np.where(labels == OUTSIDE, 0, labels)
+    if len(np.unique(labels[labels > 0])) < 2:
+        raise DataError(
+            f"the segmentation that teaches has one object at most in the central crop {roi} of {source.name!r}: "
+            "validate on another volume or shape"
+        )
+    return Validation(source, roi, labels, learned, agreement=True)
 
 
 def _stored(source: Source, teachers: Teachers, roi: Roi, offsets: Offsets) -> NDArray[np.uint8]:

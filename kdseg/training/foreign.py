@@ -12,7 +12,7 @@ from torch import Tensor
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ConfigError, DataError, KdsegError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Triple, VoxelSize, channels_of, triple
-from kdseg.networks.checkpoint import VOXEL_SIZE_TOLERANCE
+from kdseg.networks.checkpoint import knows_voxels
 from kdseg.networks.foreign import Call, opened, quiet
 from kdseg.networks.models import Network, Outputs, Widths
 from kdseg.training.losses.base import EPSILON
@@ -126,7 +126,7 @@ def open_teacher(
         raise ConfigError(
             f"the teacher {about.address} does not say its {' and '.join(lacking)}: give them in `teachers`"
         )
-    if any(abs(a - b) > VOXEL_SIZE_TOLERANCE * b for a, b in zip(about.voxel_size, voxel_size, strict=True)):
+    if not knows_voxels(about.voxel_size, voxel_size):
         raise VoxelSizeError(
             f"the teacher {about.address} knows voxels of {about.voxel_size} nm, the data have {voxel_size} nm: take "
             "another teacher, or convert another resolution level"

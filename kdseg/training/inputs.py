@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kdseg.config.tasks import LearnTask
-from kdseg.config.teachers import NetworkTeacher
+from kdseg.config.teachers import NetworkTeacher, SegmentationTeacher
 from kdseg.errors import ConfigError
 from kdseg.networks.models import resolve_precision
 from kdseg.results.manifests import file_fingerprint, read
@@ -18,8 +18,8 @@ from kdseg.volumes.inputs import volume_fingerprints
 
 HOW = {"train": {"loader_workers", "checkpoint_every", "start_from"}}
 """Options that change how, but not what, is computed; what a training starts from is one of its inputs."""
-PLACES = {"file", "files"}
-"""Options of a network of others that say where its files are: what is in them counts."""
+PLACES = {"file", "files", "segmentation"}
+"""Options of a teacher of others that say where its files are: what is in them counts."""
 
 
 def data(task: LearnTask) -> Data:
@@ -30,7 +30,8 @@ def data(task: LearnTask) -> Data:
         for volume, one in task.volumes.items()
     }
     models = {name: read(path).result for name, path in task.teachers.items()}
-    networks: dict[str, Path | NetworkTeacher] = {**models, **task.foreign}
+    others = {name: one for name, one in task.foreign.items() if not isinstance(one, SegmentationTeacher)}
+    networks: dict[str, Path | NetworkTeacher] = {**models, **others}
     teachers = tuple(networks[teacher] for teacher in order if teacher in networks)
     return Data(volumes, guides(task, order), teachers)
 
@@ -93,7 +94,9 @@ def guides(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, Guide]:
             guide = found.get(volume, Guide())
             for product, path in products.items():
                 store = (read(path).result,)
-                if product == "embedding":
+                if product == "segmentation":
+                    guide = guide._replace(segmentation=store[0], rim=_rim(task, teacher))
+                elif product == "embedding":
                     guide = guide._replace(embeddings=guide.embeddings + store)
                 else:
                     guide = guide._replace(affinities=guide.affinities + store)
@@ -101,3 +104,10 @@ def guides(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, Guide]:
     for volume, path in task.instances.items():
         found[volume] = found.get(volume, Guide())._replace(instances=read(path).result)
     return found
+
+
+def _rim(task: LearnTask, teacher: str) -> int:
+    about = task.foreign.get(teacher)
+    if not isinstance(about, SegmentationTeacher):
+        raise ConfigError(f"got a segmentation of the teacher {teacher!r}, but not its options: give them as `foreign`")
+    return about.rim

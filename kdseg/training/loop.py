@@ -77,7 +77,8 @@ def train(
         offsets: one affinity channel each, nearest first.
         volumes: addresses of raw data and labels, by the names that the options use.
         out: model file to write at the end.
-        folder: for ``state.pt``, ``best.pt`` and ``curve.csv``.
+        folder: for ``state.pt``, ``best.pt`` and ``curve.csv``, of this run alone: a state of other options or of other
+            weights to start from is refused, one of other volumes or teachers is not.
         teachers: model files to distil from, or networks of others, in the order of the options; none if they are
             stored.
         guides: by the same names, what stored teachers made of the volumes.

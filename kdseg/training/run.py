@@ -18,11 +18,12 @@ from kdseg.config.segmentation import Watershed
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
 from kdseg.geometry import Offsets, Triple, VoxelSize, is_cubic, is_multiple
-from kdseg.networks.checkpoint import load, load_model
+from kdseg.networks.checkpoint import knows_voxels, load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
 from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import Ranks
 from kdseg.networks.models.guard import check_convolutions
+from kdseg.results.manifests import file_fingerprint
 from kdseg.training.agreement import taught_crop
 from kdseg.training.foreign import ForeignNetwork, check, open_teacher
 from kdseg.training.losses import Context, Objective, build_terms
@@ -214,8 +215,11 @@ def _teacher(path: Path | NetworkTeacher, offsets: Offsets, voxel_size: VoxelSiz
     loaded = load_model(path, device)
     if loaded.offsets != offsets:
         raise ConfigError(f"the teacher {path} predicts the offsets {loaded.offsets}, the student {offsets}")
-    if any(abs(a - b) > 1e-3 * b for a, b in zip(loaded.voxel_size, voxel_size, strict=True)):
-        raise VoxelSizeError(f"the teacher {path} knows voxels of {loaded.voxel_size} nm, the data have {voxel_size}")
+    if not knows_voxels(loaded.voxel_size, voxel_size):
+        raise VoxelSizeError(
+            f"the teacher {path} knows voxels of {loaded.voxel_size} nm, the data have {voxel_size} nm: take another "
+            "teacher, or convert another resolution level"
+        )
     return fold(loaded.network)
 
 
@@ -233,20 +237,22 @@ def _optimiser(objective: nn.Module, options: TrainOptions) -> torch.optim.Optim
 def _fingerprint(run: Run) -> str:
     # how the work is shared out and how often it is saved does not change the result
     options = run.options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every", "start_from"}})
-    return f"{options} {run.offsets} {run.watershed}"
+    begun = run.options.train.start_from
+    weights = None if begun is None else file_fingerprint(Path(begun))
+    return f"{options} {run.offsets} {run.watershed} {weights}"
 
 
 def resume(run: Run, path: Path) -> None:
     """Go on from the state that ``path`` holds, if there is one.
 
     Raises:
-        ClaimError: if it is of a run with other options.
+        ClaimError: if it is of a run with other options, or one that started from other weights.
     """
     if not path.is_file():
         return
     state = load(path)
     if state.get("options") != _fingerprint(run):
-        raise ClaimError(f"{path} is the state of a run with other options: remove its folder to train anew")
+        raise ClaimError(f"{path} is the state of a run with other options or another start: remove its folder")
     run.objective.load_state_dict(state["objective"])
     run.average.load_state_dict(state["average"])
     run.optimiser.load_state_dict(state["optimiser"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from kdseg.config.networks import ModelOptions
 from kdseg.errors import ConfigError, VoxelSizeError
 from kdseg.geometry import Offsets, VoxelSize
-from kdseg.networks.checkpoint import VOXEL_SIZE_TOLERANCE, load_model
+from kdseg.networks.checkpoint import knows_voxels, load_model
 from kdseg.networks.models import Network
 
 
@@ -37,7 +37,7 @@ def start(network: Network, path: Path, options: ModelOptions, offsets: Offsets,
         raise ConfigError(f"start_from {path} holds another network than the model's: {', '.join(differing)}")
     if found.offsets != offsets:
         raise ConfigError(f"start_from {path} predicts the offsets {found.offsets}, the configuration says {offsets}")
-    if any(abs(a - b) > VOXEL_SIZE_TOLERANCE * b for a, b in zip(found.voxel_size, voxel_size, strict=True)):
+    if not knows_voxels(found.voxel_size, voxel_size):
         raise VoxelSizeError(
             f"start_from {path} was trained on voxels of {found.voxel_size} nm, the data have {voxel_size} nm: start "
             "from another model, or convert another resolution level"

@@ -83,6 +83,29 @@ def boundary_voxels(labels: Tensor, axes: str, width: int = 1) -> Tensor:
     return (low < high) & (high > 0)
 
 
+def boundary_distance(labels: Tensor, axes: str, most: int, counted: Tensor) -> Tensor:
+    """Return how far voxels are from another object: the least radius of a cube around each that holds two ids.
+
+    Args:
+        labels: int64 (..., z, y, x).
+        axes: ``"yx"`` or ``"zyx"``, the axes of the cube.
+        most: voxels, up to which it is looked for.
+        counted: bool (..., z, y, x), voxels whose ids count, 0 as any other.
+
+    Returns:
+        uint8 (..., z, y, x), voxels from 1 on; ``most + 1`` where it is more.
+    """
+    limits = torch.iinfo(labels.dtype)
+    low, high = torch.where(counted, labels, limits.max), torch.where(counted, labels, limits.min)
+    distance = torch.full_like(labels, most + 1, dtype=torch.uint8)
+    for _ in range(most):
+        for axis in axes:
+            dim = labels.ndim - 3 + "zyx".index(axis)
+            low, high = _widen(low, dim, torch.minimum), _widen(high, dim, torch.maximum)
+        distance -= (low < high).to(torch.uint8)
+    return distance
+
+
 def local_shape_descriptors(
     labels: Tensor, voxel_size: VoxelSize, sigma: float, core: Slices | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from kdseg.config.segmentation import VALIDATED
 from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
-from kdseg.networks.checkpoint import load_model
+from kdseg.geometry import VoxelSize
+from kdseg.networks.checkpoint import knows_voxels, load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
 from kdseg.results.claims import claim
 from kdseg.results.curve import seconds_per_step
@@ -69,12 +70,12 @@ def _costs(model: Manifest) -> dict[str, Any]:
     return {**{key: model.stats.get(key) for key in COSTS}, "seconds_per_step": seconds_per_step(curve)}
 
 
-def _source(name: str, volumes: Mapping[str, VolumeInputs], trained_on: Sequence[float]) -> Source:
+def _source(name: str, volumes: Mapping[str, VolumeInputs], trained_on: VoxelSize) -> Source:
     given = volumes.get(name)
     if given is None or given.labels is None:
         lacking = ["labels", "raw"] if given is None else ["labels"]
         raise ConfigError(f"no manifest of {lacking} of the volume {name!r} was given: name it")
     source = Source(name, read(given.raw).result, read(given.labels).result)
-    if any(abs(a - b) > 0.05 * b for a, b in zip(source.voxel_size, trained_on, strict=True)):
+    if not knows_voxels(trained_on, source.voxel_size):
         raise VoxelSizeError(f"{name!r} has voxels of {source.voxel_size} nm, the network knows {tuple(trained_on)}")
     return source

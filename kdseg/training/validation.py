@@ -17,7 +17,7 @@ from kdseg.networks.models import Network
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.heldout import Truth, affinity_loss, truth
 from kdseg.training.sampling import Source
-from kdseg.training.sampling.source import OUTSIDE
+from kdseg.training.sampling.arrays import OUTSIDE
 
 if TYPE_CHECKING:
     from kdseg.segmentation.agglomeration.linkage import Dendrogram

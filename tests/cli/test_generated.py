@@ -59,6 +59,23 @@ def test_nested_options_are_flags_or_json_or_both(made: list[Section]) -> None:
     assert task(made, "predict", *PREDICT, "--options", '{"tile": [64, 64, 64]}', *nested) == expected
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("predict", *PREDICT, "--options.fused"), "got options.fused, but a prediction is stored"),
+        (
+            ("fragments", "--manifest", "f.json", "--affinities", "a.json", "--predict.tile", 8, 8, 8),
+            "got options of `predict`, but affinities that are stored",
+        ),
+    ],
+)
+def test_options_without_an_effect_are_refused(made: list[Section], words: tuple[object, ...], message: str) -> None:
+    done = invoke(*words)
+    assert (done.exit_code, made) == (2, [])
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_what_is_not_given_is_the_default(made: list[Section]) -> None:
     assert task(made, "predict", *PREDICT) == PredictTask(raw="r.json", model="m.json", manifest="a.json")
 

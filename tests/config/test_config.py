@@ -12,7 +12,7 @@ from workflow import ROOT
 
 from kdseg.config import PredictOptions, load, schema, validate
 from kdseg.config.tasks import PredictTask
-from kdseg.config.teachers import AffinitiesTeacher, FileTeacher, ModuleTeacher
+from kdseg.config.teachers import AffinitiesTeacher, FileTeacher, ModuleTeacher, SegmentationTeacher
 from kdseg.errors import ConfigError, MissingError, ShapeError
 from kdseg.geometry import fits_or_covers
 from kdseg.segmentation.agglomeration.tree import layout
@@ -153,7 +153,22 @@ FOREIGN = {
         lambda lab, train, values: train.update(terms=[*train["terms"], {"name": "cwd", "tap": "embedding"}]),
         r"gives affinities alone, but the terms \['cwd'\]",
     ),
-    "no place": (lambda lab, train, values: lab.pop("affinities"), r"one of `affinities`, `file` and `module`"),
+    "segmentation among others": (
+        lambda lab, train, values: (
+            values["teachers"].update(lab={"segmentation": {"train": "s.zarr"}}),
+            train.update(teacher=["lab", "teacher"]),
+        ),
+        r"'lab' is a segmentation, .* name it alone",
+    ),
+    "segmentation of another volume": (
+        lambda lab, train, values: values["teachers"].update(lab={"segmentation": {"tune": "s.zarr"}}),
+        r"has segmentation of \['tune'\], but not of the volumes \['train'\]",
+    ),
+    "segmentation of a phantom": (
+        lambda lab, train, values: values["teachers"].update(lab={"segmentation": {"train": "s.zarr"}}),
+        r"a segmentation of the volumes \['train'\], which are phantoms",
+    ),
+    "no place": (lambda lab, train, values: lab.pop("affinities"), r"one of `affinities`, `segmentation`, `file` and"),
     "stored network": (
         lambda lab, train, values: values["teachers"].update(lab={"file": "net.ts"}),
         r"is a network that is not stored: set `teaching\.outputs: online`",
@@ -174,7 +189,7 @@ FOREIGN = {
     ),
     "neurons": (
         lambda lab, train, values: train["teaching"].update(instances="segmentation"),
-        r"needs a first teacher that is a model of this configuration, got 'lab'",
+        r"a model of this configuration, or a segmentation, got 'lab'",
     ),
 }  # fmt: skip
 
@@ -202,9 +217,23 @@ def test_teachers_from_elsewhere_are_named_beside_models(values, mistake):
 def test_the_documented_teachers_are_valid(values):
     text = (ROOT / "docs" / "distillation.md").read_text()
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(teachers:.*?)```", text, re.DOTALL)]
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     kinds = {type(validate({**values, **block}).teachers["lab"]) for block in blocks}
-    assert kinds == {AffinitiesTeacher, FileTeacher, ModuleTeacher}
+    assert kinds == {AffinitiesTeacher, FileTeacher, ModuleTeacher, SegmentationTeacher}
+
+
+def test_a_segmentation_gives_the_neurons_that_terms_ask_for(values):
+    del values["compare"]
+    values["volumes"]["bare"] = {"raw": "a.tif"}
+    values["teachers"] = {"lab": {"segmentation": {"bare": "s.zarr"}}}
+    terms = [{"name": "soft_affinity"}, {"name": "graph_relation", "taps": ["affinities"]}]
+    change = {"volumes": ["bare"], "unlabelled": [], "validate_on": "bare", "teacher": "lab", "terms": terms}
+    train = values["models"]["student"]["train"] = values["models"]["student"]["train"] | change
+    train["teaching"] = {"outputs": "stored", "instances": "segmentation"}
+    assert validate(values).taught_volumes("student") == ("bare",)
+    train["teaching"] = {"outputs": "stored"}
+    with pytest.raises(ConfigError, match="look at neurons, but no volume has labels"):
+        validate(values)
 
 
 def test_labels_are_needed_where_a_term_or_nobody_else_judges(values):
@@ -321,6 +350,14 @@ def distilled(**changes: Any) -> dict[str, Any]:
         ({"terms": [{"name": "affinity"}, {"name": "graph_flow", "fit": 12}]}, "would never act"),
         ({"terms": [{"name": "affinity"}, {"name": "soft_affinity", "start": 12}]}, "would never act"),
         (
+            {"terms": [{"name": "affinity"}, {"name": "cirkd", "batch": 0, "memory_start": 12}]},
+            "'cirkd' would never act: it begins after 12 of 12 steps; lower its .*`memory_start`",
+        ),
+        (
+            {"terms": [{"name": "affinity"}, {"name": "graph_relation", "taps": [0], "edge": 0, "affinity": 0}]},
+            "'graph_relation' would never act: it begins after 50 of 12",
+        ),
+        (
             {
                 "terms": [
                     {"name": "affinity"},
@@ -335,6 +372,22 @@ def distilled(**changes: Any) -> dict[str, Any]:
 def test_what_terms_cannot_do_is_refused_before_the_teacher_is_trained(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         validate(distilled(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"affinity": 0}, {}])
+def test_grafts_with_the_ground_truth_need_it(changes: dict[str, Any]) -> None:
+    def made(**more: Any) -> dict[str, Any]:
+        terms = [{"name": "soft_affinity"}, {"name": "cad", "tap": 0, **changes, **more}]
+        values = distilled(volumes=["bare"], terms=terms)
+        values["volumes"]["bare"] = {"raw": "bare.zarr"}
+        del values["compare"]
+        return values
+
+    with pytest.raises(ConfigError, match=r"models\.student\.train needs ground truth of the volume 'bare'"):
+        validate(made())
+    assert validate(made(target="teacher")).models["student"].train.labels_used is False
+    if not changes:
+        assert validate(made(graft=0)).models["student"].train.supervised is False
 
 
 def test_trials_without_a_term_on_the_embedding_have_no_such_head() -> None:

@@ -116,6 +116,17 @@ def test_what_is_in_the_file_counts_and_not_where_it_lies(tmp_path: Path, volume
         run(saved(tmp_path / "two.pt", seed=6))
 
 
+def test_a_state_of_another_start_is_refused(tmp_path: Path, volumes: Any) -> None:
+    def run(path: Path) -> None:
+        made, out = options(start_from=str(path), steps=1), {"out": tmp_path / "model.pt", "folder": tmp_path / "run"}
+        train(made, offsets=OFFSETS, volumes=volumes, device="cpu", **out)
+
+    run(saved(tmp_path / "one.pt"))
+    run(saved(tmp_path / "moved.pt"))
+    with pytest.raises(ClaimError, match="another start"):
+        run(saved(tmp_path / "two.pt", seed=6))
+
+
 def test_a_training_goes_on_from_what_it_learned(tmp_path: Path, volumes: Any) -> None:
     """The loss begins where the first training's ended, not where a random network's does."""
     made = {"learning_rate": 1e-2, "steps": 40, "validate_every": 40, "checkpoint_every": 40, "warmup": 5, "ema": 0.0}

@@ -453,6 +453,16 @@ def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Pa
     assert all(id(p) in trained for p in projector.values())
 
 
+@pytest.mark.parametrize("size", [9.6, 10.4])
+def test_a_teacher_knows_voxels_that_differ_by_less_than_a_twentieth(
+    tmp_path: Path, teacher: Path, size: float
+) -> None:
+    raw = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (10.0, 10.0, size))
+    labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (10.0, 10.0, size))
+    state = prepared(distilling(), {"a": (raw, labels)}, teacher)
+    assert len(state.teachers.networks) == 1
+
+
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, teacher: Path) -> None:
     other = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (10.0, 10.0, 9.0))
     labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (10.0, 10.0, 9.0))

@@ -77,7 +77,8 @@ class CadOptions(DistillationSection):
     offsets: Literal["nearest", "all"] = "nearest"
     """For which offsets the affinities of both networks are compared."""
     target: Literal["labels", "teacher"] = "labels"
-    """Affinities that grafted sections are to have: those of the ground truth, as published, or the teacher's."""
+    """Affinities that grafted sections are to have: those of the ground truth, as published, which all `volumes` then
+    need, or the teacher's."""
     boundary: Boundary = "auto"
     """Membrane of the ground truth between touching neurons, as of the term `affinity`: give both the same."""
 
@@ -85,6 +86,11 @@ class CadOptions(DistillationSection):
     def taps_used(self) -> tuple[Tap, ...]:
         """The tap."""
         return (self.tap,)
+
+    @property
+    def truth_used(self) -> bool:
+        """Whether grafted sections have a weight, and are to have the affinities of the ground truth."""
+        return self.graft > 0 and self.target == "labels"
 
     @model_validator(mode="after")
     def _has_a_part(self) -> Self:

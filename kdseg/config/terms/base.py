@@ -38,6 +38,11 @@ class TermSection(Section):
         return ()
 
     @property
+    def truth_used(self) -> bool:
+        """Whether the term compares with ground truth."""
+        return not self.from_teacher
+
+    @property
     def instances_used(self) -> bool:
         """Whether the term needs the connected pieces of neurons in a crop."""
         return False

@@ -82,6 +82,11 @@ class GraphRelationOptions(DistillationSection):
         return self
 
     @property
+    def idle_batches(self) -> int:
+        """Those that are seen before the relations to earlier crops count, if no other part has a weight."""
+        return 0 if self.node + self.edge + self.affinity else self.memory_start
+
+    @property
     def late_batches(self) -> int:
         """Those that are seen before the relations to earlier crops count."""
         return self.memory_start if self.inter_edge or self.inter_affinity else 0

@@ -56,7 +56,8 @@ class CirkdOptions(DistillationSection):
     level: Level = 0
     """Decoder level: 0 is the finest, -1 the bottleneck."""
     batch: Weight = 1.0
-    """Of the relations between the voxels of all crops of a batch."""
+    """Of the relations between the voxels of all crops of a batch; of processes that train together, each relates its
+    own crops."""
     pixel: Weight = 0.1
     """Of the relations to voxels of earlier batches."""
     region: Weight = 0.1
@@ -78,6 +79,11 @@ class CirkdOptions(DistillationSection):
     def taps_used(self) -> tuple[Tap, ...]:
         """The level."""
         return (self.level,)
+
+    @property
+    def idle_batches(self) -> int:
+        """Those that are seen before relations to earlier ones count, if there are no others."""
+        return 0 if self.batch else self.memory_start
 
     @property
     def late_batches(self) -> int:

@@ -28,6 +28,7 @@ from kdseg.training.augment import (
     symmetries,
     turn_margin,
 )
+from kdseg.training.sampling.segmented import inner, seen_voxels, segmented_outputs
 from kdseg.training.sampling.source import Addresses, Guide, Source, check_guide
 from kdseg.training.sampling.taught import deformed_outputs, stored_outputs
 from kdseg.training.targets import REACH, local_shape_descriptors
@@ -67,8 +68,9 @@ class Crops(Dataset[Batch]):
         self.stored = bool(options.teachers) and options.teaching.outputs == "stored"
         self.pieces = any(term.instances_used for term in options.active_terms)
         guides = guides or {}
-        # where no term needs ground truth, a volume goes without
-        without = () if options.supervised else tuple(name for name in options.volumes if not _labelled(name, volumes))
+        # where no term needs ground truth, a volume goes without, and where none looks at labels, every volume does
+        every, some = not options.labels_used, not options.supervised
+        without = [name for name in options.volumes if every or (some and not _labelled(name, volumes))]
         labelled = [name for name in options.volumes if name not in without]
         self.supervised = [self._open(name, volumes, guides, labelled=True) for name in labelled]
         rest = dict.fromkeys((*without, *options.active_unlabelled))
@@ -89,7 +91,7 @@ class Crops(Dataset[Batch]):
             seen = triple(n + 2 * m for n, m in zip(options.crop, self.margin, strict=True))
             corners = turn_margin(seen, options.augment.rotate)
             self.margin = triple(m + more for m, more in zip(self.margin, corners, strict=True))
-        if self.stored:  # refused now rather than at the first crop that is turned so
+        if any(source.affinities for source in sources):  # refused now rather than at the first crop that is turned so
             for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
                 channel_plan(offsets, symmetry)
         self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
@@ -122,12 +124,16 @@ class Crops(Dataset[Batch]):
 
     def _taught(self, source: Source, roi: Roi, symmetry: Symmetry, places: NDArray[np.int64] | None) -> Taught:
         """Return what stored teachers say about a crop that was turned and deformed, a batch of one."""
+        if source.segmentation is not None:
+            # a pair may reach beyond a crop that was not deformed
+            reach = max((abs(step) for offset in self.offsets for step in offset), default=0)
+            margin = (reach, reach, reach) if places is None else self.margin
+            seen = seen_voxels(source.segmentation, roi.grow(margin), source.rim, source.voxel_size)
+            return inner(segmented_outputs(seen, source.rim, self.offsets, symmetry, places), margin)
         if places is None:
             return stored_outputs(source, roi, self.offsets, symmetry)
         turned = stored_outputs(source, roi.grow(self.margin), self.offsets, symmetry)
-        whole = deformed_outputs(turned, places, self.offsets)
-        z, y, x = (slice(m, n - m) for m, n in zip(self.margin, places.shape, strict=True))
-        return Taught(*(part[..., z, y, x] for part in whole))
+        return inner(deformed_outputs(turned, places, self.offsets), self.margin)
 
     def _descriptors(self, crop: Crop, sigma: float) -> Tensor:
         """Return the descriptors of a crop with a margin, a batch of one."""
@@ -141,9 +147,9 @@ class Crops(Dataset[Batch]):
         The crop reaches beyond the place by the margin.
         """
         sources = self.supervised if supervised else self.unlabelled
-        sizes = np.array([(s.labelled_roi if supervised else s.raw.roi).size for s in sources], float)
+        sizes = np.array([(s.labelled_roi if supervised else s.taught_roi).size for s in sources], float)
         source = sources[int(rng.choice(len(sources), p=sizes / sizes.sum()))]
-        within = source.labelled_roi if supervised else source.raw.roi
+        within = source.labelled_roi if supervised else source.taught_roi
         for attempt in range(TRIES):
             roi = Roi(_place(rng, within, self.options.crop, source.raw.roi), self.options.crop)
             crop = source.crop(roi, supervised=supervised)

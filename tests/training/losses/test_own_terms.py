@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import kdseg
+
 OPTIONS = """
 from typing import ClassVar, Literal
 from kdseg.config.terms import DistillationSection
@@ -50,6 +52,21 @@ found = built["mine_huber"](student, teacher, make_batch())
 a, b = student.logits["affinities"], teacher.logits["affinities"]
 print(type(built["mine_huber"]).__module__, torch.equal(found, torch.nn.functional.huber_loss(a, b, delta=2.0)))
 """
+EACH_FIRST = """
+import os, pkgutil, sys
+from importlib import import_module
+import torch  # once for all children
+found = pkgutil.walk_packages([sys.argv[1]], "kdseg.", onerror=print)
+packages = [module.name for module in found if module.ispkg]
+for name in [name for name in sys.modules if name.startswith("kdseg")]:
+    del sys.modules[name]
+for name in packages:
+    child = os.fork()
+    if not child:
+        import_module(name)
+        os._exit(0)
+    print(name, os.waitpid(child, 0)[1])
+"""
 
 
 def installed(folder: Path, target: str, name: str = "mine_huber") -> dict[str, str]:
@@ -71,6 +88,21 @@ def test_a_term_of_another_package_is_trained(tmp_path: Path) -> None:
     assert done.stdout.split() == ["mine.terms", "True"], done.stderr
 
 
+def test_such_a_package_may_be_imported_first(tmp_path: Path) -> None:
+    environment = installed(tmp_path, "mine.options:HuberOptions")
+    program = f"import mine.options\n{PROGRAM}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["mine.terms", "True"], done.stderr
+
+
+def test_any_package_of_kdseg_may_be_imported_first() -> None:
+    arguments = [sys.executable, "-c", EACH_FIRST, str(Path(kdseg.__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    codes = dict(line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert {"kdseg.config", "kdseg.training.losses", "kdseg.volumes.phantom"} <= codes.keys(), done.stderr
+    assert set(codes.values()) == {"0"}, (codes, done.stderr)
+
+
 @pytest.mark.parametrize(
     ("target", "name", "message"),
     [
@@ -85,7 +117,7 @@ def test_a_term_of_another_package_is_trained(tmp_path: Path) -> None:
 )
 def test_what_is_no_term_is_refused(tmp_path: Path, target: str, name: str, message: str) -> None:
     environment = installed(tmp_path, target, name)
-    program = "import kdseg.config"
+    program = "import kdseg.config; kdseg.config.schema()"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]

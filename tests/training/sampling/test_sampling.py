@@ -17,7 +17,7 @@ from kdseg.errors import ConfigError, DataError, KdsegError, MissingError, Shape
 from kdseg.geometry import Roi
 from kdseg.networks.models import Batch
 from kdseg.training.augment import Crop
-from kdseg.training.sampling import Crops, Source, loader, source
+from kdseg.training.sampling import Crops, Source, arrays, loader
 from kdseg.training.sampling import crops as sampling_crops
 from kdseg.training.sampling.crops import _place, connected_pieces
 from kdseg.training.targets import local_shape_descriptors
@@ -94,7 +94,7 @@ def test_processes_share_what_is_kept_and_are_no_forks_of_a_process_with_threads
     assert made.multiprocessing_context.get_start_method() == "forkserver"
     source = crops.supervised[0]
     assert source.labels is not None
-    assert all(array._kept is not None and array._kept.is_shared() for array in (source.raw, source.labels))
+    assert all(array._kept is not None and array._kept.is_shared() for array in (source.raw, source.labels.array))
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
@@ -157,6 +157,22 @@ def test_volumes_are_drawn_by_size_and_unlabelled_ones_by_their_share(tmp_path: 
         assert mask.any() == labels.any() == (value != 30)
     assert seen[30] == 100
     assert seen[20] / seen[10] == pytest.approx(3, rel=0.4)
+
+
+def test_where_no_term_looks_at_labels_all_volumes_are_drawn_by_size(tmp_path: Path) -> None:
+    volumes: dict[str, tuple[Path, Path | None]] = {}
+    for name, depth, value in (("a", 16, 10), ("b", 48, 20)):
+        volumes[name] = (write_volume(tmp_path / f"{name}.zarr", np.full((depth, 16, 16), value, np.uint8)), None)
+    ids = np.ones((16, 16, 16), np.uint32)
+    volumes["a"] = (volumes["a"][0], write_volume(tmp_path / "labels.zarr", ids))
+
+    def share(*terms: dict[str, Any]) -> float:
+        chosen = options(teacher="t", terms=({"name": "soft_affinity"}, *terms), volumes=("a", "b"))
+        crops = Crops(chosen, volumes)
+        return float(np.mean([as_bytes(item(crops, i)[0][0, 0, 0, 0]) == 20 for i in range(300)]))
+
+    assert share() == pytest.approx(0.75, abs=0.08)
+    assert share({"name": "ifvd"}) == 0.5
 
 
 @pytest.mark.parametrize(("fraction", "accumulate"), [(0.25, 1), (0.5, 3), (0.3, 1), (1 / 3, 2), (0.0, 1), (1.0, 1)])
@@ -287,7 +303,7 @@ def test_instances_are_of_ground_truth_that_counts(pair: tuple[Path, Path], monk
 
 def test_large_volumes_are_read_crop_by_crop(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Crops(options(), {"a": pair})
-    monkeypatch.setattr(source, "IN_MEMORY", 100)
+    monkeypatch.setattr(arrays, "IN_MEMORY", 100)
     read = Crops(options(), {"a": pair})
     assert read.supervised[0].raw._kept is None
     for i in range(3):
