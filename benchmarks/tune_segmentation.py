@@ -1,11 +1,14 @@
 """Tuning of the post-processing: what it gains on FIB-25, how thresholds move with the size of a part, its time.
 
     python benchmarks/tune_segmentation.py WORK ../shared/models/fib25_16-32-64_900.pt [search|sides|speed]
+    python benchmarks/tune_segmentation.py WORK config/models/fib25_student_alone.pt gain
 
 The network predicts `fib25_dev.h5` once; affinities and results stay in the folder. ``search`` tunes on z 120:160,
 which no network is trained on. ``sides`` scores parts of several widths of it, and cubes, most of whose voxels the
 network was trained on: they show how the threshold moves, not how good a network is. ``speed`` is a search of 50
-candidates on a phantom of 256³ voxels, with two workers.
+candidates on a phantom of 256³ voxels, with two workers. ``gain`` tunes as ``search`` does, on what a network predicts
+of z 120:160 alone, and scores what was chosen on `fib25_test.h5`, beside the options as they are: a look at the test
+cube, to be noted in docs/results.md.
 """
 
 from __future__ import annotations
@@ -21,21 +24,24 @@ import h5py
 import numpy as np
 import torch
 
+from kdseg.config import FragmentsOptions
 from kdseg.config.data import PhantomOptions
 from kdseg.config.tasks import TunedVolume, TuneSegmentationTask
 from kdseg.config.tuning import TuneSegmentationOptions
 from kdseg.evaluation import tune_segmentation
-from kdseg.evaluation.landscape import SCORES
+from kdseg.evaluation.candidates import Candidate
+from kdseg.evaluation.landscape import SCORES, Part, score_candidates
 from kdseg.geometry import Offsets, Roi, pair_slices
 from kdseg.networks.checkpoint import load_model
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.results.claims import claim
 from kdseg.results.manifests import read
 from kdseg.results.parquet import read_notes, read_parquet
+from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.phantom import phantom_block
-from kdseg.volumes.volume import create_volume
+from kdseg.volumes.volume import create_volume, open_volume
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "fib25_dev.h5"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 HELD_OUT = 120
 """First section that networks are not trained on."""
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -59,12 +65,13 @@ def stored(manifest: Path, array: Array, **attributes: Any) -> Path:
     return manifest
 
 
-def fib25(folder: Path, network: Path) -> TunedVolume:
-    """Return predicted affinities and labels of the whole cube."""
+def fib25(folder: Path, network: Path, name: str = "fib25_dev.h5", first: int = 0) -> TunedVolume:
+    """Return predicted affinities and labels of a cube, from a section on; what comes before it is not seen."""
+    folder = folder / f"{network.stem}.{Path(name).stem}.{first}"
     found = TunedVolume(affinities=folder / "affinities.json", labels=folder / "labels.json")
     if not found.labels.exists():
-        with h5py.File(DATA) as file:
-            raw, labels = file["volumes/raw"][:], file["volumes/labels/neuron_ids"][:]
+        with h5py.File(DATA / name) as file:
+            raw, labels = file["volumes/raw"][first:], file["volumes/labels/neuron_ids"][first:]
         cpu, roi = torch.device("cpu"), Roi((0, 0, 0), raw.shape)
         loaded = load_model(network, cpu)
         run = predictor(loaded.network, (80, 128, 128), cpu, torch.float32)
@@ -109,9 +116,35 @@ def tuned(manifest: Path, volume: TunedVolume, workers: int, least: int, **optio
 
 def search(folder: Path, network: Path) -> None:
     part = {"volume": "a", "offset": (HELD_OUT, 0, 0), "shape": (40, 250, 250)}
+    searched(folder / f"{network.stem}.search.json", fib25(folder, network), part)
+
+
+def gain(folder: Path, network: Path) -> None:
+    found = fib25(folder, network, first=HELD_OUT)
+    stats = searched(folder / f"{network.stem}.gain.json", found, {"volume": "a"})
+    test = fib25(folder, network, "fib25_test.h5")
+    affinities, labels = (open_volume(read(one).result) for one in (test.affinities, test.labels))
+    part = Part(
+        affinities.read(affinities.roi),
+        affinity_offsets(affinities),
+        labels.read(labels.roi),
+        None,
+        (10.0, 10.0, 10.0),
+    )
+    for name in ("configured", "chosen"):
+        chosen = stats[name]["options"]
+        one = Candidate(FragmentsOptions.model_validate(chosen["fragments"]), chosen["agglomerate"]["score"])
+        thresholds = (stats[name]["threshold"],)
+        ((first, at),) = score_candidates(part, [one], thresholds, long_range=False, dust=100)
+        print("test cube,", name, *(f"{key} {value:.3f}" for key, value in zip(SCORES, at, strict=True)))
+        print("  fragments:", *(f"{key} {value:.3f}" for key, value in zip(SCORES, first, strict=True)))
+
+
+def searched(manifest: Path, volume: TunedVolume, part: dict[str, Any]) -> dict[str, Any]:
+    """Search and print a summary, the best first."""
     stats = tuned(
-        folder / "search.json",
-        fib25(folder, network),
+        manifest,
+        volume,
         workers=2,
         least=100,
         regions=[part],
@@ -129,7 +162,7 @@ def search(folder: Path, network: Path) -> None:
         print(name, f"threshold {stats[name]['threshold']}", *(f"{key} {at[key]:.3f}" for key in SCORES))
         print("  fragments:", *(f"{key} {first[key]:.3f}" for key in SCORES))
     print(f"{stats['candidates']} candidates, {stats['seconds']:.1f} s\n{stats['configuration']}")
-    table, notes = read_parquet(folder / "search.parquet"), read_notes(folder / "search.parquet")
+    table, notes = read_parquet(manifest.with_suffix(".parquet")), read_notes(manifest.with_suffix(".parquet"))
     merged = ~np.isnan(table["threshold"])
     voi = table["voi"][merged].reshape(stats["candidates"], -1)
     for k in np.argsort(voi.min(axis=1))[:8]:
@@ -140,6 +173,7 @@ def search(folder: Path, network: Path) -> None:
             f"{voi[k].min():.3f} at {table['threshold'][merged].reshape(voi.shape)[k, row]}: boundary "
             f"{shed['boundary']}, {shed['seeds']}, {shed['seed_distance']}, dust {options['dust']}, {score}"
         )
+    return stats
 
 
 def sides(folder: Path, network: Path) -> None:
@@ -198,6 +232,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("network", type=Path)
-    parser.add_argument("what", choices=("search", "sides", "speed"))
+    parser.add_argument("what", choices=("search", "sides", "speed", "gain"))
     given = parser.parse_args()
-    {"search": search, "sides": sides, "speed": speed}[given.what](given.folder, given.network)
+    {"search": search, "sides": sides, "speed": speed, "gain": gain}[given.what](given.folder, given.network)
