@@ -11,6 +11,7 @@ import yaml
 
 from kdseg.config import AgglomerateOptions, FragmentsOptions
 from kdseg.config.tuning import SEEDED, TuneSegmentationOptions
+from kdseg.segmentation.fragments.block import shared
 
 
 class Candidate(NamedTuple):
@@ -28,11 +29,6 @@ class Candidate(NamedTuple):
     def percent(self) -> int | None:
         """Quantile that is the score; none: the mean."""
         return AgglomerateOptions(score=self.score).percent
-
-    @property
-    def unfiltered(self) -> FragmentsOptions:
-        """The fragments before small and weak ones are dropped, which candidates may have in common."""
-        return self.fragments.model_copy(update={"dust": 0, "least_mean": 0.0})
 
 
 def candidates(
@@ -67,11 +63,15 @@ def candidates(
 
 
 def groups(tried: Sequence[Candidate]) -> list[list[int]]:
-    """Return the numbers of the candidates that share a watershed, in their order."""
+    """Return the numbers of the candidates whose fragments are made of the same grains.
+
+    The more voxels are boundary, the more fragments there are and the longer they take: these come first, so that no
+    worker is left alone with them at the end.
+    """
     found: dict[str, list[int]] = {}
     for number, one in enumerate(tried):
-        found.setdefault(one.unfiltered.model_dump_json(), []).append(number)
-    return list(found.values())
+        found.setdefault(shared(one.fragments).model_dump_json(), []).append(number)
+    return sorted(found.values(), key=lambda group: -_boundary(tried[group[0]].fragments))
 
 
 def as_options(candidate: Candidate, threshold: float, *, long_range: bool) -> dict[str, Any]:
@@ -96,6 +96,10 @@ def as_yaml(options: dict[str, Any]) -> str:
     """Return what `as_options` returns as lines of a configuration file."""
     text: str = yaml.safe_dump(options, sort_keys=False, default_flow_style=None, width=110)
     return text
+
+
+def _boundary(options: FragmentsOptions) -> float:
+    return options.watershed.boundary if options.watershed.method == "watershed" else 0.0
 
 
 def _combinations(options: TuneSegmentationOptions, names: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config import EdgesOptions, FragmentsOptions
+from kdseg.config import EdgesOptions
 from kdseg.errors import DataError
 from kdseg.evaluation.candidates import Candidate
-from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, drop_small_labels
+from kdseg.evaluation.grains import edges_of, fragments_of, grains
+from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, drop_small_labels, relabel
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.evaluation.thresholds import tables_at
-from kdseg.geometry import Offsets, Roi, VoxelSize, blocks
+from kdseg.geometry import Offsets, Roi, VoxelSize
 from kdseg.segmentation.agglomeration.linkage import agglomerate
-from kdseg.segmentation.fragments.block import (
-    cell_watershed,
-    channels_used,
-    checked_grid,
-    filtered,
-    halo_roi,
-    unique_ids,
-)
-from kdseg.segmentation.graph import details
-from kdseg.segmentation.graph.details import detailed_edges
+from kdseg.segmentation.graph.details import channels_used, detailed_edges
 
 SCORES = ("voi_split", "voi_merge", "voi", "arand")
 """Columns of a landscape: bits, bits, bits, adapted Rand error; 0 is best."""
@@ -67,10 +59,11 @@ class Best(NamedTuple):
 def score_candidates(
     part: Part, tried: Sequence[Candidate], thresholds: Sequence[float], *, long_range: bool, dust: int
 ) -> NDArray[np.float64]:
-    """Return the scores of candidates that share a watershed: those of the stages, run on the part alone.
+    """Return the scores of candidates that share a flooding: those of the stages, run on the part alone.
 
-    The watershed is done once for all, the table of fragments against labels and the region graph once for those of
-    equal filters, the agglomeration for each. About 60 bytes per voxel.
+    All that is counted voxel by voxel is counted once, of `grains`: overlaps with labels and the region graph. Those of
+    fragments are sums of these rows, once for candidates of equal fragments; the agglomeration is done for each. About
+    70 bytes per voxel.
 
     Args:
         part: what to segment.
@@ -85,19 +78,24 @@ def score_candidates(
     Raises:
         DataError: if no voxel is left to score.
     """
+    options = [one.fragments for one in tried]
+    ids, found = grains(part.affinities, part.offsets, options, part.tissue, part.voxel_size)
+    overlaps = drop_small_labels(block_contingency(ids, part.labels), dust)
+    if not overlaps.count.size:
+        raise DataError(f"no label of {dust} voxels or more in a part of {part.labels.shape}: take another part")
+    how = EdgesOptions(long_range=long_range, histograms=any(one.percent is not None for one in tried))
+    channels = channels_used(part.offsets, how)
+    offsets = tuple(part.offsets[c] for c in channels)
+    owned = Roi((0, 0, 0), ids.shape).slices()
+    edges, details = detailed_edges(ids, part.affinities[channels], offsets, owned, how)
+    del ids
     out = np.empty((len(tried), 1 + len(thresholds), len(SCORES)))
-    for options, ids in _fragments(part, [one.fragments for one in tried]):
-        mine = [k for k, one in enumerate(tried) if one.fragments == options]
-        table = drop_small_labels(block_contingency(ids, part.labels), dust)
-        if not table.count.size:
-            raise DataError(f"no label of {dust} voxels or more in a part of {part.labels.shape}: take another part")
-        how = EdgesOptions(long_range=long_range, histograms=any(tried[k].percent is not None for k in mine))
-        channels = details.channels_used(part.offsets, how)
-        offsets = tuple(part.offsets[c] for c in channels)
-        owned = Roi((0, 0, 0), ids.shape).slices()
-        edges, more = detailed_edges(ids, part.affinities[channels], offsets, owned, how)
-        for k in mine:
-            merges = agglomerate(edges, thresholds[-1], details=more, percent=tried[k].percent)
+    for one in dict.fromkeys(options):
+        fragment = fragments_of(found, edges, details and details.touch, one)
+        table = relabel(overlaps, found.name, fragment)
+        own, more = edges_of(found, edges, details, fragment)
+        for k in (k for k, other in enumerate(options) if other == one):
+            merges = agglomerate(own, thresholds[-1], details=more, percent=tried[k].percent)
             out[k] = [_row(at) for at in (table, *tables_at(table, merges, thresholds))]
     return out
 
@@ -121,26 +119,3 @@ def choose(landscape: NDArray[np.float64], by: Literal["mean", "worst"]) -> Best
 def _row(table: Contingency) -> list[float]:
     found = scores(table)
     return [float(getattr(found, name)) for name in SCORES]
-
-
-def _fragments(part: Part, wanted: Sequence[FragmentsOptions]) -> Iterator[tuple[FragmentsOptions, NDArray[np.uint64]]]:
-    """Yield each of the options, which differ in filters only, with the fragments of the part."""
-    shared, volume = wanted[0], Roi((0, 0, 0), part.labels.shape)
-    channels = channels_used(shared, part.offsets)
-    offsets = tuple(part.offsets[c] for c in channels)
-    grid = checked_grid(volume.shape, shared.block)
-    cells = []
-    for block in blocks(volume, shared.block):
-        read_roi = halo_roi(shared, block.roi, volume)
-        here = read_roi.slices()
-        affinities = np.ascontiguousarray(part.affinities[(slice(None), *here)][channels])
-        tissue = None if part.tissue is None else part.tissue[here]
-        found = cell_watershed(affinities, offsets, shared, tissue, part.voxel_size)
-        cells.append((block, read_roi, affinities, tissue, found))
-    for options in dict.fromkeys(wanted):
-        ids = np.empty(volume.shape, np.uint64)
-        for block, read_roi, affinities, tissue, found in cells:
-            core = block.roi.slices(read_roi)
-            pieces = filtered(found, affinities, offsets, options, core, tissue)
-            ids[block.roi.slices()] = unique_ids(pieces, block.index, grid, shared.block)
-        yield options, ids

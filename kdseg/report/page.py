@@ -15,6 +15,7 @@ from kdseg.config import Config
 from kdseg.report.curves import styles, sweep_figures, threshold_figures, training_figures
 from kdseg.report.figures import CONFIG, INK, STYLES, library
 from kdseg.report.graph import graph
+from kdseg.report.landscape import HEADS, landscapes, legend
 from kdseg.report.results import Results
 from kdseg.report.slices import sections
 from kdseg.report.table import COLUMNS, MISSING, TUNED_COLUMNS, Row, cell, least, notes
@@ -65,6 +66,8 @@ def page(results: Results, table: list[Row], tuned: list[Row], found: list[Verdi
         training=training_figures(results),
         sweeps=sweep_figures(results),
         thresholds=threshold_figures(results),
+        landscapes=landscapes(results),
+        landscape_heads=HEADS,
         sections=sections(results),
         graph=graph(results),
         timings=timings(results),
@@ -133,7 +136,8 @@ def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:
     scored = [*results.config.evaluate.models, *(["baseline"] if _has_baseline(results) else [])]
     numbers = styles(results)
     groups = {"sweeps": scored, "thresholds": results.config.evaluate.models, "training": [*results.curves]}
-    return {group: [(name, _style_class(numbers[name])) for name in names] for group, names in groups.items()}
+    found = {group: [(name, _style_class(numbers[name])) for name in names] for group, names in groups.items()}
+    return {**found, "landscapes": [(name, _style_class(number)) for name, number in legend()]}
 
 
 def _style_class(number: int) -> str:

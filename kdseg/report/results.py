@@ -86,7 +86,8 @@ def expected(config: Config) -> list[str]:
     volumes = [f"volumes/{volume}/{kind}" for volume in config.volumes for kind in VOLUME_KINDS]
     models = [f"{model}/model" for model in config.models]
     stages = [f"{model}/{volume}/{stage}" for model in config.models for volume in config.volumes for stage in STAGES]
-    return [*volumes, *models, *stages, *(f"baseline/{volume}/scores" for volume in config.volumes)]
+    searches = [f"{model}/tuned" for model in config.models]
+    return [*volumes, *models, *stages, *searches, *(f"baseline/{volume}/scores" for volume in config.volumes)]
 
 
 def curve_points(path: Path) -> dict[str, Points]:

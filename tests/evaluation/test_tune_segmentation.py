@@ -29,16 +29,16 @@ from kdseg.evaluation.candidates import Candidate, as_options, as_yaml, candidat
 from kdseg.evaluation.landscape import SCORES, Part, choose, score_candidates
 from kdseg.evaluation.metrics.contingency import block_contingency, drop_small_labels
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.geometry import pair_slices
+from kdseg.geometry import Roi, blocks, grid_shape, pair_slices
 from kdseg.results.manifests import read
 from kdseg.results.parquet import read_notes, read_parquet
 from kdseg.segmentation.agglomeration import stage as agglomerate_stage
 from kdseg.segmentation.agglomeration.linkage import agglomerate, cut
 from kdseg.segmentation.fragments import stage as fragments_stage
-from kdseg.segmentation.fragments.watershed import clean, fragments
+from kdseg.segmentation.fragments.block import cell_fragments, channels_used, halo_roi, unique_ids
+from kdseg.segmentation.graph import details
 from kdseg.segmentation.graph import stage as edges_stage
-from kdseg.segmentation.graph.details import block_details
-from kdseg.segmentation.graph.rag import block_edges
+from kdseg.segmentation.graph.details import detailed_edges
 from kdseg.segmentation.lut import apply, lut
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
@@ -63,45 +63,89 @@ def search(**changes: Any) -> TuneSegmentationOptions:
     return TuneSegmentationOptions.model_validate(values)
 
 
+def by_voxel(
+    part: Part, one: Candidate, thresholds: tuple[float, ...], *, long_range: bool, dust: int
+) -> list[list[float]]:
+    """Return the scores of a candidate, with everything counted from its own voxels, as the stages do."""
+    options, volume = one.fragments, Roi((0, 0, 0), part.labels.shape)
+    used = channels_used(options, part.offsets)
+    ids = np.empty(volume.shape, np.uint64)
+    for block in blocks(volume, options.block):
+        read_roi = halo_roi(options, block.roi, volume)
+        here, core = read_roi.slices(), block.roi.slices(read_roi)
+        links = np.ascontiguousarray(part.affinities[(slice(None), *here)][used])
+        offsets, tissue = tuple(part.offsets[c] for c in used), None if part.tissue is None else part.tissue[here]
+        pieces = cell_fragments(links, offsets, options, core, tissue, part.voxel_size)
+        ids[block.roi.slices()] = unique_ids(
+            pieces, block.index, grid_shape(volume.shape, options.block), options.block
+        )
+    how = EdgesOptions(long_range=long_range, histograms=True)
+    channels = details.channels_used(part.offsets, how)
+    offsets = tuple(part.offsets[c] for c in channels)
+    edges, more = detailed_edges(ids, part.affinities[channels], offsets, volume.slices(), how)
+    merges = agglomerate(edges, 1.0, details=more, percent=one.percent)
+    every, out = np.unique(ids[ids > 0]), []
+    for threshold in (None, *thresholds):
+        joined = ids if threshold is None else apply(ids, every, lut(every, *cut(merges, threshold)))
+        found = scores(drop_small_labels(block_contingency(joined, part.labels), dust))
+        out.append([getattr(found, name) for name in SCORES])
+    return out
+
+
 @settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     shape=st.tuples(*[st.integers(4, 14)] * 3),
-    boundary=st.sampled_from([0.2, 0.5, 0.8]),
-    seeds=st.sampled_from(["distance", "maxima"]),
-    dust=st.sampled_from([0, 5]),
-    score=st.sampled_from(["mean", "quantile0", "quantile50", "quantile90"]),
+    watershed=st.fixed_dictionaries(
+        {
+            "boundary": st.sampled_from([0.2, 0.5, 0.8]),
+            "seeds": st.sampled_from(["distance", "maxima"]),
+            "per_section": st.booleans(),
+        }
+    ),
+    distances=st.sets(st.integers(1, 7), min_size=1, max_size=3),
+    filters=st.sampled_from([{"dust": [0]}, {"dust": [5, 2]}, {"least_mean": [0.5, 0.7], "dust": [0, 3]}]),
+    scoring=st.sampled_from([["mean"], ["quantile0", "mean"], ["quantile50"], ["quantile90"]]),
+    block=st.sampled_from([(6, 7, 8), (14, 14, 14)]),
+    long_range=st.booleans(),
 )
 def test_a_candidate_scores_as_its_voxels(
-    seed: int, shape: tuple[int, int, int], boundary: float, seeds: Any, dust: int, score: str
+    seed: int,
+    shape: tuple[int, int, int],
+    watershed: dict[str, Any],
+    distances: set[int],
+    filters: dict[str, Any],
+    scoring: list[str],
+    block: tuple[int, int, int],
+    long_range: bool,
 ) -> None:
     affinities, labels = noisy(shape, seed)
-    labels[np.random.default_rng(seed).random(shape) < 0.2] = 0
+    rng = np.random.default_rng(seed)
+    labels[rng.random(shape) < 0.2] = 0
     labels[0, 0, 0] = 1
-    options = search(boundary=[boundary, 0.6], seeds=[seeds], dust=[dust, 2], score=[score])
-    tried = candidates(options, FragmentsOptions(), AgglomerateOptions())
-    part, owned = Part(affinities, OFFSETS, labels, None, SIZE), tuple(slice(0, n) for n in shape)
-    found = {
-        k: rows
-        for group in groups(tried)
-        for k, rows in zip(
-            group,
-            score_candidates(part, [tried[k] for k in group], THRESHOLDS, long_range=False, dust=1),
-            strict=True,
-        )
-    }
-    assert sorted(found) == list(range(len(tried)))
-    for k, one in enumerate(tried):
-        how = WatershedOptions.model_validate(one.fragments.watershed.model_dump())
-        ids = clean(fragments(affinities[:3], OFFSETS[:3], how, voxel_size=SIZE), owned, one.fragments.dust)
-        edges = block_edges(ids, affinities[:3], OFFSETS[:3], owned)
-        details = block_details(ids, affinities[:3], OFFSETS[:3], owned, edges, edges, with_histograms=True)
-        merges = agglomerate(edges, 1.0, details=details, percent=one.percent)
-        every = np.unique(ids[ids > 0])
-        for row, threshold in zip(found[k], (None, *THRESHOLDS), strict=True):
-            joined = ids if threshold is None else apply(ids, every, lut(every, *cut(merges, threshold)))
-            expected = scores(drop_small_labels(block_contingency(joined, labels), 1))
-            assert row.tolist() == [getattr(expected, name) for name in SCORES]
+    options = search(seed_distance=sorted(distances), score=scoring, **filters)
+    configured = FragmentsOptions(block=block, halo=(2, 3, 2), watershed=WatershedOptions(**watershed))
+    tried = candidates(options, configured, AgglomerateOptions())
+    part = Part(affinities, OFFSETS, labels, rng.random(shape) < 0.97, (20.0, 10.0, 10.0))
+    (group,) = groups(tried)
+    found = score_candidates(part, [tried[k] for k in group], THRESHOLDS, long_range=long_range, dust=1)
+    for k, rows in zip(group, found, strict=True):
+        assert rows.tolist() == by_voxel(part, tried[k], THRESHOLDS, long_range=long_range, dust=1)
+
+
+@pytest.mark.parametrize("watershed", [MutexOptions(), WatershedOptions()], ids=lambda one: one.method)
+def test_other_methods_and_merged_fragments_have_grains_of_their_own(watershed: Any) -> None:
+    affinities, labels = noisy((12, 16, 16), 4)
+    premerge = 0.3 if watershed.method == "watershed" else None
+    configured = FragmentsOptions(block=(8, 16, 16), halo=(2, 2, 2), watershed=watershed, premerge=premerge)
+    lists = {"dust": [0, 4], **({"seed_distance": [2, 5]} if premerge else {})}
+    tried = candidates(search(**lists), configured, AgglomerateOptions())
+    part = Part(affinities, OFFSETS, labels, None, SIZE)
+    assert len(groups(tried)) == (2 if premerge else 1)
+    for group in groups(tried):
+        found = score_candidates(part, [tried[k] for k in group], THRESHOLDS, long_range=False, dust=0)
+        for k, rows in zip(group, found, strict=True):
+            assert rows.tolist() == by_voxel(part, tried[k], THRESHOLDS, long_range=False, dust=0)
 
 
 @pytest.fixture
@@ -225,7 +269,7 @@ def test_workers_and_kills_change_nothing(volumes: dict[str, TunedVolume], tmp_p
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     kept = {path: path.stat().st_mtime_ns for path in done.parent.glob("*.npz")}
-    assert 2 <= len(kept) < 12
+    assert 2 <= len(kept) < 6
     finished = done.read_text().splitlines()
     tune_segmentation.run(killed)
     for line in finished:
@@ -288,7 +332,8 @@ def test_few_combinations_are_all_tried_and_many_are_drawn() -> None:
     whole = candidates(search(**lists, candidates=48), *base)
     assert len(whole) == len({one.fragments.model_dump_json() + one.score for one in whole}) == 48
     assert whole[0] == Candidate(*base[:1], "mean")
-    assert sorted(map(len, groups(whole))) == [4] * 12
+    assert sorted(map(len, groups(whole))) == [12] * 4  # one flooding for each boundary
+    assert [whole[group[0]].fragments.watershed.boundary for group in groups(whole)] == [0.6, 0.5, 0.4, 0.3]
     some = candidates(search(**lists, candidates=20), *base)
     assert set(map(str, some)) <= set(map(str, whole))
     assert len(some) in (20, 21)  # five watersheds, and the configuration if it is not among them

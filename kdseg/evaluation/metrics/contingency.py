@@ -182,10 +182,17 @@ def sizes(
         intp (k,), the row of each of ``ids`` in the two others; uint64 (n,), the distinct ids, ascending;
         uint64 (n,), their exact numbers of voxels.
     """
-    distinct, row = np.unique(ids, return_inverse=True)
-    size = np.zeros(distinct.size, np.uint64)
-    np.add.at(size, row, count)
-    return row, distinct, size
+    # a table is sorted by segment: only labels are to be sorted
+    ascend = bool(np.all(ids[1:] >= ids[:-1]))
+    order = np.arange(ids.size) if ascend else np.argsort(ids, kind="stable")
+    names = ids[order]
+    new = np.ones(ids.size, np.bool_)
+    new[1:] = names[1:] != names[:-1]
+    first = np.flatnonzero(new)
+    row = np.empty(ids.size, np.intp)
+    row[order] = np.cumsum(new) - 1
+    size = np.add.reduceat(count[order], first) if first.size else count[order]
+    return row, names[first], size
 
 
 def _count_block(

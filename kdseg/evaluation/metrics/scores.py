@@ -96,7 +96,9 @@ def scores(contingency: Contingency | Located) -> Scores:
     Args:
         contingency: table of the whole volume.
     """
-    information, pairs = variation_of_information(contingency), rand(contingency)
+    _refuse_empty(contingency)
+    objects = _objects(contingency)
+    information, pairs = _information(contingency, objects, 1.0), _rand(contingency, objects, 1, None)
     return Scores(*information, pairs.error, pairs.precision, pairs.recall)
 
 
@@ -114,12 +116,7 @@ def variation_of_information(
         unit: bits as scikit-image, python-elf and waterz; nats as the article's natural logarithm.
     """
     _refuse_empty(contingency)
-    of_segment, _, segment_size = sizes(contingency.segment, contingency.count)
-    of_label, _, label_size = sizes(contingency.label, contingency.count)
-    split = _entropy(contingency.count, label_size[of_label])
-    merge = _entropy(contingency.count, segment_size[of_segment])
-    size = 1.0 if unit == "bits" else math.log(2)
-    return Information(split * size, merge * size, split * size + merge * size)
+    return _information(contingency, _objects(contingency), 1.0 if unit == "bits" else math.log(2))
 
 
 def rand(
@@ -149,24 +146,7 @@ def rand(
         background: segment whose voxels belong together with no other; None if every id is an object.
     """
     _refuse_empty(contingency)
-    self_pairs = 1 if pairs == "different" else 0
-    count = contingency.count
-    joined = count if background is None else count[contingency.segment != np.uint64(background)]
-    _, ids, segment_size = sizes(contingency.segment, count)
-    if background is not None:
-        segment_size = segment_size[ids != np.uint64(background)]
-    _, _, label_size = sizes(contingency.label, count)
-    both, of_segment, of_label = (
-        _sum_of_squares(n) - self_pairs * int(n.sum()) for n in (joined, segment_size, label_size)
-    )
-    voxels = int(count.sum())
-    every = voxels * (voxels - self_pairs)
-    return Rand(
-        error=1 - _share(2 * both, of_segment + of_label),
-        precision=_share(both, of_segment),
-        recall=_share(both, of_label),
-        rand_index=_share(every - of_segment - of_label + 2 * both, every),
-    )
+    return _rand(contingency, _objects(contingency), 1 if pairs == "different" else 0, background)
 
 
 def cremi_score(
@@ -186,6 +166,47 @@ def cremi_score(
     information = variation_of_information(contingency if of is None else of)
     arand = rand(contingency, pairs="all", background=background).error
     return Cremi(information.split, information.merge, arand, math.sqrt(information.total * arand))
+
+
+class _Objects(NamedTuple):
+    """Segments and labels of a table: rows of its rows, ids, numbers of voxels."""
+
+    of_segment: NDArray[np.intp]
+    segment: NDArray[np.uint64]
+    segment_size: NDArray[np.uint64]
+    of_label: NDArray[np.intp]
+    label_size: NDArray[np.uint64]
+
+
+def _objects(contingency: Contingency | Located) -> _Objects:
+    of_label, _, label_size = sizes(contingency.label, contingency.count)
+    return _Objects(*sizes(contingency.segment, contingency.count), of_label, label_size)
+
+
+def _information(contingency: Contingency | Located, objects: _Objects, size: float) -> Information:
+    """Return the variation of information; ``size`` is that of a bit."""
+    split = _entropy(contingency.count, objects.label_size[objects.of_label])
+    merge = _entropy(contingency.count, objects.segment_size[objects.of_segment])
+    return Information(split * size, merge * size, split * size + merge * size)
+
+
+def _rand(contingency: Contingency | Located, objects: _Objects, self_pairs: int, background: int | None) -> Rand:
+    count, segment_size = contingency.count, objects.segment_size
+    joined = count
+    if background is not None:
+        joined = count[contingency.segment != np.uint64(background)]
+        segment_size = segment_size[objects.segment != np.uint64(background)]
+    both, of_segment, of_label = (
+        _sum_of_squares(n) - self_pairs * int(n.sum()) for n in (joined, segment_size, objects.label_size)
+    )
+    voxels = int(count.sum())
+    every = voxels * (voxels - self_pairs)
+    return Rand(
+        error=1 - _share(2 * both, of_segment + of_label),
+        precision=_share(both, of_segment),
+        recall=_share(both, of_label),
+        rand_index=_share(every - of_segment - of_label + 2 * both, every),
+    )
 
 
 def _refuse_empty(contingency: Contingency | Located) -> None:

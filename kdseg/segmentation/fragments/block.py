@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.segmentation import FragmentsOptions
 from kdseg.errors import DataError
 from kdseg.geometry import Offsets, Roi, Slices, Triple, VoxelSize, block_number, grid_shape
-from kdseg.segmentation.fragments.watershed import clean, drop_weak, fragments
+from kdseg.segmentation.fragments.watershed import Grains, clean, drop_weak, fragments, seeded_grains
 from kdseg.segmentation.links import nearest_channels
 from kdseg.segmentation.waterz import waterz_segments
 
@@ -19,7 +21,7 @@ def halo_roi(options: FragmentsOptions, cell: Roi, volume: Roi) -> Roi:
     """Return the voxels that the fragments of a cell are made from."""
     z, y, x = options.halo
     # sections that are flooded alone know nothing of each other, unless they are merged afterwards
-    return cell.grow((0 if _per_section(options) and options.premerge is None else z, y, x)).intersect(volume)
+    return cell.grow((0 if per_section(options) and options.premerge is None else z, y, x)).intersect(volume)
 
 
 def channels_used(options: FragmentsOptions, offsets: Offsets) -> list[int]:
@@ -49,47 +51,67 @@ def cell_fragments(
     Returns:
         uint64 in the shape of the core, 0 for background, else 1..n by first occurrence in C order.
     """
-    found = cell_watershed(affinities, offsets, options, tissue, voxel_size)
-    return filtered(found, affinities, offsets, options, core, tissue)
+    pieces = clean(_unfiltered(affinities, offsets, options, tissue, voxel_size), core, options.dust)
+    if options.least_mean > 0:
+        flat = per_section(options)
+        pieces = drop_weak(pieces, affinities, offsets, core, options.least_mean, tissue, per_section=flat)
+    return pieces
 
 
-def cell_watershed(
+def cell_grains(
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    options: Sequence[FragmentsOptions],
+    tissue: NDArray[np.bool_] | None,
+    voxel_size: VoxelSize,
+) -> Grains:
+    """Return what the fragments of one cell and its halo are made of, before any filter.
+
+    Args:
+        affinities: as of `cell_fragments`.
+        offsets: likewise.
+        options: equal in `shared`, by ascending `seed_distance`, each once.
+        tissue: likewise.
+        voxel_size: nm.
+    """
+    watershed = options[0].watershed
+    if len(options) > 1 and watershed.method == "watershed":
+        distances = [seed_distance(one) for one in options]
+        return seeded_grains(affinities, offsets, watershed, distances, tissue, voxel_size)
+    found = _unfiltered(affinities, offsets, options[0], tissue, voxel_size)
+    return Grains(found, np.arange(int(found.max(initial=0)) + 1)[None])
+
+
+def shared(options: FragmentsOptions) -> FragmentsOptions:
+    """Return what options agree in whose fragments are made of the same grains.
+
+    Filters are left out, and the distance of seeds, unless fragments are merged before they are grains.
+
+    Args:
+        options: of one of them.
+    """
+    update: dict[str, object] = {"dust": 0, "least_mean": 0.0}
+    if options.watershed.method == "watershed" and options.premerge is None:
+        update["watershed"] = options.watershed.model_copy(update={"seed_distance": 1})
+    return options.model_copy(update=update)
+
+
+def seed_distance(options: FragmentsOptions) -> int:
+    """Return the distance up to which seeds are joined; 0 where the method has none."""
+    return options.watershed.seed_distance if options.watershed.method == "watershed" else 0
+
+
+def _unfiltered(
     affinities: NDArray[np.uint8],
     offsets: Offsets,
     options: FragmentsOptions,
     tissue: NDArray[np.bool_] | None,
     voxel_size: VoxelSize,
 ) -> NDArray[np.uint64]:
-    """Return the fragments of one cell and its halo before any filter; the arguments are those of `cell_fragments`."""
     found = fragments(affinities, offsets, options.watershed, tissue, voxel_size)
     if options.premerge is not None and found.any():
         (found,) = waterz_segments(affinities, found, offsets, [options.premerge])
     return found
-
-
-def filtered(
-    found: NDArray[np.uint64],
-    affinities: NDArray[np.uint8],
-    offsets: Offsets,
-    options: FragmentsOptions,
-    core: Slices,
-    tissue: NDArray[np.bool_] | None,
-) -> NDArray[np.uint64]:
-    """Return the fragments of one cell, each in one piece, without those that the filters drop.
-
-    Args:
-        found: uint64 (z, y, x) over `halo_roi`, from `cell_watershed`.
-        affinities: as of `cell_fragments`, as are the others.
-        offsets: of the affinities.
-        options: method and filters.
-        core: the cell without its halo.
-        tissue: over `halo_roi`.
-    """
-    pieces = clean(found, core, options.dust)
-    if options.least_mean > 0:
-        flat = _per_section(options)
-        pieces = drop_weak(pieces, affinities, offsets, core, options.least_mean, tissue, per_section=flat)
-    return pieces
 
 
 def unique_ids(pieces: NDArray[np.uint64], index: Triple, grid: Triple, block: Triple) -> NDArray[np.uint64]:
@@ -117,5 +139,6 @@ def checked_grid(shape: Triple, block: Triple) -> Triple:
     return grid
 
 
-def _per_section(options: FragmentsOptions) -> bool:
+def per_section(options: FragmentsOptions) -> bool:
+    """Return whether sections are flooded alone."""
     return options.watershed.method == "watershed" and options.watershed.per_section

@@ -45,19 +45,30 @@ def _uphill(
     least: int,
     at: tuple[int, int, int],
     window: tuple[int, int, int],
+    seen: tuple[int, int, int],
+    best: int,
 ) -> int:
-    """Return the highest voxel of the window that can be seen, as a flat index; the first of equals."""
+    """Return the highest voxel of the window that can be seen, as a flat index; the first of equals.
+
+    ``best`` is that of the window ``seen`` inside of it, which is not searched again.
+    """
     nz, ny, nx = height.shape
     z, y, x = at
-    best, top = (z * ny + y) * nx + x, height[z, y, x]
+    top = height[best // (ny * nx), best // nx % ny, best % nx]
     for a in range(max(z - window[0], 0), min(z + window[0] + 1, nz)):
         for b in range(max(y - window[1], 0), min(y + window[1] + 1, ny)):
-            for c in range(max(x - window[2], 0), min(x + window[2] + 1, nx)):
+            row, c, stop = height[a, b], max(x - window[2], 0), min(x + window[2] + 1, nx)
+            skips = abs(a - z) <= seen[0] and abs(b - y) <= seen[1]
+            while c < stop:
+                if skips and c == max(x - seen[2], 0):
+                    c = x + seen[2] + 1
+                    continue
                 other = (a * ny + b) * nx + c
-                better = height[a, b, c] > top or (height[a, b, c] == top and other < best)
+                better = row[c] > top or (row[c] == top and other < best)
                 if better and _sees(height, links, least, at, (a, b, c)):
-                    best, top = other, height[a, b, c]
-    return int(best)
+                    best, top = other, row[c]
+                c += 1
+    return best
 
 
 @compiled
@@ -96,45 +107,88 @@ def _highest_neighbour(
 
 @compiled
 def basins(
-    height: NDArray[np.float32],
-    links: NDArray[np.uint8],
-    least: int,
-    window: tuple[int, int, int],
-    first: int,
-) -> NDArray[np.int32]:
+    height: NDArray[np.float32], links: NDArray[np.uint8], least: int, first: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Divide the inside among its peaks, by climbing (quick shift: Vedaldi & Soatto 2008).
 
-    Each voxel goes to the highest of its neighbours that strong links lead to, and so on. From a peak lower
-    than another one in the window around it, the way leads on to the highest voxel there, if it can be seen:
-    so a thick neurite does not swallow the thin one beside it. Among equals the first in C order is higher.
+    Each voxel goes to the highest of its neighbours that strong links lead to, and so on. Among equals the first in C
+    order is higher.
 
     Args:
         height: float32 (z, y, x), negative where nothing is inside.
         links: uint8 (z + 2, y + 2, x + 2, 3 or more), ``[p, axis]`` is what joins ``p`` and ``p - e_axis``, with a
             margin of one voxel as `flood.levels` has it.
         least: links must be above this.
-        window: voxels that are looked at on either side along z, y, x.
-        first: axis that is climbed first, 0 or 1; the window must be 0 along the others.
+        first: axis that is climbed first, 0 or 1.
 
     Returns:
-        int32 (z + 2, y + 2, x + 2), with a margin of 0: 1..n inside, by the peaks' order in C.
+        int32 (z + 2, y + 2, x + 2), with a margin of 0: 1..n inside, by the peaks' order in C; int64 (n,), the peaks as
+        flat indices of the heights.
     """
     nz, ny, nx = height.shape
-    target = np.full(nz * ny * nx, -1, np.int32)
-    near = (min(window[0], 1), min(window[1], 1), min(window[2], 1))
+    target, count = np.full(nz * ny * nx, -1, np.int32), 0
     for z in range(nz):
         for y in range(ny):
             for x in range(nx):
-                if height[z, y, x] < 0:
-                    continue
-                own = (z * ny + y) * nx + x
-                best = _highest_neighbour(height, links, least, (z, y, x), first)
-                if best == own:
-                    best = _uphill(height, links, least, (z, y, x), near)
-                if best == own:
-                    best = _uphill(height, links, least, (z, y, x), window)
-                target[own] = best
-    return _named(target, (nz, ny, nx))
+                if height[z, y, x] >= 0:
+                    own = (z * ny + y) * nx + x
+                    target[own] = _highest_neighbour(height, links, least, (z, y, x), first)
+                    count += target[own] == own
+    peaks, k = np.empty(count, np.int64), 0
+    for p in range(target.size):
+        if target[p] == p:
+            peaks[k] = p
+            k += 1
+    return _named(target, (nz, ny, nx)), peaks
+
+
+@compiled
+def joined(
+    height: NDArray[np.float32],
+    links: NDArray[np.uint8],
+    least: int,
+    windows: NDArray[np.int64],
+    labels: NDArray[np.int32],
+    peaks: NDArray[np.int64],
+) -> NDArray[np.int32]:
+    """Join basins where one peak sees the way to another, for several windows.
+
+    From a peak lower than another voxel in the window around it, the way leads on to the highest one there, if it can
+    be seen: so a thick neurite does not swallow the thin one beside it. Neighbours come first, corners included.
+
+    Args:
+        height: as of `basins`.
+        links: likewise.
+        least: likewise.
+        windows: int64 (w, 3), voxels that are looked at on either side along z, y, x, each inside of the next; 0 along
+            an axis that is not climbed.
+        labels: from `basins`.
+        peaks: likewise.
+
+    Returns:
+        int32 (w, n + 1), the basin that each one comes to lie in; 0 stays 0.
+    """
+    _, ny, nx = height.shape
+    into = np.zeros((len(windows), peaks.size + 1), np.int32)
+    for k in range(peaks.size):
+        p = peaks[k]
+        at = (p // (ny * nx), p // nx % ny, p % nx)
+        seen, best = (0, 0, 0), p
+        for w in range(len(windows)):
+            window = (windows[w, 0], windows[w, 1], windows[w, 2])
+            near = (min(window[0], 1), min(window[1], 1), min(window[2], 1))
+            found = _uphill(height, links, least, at, near, (0, 0, 0), p)
+            if found == p:
+                best = _uphill(height, links, least, at, window, seen, best)
+                seen, found = window, best
+            into[w, k + 1] = labels[found // (ny * nx) + 1, found // nx % ny + 1, found % nx + 1]
+    for row in into:
+        for k in range(row.size):
+            end = row[k]
+            while row[end] != end:
+                end = row[end]
+            row[k] = end
+    return into
 
 
 @compiled

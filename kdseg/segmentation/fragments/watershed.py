@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -15,11 +16,24 @@ from kdseg.geometry import Offsets, Slices, VoxelSize, pair_slices
 from kdseg.running.compiled import compiled
 from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
-from kdseg.segmentation.fragments.seeds import basins
+from kdseg.segmentation.fragments.seeds import basins, joined
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.waterz import waterz_fragments
 
 _SMALLEST = 10  # voxels of a separate component that gets a seed of its own; fewer are noise on a boundary
+
+
+class Grains(NamedTuple):
+    """Parts of a block that its fragments are made of, for several options.
+
+    Attributes:
+        ids: integers (z, y, x), 1..n, 0 for background.
+        fragment: integers (options, n + 1), in which fragment each part lies, those of one fragment alike; 0 for
+            background alone.
+    """
+
+    ids: NDArray[np.integer[Any]]
+    fragment: NDArray[np.integer[Any]]
 
 
 def fragments(
@@ -58,25 +72,49 @@ def fragments(
         ShapeError: if affinities, offsets and mask do not fit each other.
         ConfigError: if a nearest offset is missing, or the method's library is not installed.
     """
-    links = nearest_links(affinities, offsets)
-    mask = np.ones(links.shape[1:], np.bool_) if mask is None else np.ascontiguousarray(mask)
-    if mask.shape != links.shape[1:] or mask.dtype != np.bool_:
-        raise ShapeError(f"expected a mask bool {links.shape[1:]}, got {mask.dtype} {mask.shape}")
+    links, mask = _links(affinities, offsets, mask)
     if options.method == "mutex":
         return _renumber(_mutex(affinities, offsets, options, mask), 0)
     if options.method == "waterz":
         return _renumber(_masked_waterz(links, options, mask), 0)
-    return _renumber(_seeded(links, options, mask, voxel_size), 0)
+    return _renumber(_seeded(links, mask, options, (options.seed_distance,), voxel_size).ids, 0)
 
 
-def clean(fragments: NDArray[np.uint64], core: Slices, dust: int) -> NDArray[np.uint64]:
+def seeded_grains(
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    options: WatershedOptions,
+    distances: Sequence[int],
+    mask: NDArray[np.bool_] | None = None,
+    voxel_size: VoxelSize = (1.0, 1.0, 1.0),
+) -> Grains:
+    """Return what the fragments of several seed distances are made of; a pure function of its arguments.
+
+    With the distance, basins are joined and nothing else changes: which voxels have a seed does not, and the flooding
+    asks for no more than that. So one flooding serves them all.
+
+    Args:
+        affinities: as of `fragments`, as are the others.
+        offsets: likewise.
+        options: all but the seed distance.
+        distances: values of ``options.seed_distance``, ascending.
+        mask: likewise.
+        voxel_size: nm.
+
+    Returns:
+        int32; the options are the distances.
+    """
+    return _seeded(*_links(affinities, offsets, mask), options, distances, voxel_size)
+
+
+def clean(fragments: NDArray[np.integer[Any]], core: Slices, dust: int) -> NDArray[np.uint64]:
     """Return the fragments of a block's core, each in one piece.
 
     Pieces that hang together (over faces of voxels) through the halo only become fragments of their own: the
     next block has its own fragments there, and the region graph joins them.
 
     Args:
-        fragments: uint64 (z, y, x), with halo; 0 is background.
+        fragments: integers (z, y, x), with halo; 0 is background, ids are at most the number of voxels.
         core: the block without its halo.
         dust: pieces of fewer voxels become background.
 
@@ -90,8 +128,7 @@ def clean(fragments: NDArray[np.uint64], core: Slices, dust: int) -> NDArray[np.
         raise ShapeError(f"core {core} does not lie inside the fragments' shape {fragments.shape}")
     inner = np.ascontiguousarray(fragments[core])
     if inner.size == 0:
-        return inner
-    # every label of the core fits: ids are at most the number of voxels of a block
+        return inner.astype(np.uint64)
     pieces = cc3d.connected_components(inner.astype(np.uint32), connectivity=6, out_dtype=np.uint32)
     return _renumber(pieces, dust)
 
@@ -123,24 +160,64 @@ def drop_weak(
     Raises:
         ShapeError: if the fragments do not fill the core.
     """
+    total = summed_strength(fragments, affinities, offsets, core, mask, per_section=per_section)
+    dropped = weak(total, np.bincount(fragments.ravel()), least)
+    return _renumber(np.where(dropped[fragments], np.uint64(0), fragments), 0)
+
+
+def summed_strength(
+    fragments: NDArray[np.uint64],
+    affinities: NDArray[np.uint8],
+    offsets: Offsets,
+    core: Slices,
+    mask: NDArray[np.bool_] | None,
+    *,
+    per_section: bool,
+) -> NDArray[np.int64]:
+    """Return the sum of each fragment's `flood.strength`, int64 (n + 1,), in 1/255; the arguments are `drop_weak`'s.
+
+    Raises:
+        ShapeError: if the fragments do not fill the core.
+    """
     links = nearest_links(affinities, offsets)
     mask = np.ones(links.shape[1:], np.bool_) if mask is None else mask
     strengths = strength(links, mask, int(per_section))[core]
     if strengths.shape != fragments.shape:
         raise ShapeError(f"fragments {fragments.shape} do not fill the core {strengths.shape}")
-    # sums of integers below 2**53 are exact in float64; both products are below 2**60
-    total = np.bincount(fragments.ravel(), strengths.ravel()).astype(np.int64)
-    bound = 255 * exact(least)
-    weak = total * bound.denominator < bound.numerator * np.bincount(fragments.ravel())
-    return _renumber(np.where(weak[fragments], np.uint64(0), fragments), 0)
+    # sums of integers below 2**53 are exact in float64
+    return np.bincount(fragments.ravel(), strengths.ravel()).astype(np.int64)
+
+
+def weak(total: NDArray[np.int64], size: NDArray[np.int64], least: float) -> NDArray[np.bool_]:
+    """Return which fragments have a mean strength below ``least``, exactly.
+
+    Args:
+        total: int64 (n,), from `summed_strength`.
+        size: int64 (n,), voxels.
+        least: in 0..1.
+    """
+    bound = 255 * exact(least)  # both products are below 2**60
+    return np.asarray(total * bound.denominator < bound.numerator * size)
+
+
+def _links(
+    affinities: NDArray[np.uint8], offsets: Offsets, mask: NDArray[np.bool_] | None
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return nearest affinities in one convention, and a mask that fits them."""
+    links = nearest_links(affinities, offsets)
+    mask = np.ones(links.shape[1:], np.bool_) if mask is None else np.ascontiguousarray(mask)
+    if mask.shape != links.shape[1:] or mask.dtype != np.bool_:
+        raise ShapeError(f"expected a mask bool {links.shape[1:]}, got {mask.dtype} {mask.shape}")
+    return links, mask
 
 
 def _seeded(
     links: NDArray[np.uint8],
-    options: WatershedOptions,
     mask: NDArray[np.bool_],
+    options: WatershedOptions,
+    distances: Sequence[int],
     voxel_size: VoxelSize,
-) -> NDArray[np.int32]:
+) -> Grains:
     first = int(options.per_section)
     finest = min(voxel_size[first:])
     spacing = (voxel_size[0] / finest, voxel_size[1] / finest, voxel_size[2] / finest)
@@ -151,14 +228,30 @@ def _seeded(
         height = smooth(distance(inside, spacing, first), spacing, first)
     else:
         height = smooth(mean_affinity(links, mask, first), spacing, first)
-    z, y, x = (int(options.seed_distance * exact(finest) / exact(size)) for size in voxel_size)
     height[~inside] = -1
+    windows = np.array([[int(far * exact(finest) / exact(size)) for size in voxel_size] for far in distances])
+    windows[:, :first] = 0
     records = levels(links, strengths, mask)
-    labels = basins(height, records, level_of(boundary), (0 if first else z, y, x), first)
+    labels, peaks = basins(height, records, level_of(boundary), first)
+    into = joined(height, records, level_of(boundary), windows, labels, peaks)
     del height, inside
     seed_rest(labels, links, mask, boundary, _SMALLEST, first)
     flood(labels, records, first)
-    return labels[1:-1, 1:-1, 1:-1]
+    del records
+    return _common(labels[1:-1, 1:-1, 1:-1], into)
+
+
+def _common(labels: NDArray[np.int32], into: NDArray[np.int32]) -> Grains:
+    """Join basins that lie together whatever the option.
+
+    Args:
+        labels: int32 (z, y, x); those above the basins' belong to themselves.
+        into: int32 (options, n + 1), the basin that each one comes to lie in.
+    """
+    rest = np.arange(into.shape[1], int(labels.max(initial=0)) + 1, dtype=np.int32)
+    every = np.concatenate((into, np.broadcast_to(rest, (len(into), rest.size))), axis=1)
+    fragment, name = np.unique(every, axis=1, return_inverse=True)  # 0 stays 0: it is the least
+    return Grains(name.ravel().astype(np.int32)[labels], fragment)
 
 
 def _mutex(

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.running.compiled import compiled
+
 _PREFIX = "histogram_"
 
 
@@ -55,6 +57,43 @@ def join(tables: Sequence[Histograms | None]) -> Histograms | None:
         np.concatenate([table.bin for table in found]),
         np.concatenate([table.pairs for table in found]),
     )
+
+
+def add_up(histograms: Histograms | None, order: NDArray[np.int64], first: NDArray[np.int64]) -> Histograms | None:
+    """Return the sums of histograms of runs of edges.
+
+    Args:
+        histograms: of e edges, or none.
+        order: int64 (n,), edges, those of a run one after the other.
+        first: int64 (r,), where each run begins in ``order``.
+    """
+    return None if histograms is None else Histograms(*_add_up(*histograms, order, np.append(first, order.size)))
+
+
+@compiled
+def _add_up(
+    start: NDArray[np.int64],
+    values: NDArray[np.uint8],
+    pairs: NDArray[np.uint64],
+    order: NDArray[np.int64],
+    ends: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint64]]:
+    out = np.zeros(ends.size, np.int64)
+    found, sums = np.empty(values.size, np.uint8), np.empty(values.size, np.uint64)
+    counts, size = np.zeros(256, np.uint64), 0
+    for run in range(ends.size - 1):
+        low, high = 255, 0
+        for edge in order[ends[run] : ends[run + 1]]:
+            for k in range(start[edge], start[edge + 1]):
+                counts[values[k]] += pairs[k]
+                low, high = min(low, int(values[k])), max(high, int(values[k]))
+        for value in range(low, high + 1):
+            if counts[value] > 0:
+                found[size], sums[size] = value, counts[value]
+                counts[value] = np.uint64(0)
+                size += 1
+        out[run + 1] = size
+    return out, found[:size].copy(), sums[:size].copy()
 
 
 def totals(histograms: Histograms | None, contact: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -22,8 +22,8 @@ from kdseg.evaluation.metrics.scores import scores
 from kdseg.geometry import Offsets, Triple, pair_slices
 from kdseg.segmentation.fragments.flood import flood, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, smooth
-from kdseg.segmentation.fragments.seeds import basins
-from kdseg.segmentation.fragments.watershed import clean, drop_weak, fragments
+from kdseg.segmentation.fragments.seeds import basins, joined
+from kdseg.segmentation.fragments.watershed import clean, drop_weak, fragments, seeded_grains
 
 NEAREST: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 LONG: Offsets = (*NEAREST, (-3, 0, 0), (0, -3, 0), (0, 0, -3))
@@ -269,17 +269,52 @@ def test_peaks_that_see_each_other_are_one_basin() -> None:
     height[0, 1] = [1, 3, 1, 1, 5, 1, 1, 1, 1, 1, 4, 1]
     links = np.full((3, 5, 14, 3), 9, np.uint8)
 
-    def found(window: int) -> list[int]:
-        return basins(height, links, 8, (0, window, window), 0)[1, 2, [2, 5, 11]].tolist()
+    def found() -> list[list[bool]]:
+        """Return whether the left and the right peak lie with the middle one, with windows of 2, 3 and 6 voxels."""
+        labels, peaks = basins(height, links, 8, 0)
+        windows = np.array([[0, w, w] for w in (2, 3, 6)])
+        into = joined(height, links, 8, windows, labels, peaks)
+        alone = [joined(height, links, 8, one[None], labels, peaks)[0] for one in windows]
+        assert np.array_equal(into, alone)
+        left, middle, right = into[:, labels[1, 2, [2, 5, 11]]].T
+        return np.stack((left == middle, right == middle), axis=1).tolist()
 
-    assert found(6) == [1, 1, 1]
-    assert found(3) == [1, 1, 2]
-    assert found(2) == [1, 2, 3]
+    assert found() == [[False, False], [True, False], [True, True]]
     links[..., 8, 2] = 8  # cut, where the right peak looks to the highest
-    assert found(6) == [1, 1, 2]
+    assert found()[2] == [True, False]
     links[...] = 9
     height[:, :, 7] = -1
-    assert found(6) == [1, 1, 2]
+    assert found()[2] == [True, False]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(st.integers(1, 8), st.integers(3, 24), st.integers(3, 24)),
+    options=st.builds(
+        WatershedOptions,
+        boundary=st.sampled_from([0.3, 0.5, 0.7]),
+        seeds=st.sampled_from(["distance", "maxima"]),
+        per_section=st.booleans(),
+    ),
+    distances=st.sets(st.integers(1, 9), min_size=1),
+    thick=st.sampled_from([1.0, 2.5]),
+)
+def test_grains_of_many_seed_distances_are_the_fragments_of_each(
+    seed: int, shape: Triple, options: WatershedOptions, distances: set[int], thick: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    affinities = rng.integers(0, 256, (3, *shape), np.uint8) // 3 + np.uint8(120)
+    mask, size = rng.random(shape) < 0.95, (thick, 1.0, 1.0)
+    ascending = sorted(distances)
+    found = seeded_grains(affinities, NEAREST, options, ascending, mask, size)
+    assert found.fragment.shape == (len(ascending), found.ids.max() + 1)
+    whole = np.s_[0 : shape[0], 0 : shape[1], 0 : shape[2]]
+    for far, row in zip(ascending, found.fragment, strict=True):
+        one = options.model_copy(update={"seed_distance": far})
+        expected = fragments(affinities, NEAREST, one, mask, size)
+        assert np.array_equal(clean(row[found.ids], whole, 0), clean(expected, whole, 0))
+        assert np.array_equal(row[found.ids] == 0, expected == 0)
 
 
 @pytest.mark.parametrize("options", METHODS, ids=lambda options: options.method)
