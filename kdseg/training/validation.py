@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdseg.config.segmentation import VALIDATED, Watershed
 from kdseg.config.terms.supervised import Boundary
 from kdseg.errors import DataError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, nearest_count
 from kdseg.networks.models import Network
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.heldout import Truth, affinity_loss, truth
@@ -170,4 +170,5 @@ def agglomerated(
     z, y, x = affinities.shape[1:]
     owned = Roi((0, 0, 0), (z, y, x)).slices()
     pieces = clean(fragments(affinities, offsets, watershed, voxel_size=voxel_size), owned, 0)
-    return pieces, agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
+    count = nearest_count(offsets)
+    return pieces, agglomerate(block_edges(pieces, affinities[:count], offsets[:count], owned=owned), 1.0)
