@@ -66,7 +66,8 @@ def augment(
     Returns:
         A crop of the same shape, in arrays of its own; its places are counted in the turned crop.
     """
-    crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in (crop.raw, crop.labels, crop.mask)))
+    # copies: an axis of one voxel that was reversed counts as contiguous, but torch refuses its negative stride
+    crop = Crop(*(symmetry.apply(array).copy() for array in (crop.raw, crop.labels, crop.mask)))
     if rng.random() < options.elastic:
         crop = deform(crop, rng, in_plane=not isotropic)
     if rng.random() < options.misaligned_section:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, in_sections, is_cubic
 from kdseg.networks.models import Batch, Taught
 from kdseg.training.augment import (
     Crop,
@@ -84,10 +84,13 @@ class Crops(Dataset[Batch]):
                 raise ShapeError(f"{source.name!r} has {source.raw.roi.shape} voxels, less than a crop {options.crop}")
         self.lsd_sigma = lsd_sigma
         self.margin = (0, 0, 0) if lsd_sigma is None else _margin(lsd_sigma, self.voxel_size, options.augment.rotate)
+        if in_sections(offsets):  # the next section is another image
+            self.margin = (0, *self.margin[1:])
         if self.stored:  # refused now rather than at the first crop that is turned so
             for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
                 channel_plan(offsets, symmetry)
-        self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
+        # in a single section there is nowhere to go along z
+        self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:]) and options.crop[0] > 1
         if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
             raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
 
