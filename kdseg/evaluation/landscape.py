@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from kdseg.config import EdgesOptions, FragmentsOptions
 from kdseg.errors import DataError
 from kdseg.evaluation.candidates import Candidate
-from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, drop_small_labels
+from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, by_section, drop_small_labels
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.evaluation.thresholds import tables_at
-from kdseg.geometry import Offsets, Roi, VoxelSize, blocks
+from kdseg.geometry import Offsets, Roi, VoxelSize, blocks, in_sections
 from kdseg.segmentation.agglomeration.linkage import agglomerate
 from kdseg.segmentation.fragments.block import (
     cell_watershed,
@@ -86,9 +86,10 @@ def score_candidates(
         DataError: if no voxel is left to score.
     """
     out = np.empty((len(tried), 1 + len(thresholds), len(SCORES)))
+    labels = by_section(part.labels) if in_sections(part.offsets) else part.labels
     for options, ids in _fragments(part, [one.fragments for one in tried]):
         mine = [k for k, one in enumerate(tried) if one.fragments == options]
-        table = drop_small_labels(block_contingency(ids, part.labels), dust)
+        table = drop_small_labels(block_contingency(ids, labels), dust)
         if not table.count.size:
             raise DataError(f"no label of {dust} voxels or more in a part of {part.labels.shape}: take another part")
         how = EdgesOptions(long_range=long_range, histograms=any(tried[k].percent is not None for k in mine))
