@@ -138,6 +138,16 @@ def offsets_reach(offsets: Offsets) -> tuple[Triple, Triple]:
     return triple(max(b, 0) for b in below), triple(max(a, 0) for a in above)
 
 
+def in_sections(offsets: Offsets) -> bool:
+    """Return whether no offset leaves its section: each z is then an image of its own, and nothing joins two."""
+    return bool(offsets) and not any(z for z, _, _ in offsets)
+
+
+def nearest_count(offsets: Offsets) -> int:
+    """Return the number of channels that link touching voxels: along z, y and x, or y and x alone in sections."""
+    return 2 if in_sections(offsets) else 3
+
+
 def is_multiple(value: Triple, unit: Triple) -> bool:
     """Return whether ``value`` is a positive whole multiple of ``unit`` along every axis."""
     return all(v > 0 and v % u == 0 for v, u in zip(value, unit, strict=True))

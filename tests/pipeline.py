@@ -68,10 +68,10 @@ def voxels(manifest):
     return volume.read(volume.roi)
 
 
-def run_fragments(folder, affinities, options, workers=1):
+def run_fragments(folder, affinities, options, workers=1, storage=STORAGE):
     manifest = folder / "fragments.json"
     fragments.run(
-        FragmentsTask(affinities=affinities, manifest=manifest, options=options, storage=STORAGE, workers=workers)
+        FragmentsTask(affinities=affinities, manifest=manifest, options=options, storage=storage, workers=workers)
     )
     return manifest
 
@@ -111,6 +111,7 @@ def run_rest(
     threshold=0.5,
     chunk=(64, 128, 64),
     edits=None,
+    storage=STORAGE,
 ):
     """Return the tables and the segmentation, and with labels the sweep and the scores."""
     edge, agglomeration, segmentation = (folder / f"{n}.json" for n in ("edges", "agglomeration", "segmentation"))
@@ -138,7 +139,7 @@ def run_rest(
             agglomeration=agglomeration,
             manifest=segmentation,
             options=how,
-            storage=STORAGE,
+            storage=storage,
             workers=workers,
         )
     )

@@ -306,6 +306,8 @@ class SweepTask(BlockTask):
     """The section `evaluate`: dust, thresholds, block."""
     part: bool = False
     """Choose the threshold on the part `tune_roi` of the options."""
+    sections: bool = False
+    """Each z is an image of its own: a label in two sections is two."""
 
 
 class ScoreTask(BlockTask):
@@ -323,6 +325,8 @@ class ScoreTask(BlockTask):
     """Name of the volume, for the report."""
     options: EvaluateOptions
     """The section `evaluate`: dust, block, bootstrap."""
+    sections: bool = False
+    """Each z is an image of its own: an id in two sections is two, and each section is scored, too."""
 
 
 class TunedVolume(Section):

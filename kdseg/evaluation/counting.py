@@ -29,7 +29,9 @@ from kdseg.geometry import Block, Roi, Triple, VoxelSize, block_name, blocks
 from kdseg.results.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.runner import Place, run_blocks
+from kdseg.volumes.background import background_of
 from kdseg.volumes.sources import open_source
+from kdseg.volumes.volume import open_volume
 
 COLUMNS = (
     Column("section", np.uint64, "z of a section that was counted by itself, in voxels; 0 if all are one"),
@@ -84,11 +86,17 @@ class Count:
         return away[roi.slices(around)]
 
 
-def of_stores(segmentation: Path, labels: Path, block: Triple) -> Count:
-    """Return the count of two volumes of kdseg where both are; voxels of label 0 are left out."""
+def of_stores(segmentation: Path, labels: Path, block: Triple, *, sections: bool = False) -> Count:
+    """Return the count of two volumes of kdseg where both are; voxels of label 0 are left out.
+
+    With ``sections`` each is counted by itself, and label 0 too where pairs that touch it are known to be cut: it is
+    the background of instances then.
+    """
     aligned = align(open_source(str(labels)), open_source(str(segmentation)))
     truth, segments = aligned.placed
-    return Count(segments, truth, aligned.common, block)
+    known = sections and background_of(open_volume(labels).attributes, labels) == "boundary"
+    ignored = () if known else (0,)
+    return Count(segments, truth, aligned.common, block, ignore_labels=ignored, per_section=sections)
 
 
 def count_blocks(what: Count, folder: Path, table: Path, *, place: Place) -> Path | None:
@@ -188,15 +196,24 @@ def read_rows(table: Path) -> Rows:
     return rows
 
 
+def labelled(rows: Rows) -> Rows:
+    """Return the rows of voxels that have a label; 0 is none."""
+    return rows[:, rows[2] > 0]
+
+
 def block_counts(what: Count, folder: Path) -> Iterator[Rows]:
     """Yield the tables of all blocks, in the order of the blocks, one at a time."""
     for block in blocks(what.roi, what.block):
         yield _stacked(read_table(folder / block_name(block.index)))
 
 
-def scored(rows: Rows, dust: int) -> Located:
-    """Return rows as one contingency table, with ids of their own in each section; see `read_count`."""
-    table = drop_small_labels(Located(*numbered(rows), rows[3], rows[4]), dust)
+def scored(rows: Rows, dust: int, *, numbered_segments: bool = True) -> Located:
+    """Return rows as one contingency table, with ids of their own in each section; see `read_count`.
+
+    Without ``numbered_segments`` segments keep their ids, and one in two sections is one.
+    """
+    segment, label = numbered(rows)
+    table = drop_small_labels(Located(segment if numbered_segments else rows[1], label, rows[3], rows[4]), dust)
     if not table.count.size:
         raise DataError(
             "nothing to score: every voxel of the region is ignored, outside of the mask, or of a label smaller than "

@@ -12,10 +12,16 @@ from kdseg.config import EdgesOptions
 from kdseg.errors import DataError
 from kdseg.evaluation.candidates import Candidate
 from kdseg.evaluation.grains import edges_of, fragments_of, grains
-from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, drop_small_labels, relabel
+from kdseg.evaluation.metrics.contingency import (
+    Contingency,
+    block_contingency,
+    by_section,
+    drop_small_labels,
+    relabel,
+)
 from kdseg.evaluation.metrics.scores import scores
 from kdseg.evaluation.thresholds import tables_at
-from kdseg.geometry import Offsets, Roi, VoxelSize
+from kdseg.geometry import Offsets, Roi, VoxelSize, in_sections
 from kdseg.segmentation.agglomeration.linkage import agglomerate
 from kdseg.segmentation.graph.details import channels_used, detailed_edges
 
@@ -80,7 +86,8 @@ def score_candidates(
     """
     options = [one.fragments for one in tried]
     ids, found = grains(part.affinities, part.offsets, options, part.tissue, part.voxel_size)
-    overlaps = drop_small_labels(block_contingency(ids, part.labels), dust)
+    labels = by_section(part.labels) if in_sections(part.offsets) else part.labels
+    overlaps = drop_small_labels(block_contingency(ids, labels), dust)
     if not overlaps.count.size:
         raise DataError(f"no label of {dust} voxels or more in a part of {part.labels.shape}: take another part")
     how = EdgesOptions(long_range=long_range, histograms=any(one.percent is not None for one in tried))

@@ -49,7 +49,12 @@ def _rand(table: Contingency | Located, objects: Contingency | Located) -> dict[
     }
 
 
-def _instances(table: Contingency | Located, objects: Contingency | Located) -> dict[str, float]:
+def instances(objects: Contingency | Located) -> dict[str, float]:
+    """Return the numbers that match instances one to one or best to best, by name.
+
+    Args:
+        objects: table in which id 0 is background on both sides.
+    """
     found = pairs(objects)
     quality, precision, dice = panoptic(found), average_precision(found), best_dice(found)
     return {
@@ -97,7 +102,7 @@ DETAILS: Mapping[str, Detail] = {
         },
     ),
     "instances": Detail(
-        _instances,
+        lambda _, objects: instances(objects),
         {
             "pq": "panoptic quality, matches of IoU above 0.5 (Kirillov 2019); 1 is best",
             "sq": "mean IoU of these matches; 1 is best",

@@ -10,7 +10,7 @@ import numpy as np
 
 from kdseg.config.tasks import SweepTask
 from kdseg.errors import ShapeError
-from kdseg.evaluation.counting import Count, Rows, count_blocks, of_stores, read_rows, scored, subtract
+from kdseg.evaluation.counting import Count, Rows, count_blocks, labelled, of_stores, read_rows, scored, subtract
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.thresholds import tables_at
 from kdseg.geometry import Roi
@@ -40,14 +40,16 @@ def run(task: SweepTask) -> None:
     inputs = {name: one.fingerprint for name, one in made.items()}
     thresholds = options.thresholds or tuple(made["agglomeration"].stat("thresholds"))
     made_of: dict[str, Any] = {"dust": options.dust, "thresholds": list(thresholds)}
+    if task.sections:
+        made_of["sections"] = True
     if part is not None:
         made_of["part"] = [list(part.offset), list(part.shape)]
     with claim(task.manifest, "sweep", made_of, inputs, overwrite=task.overwrite) as held:
-        what = of_stores(made["fragments"].result, made["labels"].result, options.block)
+        what = of_stores(made["fragments"].result, made["labels"].result, options.block, sections=task.sections)
         if part is not None and not what.roi.contains(part):
             raise ShapeError(f"evaluate.tune_roi {part} is not inside of {what.roi}, which labels and fragments cover")
         count_blocks(what, held.progress(options.block), held.parquet, place=place)
-        whole, tree = read_rows(held.parquet), Tree(task.agglomeration)
+        whole, tree = labelled(read_rows(held.parquet)), Tree(task.agglomeration)
         tuned = whole if part is None else _count_part(what, part, held, place)
         rows = _swept(tuned, tree, thresholds, options.dust)
         best = least_voi(rows)
@@ -61,11 +63,11 @@ def _count_part(what: Count, part: Roi, held: Claim, place: Place) -> Rows:
     folder = held.progress(what.block) / "part"
     folder.mkdir(exist_ok=True)
     count_blocks(replace(what, roi=part), folder, folder / "part.parquet", place=place)
-    return read_rows(folder / "part.parquet")
+    return labelled(read_rows(folder / "part.parquet"))
 
 
 def _swept(counts: Rows, tree: Tree, thresholds: Sequence[float], dust: int) -> list[dict[str, float]]:
-    table = scored(counts, dust)
+    table = scored(counts, dust, numbered_segments=False)  # fragments are of one section each, if sections count
     ids = np.unique(table.segment[table.segment > 0])
     merges = tree.merges(ids, thresholds[-1])
     found = zip(thresholds, tables_at(table, merges, thresholds), strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from kdseg.config.tuning import TuneRegionOptions
 from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.evaluation.candidates import Candidate, as_options, as_yaml, candidates, groups
 from kdseg.evaluation.landscape import SCORES, Best, Part, choose, score_candidates
-from kdseg.geometry import Block, Roi, block_name, triple
+from kdseg.geometry import Block, Roi, block_name, nearest_count, triple
 from kdseg.results.claims import claim
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table, write_table
@@ -169,12 +170,12 @@ def _place(task: TuneSegmentationTask, region: TuneRegionOptions) -> Place:
             "another volume"
         )
     affinities, labels = open_input(given.affinities), open_input(given.labels)
-    affinity_offsets(affinities.volume)
+    axes = range(3 - nearest_count(affinity_offsets(affinities.volume)), 3)
     first = labels_at(region.volume, labels.volume, affinities.volume, "affinities")
     within = Roi(first, labels.volume.shape).intersect(affinities.volume.roi)
     roi = _roi(region, within)
     labelled = roi.shift(triple(-o for o in first))
-    _expect_large(region.volume, labels.volume.read(labelled), roi, task.options.least_side)
+    _expect_large(region.volume, labels.volume.read(labelled), roi, task.options.least_side, axes)
     mask = open_mask(given.mask, affinities.volume)
     return Place(region.volume, affinities.store, labels.store, None if mask is None else mask.store, roi, labelled)
 
@@ -194,19 +195,19 @@ def _roi(region: TuneRegionOptions, within: Roi) -> Roi:
     return within.central(region.shape)
 
 
-def _expect_large(volume: str, labels: NDArray[Any], roi: Roi, least: int) -> None:
-    """Refuse a part whose labelled voxels are too few along an axis."""
-    for axis, name in enumerate("zyx"):
+def _expect_large(volume: str, labels: NDArray[Any], roi: Roi, least: int, axes: Sequence[int]) -> None:
+    """Refuse a part whose labelled voxels are too few along one of some axes."""
+    if not labels.any():
+        raise DataError(f"the part {roi} of {volume!r} has no labels: tune on another part")
+    for axis in axes:
         others = tuple(other for other in range(3) if other != axis)
         found = np.flatnonzero((labels != 0).any(axis=others))
-        if not found.size:
-            raise DataError(f"the part {roi} of {volume!r} has no labels: tune on another part")
         side = int(found[-1] - found[0]) + 1
         if side < least:
             raise DataError(
-                f"the part {roi} of {volume!r} is too small to tune on: labels reach over {side} voxels along {name}, "
-                f"expected at least {least}; take a larger part, or lower tune_segmentation.least_side if there is "
-                "none (the threshold is then too high for a large volume)"
+                f"the part {roi} of {volume!r} is too small to tune on: labels reach over {side} voxels along "
+                f"{'zyx'[axis]}, expected at least {least}; take a larger part, or lower "
+                "tune_segmentation.least_side if there is none (the threshold is then too high for a large volume)"
             )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import VoxelSizeError
-from kdseg.geometry import Roi, VoxelSize, triple
+from kdseg.geometry import Roi, VoxelSize, nearest_count, triple
 from kdseg.report.colours import CONTOUR, colour_keys, colour_numbers, contours, data_uri, palette, png
 from kdseg.report.results import Results
 from kdseg.volumes.volume import Volume, open_volume
@@ -171,7 +171,8 @@ def _model_column(view: _View, model: str, truth: list[NDArray[Any]] | None) -> 
         found = []
         if affinities is not None:
             alt = f"Mean nearest affinity that {model} predicts on {view.volume}; bright is inside of a neuron"
-            found.append(Picture("mean nearest affinity", alt, _grey(affinities[k]), False))
+            nearest = affinities[k][: nearest_count(view.results.config.offsets)]
+            found.append(Picture("mean nearest affinity", alt, _grey(nearest), False))
         if overlays:
             alt = f"Segmentation by {model}{at} of {view.volume}, over the raw data"
             found.append(Picture(f"segmentation{at}", alt, overlays[k], True))
@@ -200,7 +201,7 @@ def _overlay(ids: NDArray[Any], known: NDArray[np.uint64] | None = None, keys: N
 
 
 def _grey(affinities: NDArray[Any]) -> str:
-    mean = affinities[:3].mean(axis=0).round().astype(np.uint8)
+    mean = affinities.mean(axis=0).round().astype(np.uint8)
     # 32 grey levels are enough to look at, and take half of the bytes.
     return data_uri(png(mean // 8 * 8))
 

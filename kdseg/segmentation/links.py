@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError
-from kdseg.geometry import Offsets, pair_slices
+from kdseg.geometry import Offsets, nearest_count, pair_slices
 
 
 def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np.uint8]:
@@ -22,7 +22,7 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
 
     Returns:
         uint8 (3, z, y, x), C-contiguous; ``[axis, p]`` links ``p`` and ``p - e_axis``. What links the first
-        plane along an axis to nothing is not defined.
+        plane along an axis to nothing is not defined. 0 along z where no offset leaves its section.
 
     Raises:
         ShapeError: if there is not one channel per offset.
@@ -37,7 +37,7 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
         return np.ascontiguousarray(affinities[:3])
     links = np.zeros((3, *affinities.shape[1:]), np.uint8)
     _, z, y, x = affinities.shape
-    for axis, channel in enumerate(channels):
+    for axis, channel in zip((0, 1, 2)[-len(channels) :], channels, strict=True):
         here, there = pair_slices((z, y, x), offsets[channel])
         target = there if sum(offsets[channel]) > 0 else here
         links[axis][target] = affinities[channel][here]
@@ -45,12 +45,12 @@ def nearest_links(affinities: NDArray[np.uint8], offsets: Offsets) -> NDArray[np
 
 
 def nearest_channels(offsets: Offsets) -> list[int]:
-    """Return the channels of the one-voxel steps along z, y and x.
+    """Return the channels of the one-voxel steps along z, y and x; y and x where no offset leaves its section.
 
     Raises:
         ConfigError: if one of them is missing.
     """
-    return [_channel(offsets, axis) for axis in range(3)]
+    return [_channel(offsets, axis) for axis in range(3 - nearest_count(offsets), 3)]
 
 
 def _channel(offsets: Offsets, axis: int) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdseg.config.networks import TrainOptions
 from kdseg.config.segmentation import Watershed
 from kdseg.errors import DataError, ShapeError
-from kdseg.geometry import Offsets, Roi, Triple, triple
+from kdseg.geometry import Offsets, Roi, Triple, in_sections, triple
 from kdseg.networks.models import Batch
 from kdseg.networks.models.base import channels_last
 from kdseg.networks.models.device import Ranks
@@ -65,7 +65,8 @@ def taught_crop(
             f"{threshold}: validate on another volume or shape, or set another `teaching.threshold`"
         )
     shown = Crop(source.crop(roi, supervised=False).raw, labels, labels > 0)
-    return Validation(source, roi, labels, truth(shown, options.boundary, source.voxel_size), agreement=True)
+    learned = truth(shown, options.boundary, source.voxel_size, sections=in_sections(offsets))
+    return Validation(source, roi, labels, learned, agreement=True)
 
 
 def _segmented(source: Source, segmentation: Labels, options: TrainOptions) -> Validation:

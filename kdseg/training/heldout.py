@@ -37,15 +37,18 @@ class Truth(NamedTuple):
     boundary: Tensor | None
 
 
-def truth(crop: Crop, boundary: Boundary, voxel_size: VoxelSize) -> Truth:
+def truth(crop: Crop, boundary: Boundary, voxel_size: VoxelSize, *, sections: bool = False) -> Truth:
     """Return the ground truth of a crop.
 
     Args:
         crop: labelled.
         boundary: the option of the term `affinity`.
         voxel_size: nm, (z, y, x).
+        sections: whether each is an image of its own, so that there is no boundary between two.
     """
     labels, axes = torch.from_numpy(crop.labels.copy()), boundary_axes(boundary, voxel_size)
+    if axes is not None and sections:
+        axes = "yx"
     edge = None if axes is None else boundary_voxels(labels, axes)
     return Truth(labels, torch.from_numpy(crop.mask), edge)
 

@@ -17,7 +17,7 @@ from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
-from kdseg.geometry import Offsets, Triple, VoxelSize, is_cubic, is_multiple
+from kdseg.geometry import Offsets, Triple, VoxelSize, in_sections, is_cubic, is_multiple
 from kdseg.networks.checkpoint import knows_voxels, load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
 from kdseg.networks.models.base import channels_last, placed
@@ -182,7 +182,8 @@ def validation(
         check_guide(name, guide, () if teachers.networks else options.teachers, offsets)
         source = Source(name, raw, None, guide)
         return taught_crop(source, teachers, options, offsets, watershed, ranks)
-    return validation_crop(Source(name, raw, labels), options.validate_shape, options.boundary)
+    shape, sections = options.validate_shape, in_sections(offsets)
+    return validation_crop(Source(name, raw, labels), shape, options.boundary, sections=sections)
 
 
 def _check_crop(network: Network, role: str, crop: Triple) -> None:

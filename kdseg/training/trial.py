@@ -8,7 +8,7 @@ from typing import Any
 from kdseg.config.segmentation import VALIDATED
 from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
-from kdseg.geometry import VoxelSize
+from kdseg.geometry import VoxelSize, in_sections
 from kdseg.networks.checkpoint import knows_voxels, load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
 from kdseg.results.claims import claim
@@ -50,7 +50,7 @@ def run(task: TrialTask) -> None:
 
         def scored(volume: str) -> list[Scored]:
             source = _source(volume, task.volumes, loaded.voxel_size)
-            crop = validation_crop(source, options.shape, options.boundary)
+            crop = validation_crop(source, options.shape, options.boundary, sections=in_sections(loaded.offsets))
             return sweep(loaded.network, crop, loaded.offsets, dtype, where, watershed, dust=options.dust)
 
         sweeps = {volume: scored(volume) for volume in dict.fromkeys((options.tune_on, *options.volumes))}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdseg.config.segmentation import VALIDATED, Watershed
 from kdseg.config.terms.supervised import Boundary
 from kdseg.errors import DataError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, in_sections, nearest_count
 from kdseg.networks.models import Network
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.heldout import Truth, affinity_loss, truth
@@ -73,20 +73,23 @@ class Validation(NamedTuple):
         return {f"agreement_{key}" if key in agreed else key: value for key, value in scores._asdict().items()}
 
 
-def validation_crop(source: Source, shape: Triple, boundary: Boundary = "auto") -> Validation:
+def validation_crop(
+    source: Source, shape: Triple, boundary: Boundary = "auto", *, sections: bool = False
+) -> Validation:
     """Return the central crop of the labelled part of a volume.
 
     Args:
         source: a labelled volume.
         shape: extent in voxels; cut to what is labelled.
         boundary: the option of the term `affinity`, for the loss.
+        sections: whether each is an image of its own.
 
     Raises:
         DataError: if nothing in the crop is labelled.
     """
     roi = source.labelled_roi.central(shape)
     crop = source.crop(roi, supervised=True)
-    learned, labels = truth(crop, boundary, source.voxel_size), crop.labels
+    learned, labels = truth(crop, boundary, source.voxel_size, sections=sections), crop.labels
     labels[labels == OUTSIDE] = 0  # scores leave the background out, whatever it is in training
     if not labels.any():
         raise DataError(f"the central crop {roi} of {source.name!r} has no labels: validate on another volume or shape")
@@ -135,7 +138,7 @@ def sweep(
         dust: ground-truth objects of fewer voxels of the crop are left out.
     """
     # they compile, or need scipy: only validation has to wait for that
-    from kdseg.evaluation.metrics.contingency import block_contingency, drop_small_labels
+    from kdseg.evaluation.metrics.contingency import block_contingency, by_section, drop_small_labels
     from kdseg.evaluation.metrics.scores import scores
     from kdseg.evaluation.thresholds import tables_at
 
@@ -143,7 +146,8 @@ def sweep(
     z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
     affinities = predict_roi(predictor(network, (z, y, x), device, dtype, offsets=offsets), raw.read, raw.roi, roi)
     pieces, dendrogram = agglomerated(affinities, offsets, watershed, crop.source.voxel_size)
-    table = drop_small_labels(block_contingency(pieces, crop.labels), dust)
+    labels = by_section(crop.labels) if in_sections(offsets) else crop.labels
+    table = drop_small_labels(block_contingency(pieces, labels), dust)
     loss = affinity_loss(affinities, crop.truth, offsets)
     found = []
     for threshold, there in zip(VALIDATED, tables_at(table, dendrogram, VALIDATED), strict=True):
@@ -170,4 +174,5 @@ def agglomerated(
     z, y, x = affinities.shape[1:]
     owned = Roi((0, 0, 0), (z, y, x)).slices()
     pieces = clean(fragments(affinities, offsets, watershed, voxel_size=voxel_size), owned, 0)
-    return pieces, agglomerate(block_edges(pieces, affinities[:3], offsets[:3], owned=owned), 1.0)
+    count = nearest_count(offsets)
+    return pieces, agglomerate(block_edges(pieces, affinities[:count], offsets[:count], owned=owned), 1.0)

@@ -156,6 +156,20 @@ def relabel(contingency: Table, lut_from: NDArray[np.uint64], lut_to: NDArray[np
     return _finish(rows, type(contingency))
 
 
+def by_section(labels: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Return labels, (z, y, x), with ids of their own in each section, from 1: of repeated ids each is another object.
+
+    0 stays 0.
+    """
+    out, count = np.zeros(labels.shape, np.uint64), 0
+    for z, section in enumerate(labels):
+        ids, number = np.unique(section, return_inverse=True)
+        first = count + int(ids[0] != 0)
+        out[z] = np.where(section != 0, number.reshape(section.shape) + first, 0)
+        count += int(np.count_nonzero(ids))
+    return out
+
+
 def drop_small_labels(contingency: Table, dust: int) -> Table:
     """Return the table without the labels of fewer than ``dust`` voxels, as if these were ignored.
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kdseg.config.base import exact
 from kdseg.config.segmentation import FragmentsOptions
-from kdseg.geometry import Offsets, Triple, VoxelSize, offsets_reach
+from kdseg.geometry import Offsets, Triple, VoxelSize, in_sections, nearest_count, offsets_reach
 from kdseg.segmentation.links import nearest_channels, nearest_links
 
 _WATERZ_HALO, _SEEDED_HALO = 8, 16  # voxels of the finest axis; the second by benchmarks/halo.py
@@ -36,9 +36,10 @@ def doubts(affinities: NDArray[np.uint8], offsets: Offsets) -> list[str]:
     links = nearest_links(affinities, offsets)
     found = []
     joined = links >= 128
-    if links.any() and joined.mean() < _LEAST_INSIDE:
+    share = joined[3 - nearest_count(offsets) :].mean()
+    if links.any() and share < _LEAST_INSIDE:
         found.append(
-            f"{100 * (1 - joined.mean()):.0f} % of the nearest affinities are below 0.5 (expected: less than half): "
+            f"{100 * (1 - share):.0f} % of the nearest affinities are below 0.5 (expected: less than half): "
             "check that 255 means `same neuron`, not `boundary`, and that the network is trained"
         )
     given = _contradictions(joined)
@@ -61,12 +62,13 @@ def _other_readings(offsets: Offsets) -> dict[str, Offsets]:
 
     turned = {channel: (-offsets[channel][0], -offsets[channel][1], -offsets[channel][2]) for channel in nearest}
     readings = {"all offsets have the opposite sign": changed(turned)}
-    for name, channel in zip("zyx", nearest, strict=True):
+    axes = "zyx"[-len(nearest) :]
+    for name, channel in zip(axes, nearest, strict=True):
         readings[f"the offset along {name} has the opposite sign"] = changed({channel: turned[channel]})
-    for order in list(permutations(range(3)))[1:]:
-        names = ", ".join("zyx"[axis] for axis in order)
+    for order in list(permutations(range(len(nearest))))[1:]:
+        names = ", ".join(axes[axis] for axis in order)
         steps = {channel: offsets[nearest[axis]] for channel, axis in zip(nearest, order, strict=True)}
-        readings[f"the channels taken for z, y, x are those along {names}"] = changed(steps)
+        readings[f"the channels taken for {', '.join(axes)} are those along {names}"] = changed(steps)
     return readings
 
 
@@ -93,8 +95,8 @@ def thin_halo(options: FragmentsOptions, offsets: Offsets, voxel_size: VoxelSize
         shape: extent of the volume in voxels.
     """
     how = options.watershed
-    flat = how.method == "watershed" and how.per_section
-    axes = range(int(flat and options.premerge is None), 3)
+    flat = how.method == "watershed" and how.per_section and options.premerge is None
+    axes = range(int(flat or in_sections(offsets)), 3)
     finest = exact(min(voxel_size[axis] for axis in axes))
     if how.method == "mutex":
         below, above = offsets_reach(offsets)

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from kdseg.config import FragmentsOptions
 from kdseg.config.tasks import FragmentsTask
 from kdseg.errors import ShapeError
-from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, block_name, blocks
+from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, block_name, blocks, nearest_count
 from kdseg.results.claims import claim
 from kdseg.results.tables import write_table
 from kdseg.running.attempt import Clock
 from kdseg.segmentation.fragments.block import cell_fragments, channels_used, checked_grid, halo_roi, unique_ids
 from kdseg.segmentation.fragments.checks import thin_halo
 from kdseg.segmentation.fragments.source import Source, stored
-from kdseg.segmentation.graph.faces import NEAREST, cell_part
+from kdseg.segmentation.graph.faces import cell_part
 from kdseg.volumes.affinities import Affinities
 from kdseg.volumes.volume import create_volume, open_volume
 
@@ -116,11 +116,11 @@ def _source(task: FragmentsTask) -> Source:
 def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
     """Make and write the fragments of one block, and what its edges need; return whether it has tissue."""
     read = work.affinities.reader()  # before the mask is read: a network says how many threads decode
-    read_roi = halo_roi(work.options, block.roi, work.volume)
+    read_roi, count = halo_roi(work.options, block.roi, work.volume), nearest_count(work.offsets)
     with clock("read"):
         tissue = None if work.mask is None else open_volume(work.mask).read(read_roi) != 0
     if tissue is not None and not tissue.any():
-        ids, nearest = np.zeros(block.roi.shape, np.uint64), np.zeros((NEAREST, *block.roi.shape), np.uint8)
+        ids, nearest = np.zeros(block.roi.shape, np.uint64), np.zeros((count, *block.roi.shape), np.uint8)
     else:
         compute = read(read_roi, channels_used(work.options, work.offsets), tissue, clock)
         with clock.computing():
@@ -128,10 +128,10 @@ def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
             made = None if work.beside else _fragments(work, block, read_roi, affinities, tissue)
         # a GPU goes on with the next block meanwhile; on a CPU there is one core for both
         ids = _fragments(work, block, read_roi, affinities, tissue) if made is None else made
-        nearest = affinities[(slice(NEAREST), *block.roi.slices(read_roi))]
+        nearest = affinities[(slice(count), *block.roi.slices(read_roi))]
     with clock("write"):
         if work.kept is not None:
-            _keep(work.out.with_suffix(".tables"), work.kept, block, ids, nearest, work.offsets[:NEAREST])
+            _keep(work.out.with_suffix(".tables"), work.kept, block, ids, nearest, work.offsets[:count])
         out = open_volume(work.out)
         out.write(block.roi, ids)
         out.sync(block.roi)
@@ -153,7 +153,7 @@ def _keep(
 ) -> None:
     """Write what the region graph needs of the affinities of a block, one table per cell of ``unit``.
 
-    The first three offsets are the nearest, or the stage would have refused them (`nearest_offsets`); they are the
+    The first offsets are the nearest, or the stage would have refused them (`nearest_offsets`); they are the
     first of those that were read.
     """
     for cell in blocks(block.roi, unit):

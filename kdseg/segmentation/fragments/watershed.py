@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from kdseg.config.base import exact
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
 from kdseg.errors import ConfigError, ShapeError
-from kdseg.geometry import Offsets, Slices, VoxelSize, pair_slices
+from kdseg.geometry import Offsets, Slices, VoxelSize, in_sections, pair_slices
 from kdseg.running.compiled import compiled
 from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
@@ -51,7 +51,7 @@ def fragments(
       of nearest affinities is flooded, strongest first (`flood.flood`), where a link counts less if its ends
       are weak (`flood.levels`). All of the mask is filled, boundaries too; without any seed all is
       background, as where all affinities are 0. About 25 bytes per voxel. With ``options.per_section`` the
-      affinities along z are not used.
+      affinities along z are not used, as where there are none (`geometry.in_sections`).
     - ``mutex``: mutex watershed (Wolf et al. 2018, arXiv 1904.12654). Nearest affinities attract with
       ``a + bias``, others repel with ``1 - a``. About 400 bytes per voxel.
     - ``waterz``: waterz' own watershed.
@@ -59,7 +59,8 @@ def fragments(
     Args:
         affinities: uint8 (c, z, y, x); ``affinities[c, p]`` is the affinity between ``p`` and
             ``p + offsets[c]`` in 1/255; 255 means "same neuron".
-        offsets: one ``(z, y, x)`` step in voxels per channel; one-voxel steps along z, y, x among them.
+        offsets: one ``(z, y, x)`` step in voxels per channel; one-voxel steps along z, y, x among them, or along y
+            and x alone: no fragment reaches across sections then.
         options: the method and its settings.
         mask: bool (z, y, x), False where there is no tissue: background, and no fragment reaches across it.
         voxel_size: nm; of the watershed's distances only its ratios matter.
@@ -77,7 +78,8 @@ def fragments(
         return _renumber(_mutex(affinities, offsets, options, mask), 0)
     if options.method == "waterz":
         return _renumber(_masked_waterz(links, options, mask), 0)
-    return _renumber(_seeded(links, mask, options, (options.seed_distance,), voxel_size).ids, 0)
+    flat = int(options.per_section or in_sections(offsets))
+    return _renumber(_seeded(links, mask, options, (options.seed_distance,), voxel_size, flat).ids, 0)
 
 
 def seeded_grains(
@@ -104,7 +106,8 @@ def seeded_grains(
     Returns:
         int32; the options are the distances.
     """
-    return _seeded(*_links(affinities, offsets, mask), options, distances, voxel_size)
+    flat = int(options.per_section or in_sections(offsets))
+    return _seeded(*_links(affinities, offsets, mask), options, distances, voxel_size, flat)
 
 
 def clean(fragments: NDArray[np.integer[Any]], core: Slices, dust: int) -> NDArray[np.uint64]:
@@ -152,7 +155,7 @@ def drop_weak(
         core: the block without its halo.
         least: a fragment goes if the mean of its voxels' `flood.strength` is lower, in 0..1.
         mask: bool (z, y, x), with halo.
-        per_section: whether affinities along z count for nothing.
+        per_section: whether affinities along z count for nothing, as where there are none.
 
     Returns:
         uint64 in the shape of the core, 1..n by first occurrence in C order.
@@ -181,7 +184,7 @@ def summed_strength(
     """
     links = nearest_links(affinities, offsets)
     mask = np.ones(links.shape[1:], np.bool_) if mask is None else mask
-    strengths = strength(links, mask, int(per_section))[core]
+    strengths = strength(links, mask, int(per_section or in_sections(offsets)))[core]
     if strengths.shape != fragments.shape:
         raise ShapeError(f"fragments {fragments.shape} do not fill the core {strengths.shape}")
     # sums of integers below 2**53 are exact in float64
@@ -217,8 +220,8 @@ def _seeded(
     options: WatershedOptions,
     distances: Sequence[int],
     voxel_size: VoxelSize,
+    first: int,
 ) -> Grains:
-    first = int(options.per_section)
     finest = min(voxel_size[first:])
     spacing = (voxel_size[0] / finest, voxel_size[1] / finest, voxel_size[2] / finest)
     strengths = strength(links, mask, first)

@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.segmentation import EdgesOptions
-from kdseg.geometry import Offsets, Roi, Slices, pair_slices
+from kdseg.geometry import Offsets, Roi, Slices, nearest_count, pair_slices
 from kdseg.running.compiled import compiled
-from kdseg.segmentation.graph.faces import NEAREST
 from kdseg.segmentation.graph.histograms import Histograms, starts
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.links import nearest_channels
@@ -53,7 +52,8 @@ def detailed_edges(
     edges = block_edges(fragments, affinities, offsets, owned)
     if not (options.long_range or options.histograms):
         return edges, None
-    near = block_edges(fragments, affinities[:NEAREST], offsets[:NEAREST], owned) if options.long_range else edges
+    count = nearest_count(offsets)
+    near = block_edges(fragments, affinities[:count], offsets[:count], owned) if options.long_range else edges
     details = block_details(fragments, affinities, offsets, owned, edges, near, with_histograms=options.histograms)
     return edges, details
 

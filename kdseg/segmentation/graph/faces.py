@@ -20,12 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError
-from kdseg.geometry import Offsets, Roi, Triple, blocks
+from kdseg.geometry import Offsets, Roi, Triple, blocks, nearest_count
 from kdseg.segmentation.graph.edge_table import from_columns
 from kdseg.segmentation.graph.rag import Edges, block_edges, merge
-
-NEAREST = 3
-"""Channels that link touching voxels; only those make a contact."""
 
 
 class Part(NamedTuple):
@@ -47,17 +44,18 @@ class Part(NamedTuple):
     @staticmethod
     def of(columns: dict[str, NDArray[Any]]) -> Part:
         """Return the part that a table holds."""
-        return Part(from_columns(Edges, columns), tuple(columns[f"face_{c}"] for c in range(NEAREST)))
+        count = sum(name.startswith("face_") for name in columns)
+        return Part(from_columns(Edges, columns), tuple(columns[f"face_{c}"] for c in range(count)))
 
 
 def nearest_offsets(offsets: Offsets) -> Offsets:
     """Return the offsets of the channels that make a contact.
 
     Raises:
-        ConfigError: if these are not one-voxel steps along z, y, x.
+        ConfigError: if these are not one-voxel steps along z, y, x; along y, x where no offset leaves its section.
     """
-    nearest = offsets[:NEAREST]
-    if [tuple(map(abs, offset)) for offset in nearest] != [(1, 0, 0), (0, 1, 0), (0, 0, 1)]:
+    nearest = offsets[: nearest_count(offsets)]
+    if [tuple(map(abs, offset)) for offset in nearest] != [(1, 0, 0), (0, 1, 0), (0, 0, 1)][-len(nearest) :]:
         raise ConfigError(
             f"the first three offsets must be one-voxel steps along z, y and x, in this order; got {list(nearest)}: "
             "predict to affinities first, without `predict.fused`"
@@ -70,8 +68,8 @@ def cell_part(fragments: NDArray[np.uint64], affinities: NDArray[np.uint8], offs
 
     Args:
         fragments: uint64 (z, y, x), ids of the cell's voxels; 0 is background.
-        affinities: uint8 (3, z, y, x) of the same voxels, in 1/255.
-        offsets: one-voxel steps along z, y, x, see `nearest_offsets`.
+        affinities: uint8 (c, z, y, x) of the same voxels, in 1/255.
+        offsets: one-voxel steps along z, y, x, one per channel, see `nearest_offsets`.
     """
     z, y, x = fragments.shape
     cell = Roi((0, 0, 0), (z, y, x))

@@ -67,7 +67,8 @@ def augment(
     Returns:
         A crop of the same shape, in arrays of its own; its places are counted in the turned crop.
     """
-    crop = Crop(*(np.ascontiguousarray(symmetry.apply(array)) for array in (crop.raw, crop.labels, crop.mask)))
+    # copies: an axis of one voxel that was reversed counts as contiguous, but torch refuses its negative stride
+    crop = Crop(*(symmetry.apply(array).copy() for array in (crop.raw, crop.labels, crop.mask)))
     if options.turn and rng.random() < options.turn and options.rotate != "none":
         crop = turn(crop, rng, options.rotate)
     if rng.random() < options.elastic:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kdseg.config.terms import CadOptions
-from kdseg.geometry import Offsets, pair_slices
+from kdseg.geometry import Offsets, nearest_count, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
 from kdseg.training.losses.supervised import pair_products, true_pairs
@@ -37,7 +37,8 @@ class CadTerm(Term):
         super().__init__()
         self.weights = {part: weight for part in ("affinity", "graft") if (weight := getattr(options, part))}
         self.tap, self.labelled = options.tap, options.target == "labels"
-        self.offsets = context.offsets if options.offsets == "all" else context.offsets[:3]
+        count = len(context.offsets) if options.offsets == "all" else nearest_count(context.offsets)
+        self.offsets = context.offsets[:count]
         self.sections = tuple(o for o in context.offsets if o[0] and not (o[1] or o[2]))
         self.boundary = boundary_axes(options.boundary, context.voxel_size)
         ours, theirs = widths(context, options.tap, "cad")

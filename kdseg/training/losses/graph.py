@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from kdseg.config.terms import GraphRelationOptions, Tap
 from kdseg.errors import ConfigError
-from kdseg.geometry import Offsets, Triple
+from kdseg.geometry import Offsets, Triple, nearest_count
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term
 from kdseg.training.losses.fields import Compared, compare
@@ -59,6 +59,7 @@ class GraphRelationTerm(Term):
         """
         super().__init__()
         self.options, self.offsets = options, context.offsets
+        self.nearest = self.offsets[: nearest_count(self.offsets)]
         vectors = [tap for tap in options.taps if tap != "affinities"]
         possible = _PARTS if vectors else _SCALAR_PARTS
         self.weights = MappingProxyType({part: getattr(options, part) for part in possible if getattr(options, part)})
@@ -102,17 +103,17 @@ class GraphRelationTerm(Term):
         ours, theirs = student.logits["affinities"].float(), teacher.logits["affinities"].detach().float()
         known = torch.ones_like(theirs, dtype=torch.bool) if teacher.known is None else teacher.known
         if "affinity" in self.weights:
-            offsets = self.offsets if self.options.offsets == "all" else self.offsets[:3]
+            offsets = self.offsets if self.options.offsets == "all" else self.nearest
             yield "affinity", probability_distance(ours, theirs, known, offsets, balanced=self.options.balanced)
         if "edge" in self.weights and nodes is not None:
-            yield "edge", contact_distance(ours, theirs, known, nodes, self.offsets[:3])
+            yield "edge", contact_distance(ours, theirs, known, nodes, self.nearest)
 
     def _offsets_at(self, tap: Tap, student: Outputs, values: Tensor) -> Offsets:
         """Return the voxel pairs to compare, in voxels of the grid of a tap."""
         if "affinity" not in self.weights:
             return ()
         if self.options.offsets == "nearest":
-            return self.offsets[:3] if tap == "embedding" else _NEAREST
+            return self.nearest if tap == "embedding" else _NEAREST[-len(self.nearest) :]
         full = student.logits["affinities"].shape[2:]
         steps = [f // n for f, n in zip(full, values.shape[2:], strict=True)]
         return _coarser(self.offsets, steps)

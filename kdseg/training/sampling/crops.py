@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, is_cubic, triple
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, in_sections, is_cubic, triple
 from kdseg.networks.models import Batch, Taught
 from kdseg.training.augment import (
     Crop,
@@ -60,7 +60,7 @@ class Crops(Dataset[Batch]):
             lsd_sigma: nm, width of the window of the local shape descriptors; None leaves them out.
 
         Raises:
-            ConfigError: if all axes are to be rotated, but the voxels are not cubes.
+            ConfigError: if all axes are to be rotated, but the voxels are not cubes, or are sections of their own.
             ShapeError: if a volume is smaller than a crop.
             VoxelSizeError: if the volumes have different voxel sizes.
         """
@@ -91,12 +91,17 @@ class Crops(Dataset[Batch]):
             seen = triple(n + 2 * m for n, m in zip(options.crop, self.margin, strict=True))
             corners = turn_margin(seen, options.augment.rotate)
             self.margin = triple(m + more for m, more in zip(self.margin, corners, strict=True))
+        if in_sections(offsets):  # the next section is another image
+            self.margin = (0, *self.margin[1:])
         if any(source.affinities for source in sources):  # refused now rather than at the first crop that is turned so
             for symmetry in symmetries(options.crop, options.augment.flip, options.augment.rotate):
                 channel_plan(offsets, symmetry)
-        self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:])
+        # in a single section there is nowhere to go along z
+        self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:]) and options.crop[0] > 1
         if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
             raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
+        if options.augment.turn and options.augment.rotate == "zyx" and in_sections(offsets):
+            raise ConfigError("augment.turn would leave the section with augment.rotate 'zyx': use 'yx'")
 
     def __getitem__(self, index: int) -> Batch:
         """Return crop ``index``, a batch of one."""

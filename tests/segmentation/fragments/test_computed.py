@@ -249,7 +249,7 @@ def test_refusals(folder: Path) -> None:
     with pytest.raises(ShapeError, match="on its grid"):
         fused(folder, "small", mask=folder / "small.json")
     with pytest.raises(ConfigError, match="first three offsets must be one-voxel steps"):
-        nearest_offsets(OFFSETS[1:])
+        nearest_offsets((OFFSETS[1], OFFSETS[0], OFFSETS[2]))
     assert any(path.name == "fragments.tables" for path in clear(one))
     assert not (folder / "refused" / "fragments.tables").exists()
 
@@ -291,13 +291,23 @@ Times = st.tuples(*[st.integers(1, 3)] * 3)
 
 
 @settings(deadline=None, max_examples=100)
-@given(Extent, st.tuples(*[st.integers(1, 4)] * 3), Times, st.tuples(*[st.sampled_from([-1, 1])] * 3), st.integers(0))
-def test_cells_add_up_to_blocks(shape: Triple, unit: Triple, times: Triple, signs: Triple, seed: int) -> None:
-    """For any shape, cell and block, and for steps of either sign, rows of contact 0 included."""
+@given(
+    Extent,
+    st.tuples(*[st.integers(1, 4)] * 3),
+    Times,
+    st.tuples(*[st.sampled_from([-1, 1])] * 3),
+    st.booleans(),
+    st.integers(0),
+)
+def test_cells_add_up_to_blocks(
+    shape: Triple, unit: Triple, times: Triple, signs: Triple, flat: bool, seed: int
+) -> None:
+    """For any shape, cell and block, and for steps of either sign, rows of contact 0 included; and within sections."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, 4, shape).astype(np.uint64)
-    affinities = rng.integers(0, 256, (3, *shape), dtype=np.uint8)
-    offsets: Any = tuple(tuple(sign * (a == b) for b in range(3)) for a, sign in enumerate(signs))
+    affinities = rng.integers(0, 256, (3 - flat, *shape), dtype=np.uint8)
+    offsets: Any = tuple(tuple(sign * (a == b) for b in range(3)) for a, sign in enumerate(signs))[flat:]
+    assert nearest_offsets(offsets) == offsets
     volume = Roi((0, 0, 0), shape)
     parts = {
         cell.index: cell_part(ids[cell.roi.slices()], affinities[(slice(3), *cell.roi.slices())], offsets)

@@ -268,6 +268,12 @@ def test_a_turned_crop_has_corners(tmp_path: Path) -> None:
     assert crops.margin == (2, 5, 5)
 
 
+def test_images_are_not_turned_out_of_their_plane(pair: tuple[Path, Path]) -> None:
+    chosen = options(crop=(1, 8, 8), augment=NEVER.model_copy(update={"rotate": "zyx", "turn": 1.0}))
+    with pytest.raises(ConfigError, match=r"augment\.turn would leave the section"):
+        Crops(chosen, {"a": pair}, offsets=((0, -1, 0), (0, 0, -1)))
+
+
 def test_pieces_are_of_what_terms_see(pair: tuple[Path, Path]) -> None:
     """They are numbered from 1 without a gap, and none hangs together through the margin alone."""
     terms = ({"name": "affinity"}, {"name": "graph_relation", "taps": ("affinities",)})
