@@ -14,6 +14,7 @@ cube, to be noted in docs/results.md.
 from __future__ import annotations
 
 import argparse
+import csv
 import resource
 import time
 from itertools import product
@@ -162,18 +163,33 @@ def searched(manifest: Path, volume: TunedVolume, part: dict[str, Any]) -> dict[
         print(name, f"threshold {stats[name]['threshold']}", *(f"{key} {at[key]:.3f}" for key in SCORES))
         print("  fragments:", *(f"{key} {first[key]:.3f}" for key in SCORES))
     print(f"{stats['candidates']} candidates, {stats['seconds']:.1f} s\n{stats['configuration']}")
-    table, notes = read_parquet(manifest.with_suffix(".parquet")), read_notes(manifest.with_suffix(".parquet"))
-    merged = ~np.isnan(table["threshold"])
-    voi = table["voi"][merged].reshape(stats["candidates"], -1)
-    for k in np.argsort(voi.min(axis=1))[:8]:
-        options, score = notes["candidates"][k]
-        row = voi[k].argmin()
-        shed = options["watershed"]
-        print(
-            f"{voi[k].min():.3f} at {table['threshold'][merged].reshape(voi.shape)[k, row]}: boundary "
-            f"{shed['boundary']}, {shed['seeds']}, {shed['seed_distance']}, dust {options['dust']}, {score}"
-        )
+    rows = ranked(manifest)
+    with manifest.with_suffix(".csv").open("w", newline="") as file:
+        out = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        out.writeheader()
+        out.writerows(rows)
+    for row in rows[:8]:
+        print(*row.values())
     return stats
+
+
+def ranked(manifest: Path) -> list[dict[str, Any]]:
+    """Return what was tried, each at its best threshold, the best first."""
+    notes, columns = read_notes(manifest.with_suffix(".parquet")), read_parquet(manifest.with_suffix(".parquet"))
+    shape = (len(notes["candidates"]), -1)
+    table = {name: column.reshape(shape)[:, 1:] for name, column in columns.items()}  # without the fragments' own
+    found = []
+    for k, (options, score) in enumerate(notes["candidates"]):
+        at = table["voi"][k].argmin()
+        shed = {name: options["watershed"][name] for name in ("boundary", "seeds", "seed_distance")}
+        tried = {
+            **shed,
+            "dust": options["dust"],
+            "score": score,
+            "threshold": round(float(table["threshold"][k, at]), 2),
+        }
+        found.append(tried | {name: f"{table[name][k, at]:.4f}" for name in SCORES})
+    return sorted(found, key=lambda row: float(row["voi"]))
 
 
 def sides(folder: Path, network: Path) -> None:
