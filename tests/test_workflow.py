@@ -11,7 +11,10 @@ import pytest
 import yaml
 from workflow import jobs, snakemake, voxels
 
+from kdseg.config import validate
 from kdseg.config.tasks import TuneSegmentationTask
+from kdseg.report.landscape import landscapes
+from kdseg.report.results import collect
 from kdseg.volumes.volume import open_volume
 
 
@@ -220,6 +223,29 @@ def test_post_processing_is_tuned_for_each_scored_model(tmp_path, values):
         assert volume.labels == Path("results/test/volumes/tune/labels.json")
         assert (task.options.boundary, task.dust, task.fragments.block) == ((0.3, 0.5), 7, (32, 64, 64))
     assert "rule fragments" not in text
+
+
+@pytest.mark.slow
+def test_a_search_runs_from_volumes_to_its_landscape(tmp_path, values):
+    tiny = json.loads(json.dumps(values))
+    del tiny["compare"]
+    tiny["models"] = {"student": tiny["models"]["student_alone"]}
+    tiny["models"]["student"]["train"] |= {"steps": 4, "validate_every": 4}
+    tiny["evaluate"] |= {"models": ["student"]}
+    regions = [{"volume": "tune"}, {"volume": "train", "shape": [32, 48, 48]}]
+    tiny["tune_segmentation"] = {"regions": regions, "boundary": [0.3, 0.5], "score": ["mean"], "least_side": 16}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tiny))
+    assert "rule tune_model" in snakemake(tmp_path, config, "tune_segmentation")
+    results = tmp_path / "results/test"
+    stats = json.loads((results / "student/tuned.json").read_text())["stats"]
+    assert (stats["candidates"], len(stats["chosen"]["parts"])) == (2, 2)
+    assert stats["configuration"] in (results / "student/logs/tune_segmentation.log").read_text()
+    assert "Nothing to be done" in snakemake(tmp_path, config, "tune_segmentation")
+    assert not (results / "student/tune/fragments.json").exists()
+    (found,) = landscapes(collect(validate(tiny | {"results": str(results)})))
+    assert f"threshold {stats['chosen']['threshold']:g}: {stats['chosen']['voi']:.3f} bits" in found.sentence
+    assert (len(found.figures), len(found.rows)) == (2, 2)
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ class Work:
     Attributes:
         places: of the parts.
         tried: all candidates.
-        groups: numbers of those that share a watershed.
+        groups: numbers of those that share a flooding.
         thresholds: to score.
         long_range: of `edges`.
         dust: labels of fewer voxels of a part are left out.
@@ -88,7 +88,7 @@ def run(task: TuneSegmentationTask) -> None:
     """Segment and score parts of labelled volumes with each of many options, and choose the best.
 
     A part is segmented in memory, with the kernels of the stages and to the same scores as if they were run on it
-    alone, as a volume. One unit of work is a watershed and a part; units that are done are kept when the run is killed.
+    alone, as a volume. One unit of work is a flooding and a part; units that are done are kept when the run is killed.
 
     In the manifest ``stats.chosen`` has the options, the threshold and the scores of each part, ``stats.configured``
     those of the configuration as it is, at its best threshold, ``stats.gain`` the difference in bits, and
@@ -146,16 +146,17 @@ def run(task: TuneSegmentationTask) -> None:
 
 
 def score_unit(work: Work, unit: Block) -> None:
-    """Score the candidates of one watershed on one part, and write their table."""
+    """Score the candidates of one flooding on one part, and write their table."""
     group, place = work.groups[unit.index[0]], work.places[unit.index[1]]
     source = open_volume(place.affinities)
     tissue = None if place.mask is None else open_volume(place.mask).read(place.roi) != 0
+    assert source.voxel_size is not None  # else the labels would not have been placed
     part = Part(
         source.read(place.roi),
         affinity_offsets(source),
         open_volume(place.labels).read(place.labelled),
         tissue,
-        source.voxel_size or (1.0, 1.0, 1.0),
+        source.voxel_size,
     )
     tried = [work.tried[k] for k in group]
     found = score_candidates(part, tried, work.thresholds, long_range=work.long_range, dust=work.dust)

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from kdseg.config.base import exact
 from kdseg.config.segmentation import MutexOptions, WatershedOptions, WaterzOptions
-from kdseg.errors import ConfigError, ShapeError
+from kdseg.errors import ShapeError
 from kdseg.geometry import Offsets, Slices, VoxelSize, in_sections, pair_slices
 from kdseg.running.compiled import compiled
 from kdseg.segmentation.fragments.flood import flood, level_of, levels, seed_rest, strength
 from kdseg.segmentation.fragments.heights import distance, mean_affinity, smooth
+from kdseg.segmentation.fragments.mutex import mutex_fragments
 from kdseg.segmentation.fragments.seeds import basins, joined
 from kdseg.segmentation.links import nearest_links
 from kdseg.segmentation.waterz import waterz_fragments
@@ -75,7 +76,7 @@ def fragments(
     """
     links, mask = _links(affinities, offsets, mask)
     if options.method == "mutex":
-        return _renumber(_mutex(affinities, offsets, options, mask), 0)
+        return _renumber(mutex_fragments(affinities, offsets, options, mask), 0)
     if options.method == "waterz":
         return _renumber(_masked_waterz(links, options, mask), 0)
     flat = int(options.per_section or in_sections(offsets))
@@ -255,28 +256,6 @@ def _common(labels: NDArray[np.int32], into: NDArray[np.int32]) -> Grains:
     every = np.concatenate((into, np.broadcast_to(rest, (len(into), rest.size))), axis=1)
     fragment, name = np.unique(every, axis=1, return_inverse=True)  # 0 stays 0: it is the least
     return Grains(name.ravel().astype(np.int32)[labels], fragment)
-
-
-def _mutex(
-    affinities: NDArray[np.uint8], offsets: Offsets, options: MutexOptions, mask: NDArray[np.bool_]
-) -> NDArray[np.uint64]:
-    try:
-        import mwatershed
-    except ImportError:
-        raise ConfigError(
-            "the method `mutex` needs mwatershed: run `pip install mwatershed`, or choose `watershed`"
-        ) from None
-    weights = affinities / 255.0
-    z, y, x = mask.shape
-    strides = []
-    for weight, offset in zip(weights, offsets, strict=True):
-        nearest = sum(abs(o) for o in offset) == 1
-        weight[:] = np.maximum(weight + options.bias, 0) if nearest else weight - 1
-        strides.append([1, 1, 1] if nearest else list(options.strides))
-        here, there = pair_slices((z, y, x), offset)
-        weight[here][~(mask[here] & mask[there])] = 0  # neither attracts nor repels
-    found: NDArray[np.uint64] = mwatershed.agglom(weights, [list(offset) for offset in offsets], strides=strides)
-    return np.where(mask, found, 0)
 
 
 def _masked_waterz(links: NDArray[np.uint8], options: WaterzOptions, mask: NDArray[np.bool_]) -> NDArray[np.uint64]:
