@@ -155,6 +155,25 @@ def test_embeddings_of_a_deformed_crop_move_with_its_labels(tmp_path: Path, labe
         batch = crops[number]
         assert batch.taught is not None
         assert torch.equal(batch.taught.embedding[:, 0].long()[batch.mask], batch.labels[batch.mask])
+        assert not batch.taught.embedding[:, 0][~batch.mask].any()  # what shows nothing of the volume
+
+
+def test_neurons_of_unlabelled_crops_end_where_nothing_is_shown(tmp_path: Path, labels: np.ndarray) -> None:
+    """Elsewhere than in its labels, an elastic deformation looks beyond the crop."""
+    raw = write_volume(tmp_path / "raw.zarr", labels)
+    ids = write_volume(tmp_path / "ids.zarr", labels.astype(np.uint64))
+    guide = Guide(instances=ids)
+    given = options(
+        augment=NEVER.model_copy(update={"elastic": 1.0}), terms=({"name": "soft_affinity"}, {"name": "ifvd"}),
+        teaching={"instances": "segmentation"},
+    )  # fmt: skip
+    unlabelled, labelled = Crops(given, {"a": (raw, None)}, {"a": guide}), Crops(given, {"a": (raw, ids)})
+    for number in range(5):
+        one, other = unlabelled[number], labelled[number]
+        assert one.instances is not None
+        assert other.instances is not None
+        assert (other.instances == 0).any()
+        assert torch.equal(one.instances, other.instances)
 
 
 def test_pairs_that_leave_the_volume_are_not_known(tmp_path: Path, labels: np.ndarray) -> None:

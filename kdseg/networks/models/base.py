@@ -48,7 +48,8 @@ class Taught(NamedTuple):
         affinities: uint8 (n, teachers, c, z, y, x) in 1/255.
         known: bool (n, c, z, y, x), which of them lie in the volume.
         embedding: float16 (n, d, z, y, x), those of all teachers one after the other, as unit vectors if there
-            are several; d may be 0.
+            are several; d may be 0. A vector of 0 stands for nothing: the voxel shows nothing of the volume, and no
+            term compares it.
     """
 
     affinities: Tensor

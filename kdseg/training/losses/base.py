@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdseg.errors import ConfigError
-from kdseg.geometry import Offsets, Triple, VoxelSize
+from kdseg.geometry import Offsets, Triple, VoxelSize, pair_slices
 from kdseg.networks.models import Batch, Network, Outputs, Taught, Widths, autocast
 
 EPSILON = 1e-6
@@ -189,6 +189,30 @@ def balance(target: Tensor, known: Tensor) -> Tensor:
     count = known.sum(space, keepdim=True).clamp_min(1)
     positive, negative = class_weights((target & known).sum(space, keepdim=True) / count)
     return torch.where(target, positive, negative) * known
+
+
+def balanced_squares(difference: Tensor, joined: Tensor, shown: Tensor, offset: Triple, *, balanced: bool) -> Tensor:
+    """Return the balanced mean square of differences, and turn them into its gradient, in place.
+
+    Args:
+        difference: (z, y, x), 0 where there is no pair.
+        joined: bool (z, y, x), false where there is no pair.
+        shown: bool (z, y, x), voxels whose pairs count.
+        offset: of the pairs.
+        balanced: else it is the mean of all pairs alike.
+    """
+    here, there = pair_slices((difference.shape[0], difference.shape[1], difference.shape[2]), offset)
+    counted = shown[here] & shown[there]
+    difference[here] *= counted
+    pairs = counted.count_nonzero()
+    positives = joined.count_nonzero().to(difference.dtype)
+    share = positives / pairs.clamp_min(1)
+    positive, negative = class_weights(share) if balanced else (torch.ones_like(share), torch.ones_like(share))
+    total = (positive * positives + negative * (pairs - positives)).clamp_min(EPSILON)
+    weighted = difference * torch.where(joined, positive, negative).to(difference.dtype)
+    loss = torch.dot(weighted.view(-1), difference.reshape(-1)) / total
+    torch.mul(weighted, 2 / total, out=difference)
+    return loss
 
 
 def class_weights(share: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,7 @@ class CwdTerm(Term):
 
     The Kullback-Leibler divergence of the student's softmax over voxels from the teacher's, times the square of
     the temperature, the mean over channels and crops. A linear map brings the student's channels to the
-    teacher's number where they differ. Affinities that the teacher did not predict take no part.
+    teacher's number where they differ. Affinities that the teacher did not predict take no part, nor do vectors of 0.
     """
 
     def __init__(self, options: CwdOptions, context: Context) -> None:
@@ -77,7 +77,7 @@ class CwdTerm(Term):
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         ours, theirs = both(student, teacher, self.tap)
-        known = teacher.known if self.tap == "affinities" else None
+        known = teacher.known if self.tap == "affinities" else theirs.any(1, keepdim=True).expand_as(theirs)
         divergence = channel_divergence(self.projector(ours) / self.temperature, theirs / self.temperature, known)
         return self.temperature**2 * divergence
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdseg.errors import ShapeError
 from kdseg.geometry import Offsets, Slices, Triple, pair_slices
-from kdseg.training.losses.base import EPSILON, class_weights
+from kdseg.training.losses.base import EPSILON, balanced_squares
 from kdseg.training.losses.instances import look_up, members, sums
 
 _SLAB = 2**19
@@ -36,6 +36,7 @@ class Compared(NamedTuple):
         distance: scalar, with gradient: mean over voxels of the squared distance of unit vectors in the metric.
         second: (d, d), without gradient: sum over voxels of the products of the teacher's unit vectors.
         sizes: int64 (count,), voxels of the instances.
+        voxels: int64 scalar, voxels that count in the distance.
     """
 
     student: Tensor
@@ -44,6 +45,7 @@ class Compared(NamedTuple):
     distance: Tensor
     second: Tensor
     sizes: Tensor
+    voxels: Tensor
 
 
 class _Plan(NamedTuple):
@@ -79,7 +81,8 @@ def compare(
     inside the crop, where the pairs that the teacher joins (cosine above 0.5) and those that it cuts weigh as in
     `base.balance`; then the mean over offsets and crops (affinity graph distillation, Liu et al., arXiv
     2401.06370). The distance is ``mean_p d_p' M d_p = tr(M sum_p d_p d_p') / P``, with ``d_p`` the difference of the
-    unit vectors at voxel ``p`` and ``M`` the metric.
+    unit vectors at voxel ``p`` and ``M`` the metric. Where the teacher's vector is 0, a voxel shows nothing that it
+    knows: it counts neither in pairs nor in the distance.
 
     Args:
         student: float (n, c, z, y, x), differentiable; channels-last memory is fastest.
@@ -188,19 +191,21 @@ class _Compare(torch.autograd.Function):
                     scales[1, crop, low:high] = _normalise(target)
                 _cosines(s, t, plan.offsets, pull[crop], joined)
                 if plan.metric is not None:
-                    delta = (rows - target).view(-1, d)
+                    delta = (rows - target).mul_(_shown(scales[1, crop, low:high])[..., None]).view(-1, d)
                     gram.addmm_(delta.T, delta)
                     second.addmm_(target.view(-1, d).T, target.view(-1, d))
+            shown = _shown(scales[1, crop])
             for number, offset in enumerate(plan.offsets):
-                affinity += _balance(pull[crop, number], joined[number], offset, balanced=plan.balanced)
+                affinity += balanced_squares(pull[crop, number], joined[number], shown, offset, balanced=plan.balanced)
         ctx.plan, ctx.dtype = plan, dtype
-        ctx.cases, ctx.voxels = max(n * len(plan.offsets), 1), max(student[:, 0].numel(), 1)
+        there = _shown(scales[1]).count_nonzero()
+        ctx.cases, ctx.voxels = max(n * len(plan.offsets), 1), there.clamp_min(1)
         share = sizes.clamp_min(1).to(dtype).reciprocal()[:, None]
         distance = zeros(()) if plan.metric is None else (gram * plan.metric).sum() / ctx.voxels
         ctx.save_for_backward(student, teacher, instances, scales, pull, share)
         theirs = theirs * share
-        ctx.mark_non_differentiable(theirs, second, sizes)
-        return ours * share, theirs, affinity / ctx.cases, distance, second, sizes
+        ctx.mark_non_differentiable(theirs, second, sizes, there)
+        return ours * share, theirs, affinity / ctx.cases, distance, second, sizes, there
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -225,6 +230,7 @@ class _Compare(torch.autograd.Function):
                 _pull(g, s, plan.offsets, pull[crop], strength)
                 if push is not None:
                     delta = rows - t.load().mul_(scales[1, crop, low:high, ..., None])
+                    delta.mul_(_shown(scales[1, crop, low:high])[..., None])
                     slope.view(-1, slope.shape[-1]).addmm_(delta.view(-1, delta.shape[-1]), push)
                 first, end = max(low - plan.reach, 0), high if high == student.shape[2] else high - plan.reach
                 if first >= end:
@@ -277,23 +283,6 @@ def _pull(g: _Window, s: _Window, offsets: Offsets, pull: Tensor, strength: Tens
         slope_there.addcmul_(here, force)
 
 
-def _balance(difference: Tensor, joined: Tensor, offset: Triple, *, balanced: bool) -> Tensor:
-    """Return the balanced mean square of differences, and turn them into its gradient, in place.
-
-    Args:
-        difference: (z, y, x), 0 where there is no pair.
-        joined: bool (z, y, x), false where there is no pair.
-        offset: of the pairs.
-        balanced: else it is the mean of all pairs alike.
-    """
-    pairs = 1
-    for n, o in zip(difference.shape, offset, strict=True):
-        pairs *= n - abs(o)
-    positives = joined.count_nonzero().to(difference.dtype)
-    share = positives / pairs
-    positive, negative = class_weights(share) if balanced else (torch.ones_like(share), torch.ones_like(share))
-    total = positive * positives + negative * (pairs - positives)
-    weighted = difference * torch.where(joined, positive, negative).to(difference.dtype)
-    loss = torch.dot(weighted.view(-1), difference.reshape(-1)) / total
-    torch.mul(weighted, 2 / total, out=difference)
-    return loss
+def _shown(scale: Tensor) -> Tensor:
+    """Return which vectors are not 0, by what they were multiplied by."""
+    return scale < 0.5 / EPSILON

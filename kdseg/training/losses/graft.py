@@ -54,7 +54,7 @@ class CadTerm(Term):
             unit = normalize(ours, dim=1, eps=EPSILON)
             target = pair_products(taught, taught, self.offsets).relu()
             error = (pair_products(unit, unit, self.offsets).relu() - target) ** 2
-            found["affinity"] = weighted_mean(error, balance(target > _CUT, inside(target, self.offsets)))
+            found["affinity"] = weighted_mean(error, balance(target > _CUT, shown_pairs(taught, self.offsets)))
         if "graft" in self.weights:
             found["graft"] = self._graft(normalize(self.projector(ours), dim=1, eps=EPSILON), taught, batch)
         return found
@@ -67,21 +67,23 @@ class CadTerm(Term):
             target, crops = joined.float(), batch.labelled
         else:
             target = pair_products(theirs, theirs, self.sections).relu()
-            joined, known = target > _CUT, inside(target, self.sections)
+            joined, known = target > _CUT, shown_pairs(theirs, self.sections)
         grafts = [pair_products(a, b, self.sections).relu() for a, b in ((ours, theirs), (theirs, ours))]
         error = torch.stack([(graft - target) ** 2 for graft in grafts]).mean(0)
         return weighted_mean(error, balance(joined, known), crops)
 
 
-def inside(affinities: Tensor, offsets: Offsets) -> Tensor:
-    """Return which pairs lie in the array, bool (n, c, z, y, x).
+def shown_pairs(vectors: Tensor, offsets: Offsets) -> Tensor:
+    """Return which pairs lie in the array and have vectors other than 0, bool (n, c, z, y, x).
 
     Args:
-        affinities: (n, c, z, y, x).
-        offsets: one per channel.
+        vectors: float (n, d, z, y, x), of the teacher; 0 where a voxel shows nothing that it knows.
+        offsets: one (z, y, x) step in voxels per channel c.
     """
-    found = torch.zeros_like(affinities, dtype=torch.bool)
-    z, y, x = affinities.shape[2:]
+    shown = vectors.any(1)
+    found = shown.new_zeros((len(vectors), len(offsets), *vectors.shape[2:]))
+    z, y, x = vectors.shape[2:]
     for channel, offset in enumerate(offsets):
-        found[(slice(None), channel, *pair_slices((z, y, x), offset)[0])] = True
+        here, there = ((slice(None), *cut) for cut in pair_slices((z, y, x), offset))
+        found[:, channel][here] = shown[here] & shown[there]
     return found

@@ -180,7 +180,7 @@ class _Link(nn.Module):
                 found = compare(self.projector(rows).movedim(-1, 1), theirs, metric=metric)
             yield "inter_affinity", found.distance
             if self.training:
-                self.voxels.update(found.second, theirs[:, 0].numel())
+                self.voxels.update(found.second, found.voxels)
 
     def _placed(self, ids: Tensor, values: Tensor) -> Tensor:
         """Return the nodes on the grid of the values, less their rim if only the core counts."""
@@ -219,10 +219,11 @@ class _Link(nn.Module):
         tokens = self.options.tokens
         one = normalize(self.projector(spread(ours, tokens)), dim=1, eps=EPSILON)
         other = normalize(spread(theirs, tokens), dim=1, eps=EPSILON)
-        value = queue.divergences(one, other, self.options.temperature).mean()
+        shown = other.any(1)
+        divergences = queue.divergences(one, other, self.options.temperature)
         if self.training:
-            queue.push(other, torch.ones(len(other), dtype=torch.bool, device=other.device))
-        return value
+            queue.push(other, shown)
+        return (divergences * shown).sum() / shown.sum().clamp_min(1)
 
 
 def _vectors(outputs: Outputs, tap: Tap) -> Tensor:

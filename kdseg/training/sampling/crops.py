@@ -114,8 +114,9 @@ class Crops(Dataset[Batch]):
         z, y, x = (slice(m, n - m) for m, n in zip(self.margin, crop.raw.shape, strict=True))
         inner = (crop.raw[z, y, x], crop.labels[z, y, x], crop.mask[z, y, x])
         raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in inner)
-        # those of an unlabelled crop are a teacher's, all of which count
-        known = torch.where(mask, labels, 0) if supervised else labels
+        # those of an unlabelled crop are a teacher's, all of which count that voxels show
+        shown = torch.ones_like(mask) if crop.places is None else torch.from_numpy(crop.places[z, y, x] >= 0)[None]
+        known = torch.where(mask if supervised else shown, labels, 0)
         instances = self._pieces(known[0])[None] if self.pieces else None
         taught = self._taught(source, roi, symmetry, crop.places) if self.stored else None
         return Batch(raw[None], labels, mask, instances, taught, descriptors)

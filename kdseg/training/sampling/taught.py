@@ -42,7 +42,7 @@ def deformed_outputs(taught: Taught, places: NDArray[np.int64], offsets: Offsets
 
     An affinity is known of a pair only if its two voxels show two that were just as far apart: of others, nothing was
     stored. So it stays exact, at the price of pairs: an elastic deformation leaves about three quarters of the nearest
-    neighbours, and a tenth of pairs nine voxels apart. The embedding of a voxel that shows nothing is one near by.
+    neighbours, and a tenth of pairs nine voxels apart. The embedding of a voxel that shows nothing is 0.
 
     Args:
         taught: of the crop before it was deformed, a batch of one.
@@ -54,6 +54,7 @@ def deformed_outputs(taught: Taught, places: NDArray[np.int64], offsets: Offsets
     affinities, known, embedding = (
         part.flatten(-3)[..., index].reshape(*part.shape[:-3], *places.shape) for part in taught
     )
+    embedding *= shown >= 0
     # numbered as in an array twice as wide, where no two steps are the same number
     _, height, width = places.shape
     strides = (4 * height * width, 2 * width, 1)
