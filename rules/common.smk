@@ -280,6 +280,10 @@ COMPUTED = (
 )
 
 
+# Likewise only where it is so.
+SECTIONS = {"sections": True} if RUN.sections else {}
+
+
 def flag(name, value):
     """Return a flag for a shell command, with braces escaped, since they stand for wildcards; empty without a value."""
     said = f" {name} {shlex.quote(value)}" if value else ""

@@ -31,6 +31,7 @@ rule sweep:
                 ),
                 options=RUN.evaluate,
                 part=tune_part(wildcards),
+                **SECTIONS,
             )
         ),
     shell:
@@ -68,6 +69,7 @@ rule score:
                 model=wildcards.model,
                 volume=wildcards.volume,
                 options=RUN.evaluate,
+                **SECTIONS,
             )
         ),
     shell:
@@ -103,6 +105,7 @@ rule score_baseline:
                 model="baseline",
                 volume=wildcards.volume,
                 options=RUN.evaluate,
+                **SECTIONS,
             )
         ),
     shell:

@@ -20,6 +20,7 @@ from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.sections import reaches, within_sections
 from kdseg.config.segmentation import (
     VALIDATED,
     AgglomerateOptions,
@@ -32,7 +33,7 @@ from kdseg.config.segmentation import (
 from kdseg.config.teachers import ForeignTeacher, SegmentationTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
-from kdseg.geometry import fits_or_covers, is_multiple
+from kdseg.geometry import fits_or_covers, in_sections, is_multiple
 
 __all__ = [
     "AgglomerateOptions",
@@ -75,7 +76,10 @@ class Config(Section):
     """Processes of predictions: on this machine, in jobs on SLURM, or of a Dask scheduler. Changes no result."""
     cpu_cluster: ClusterOptions = LocalOptions()
     """Likewise of all other stages that go block by block."""
-    offsets: Annotated[tuple[Step, ...], Field(min_length=3)] = (
+    sections: bool = False
+    """Each z is an image of its own, as in stacks of 2-D images: nothing is learned, joined or scored across sections.
+    Changes defaults, so that nothing else need say it: see docs/data.md."""
+    offsets: Annotated[tuple[Step, ...], Field(min_length=2)] = (
         (-1, 0, 0),
         (0, -1, 0),
         (0, 0, -1),
@@ -86,7 +90,8 @@ class Config(Section):
         (0, -9, 0),
         (0, 0, -9),
     )
-    """Affinity channels of every network; the first three are the nearest neighbours in z, y, x."""
+    """Affinity channels of every network; the first three are the nearest neighbours in z, y, x. With `sections` there
+    are none along z."""
     storage: StorageOptions = StorageOptions()
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
     models: Annotated[dict[Name, ModelOptions], Field(min_length=1)]
@@ -164,14 +169,28 @@ class Config(Section):
             precision=self.predict.precision,
         )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_sections(cls, values: Any) -> Any:
+        return within_sections(values) if isinstance(values, dict) and values.get("sections") is True else values
+
+    @model_validator(mode="after")
+    def _within_sections(self) -> Self:
+        for problem in reaches(self) if self.sections else ():
+            raise ValueError(f"{problem}, since with `sections: true` each z is an image of its own")
+        return self
+
     @model_validator(mode="after")
     def _nearest_first(self) -> Self:
-        for axis, offset in enumerate(self.offsets[:3]):
-            if [abs(o) for o in offset] != [int(axis == a) for a in range(3)]:
-                raise ValueError(
-                    "the first three offsets must be one-voxel steps along z, y and x, in this order; "
-                    f"got {self.offsets[:3]}"
-                )
+        axes = (1, 2) if self.sections else (0, 1, 2)
+        nearest = [tuple(int(axis == a) for a in range(3)) for axis in axes]
+        if [tuple(map(abs, offset)) for offset in self.offsets[: len(axes)]] != nearest:
+            which, along = ("two", "y and x") if self.sections else ("three", "z, y and x")
+            hint = "" if self.sections or not in_sections(self.offsets) else "; a stack of images has `sections: true`"
+            raise ValueError(
+                f"the first {which} offsets must be one-voxel steps along {along}, in this order; "
+                f"got {self.offsets[: len(axes)]}{hint}"
+            )
         if self.gpus > 1 and not self.device.startswith("cuda"):
             raise ValueError(f"gpus: {self.gpus} needs `device: cuda`, got {self.device!r}")
         if len(set(self.offsets)) != len(self.offsets) or (0, 0, 0) in self.offsets:

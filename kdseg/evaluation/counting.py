@@ -24,7 +24,7 @@ from kdseg.errors import DataError
 from kdseg.evaluation.alignment import Placed, align, as_ids
 from kdseg.evaluation.components import block_components, join_components, joined
 from kdseg.evaluation.metrics.boundaries import away_from_borders, halo
-from kdseg.evaluation.metrics.contingency import Contingency, Located, block_located, drop_small_labels
+from kdseg.evaluation.metrics.contingency import Contingency, Located, block_located, drop_small_labels, own_background
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, block_name, blocks
 from kdseg.results.parquet import Column, read_batches, row_count, write_parquet
 from kdseg.results.tables import read_table, write_table
@@ -210,10 +210,14 @@ def block_counts(what: Count, folder: Path) -> Iterator[Rows]:
 def scored(rows: Rows, dust: int, *, numbered_segments: bool = True) -> Located:
     """Return rows as one contingency table, with ids of their own in each section; see `read_count`.
 
-    Without ``numbered_segments`` segments keep their ids, and one in two sections is one.
+    Without ``numbered_segments`` segments keep their ids, each of which is of one section, but for background.
     """
     segment, label = numbered(rows)
-    table = drop_small_labels(Located(segment if numbered_segments else rows[1], label, rows[3], rows[4]), dust)
+    if not numbered_segments:
+        segment = own_background(rows[1], rows[0])
+        order = np.lexsort((label, segment))  # ids need not ascend from section to section
+        segment, label, rows = segment[order], label[order], rows[:, order]
+    table = drop_small_labels(Located(segment, label, rows[3], rows[4]), dust)
     if not table.count.size:
         raise DataError(
             "nothing to score: every voxel of the region is ignored, outside of the mask, or of a label smaller than "

@@ -17,6 +17,7 @@ from kdseg.evaluation.metrics.contingency import (
     block_contingency,
     by_section,
     drop_small_labels,
+    own_background,
     relabel,
 )
 from kdseg.evaluation.metrics.scores import scores
@@ -86,7 +87,8 @@ def score_candidates(
     """
     options = [one.fragments for one in tried]
     ids, found = grains(part.affinities, part.offsets, options, part.tissue, part.voxel_size)
-    labels = by_section(part.labels) if in_sections(part.offsets) else part.labels
+    flat = in_sections(part.offsets)
+    labels = by_section(part.labels) if flat else part.labels
     overlaps = drop_small_labels(block_contingency(ids, labels), dust)
     if not overlaps.count.size:
         raise DataError(f"no label of {dust} voxels or more in a part of {part.labels.shape}: take another part")
@@ -100,11 +102,22 @@ def score_candidates(
     for one in dict.fromkeys(options):
         fragment = fragments_of(found, edges, details and details.touch, one)
         table = relabel(overlaps, found.name, fragment)
+        if flat:
+            table = _own_background(table, labels)
         own, more = edges_of(found, edges, details, fragment)
         for k in (k for k, other in enumerate(options) if other == one):
             merges = agglomerate(own, thresholds[-1], details=more, percent=tried[k].percent)
             out[k] = [_row(at) for at in (table, *tables_at(table, merges, thresholds))]
     return out
+
+
+def _own_background(table: Contingency, labels: NDArray[np.integer]) -> Contingency:
+    """Return the table with a background of its own in each section; ``labels`` are those of `by_section`."""
+    section = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    section[labels.ravel()] = np.repeat(np.arange(len(labels)), labels[0].size)
+    segment = own_background(table.segment, section[table.label])
+    order = np.lexsort((table.label, segment))
+    return Contingency(segment[order], table.label[order], table.count[order])
 
 
 def choose(landscape: NDArray[np.float64], by: Literal["mean", "worst"]) -> Best:

@@ -67,8 +67,8 @@ def _count_part(what: Count, part: Roi, held: Claim, place: Place) -> Rows:
 
 
 def _swept(counts: Rows, tree: Tree, thresholds: Sequence[float], dust: int) -> list[dict[str, float]]:
-    table = scored(counts, dust, numbered_segments=False)  # fragments are of one section each, if sections count
-    ids = np.unique(table.segment[table.segment > 0])
+    table = scored(counts, dust, numbered_segments=False)  # the tree knows fragments by their ids
+    ids = np.unique(counts[1][counts[1] > 0])
     merges = tree.merges(ids, thresholds[-1])
     found = zip(thresholds, tables_at(table, merges, thresholds), strict=True)
     return [{"threshold": threshold, **measure(there)} for threshold, there in found]

@@ -83,11 +83,19 @@ class _View:
 
 
 def sections(results: Results) -> list[Section]:
-    """Return two sections, xy and xz, through the centre of each scored volume whose data are there."""
+    """Return two sections, xy and xz, through the centre of each scored volume whose data are there.
+
+    In stacks of unrelated images there is no xz.
+    """
     evaluate = results.config.evaluate
-    images = max(1, len(evaluate.volumes) * len(_AXES) * (1 + len(evaluate.models)))
+    images = max(1, len(evaluate.volumes) * len(_axes(results)) * (1 + len(evaluate.models)))
     side = int(np.clip((BUDGET / images) ** 0.5, SMALLEST, LARGEST))
     return [section for volume in evaluate.volumes for section in _volume_sections(results, volume, side)]
+
+
+def _axes(results: Results) -> dict[str, int]:
+    """Return the axis across each plane that is shown, by its name."""
+    return {plane: axis for plane, axis in _AXES.items() if axis == 0 or not results.config.sections}
 
 
 def window(frame: Roi, axis: int, side: int) -> Roi:
@@ -128,7 +136,8 @@ def _volume_sections(results: Results, volume: str, side: int) -> list[Section]:
     frame = None if path is None else open_volume(path)
     if frame is None or frame.voxel_size is None:
         return []
-    rois = tuple(window(frame.roi, axis, side) for axis in _AXES.values())
+    axes = _axes(results)
+    rois = tuple(window(frame.roi, axis, side) for axis in axes.values())
     view = _View(results, volume, frame, rois)
     raw, truth = view.planes(f"volumes/{volume}/raw"), view.planes(f"volumes/{volume}/labels")
     columns = [_data_column(view, raw is not None, truth)]
@@ -143,7 +152,7 @@ def _volume_sections(results: Results, volume: str, side: int) -> list[Section]:
             None if raw is None else data_uri(png(raw[k].astype(np.uint8))),
             tuple((heading, pictures[k]) for heading, pictures in columns if pictures[k]),
         )
-        for k, ((plane, axis), roi) in enumerate(zip(_AXES.items(), rois, strict=True))
+        for k, ((plane, axis), roi) in enumerate(zip(axes.items(), rois, strict=True))
     ]
 
 

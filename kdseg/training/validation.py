@@ -138,7 +138,7 @@ def sweep(
         dust: ground-truth objects of fewer voxels of the crop are left out.
     """
     # they compile, or need scipy: only validation has to wait for that
-    from kdseg.evaluation.metrics.contingency import block_contingency, by_section, drop_small_labels
+    from kdseg.evaluation.metrics.contingency import block_contingency, by_section, drop_small_labels, own_background
     from kdseg.evaluation.metrics.scores import scores
     from kdseg.evaluation.thresholds import tables_at
 
@@ -146,7 +146,9 @@ def sweep(
     z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
     affinities = predict_roi(predictor(network, (z, y, x), device, dtype, offsets=offsets), raw.read, raw.roi, roi)
     pieces, dendrogram = agglomerated(affinities, offsets, watershed, crop.source.voxel_size)
-    labels = by_section(crop.labels) if in_sections(offsets) else crop.labels
+    labels: NDArray[np.integer] = crop.labels
+    if in_sections(offsets):
+        labels, pieces = by_section(labels), own_background(pieces, np.arange(len(pieces))[:, None, None])
     table = drop_small_labels(block_contingency(pieces, labels), dust)
     loss = affinity_loss(affinities, crop.truth, offsets)
     found = []

@@ -170,6 +170,17 @@ def by_section(labels: NDArray[np.integer]) -> NDArray[np.uint64]:
     return out
 
 
+def own_background(segments: NDArray[np.uint64], section: NDArray[np.integer]) -> NDArray[np.uint64]:
+    """Return segments, of ids below 2**63, with a background of its own in each section but the first: 2**63 + z.
+
+    Args:
+        segments: uint64, any shape; 0 is background.
+        section: z of each, not negative; of a shape that spreads to theirs.
+    """
+    background = np.where(section > 0, section.astype(np.uint64) + np.uint64(2**63), np.uint64(0))
+    return np.where(segments > 0, segments, background)
+
+
 def drop_small_labels(contingency: Table, dust: int) -> Table:
     """Return the table without the labels of fewer than ``dust`` voxels, as if these were ignored.
 

@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from pipeline import FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 from toy_volumes import cells
 
-from kdseg.config import EvaluateOptions
+from kdseg.config import EvaluateOptions, StorageOptions
 from kdseg.config.tasks import ScoreTask, SweepTask
 from kdseg.evaluation import score, sweep
+from kdseg.evaluation.candidates import Candidate
+from kdseg.evaluation.landscape import SCORES, Part, score_candidates
 from kdseg.evaluation.measures import instances, measure
 from kdseg.evaluation.metrics.contingency import block_contingency, by_section
 from kdseg.results.manifests import read
@@ -90,6 +92,8 @@ def test_intervals_are_of_what_has_labels(tmp_path):
     found = run(tmp_path / "a", segments, labels, block=1, bootstrap=50)
     low, high = found["intervals"]["voi"]
     assert low < found["scores"]["voi"] < high
+    unknown = run(tmp_path / "b", segments, labels, block=1, bootstrap=50, background="unknown")
+    assert unknown["intervals"] == found["intervals"]
 
 
 @settings(deadline=None, max_examples=30)
@@ -114,12 +118,32 @@ def test_the_sweep_takes_equal_labels_of_two_sections_for_two_objects(tmp_path):
     noisy = np.clip(0.7 * clean + rng.normal(30, 40, clean.shape), 0, 255).astype(np.uint8)
     source = store(tmp_path / "affinities.json", noisy, offsets=[list(offset) for offset in flat])
     truth = store(tmp_path / "labels.json", labels, background="boundary")
-    fragment = run_fragments(tmp_path, source, FragmentsOptions(block=(32, 32, 32)))
-    run_rest(tmp_path, source, fragment, block=(32, 32, 32), threshold=0.5)
+    # of several blocks per section, so that ids do not ascend from section to section
+    storage = StorageOptions(chunk=(4, 16, 16), shard=(4, 16, 16))
+    fragment = run_fragments(tmp_path, source, FragmentsOptions(block=(4, 16, 16), dust=10), storage=storage)
+    run_rest(tmp_path, source, fragment, block=(32, 32, 32), threshold=0.5, storage=storage)
     how = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 16, 32))
     inputs = {"fragments": fragment, "agglomeration": tmp_path / "agglomeration.json", "labels": truth}
     sweep.run(SweepTask(manifest=tmp_path / "sweep.json", options=how, sections=True, **inputs))
     row = next(row for row in read(tmp_path / "sweep.json").stats["sweep"] if row["threshold"] == 0.5)
-    table = block_contingency(voxels(tmp_path / "segmentation.json"), by_section(labels), ignore_label=0)
-    assert {name: row[name] for name in measure(table)} == pytest.approx(measure(table), abs=1e-12)
-    assert measure(table) != measure(block_contingency(voxels(tmp_path / "segmentation.json"), labels, ignore_label=0))
+    segments = voxels(tmp_path / "segmentation.json")
+    assert all((section[labels[z] > 0] == 0).any() for z, section in enumerate(segments))  # of its own in each section
+    expected = measure(block_contingency(by_section(segments + np.uint64(1)), by_section(labels), ignore_label=0))
+    assert {name: row[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert measure(block_contingency(segments, labels, ignore_label=0)) != expected
+
+
+def test_options_are_tuned_by_what_each_section_is_alone():
+    flat, labels = ((0, -1, 0), (0, 0, -1)), stack(3)
+    rng = np.random.default_rng(0)
+    clean = perfect_affinities(labels, flat).astype(float)
+    noisy = np.clip(0.7 * clean + rng.normal(30, 40, clean.shape), 0, 255).astype(np.uint8)
+    tried = [Candidate(FragmentsOptions(block=(32, 32, 32), dust=dust), "mean") for dust in (0, 30)]
+
+    def voi(part: slice) -> NDArray[np.float64]:
+        one = Part(np.ascontiguousarray(noisy[:, part]), flat, labels[part], None, (10.0, 10.0, 10.0))
+        return score_candidates(one, tried, (0.3, 0.6), long_range=False, dust=0)[..., SCORES.index("voi")]
+
+    alone = [voi(slice(z, z + 1)) for z in range(SHAPE[0])]
+    weights = (labels > 0).sum((1, 2))
+    np.testing.assert_allclose(voi(slice(None)), np.average(alone, axis=0, weights=weights), atol=1e-9)

@@ -11,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pipeline import FragmentsOptions, graph, perfect_affinities, run_fragments, run_rest, store, voxels
+from toy_models import save
 from toy_volumes import cells
 
-from kdseg.config import EdgesOptions, StorageOptions
+from kdseg.config import EdgesOptions, PredictOptions, StorageOptions
+from kdseg.config.networks import UNetOptions
 from kdseg.config.segmentation import MutexOptions, WatershedOptions
+from kdseg.config.tasks import EdgesTask, FragmentsTask, PredictTask
 from kdseg.geometry import Roi
+from kdseg.prediction import stage as predict
+from kdseg.segmentation.fragments import stage as fragments_stage
 from kdseg.segmentation.fragments.block import cell_fragments
 from kdseg.segmentation.fragments.checks import doubts, thin_halo
+from kdseg.segmentation.graph import stage as edges_stage
 from kdseg.segmentation.graph.details import detailed_edges
 from kdseg.segmentation.links import nearest_channels, nearest_links
 
@@ -126,10 +132,40 @@ def test_every_block_gives_each_section_what_it_has_alone(tmp_path: Path, method
         assert len(np.unique(segments)) < len(np.unique(fragments))
 
 
+def test_fragments_and_edges_without_stored_affinities_are_the_same(tmp_path: Path) -> None:
+    raw = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+    flat = UNetOptions(widths=(3, 6), kernels=((1, 3, 3),) * 2, downsample=((1, 2, 2),))
+    inputs = {"raw": store(tmp_path / "raw.json", raw), "model": save(tmp_path / "m.json", options=flat, offsets=FLAT)}
+    how = {"storage": STORAGE, "device": "cpu"}
+    options = FragmentsOptions(block=(2, 32, 32), halo=(0, 8, 8), watershed=METHODS[0])
+    tiles = PredictOptions(block=(2, 32, 32), tile=(1, 16, 16))
+    found = []
+    for name in ("stored", "fused"):
+        folder = tmp_path / name
+        source = {"predict": tiles, **inputs, **how}
+        if name == "stored":
+            affinities = folder / "affinities.json"
+            predict.run(PredictTask(manifest=affinities, options=tiles, **inputs, **how))
+            source = {"affinities": affinities, "storage": STORAGE}
+        made, edge = folder / "fragments.json", folder / "edges.json"
+        fragments_stage.run(FragmentsTask(manifest=made, options=options, **source))
+        options_of_edges = EdgesOptions(block=(4, 32, 32))
+        edges_stage.run(
+            EdgesTask(affinities=source.get("affinities"), fragments=made, manifest=edge, options=options_of_edges)
+        )
+        found.append((voxels(made), graph(edge)))
+    (stored, table), (fused, same) = found
+    assert len(np.unique(stored)) > 20
+    assert (stored == fused).all()
+    assert all((table[column] == same[column]).all() for column in table)
+
+
 def test_sections_are_doubted_for_what_is_in_them_alone():
     labels = np.stack([cells((1, 48, 48), 6, seed=z)[1][0] for z in range(8)])
     affinities = perfect_affinities(labels, FLAT[:2])
     assert doubts(affinities, FLAT[:2]) == []
+    small = np.stack([cells((1, 32, 32), 150, seed=z)[1][0] for z in range(8)])
+    assert doubts(perfect_affinities(small, FLAT[:2]), FLAT[:2]) == []
     (turned,) = doubts(affinities[::-1], FLAT[:2])
     assert "the channels taken for y, x are those along x, y" in turned
     (inverted,) = doubts(255 - affinities, FLAT[:2])[:1]
