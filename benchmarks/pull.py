@@ -42,7 +42,7 @@ def main() -> None:
     """Print a row per term."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "terms", nargs="*", default=[n for n in term_options() if n not in ("affinity", "lsd", "embedding")]
+        "terms", nargs="*", default=[name for name, options in term_options().items() if options.from_teacher]
     )
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batches", type=int, default=8)
@@ -90,7 +90,7 @@ def measured(run: Run, steps: int, batches: int) -> Iterator[tuple[str, float, f
     """Yield, for each part of the term, its gradient norm over the reference's: at weight 1, and as it is balanced."""
     found = iter(loader(run.crops, 0))
     for _ in range(steps):
-        loop._step(run, found)
+        loop.step(run, found)
     acting = list(run.objective.part_weights())
     factor = factors(pulls(run.scales, acting), acting)
     looks = [gradients(run, loop._parts(run, next(found)), acting) for _ in range(batches)]

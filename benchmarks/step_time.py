@@ -70,7 +70,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     """Return the student alone, each method, and the teacher's own training."""
     supervised, embedding = {"name": "affinity"}, {"name": "embedding"}
-    distilling = [name for name in term_options() if name not in ("affinity", "lsd", "embedding", "graph_relation")]
+    distilling = [name for name, one in term_options().items() if one.from_teacher and name != "graph_relation"]
     return [
         Case("student alone", [supervised], "alone"),
         *(Case(name, [supervised, {"name": name}], "online") for name in distilling),

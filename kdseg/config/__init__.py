@@ -362,7 +362,14 @@ class Config(Section):
             )
 
     def _expect_affinities(self, name: str) -> None:
-        teaching = self.all_models[name].train.teaching
+        train = self.all_models[name].train
+        teaching = train.teaching
+        ids = [isinstance(self.teachers.get(teacher), SegmentationTeacher) for teacher in train.teachers]
+        if train.augment.turn and teaching.outputs == "stored" and not all(ids):
+            raise ValueError(
+                f"models.{name}: of a crop that is turned by any angle, stored affinities say nothing: use "
+                "`teaching.outputs: online`, or augment.turn 0"
+            )
         without = [teacher for teacher in self.own_teachers(name) if not self.models[teacher].heads.affinities]
         if without and (teaching.outputs != "stored" or teaching.average != "none"):
             raise ValueError(
@@ -381,8 +388,14 @@ class Config(Section):
                     f"models.{name}.train.crop {list(train.crop)} must be a multiple of the pooling {list(stride)} of "
                     f"{model!r}"
                 )
+            looking = [term.name for term in train.active_terms if term.features_used]
+            if looking and any(m % s for m, s in zip(train.margin, stride, strict=True)):
+                raise ValueError(
+                    f"models.{name}.train.margin {list(train.margin)} must be a multiple of the pooling {list(stride)} "
+                    f"of {model!r}, since the terms {looking} look at features"
+                )
             levels = len(network.widths)
-            for term in train.active_terms:
+            for term in (term for term in train.active_terms if model == name or term.from_teacher):
                 unknown = [tap for tap in term.taps_used if isinstance(tap, int) and not -levels <= tap < levels]
                 if unknown:
                     raise ValueError(

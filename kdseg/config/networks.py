@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from kdseg.config.base import Border, Count, Extent, Positive, Probability, Section, Weight
 from kdseg.config.optimiser import OptimiserOptions
-from kdseg.config.terms import AffinityOptions, EmbeddingOptions, TermOptions
+from kdseg.config.terms import AffinityOptions, DiceOptions, EmbeddingOptions, TermOptions
 from kdseg.config.terms.supervised import Boundary
 
 DEFAULT_STEPS = 1000
@@ -240,11 +240,6 @@ class TrainOptions(Section):
                 f"the terms {features} need the teacher's features, which are not stored: use "
                 "`teaching.outputs: online`, or tap the affinities or the embedding"
             )
-        if self.augment.turn and self.teachers and self.teaching.outputs == "stored":
-            raise ValueError(
-                "of a crop that is turned by any angle, stored affinities say nothing: use `teaching.outputs: online`, "
-                "or augment.turn 0"
-            )
         if features and (len(self.teachers) > 1 or self.teaching.average != "none"):
             raise ValueError(
                 f"the terms {features} compare features, which cannot be averaged over teachers or mirror images: "
@@ -300,8 +295,8 @@ class TrainOptions(Section):
 
     @property
     def boundary(self) -> Boundary:
-        """Membrane between touching neurons, as the term `affinity` has it, or `embedding` where that is not there."""
-        kinds = (AffinityOptions, EmbeddingOptions)
+        """Membrane between touching neurons, as the term `affinity` has it, or else `dice` or `embedding`."""
+        kinds = (AffinityOptions, DiceOptions, EmbeddingOptions)
         return next((term.boundary for kind in kinds for term in self.terms if isinstance(term, kind)), "auto")
 
     @property

@@ -48,6 +48,8 @@ def reaches(config: Config) -> Iterator[str]:
         yield f"predict.tile {list(config.predict.tile)} has more than one section: use [1, h, w]"
     if config.fragments.halo[0]:
         yield f"fragments.halo {list(config.fragments.halo)} reaches into other sections: use [0, h, w]"
+    if config.tune_segmentation and (deep := [list(halo) for halo in config.tune_segmentation.halo if halo[0]]):
+        yield f"tune_segmentation.halo {deep} reaches into other sections: use [0, h, w]"
     waterz = {
         "fragments.premerge": config.fragments.premerge is not None,
         "fragments.watershed.method: waterz": config.fragments.watershed.method == "waterz",

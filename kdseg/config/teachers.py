@@ -15,7 +15,7 @@ from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import Offsets, channels_of
 
-Steps = Annotated[tuple[Step, ...], Field(min_length=3)]
+Steps = Annotated[tuple[Step, ...], Field(min_length=2)]
 _Margin = Annotated[int, Field(ge=0)]
 
 

@@ -48,7 +48,7 @@ def taught_crop(
     from kdseg.segmentation.lut import apply, lut
 
     if source.segmentation is not None:
-        return _segmented(source, source.segmentation, options)
+        return _segmented(source, source.segmentation, options, sections=in_sections(offsets))
     roi = source.raw.roi.central(options.validate_shape)
     affinities = (
         _stored(source, teachers, roi, offsets)
@@ -69,12 +69,12 @@ def taught_crop(
     return Validation(source, roi, labels, learned, agreement=True)
 
 
-def _segmented(source: Source, segmentation: Labels, options: TrainOptions) -> Validation:
+def _segmented(source: Source, segmentation: Labels, options: TrainOptions, *, sections: bool) -> Validation:
     """Return the central crop of what a segmentation that teaches covers, labelled by it."""
     roi = segmentation.roi.central(options.validate_shape)
     labels, known = segmentation.read(roi)
     shown = Crop(source.crop(roi, supervised=False).raw, labels, known)
-    learned = truth(shown, options.boundary, source.voxel_size)
+    learned = truth(shown, options.boundary, source.voxel_size, sections=sections)
     labels = np.where(labels == OUTSIDE, 0, labels)
     if len(np.unique(labels[labels > 0])) < 2:
         raise DataError(

@@ -24,7 +24,7 @@ LEAST = 0.25 / 255
 
 
 class Truth(NamedTuple):
-    """Ground truth of a crop, as students learn it.
+    """Ground truth of a crop, with a membrane of one voxel on either side of a contact, if there is any.
 
     Attributes:
         labels: int64 (z, y, x).

@@ -21,7 +21,7 @@ DECAY = 0.5
 """Of the running mean of a part's gradient norm."""
 LARGEST = 1e4
 """Bound of what a part is multiplied by: one whose gradient has vanished would drown the others in its noise."""
-REFERENCES = ("affinity", "embedding")
+REFERENCES = ("affinity", "dice", "embedding")
 """Parts on ground truth: the first that a training has is what the others are compared with."""
 
 

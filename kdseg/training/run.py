@@ -47,6 +47,7 @@ class Run:
     """All that changes during a run, and all that it is made from.
 
     Attributes:
+        identity: of what it is made from; the state of another run is refused.
         judge: makes ``validation``.
         steps: to do; infinite until `kdseg.training.budget` has found how many fit into ``train.seconds``.
         step: steps done.
@@ -57,6 +58,7 @@ class Run:
     offsets: Offsets
     watershed: Watershed
     name: str
+    identity: str
     ranks: Ranks
     crops: Crops
     teachers: Teachers | None
@@ -81,7 +83,7 @@ class Run:
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint has to hold so that the run can go on."""
         return {
-            "options": _fingerprint(self),
+            "options": self.identity,
             "objective": self.objective.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -114,6 +116,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     crops = Crops(options.train, data.volumes, data.guides, offsets, lsd_sigma=sigma)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
+    identity = _identity(options, offsets, watershed)
     if options.train.start_from is not None:
         start(network, Path(options.train.start_from), options, offsets, crops.voxel_size)
     average = placed(build(options.network, options.heads, offsets), device)
@@ -135,7 +138,8 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     terms = build_terms(options.train.active_terms, context).to(device)
     if ranks.together and device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-    objective = Objective(network, terms, dtype, options.train.margin)
+    features = any(term.features_used for term in options.train.active_terms)
+    objective = Objective(network, terms, dtype, options.train.margin, features=features)
     trained: nn.Module = objective
     if ranks.together:
         trained = DistributedDataParallel(objective, [device] if device.type == "cuda" else None)
@@ -144,6 +148,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         offsets=offsets,
         watershed=watershed,
         name=name,
+        identity=identity,
         ranks=ranks,
         crops=crops,
         teachers=teachers,
@@ -235,12 +240,12 @@ def _optimiser(objective: nn.Module, options: TrainOptions) -> torch.optim.Optim
     return kind(groups, lr=options.learning_rate, eps=asked.epsilon, amsgrad=asked.amsgrad)
 
 
-def _fingerprint(run: Run) -> str:
+def _identity(options: ModelOptions, offsets: Offsets, watershed: Watershed) -> str:
     # how the work is shared out and how often it is saved does not change the result
-    options = run.options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every", "start_from"}})
-    begun = run.options.train.start_from
+    said = options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every", "start_from"}})
+    begun = options.train.start_from
     weights = None if begun is None else file_fingerprint(Path(begun))
-    return f"{options} {run.offsets} {run.watershed} {weights}"
+    return f"{said} {offsets} {watershed} {weights}"
 
 
 def resume(run: Run, path: Path) -> None:
@@ -252,7 +257,7 @@ def resume(run: Run, path: Path) -> None:
     if not path.is_file():
         return
     state = load(path)
-    if state.get("options") != _fingerprint(run):
+    if state.get("options") != run.identity:
         raise ClaimError(f"{path} is the state of a run with other options or another start: remove its folder")
     run.objective.load_state_dict(state["objective"])
     run.average.load_state_dict(state["average"])

@@ -57,7 +57,7 @@ class Validation(NamedTuple):
         source: the volume.
         roi: the crop, in voxels of the volume's raw data.
         labels: int64 (z, y, x), ground truth of the crop, or what stands for it.
-        truth: the same as students learn it.
+        truth: the same for the affinity loss.
         agreement: the labels are the teachers' own segmentation; see `kdseg.training.agreement`.
     """
 

@@ -118,6 +118,12 @@ MISTAKES = {
         ),
         r"turned by any angle, stored affinities say nothing",
     ),
+    "margin through a coarse voxel": (
+        lambda values: values["models"]["student"]["train"].update(
+            margin=[1, 2, 2], terms=[{"name": "affinity"}, {"name": "fitnets"}]
+        ),
+        r"margin \[1, 2, 2\] must be a multiple of the pooling",
+    ),
     "nothing within the margin": (change("models.teacher.train.margin", [16, 0, 0]), r"nothing is left of a crop"),
     "gpus without cuda": (change("gpus", 2), r"needs `device: cuda`"),
     "device": (change("device", "tpu"), r"device"),

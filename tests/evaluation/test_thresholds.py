@@ -171,3 +171,4 @@ def test_merges_of_some_fragments_are_those_that_decide_about_them(made: tuple[P
         order = np.lexsort((ids, segments))
         assert (at.segment == segments[order]).all()
         assert (at.label == ids[order]).all()
+    assert all(column.size == 0 for column in tree.merges(ids[:0], 0.9))

@@ -127,6 +127,14 @@ def test_a_state_of_another_start_is_refused(tmp_path: Path, volumes: Any) -> No
         run(saved(tmp_path / "two.pt", seed=6))
 
 
+def test_a_training_that_has_begun_needs_its_start_no_more(tmp_path: Path, volumes: Any) -> None:
+    path = saved(tmp_path / "one.pt")
+    run = prepared(volumes, start_from=str(path))
+    before = run.state()["options"]
+    path.unlink()
+    assert run.state()["options"] == before
+
+
 def test_a_training_goes_on_from_what_it_learned(tmp_path: Path, volumes: Any) -> None:
     """The loss begins where the first training's ended, not where a random network's does."""
     made = {"learning_rate": 1e-2, "steps": 40, "validate_every": 40, "checkpoint_every": 40, "warmup": 5, "ema": 0.0}

@@ -17,7 +17,8 @@ class _Pairs(TermSection):
     """Ground truth of touching neurons has no membrane: voxels whose 3x3 (`yx`) or 3x3x3 (`zyx`) window holds
     two neurons count as one, and pairs that touch it as negative. `auto`: `zyx`, or `yx` where z is coarser."""
     boundary_width: Count = 1
-    """Voxels of it on either side of a contact: neurons are eroded by as many."""
+    """Voxels of it on either side of a contact: neurons are eroded by as many. The loss that validation reports has
+    one, whatever is trained, so that it can be compared."""
 
 
 class AffinityOptions(_Pairs):

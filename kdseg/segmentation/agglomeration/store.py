@@ -127,8 +127,8 @@ class Tree:
             for z, y, x in np.unique(node_of(ids, self.layout, level), axis=0).tolist():
                 table = read_table(table_path(self.folder, level, (z, y, x)))
                 parts.append([table[name] for name in Dendrogram._fields])
-        none = np.empty(0, np.uint64)
-        return Dendrogram(*(np.concatenate([none, *column]) for column in zip(*parts, strict=True)))
+        none = [np.empty(0, np.uint64)] * len(Dendrogram._fields)
+        return Dendrogram(*map(np.concatenate, zip(none, *parts, strict=True)))
 
     def expect_reached(self, threshold: float) -> None:
         """Refuse to be cut where merges are missing.

@@ -71,7 +71,15 @@ class Term(nn.Module):
 class Objective(nn.Module):
     """The student and its terms: one module, so that distributed training sees every parameter."""
 
-    def __init__(self, network: Network, terms: nn.ModuleDict, dtype: torch.dtype, margin: Triple = (0, 0, 0)) -> None:
+    def __init__(
+        self,
+        network: Network,
+        terms: nn.ModuleDict,
+        dtype: torch.dtype,
+        margin: Triple = (0, 0, 0),
+        *,
+        features: bool = True,
+    ) -> None:
         """Join a student and its terms.
 
         Args:
@@ -79,9 +87,10 @@ class Objective(nn.Module):
             terms: by name.
             dtype: what the student's convolutions compute in.
             margin: voxels (z, y, x) at the border of crops that no term sees.
+            features: whether a term looks at features, of which a margin may be no whole number.
         """
         super().__init__()
-        self.network, self.terms, self.dtype, self.margin = network, terms, dtype, margin
+        self.network, self.terms, self.dtype, self.margin, self.features = network, terms, dtype, margin, features
 
     def forward(self, batch: Batch, teacher: Outputs | None, active: frozenset[str] | None = None) -> dict[str, Tensor]:
         """Return each part of each term, unweighted, by the names of `part_weights`.
@@ -95,6 +104,8 @@ class Objective(nn.Module):
         with autocast(self.dtype, batch.raw.device):
             student = self.network(batch.raw)
         if any(self.margin):
+            if not self.features:
+                student, teacher = (outputs._replace(features=(), skips=()) for outputs in (student, teacher))
             student, teacher, batch = without_margin(student, teacher, batch, self.margin)
         found: dict[str, Tensor] = {}
         idle = active is not None and not active.issuperset(self.terms)

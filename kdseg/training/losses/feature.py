@@ -77,7 +77,9 @@ class CwdTerm(Term):
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         ours, theirs = both(student, teacher, self.tap)
-        known = teacher.known if self.tap == "affinities" else theirs.any(1, keepdim=True).expand_as(theirs)
+        known = teacher.known if self.tap == "affinities" else None
+        if self.tap == "embedding" and batch.taught is not None:
+            known = theirs.any(1, keepdim=True).expand_as(theirs)
         divergence = channel_divergence(self.projector(ours) / self.temperature, theirs / self.temperature, known)
         return self.temperature**2 * divergence
 

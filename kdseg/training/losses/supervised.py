@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -84,8 +85,7 @@ class DeepSupervisionTerm(Term):
         target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
         losses = []
         for level, linear in zip(self.levels, self.maps, strict=True):
-            logits = linear(tapped(student, level))
-            logits = interpolate(logits, size=target.shape[2:], mode="trilinear", align_corners=False)
+            logits = _interpolated(linear(tapped(student, level)), target.shape[2:])
             losses.append(_cross_entropy(logits, target, known, batch))
         return torch.stack(losses).mean()
 
@@ -186,6 +186,20 @@ def _ends(values: Tensor, offsets: Offsets) -> list[tuple[tuple[slice, ...], tup
     z, y, x = values.shape[2:]
     found = [pair_slices((z, y, x), offset) for offset in offsets]
     return [((slice(None), *here), (slice(None), *there)) for here, there in found]
+
+
+def _interpolated(values: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return values, (n, c, z, y, x), interpolated linearly along each axis.
+
+    By products with matrices: the gradient of PyTorch's own on a GPU adds up in no fixed order.
+    """
+    for axis, size in enumerate(shape, 2):
+        n = values.shape[axis]
+        if n != size:
+            unit = torch.eye(n, device=values.device)[None]
+            weights = interpolate(unit, size=size, mode="linear", align_corners=False)[0]
+            values = (values.movedim(axis, -1) @ weights).movedim(-1, axis)
+    return values
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, known: Tensor, batch: Batch) -> Tensor:

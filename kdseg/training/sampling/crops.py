@@ -132,9 +132,10 @@ class Crops(Dataset[Batch]):
         """Return what stored teachers say about a crop that was turned and deformed, a batch of one."""
         if source.segmentation is not None:
             # a pair may reach beyond a crop that was not deformed
+            flat = in_sections(self.offsets)
             reach = max((abs(step) for offset in self.offsets for step in offset), default=0)
-            margin = (reach, reach, reach) if places is None else self.margin
-            seen = seen_voxels(source.segmentation, roi.grow(margin), source.rim, source.voxel_size)
+            margin = (0 if flat else reach, reach, reach) if places is None else self.margin
+            seen = seen_voxels(source.segmentation, roi.grow(margin), source.rim, source.voxel_size, sections=flat)
             return inner(segmented_outputs(seen, source.rim, self.offsets, symmetry, places), margin)
         if places is None:
             return stored_outputs(source, roi, self.offsets, symmetry)

@@ -60,7 +60,7 @@ def segmented_outputs(
     return Taught(torch.from_numpy(affinities)[None, None], torch.from_numpy(known)[None], none)
 
 
-def seen_voxels(segmentation: Labels, roi: Roi, rim: int, voxel_size: VoxelSize) -> Seen:
+def seen_voxels(segmentation: Labels, roi: Roi, rim: int, voxel_size: VoxelSize, *, sections: bool = False) -> Seen:
     """Return what a segmentation says about the voxels of a region, whatever lies around its border.
 
     Args:
@@ -68,8 +68,9 @@ def seen_voxels(segmentation: Labels, roi: Roi, rim: int, voxel_size: VoxelSize)
         roi: region, in voxels of the raw data.
         rim: see `segmented_outputs`.
         voxel_size: nm, (z, y, x); where z is coarser, distances lie in the section plane.
+        sections: whether each is an image of its own, so that they do so in any case.
     """
-    axes = boundary_axes("auto", voxel_size) or ""
+    axes = "yx" if sections else boundary_axes("auto", voxel_size) or ""
     ids, known = segmentation.read(roi.grow((rim, rim, rim)))
     distance = boundary_distance(torch.from_numpy(ids), axes, rim, torch.from_numpy(known)).numpy()
     z, y, x = (slice(rim, rim + n) for n in roi.shape)

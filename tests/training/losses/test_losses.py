@@ -373,6 +373,13 @@ def test_no_term_sees_the_margin() -> None:
     assert found.labelled == 2.0
 
 
+def test_where_no_term_looks_at_features_any_margin_will_do() -> None:
+    seen, labels = Seen(), torch.ones(1, 8, 8, 8, dtype=torch.int64)
+    objective = Objective(Pooling(), torch.nn.ModuleDict({"seen": seen}), torch.float32, (1, 0, 0), features=False)
+    objective(Batch(torch.rand(1, 1, 8, 8, 8), labels, labels > 0), Pooling()(torch.rand(1, 1, 8, 8, 8)))
+    assert seen.found[0].logits["affinities"].shape == seen.found[1].logits["affinities"].shape == (1, 4, 6, 8, 8)
+
+
 def test_a_margin_that_cuts_through_a_coarse_voxel_is_refused() -> None:
     objective = Objective(Pooling(), torch.nn.ModuleDict({"seen": Seen()}), torch.float32, (1, 0, 0))
     labels = torch.ones(1, 8, 8, 8, dtype=torch.int64)

@@ -30,7 +30,7 @@ from kdseg.training.run import Data, validation
 from kdseg.training.sampling import Crops, Guide, Source
 from kdseg.training.sampling.arrays import OUTSIDE, Labels
 from kdseg.training.sampling.segmented import seen_voxels, segmented_outputs
-from kdseg.training.targets import affinities
+from kdseg.training.targets import affinities, boundary_voxels
 from kdseg.training.teaching import Teachers
 from kdseg.volumes import convert
 from kdseg.volumes.volume import open_volume
@@ -115,6 +115,25 @@ def test_the_border_of_a_crop_changes_nothing(tmp_path: Path, rim: int) -> None:
         for one, other in ((found.affinities, whole.affinities), (found.known, whole.known)):
             inside = one[..., 2:-2, 3:-3, 3:-3]
             assert torch.equal(inside, other[(..., *roi.slices())])
+
+
+def test_in_a_stack_distances_are_within_sections(tmp_path: Path) -> None:
+    """Each section has objects of its own, so that beyond it all is another object."""
+    ids = lumps((6, 24, 24)) + 100 * np.arange(6, dtype=np.uint32)[:, None, None]
+    paths = write_volume(tmp_path / "raw.zarr", ids.astype(np.uint8)), write_volume(tmp_path / "ids.zarr", ids)
+    given = options(
+        terms=[{"name": "soft_affinity"}], teacher="lab", teaching={"outputs": "stored"}, augment=NEVER,
+        crop=[1, 12, 12], validate_shape=[6, 24, 24],
+    ).train  # fmt: skip
+    flat, guide = ((0, -1, 0), (0, 0, -1)), Guide(segmentation=paths[1], rim=1)
+    taught = Crops(given, {"a": (paths[0], None)}, {"a": guide}, flat)[0].taught
+    assert taught is not None
+    assert taught.affinities.max() == 255
+    data = Data({"a": (paths[0], None)}, {"a": guide}, ())
+    teachers, ranks = Teachers((), None, flat), Ranks(torch.device("cpu"))  # type: ignore[arg-type]
+    judged = validation(data, given, teachers, flat, WatershedOptions(), ranks)
+    assert judged.truth.boundary is not None
+    assert torch.equal(judged.truth.boundary, boundary_voxels(judged.truth.labels, "yx"))
 
 
 @pytest.fixture
