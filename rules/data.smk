@@ -80,7 +80,9 @@ use rule convert as convert_segmentation with:
     params:
         task=lambda wildcards: as_json(
             tasks.ConvertTask(
-                **manifests(wildcards, manifest="{teacher}/{volume}/segmentation.json"),
+                **manifests(
+                    wildcards, manifest="{teacher}/{volume}/segmentation.json"
+                ),
                 kind="labels",
                 options=taught_segmentation(wildcards),
                 storage=RUN.storage,
