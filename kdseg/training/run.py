@@ -116,9 +116,9 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     crops = Crops(options.train, data.volumes, data.guides, offsets, lsd_sigma=sigma)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
-    identity = _identity(options, offsets, watershed)
     if options.train.start_from is not None:
         start(network, Path(options.train.start_from), options, offsets, crops.voxel_size)
+    identity = _identity(options, offsets, watershed)
     average = placed(build(options.network, options.heads, offsets), device)
     average.load_state_dict(network.state_dict())
     average.requires_grad_(False).eval()

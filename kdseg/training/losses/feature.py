@@ -78,7 +78,7 @@ class CwdTerm(Term):
         """Return the term; see `Term`."""
         ours, theirs = both(student, teacher, self.tap)
         known = teacher.known if self.tap == "affinities" else None
-        if self.tap == "embedding" and batch.taught is not None:
+        if self.tap == "embedding":  # stored ones are 0 where a voxel shows nothing
             known = theirs.any(1, keepdim=True).expand_as(theirs)
         divergence = channel_divergence(self.projector(ours) / self.temperature, theirs / self.temperature, known)
         return self.temperature**2 * divergence
