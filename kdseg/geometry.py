@@ -12,7 +12,7 @@ so that a run over a part of a volume meets the same cells as a run over all of 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TypeVar
@@ -146,6 +146,12 @@ def in_sections(offsets: Offsets) -> bool:
 def nearest_count(offsets: Offsets) -> int:
     """Return the number of channels that link touching voxels: along z, y and x, or y and x alone in sections."""
     return 2 if in_sections(offsets) else 3
+
+
+def inner_slices(shape: Sequence[int], margin: Sequence[int]) -> Slices:
+    """Return the slices of what lies within a margin of ``margin`` voxels at both ends of each axis."""
+    z, y, x = (slice(m, n - m) for m, n in zip(margin, shape, strict=True))
+    return z, y, x
 
 
 def is_multiple(value: Triple, unit: Triple) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -19,6 +18,7 @@ from kdseg.config.base import Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.matching import mismatches
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.sections import reaches, within_sections
 from kdseg.config.segmentation import (
@@ -30,7 +30,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
-from kdseg.config.teachers import ForeignTeacher, SegmentationTeacher, check_foreign
+from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import fits_or_covers, in_sections, is_multiple
@@ -176,7 +176,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _within_sections(self) -> Self:
-        for problem in reaches(self) if self.sections else ():
+        if self.sections and (problem := next(reaches(self), None)):
             raise ValueError(f"{problem}, since with `sections: true` each z is an image of its own")
         return self
 
@@ -280,12 +280,8 @@ class Config(Section):
                 if teacher in self.teachers:
                     taught = self.taught_volumes(name)
                     check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
-                    self._expect_read(teacher, taught)
-            self._expect_instances(name)
-            self._refuse_cycle(name)
-            self._expect_embeddings(name)
-            self._expect_affinities(name)
-            self._expect_levels(name)
+            if problem := next(mismatches(self, name), None):
+                raise ValueError(problem)
         for volume in self.evaluate.volumes:
             self._expect(volume, self.volumes, "evaluate.volumes", "volume")
         for volume in self.evaluate.tuned:
@@ -312,96 +308,15 @@ class Config(Section):
         if name not in known:
             raise ValueError(f"{where} names the {what} {name!r}, but there are only {sorted(known)}")
 
-    def _expect_read(self, teacher: str, taught: tuple[str, ...]) -> None:
-        phantoms = [volume for volume in taught if self.volumes[volume].phantom]
-        if phantoms and isinstance(self.teachers[teacher], SegmentationTeacher):
-            raise ValueError(
-                f"the teacher {teacher!r} is a segmentation of the volumes {phantoms}, which are phantoms and bring "
-                "their own: learn from their labels, or give `raw`"
-            )
-
     def _expect_labelled(self, name: str, where: str) -> None:
         self._expect(name, self.volumes, where, "volume")
         if not self.volumes[name].labelled:
             raise ValueError(f"{where} needs ground truth of the volume {name!r}: give it `labels`")
 
-    def _refuse_cycle(self, name: str) -> None:
-        seen: set[str] = set()
-        ahead = list(self.own_teachers(name))
-        while ahead:
-            teacher = ahead.pop()
-            if teacher == name:
-                raise ValueError(f"the model {name!r} is, through its teachers, its own teacher")
-            if teacher not in seen:
-                seen.add(teacher)
-                ahead.extend(self.own_teachers(teacher))
-
     def unlabelled_of(self, train: TrainOptions) -> tuple[str, ...]:
         """Return the names of the volumes whose crops a training draws without ground truth."""
         without = () if train.supervised else [name for name in train.volumes if not self.volumes[name].labelled]
         return tuple(dict.fromkeys((*without, *train.active_unlabelled)))
-
-    def _expect_instances(self, name: str) -> None:
-        train = self.all_models[name].train
-        using = [term.name for term in train.active_terms if term.instances_used]
-        unlabelled = not any(self.volumes[volume].labelled for volume in train.volumes)
-        if using and unlabelled and train.teaching.instances == "none":
-            raise ValueError(
-                f"models.{name}: the terms {using} look at neurons, but no volume has labels: set "
-                "`teaching.instances: segmentation`, or leave them out"
-            )
-
-    def _expect_embeddings(self, name: str) -> None:
-        train = self.all_models[name].train
-        tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
-        without = [teacher for teacher in self.own_teachers(name) if not self.models[teacher].heads.embedding]
-        if tapped and without:
-            raise ValueError(
-                f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
-                "them heads.embedding, or tap a decoder level (e.g. 0) or the affinities"
-            )
-
-    def _expect_affinities(self, name: str) -> None:
-        train = self.all_models[name].train
-        teaching = train.teaching
-        ids = [isinstance(self.teachers.get(teacher), SegmentationTeacher) for teacher in train.teachers]
-        if train.augment.turn and teaching.outputs == "stored" and not all(ids):
-            raise ValueError(
-                f"models.{name}: of a crop that is turned by any angle, stored affinities say nothing: use "
-                "`teaching.outputs: online`, or augment.turn 0"
-            )
-        without = [teacher for teacher in self.own_teachers(name) if not self.models[teacher].heads.affinities]
-        if without and (teaching.outputs != "stored" or teaching.average != "none"):
-            raise ValueError(
-                f"models.{name}: the teachers {without} have no head for affinities, which are the cosines of their "
-                "embedding: use `teaching: {outputs: stored, average: none}`"
-            )
-
-    def _expect_levels(self, name: str) -> None:
-        train = self.all_models[name].train
-        seeing = () if train.teaching.outputs == "stored" else self.own_teachers(name)
-        for model in (name, *seeing):
-            network = self.all_models[model].network
-            stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))
-            if any(c % s for c, s in zip(train.crop, stride, strict=True)):
-                raise ValueError(
-                    f"models.{name}.train.crop {list(train.crop)} must be a multiple of the pooling {list(stride)} of "
-                    f"{model!r}"
-                )
-            looking = [term.name for term in train.active_terms if term.features_used]
-            if looking and any(m % s for m, s in zip(train.margin, stride, strict=True)):
-                raise ValueError(
-                    f"models.{name}.train.margin {list(train.margin)} must be a multiple of the pooling {list(stride)} "
-                    f"of {model!r}, since the terms {looking} look at features"
-                )
-            levels = len(network.widths)
-            for term in (term for term in train.active_terms if model == name or term.from_teacher):
-                unknown = [tap for tap in term.taps_used if isinstance(tap, int) and not -levels <= tap < levels]
-                if unknown:
-                    raise ValueError(
-                        f"models.{name}: the term {term.name!r} looks at the levels {unknown}, but {model!r} has "
-                        f"only 0 to {levels - 1}"
-                    )
 
 
 def validate(values: dict[str, Any]) -> Config:

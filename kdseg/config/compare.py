@@ -32,7 +32,7 @@ class MethodOptions(Section):
     heads: HeadOptions | None = None
     """Heads of the student; default: as the compared student has them."""
     teaching: TeachingOptions | None = None
-    """How the teacher is asked; default: as the compared student asks it. At equal seconds it counts that terms on
+    """Teaching of this method; default: that of the compared student. At equal seconds it counts that terms on
     affinities alone do with a stored teacher."""
 
     @property

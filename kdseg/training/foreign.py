@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ConfigError, DataError, KdsegError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Triple, VoxelSize, channels_of, triple
+from kdseg.geometry import Offsets, Triple, VoxelSize, channels_of, inner_slices, triple
 from kdseg.networks.checkpoint import knows_voxels
 from kdseg.networks.foreign import Call, opened, quiet
 from kdseg.networks.models import Network, Outputs, Widths
@@ -58,7 +58,7 @@ class ForeignNetwork(Network):
         margin = self.margin(raw, found)
         if not any(margin):
             return Outputs({"affinities": logits}, ())
-        z, y, x = (slice(m, n - m) for m, n in zip(margin, raw.shape[2:], strict=True))
+        z, y, x = inner_slices(raw.shape[2:], margin)
         spare = [m - (n - k) // 2 for m, n, k in zip(margin, raw.shape[2:], found.shape[2:], strict=True)]
         a, b, c = (slice(s, k - s) for s, k in zip(spare, found.shape[2:], strict=True))
         placed = logits.new_zeros(*logits.shape[:2], *raw.shape[2:])

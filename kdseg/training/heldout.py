@@ -46,9 +46,7 @@ def truth(crop: Crop, boundary: Boundary, voxel_size: VoxelSize, *, sections: bo
         voxel_size: nm, (z, y, x).
         sections: whether each is an image of its own, so that there is no boundary between two.
     """
-    labels, axes = torch.from_numpy(crop.labels.copy()), boundary_axes(boundary, voxel_size)
-    if axes is not None and sections:
-        axes = "yx"
+    labels, axes = torch.from_numpy(crop.labels.copy()), boundary_axes(boundary, voxel_size, sections=sections)
     edge = None if axes is None else boundary_voxels(labels, axes)
     return Truth(labels, torch.from_numpy(crop.mask), edge)
 

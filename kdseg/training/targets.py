@@ -49,16 +49,21 @@ def affinities(
     return target, known
 
 
-def boundary_axes(boundary: Boundary, voxel_size: VoxelSize) -> str | None:
+def boundary_axes(boundary: Boundary, voxel_size: VoxelSize, *, sections: bool = False) -> str | None:
     """Return the axes of the window of `boundary_voxels` by the option ``boundary`` of a term; None for no membrane.
 
     Args:
         boundary: ``"auto"``, ``"none"``, ``"yx"`` or ``"zyx"``.
         voxel_size: nm, (z, y, x); ``"auto"`` leaves z out where it is coarser.
+        sections: whether each is an image of its own, so that there is nothing between two.
     """
+    if boundary == "none":
+        return None
+    if sections:
+        return "yx"
     if boundary == "auto":
         return "zyx" if voxel_size[0] <= 1.5 * max(voxel_size[1:]) else "yx"
-    return None if boundary == "none" else boundary
+    return boundary
 
 
 def boundary_voxels(labels: Tensor, axes: str, width: int = 1) -> Tensor:

@@ -12,7 +12,9 @@ from kdseg.config.terms.base import Level, Tap, TermSection
 Boundary = Literal["auto", "none", "yx", "zyx"]
 
 
-class _Pairs(TermSection):
+class PairsSection(TermSection):
+    """Options of a term on pairs of voxels of the ground truth."""
+
     boundary: Boundary = "auto"
     """Ground truth of touching neurons has no membrane: voxels whose 3x3 (`yx`) or 3x3x3 (`zyx`) window holds
     two neurons count as one, and pairs that touch it as negative. `auto`: `zyx`, or `yx` where z is coarser."""
@@ -21,21 +23,21 @@ class _Pairs(TermSection):
     one, whatever is trained, so that it can be compared."""
 
 
-class AffinityOptions(_Pairs):
+class AffinityOptions(PairsSection):
     """Class-balanced binary cross entropy on the affinities of the ground truth."""
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:AffinityTerm"
     name: Literal["affinity"] = "affinity"
 
 
-class DiceOptions(_Pairs):
+class DiceOptions(PairsSection):
     """Soft Dice loss of the affinities of the ground truth, of pairs within neurons and of those between."""
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:DiceTerm"
     name: Literal["dice"] = "dice"
 
 
-class DeepSupervisionOptions(_Pairs):
+class DeepSupervisionOptions(PairsSection):
     """The loss of the term `affinity` on affinities that coarser decoder levels predict, for training alone."""
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:DeepSupervisionTerm"
@@ -56,7 +58,7 @@ class LsdOptions(TermSection):
     name: Literal["lsd"] = "lsd"
 
 
-class EmbeddingOptions(_Pairs):
+class EmbeddingOptions(PairsSection):
     """Class-balanced squared error between embedding cosines and the affinities of the ground truth."""
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:EmbeddingTerm"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar, cast
 
 import torch
@@ -87,17 +88,17 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return the batch with a function of each of its tensors in their place."""
         return self._replace(
-            raw=moved(self.raw),
-            labels=moved(self.labels),
-            mask=moved(self.mask),
-            instances=None if self.instances is None else moved(self.instances),
-            taught=None if self.taught is None else Taught(*map(moved, self.taught)),
-            descriptors=None if self.descriptors is None else moved(self.descriptors),
+            raw=change(self.raw),
+            labels=change(self.labels),
+            mask=change(self.mask),
+            instances=None if self.instances is None else change(self.instances),
+            taught=None if self.taught is None else Taught(*map(change, self.taught)),
+            descriptors=None if self.descriptors is None else change(self.descriptors),
         )
 
 

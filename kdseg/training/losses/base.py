@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, Triple, VoxelSize, pair_slices
-from kdseg.networks.models import Batch, Network, Outputs, Taught, Widths, autocast
+from kdseg.networks.models import Batch, Network, Outputs, Widths, autocast
 
 EPSILON = 1e-6
 """Least length that a vector, and least weight that a mean, is divided by."""
@@ -167,18 +167,7 @@ def without_margin(student: Outputs, teacher: Outputs, batch: Batch, margin: Tri
             None if whole.known is None else cut(whole.known),
         )
 
-    return (
-        outputs(student),
-        outputs(teacher),
-        batch._replace(
-            raw=cut(batch.raw),
-            labels=cut(batch.labels),
-            mask=cut(batch.mask),
-            instances=None if batch.instances is None else cut(batch.instances),
-            taught=None if batch.taught is None else Taught(*map(cut, batch.taught)),
-            descriptors=None if batch.descriptors is None else cut(batch.descriptors),
-        ),
-    )
+    return outputs(student), outputs(teacher), batch.each(cut)
 
 
 def part_name(term: str, part: str) -> str:

@@ -9,13 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 
-from kdseg.config.terms import (
-    AffinityOptions,
-    DeepSupervisionOptions,
-    DiceOptions,
-    EmbeddingOptions,
-    LsdOptions,
-)
+from kdseg.config.terms import DeepSupervisionOptions, EmbeddingOptions, LsdOptions
+from kdseg.config.terms.supervised import PairsSection
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, pair_slices
 from kdseg.networks.models import Batch, Outputs
@@ -24,21 +19,29 @@ from kdseg.training.losses.taps import tapped, width
 from kdseg.training.targets import affinities, boundary_axes, boundary_voxels
 
 
-class AffinityTerm(Term):
-    """Class-balanced binary cross entropy on affinities."""
+class PairsTerm(Term):
+    """A term on pairs of voxels of the ground truth."""
 
-    def __init__(self, options: AffinityOptions, context: Context) -> None:
+    def __init__(self, options: PairsSection, context: Context) -> None:
         super().__init__()
         self.offsets, self.width = context.offsets, options.boundary_width
         self.boundary = boundary_axes(options.boundary, context.voxel_size)
 
+    def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the affinities of the ground truth, and which are known; see `true_pairs`."""
+        return true_pairs(batch, self.offsets, self.boundary, self.width)
+
+
+class AffinityTerm(PairsTerm):
+    """Class-balanced binary cross entropy on affinities."""
+
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
-        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        target, known = self.truth(batch)
         return _cross_entropy(student.logits["affinities"].float(), target, known, batch)
 
 
-class DiceTerm(Term):
+class DiceTerm(PairsTerm):
     """Soft Dice loss of affinities (Milletari et al. 2016, "V-Net", Section 3).
 
     ``1 - 2 sum(p t) / (sum(p^2) + sum(t^2))`` over the known pairs of a channel and crop, the mean of that of pairs
@@ -46,15 +49,10 @@ class DiceTerm(Term):
     alone would say little.
     """
 
-    def __init__(self, options: DiceOptions, context: Context) -> None:
-        super().__init__()
-        self.offsets, self.width = context.offsets, options.boundary_width
-        self.boundary = boundary_axes(options.boundary, context.voxel_size)
-
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         predicted = torch.sigmoid(student.logits["affinities"].float())
-        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        target, known = self.truth(batch)
         space, found, there = (-3, -2, -1), [], []
         for p, t in ((predicted, target & known), (1 - predicted, ~target & known)):
             share = (p * t).sum(space) * 2 / ((p.square() * known).sum(space) + t.sum(space)).clamp_min(EPSILON)
@@ -65,7 +63,7 @@ class DiceTerm(Term):
         return crop_sum(losses.sum(1) / counted.sum(1).clamp_min(1), counted.any(1), batch.labelled)
 
 
-class DeepSupervisionTerm(Term):
+class DeepSupervisionTerm(PairsTerm):
     """Affinities that coarser decoder levels predict, against ground truth (Lee et al. 2015, "Deeply-supervised nets").
 
     Each level has a linear map of its features to affinities, which are interpolated to the crop's voxels; the loss is
@@ -73,16 +71,14 @@ class DeepSupervisionTerm(Term):
     """
 
     def __init__(self, options: DeepSupervisionOptions, context: Context) -> None:
-        super().__init__()
-        self.offsets, self.width = context.offsets, options.boundary_width
-        self.boundary = boundary_axes(options.boundary, context.voxel_size)
+        super().__init__(options, context)
         self.levels = options.levels
         channels = [width(context, "student", level, "deep_supervision") for level in options.levels]
         self.maps = nn.ModuleList(nn.Conv3d(found, len(context.offsets), 1) for found in channels)
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
-        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        target, known = self.truth(batch)
         losses = []
         for level, linear in zip(self.levels, self.maps, strict=True):
             logits = _interpolated(linear(tapped(student, level)), target.shape[2:])
@@ -105,7 +101,7 @@ class LsdTerm(Term):
         return weighted_mean((predicted - batch.descriptors) ** 2, known.float(), batch.labelled)
 
 
-class EmbeddingTerm(Term):
+class EmbeddingTerm(PairsTerm):
     """Class-balanced squared error between the cosines of voxel embeddings and affinities.
 
     The cosine of two voxels of one neuron is to be 1, of two neurons 0 (Liu et al., arXiv 2401.06370). As
@@ -113,15 +109,13 @@ class EmbeddingTerm(Term):
     """
 
     def __init__(self, options: EmbeddingOptions, context: Context) -> None:
-        super().__init__()
-        self.offsets, self.width = context.offsets, options.boundary_width
-        self.boundary = boundary_axes(options.boundary, context.voxel_size)
+        super().__init__(options, context)
         self.published = options.reduction == "published"
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         cosine = embedding_affinities(student.logits["embedding"].float(), self.offsets)
-        target, known = true_pairs(batch, self.offsets, self.boundary, self.width)
+        target, known = self.truth(batch)
         error, weights = (cosine - target.float()) ** 2, balance(target, known)
         if self.published:
             return (error * weights).sum() / batch.labels.numel()

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from kdseg.config.networks import TrainOptions
 from kdseg.errors import ConfigError, MissingError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, in_sections, is_cubic, triple
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, in_sections, inner_slices, is_cubic, triple
 from kdseg.networks.models import Batch, Taught
 from kdseg.training.augment import (
     Crop,
@@ -111,11 +111,11 @@ class Crops(Dataset[Batch]):
         symmetry = draw_symmetry(self.options.crop, rng, self.options.augment)
         crop = augment(drawn, symmetry, rng, self.options.augment, isotropic=self.isotropic, margin=self.margin)
         descriptors = None if self.lsd_sigma is None else self._descriptors(crop, self.lsd_sigma)
-        z, y, x = (slice(m, n - m) for m, n in zip(self.margin, crop.raw.shape, strict=True))
-        inner = (crop.raw[z, y, x], crop.labels[z, y, x], crop.mask[z, y, x])
-        raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in inner)
+        core = inner_slices(crop.raw.shape, self.margin)
+        parts = (crop.raw[core], crop.labels[core], crop.mask[core])
+        raw, labels, mask = (torch.from_numpy(np.ascontiguousarray(array))[None] for array in parts)
         # those of an unlabelled crop are a teacher's, all of which count that voxels show
-        shown = torch.ones_like(mask) if crop.places is None else torch.from_numpy(crop.places[z, y, x] >= 0)[None]
+        shown = torch.ones_like(mask) if crop.places is None else torch.from_numpy(crop.places[core] >= 0)[None]
         known = torch.where(mask if supervised else shown, labels, 0)
         instances = self._pieces(known[0])[None] if self.pieces else None
         taught = self._taught(source, roi, symmetry, crop.places) if self.stored else None
@@ -124,8 +124,8 @@ class Crops(Dataset[Batch]):
     def _pieces(self, labels: Tensor) -> Tensor:
         """Return the connected pieces of a crop, of what terms see of it."""
         found = torch.zeros_like(labels)
-        z, y, x = (slice(m, n - m) for m, n in zip(self.options.margin, labels.shape, strict=True))
-        found[z, y, x] = connected_pieces(labels[z, y, x].contiguous())
+        seen = inner_slices(labels.shape, self.options.margin)
+        found[seen] = connected_pieces(labels[seen].contiguous())
         return found
 
     def _taught(self, source: Source, roi: Roi, symmetry: Symmetry, places: NDArray[np.int64] | None) -> Taught:
@@ -145,8 +145,8 @@ class Crops(Dataset[Batch]):
     def _descriptors(self, crop: Crop, sigma: float) -> Tensor:
         """Return the descriptors of a crop with a margin, a batch of one."""
         labels = torch.from_numpy(np.where(crop.mask, crop.labels, 0))
-        z, y, x = (slice(m, n - m) for m, n in zip(self.margin, labels.shape, strict=True))
-        return local_shape_descriptors(labels, self.voxel_size, sigma, (z, y, x))[0][None]
+        core = inner_slices(labels.shape, self.margin)
+        return local_shape_descriptors(labels, self.voxel_size, sigma, core)[0][None]
 
     def draw(self, rng: np.random.Generator, *, supervised: bool) -> tuple[Source, Roi, Crop]:
         """Return a random crop as it was imaged, with ground truth or without, and where it comes from.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, pair_slices
+from kdseg.geometry import Offsets, Roi, Triple, VoxelSize, inner_slices, pair_slices
 from kdseg.networks.models import Taught
 from kdseg.networks.symmetry import Symmetry
 from kdseg.training.sampling.arrays import Labels
@@ -70,7 +70,7 @@ def seen_voxels(segmentation: Labels, roi: Roi, rim: int, voxel_size: VoxelSize,
         voxel_size: nm, (z, y, x); where z is coarser, distances lie in the section plane.
         sections: whether each is an image of its own, so that they do so in any case.
     """
-    axes = "yx" if sections else boundary_axes("auto", voxel_size) or ""
+    axes = boundary_axes("auto", voxel_size, sections=sections) or ""
     ids, known = segmentation.read(roi.grow((rim, rim, rim)))
     distance = boundary_distance(torch.from_numpy(ids), axes, rim, torch.from_numpy(known)).numpy()
     z, y, x = (slice(rim, rim + n) for n in roi.shape)
@@ -79,8 +79,8 @@ def seen_voxels(segmentation: Labels, roi: Roi, rim: int, voxel_size: VoxelSize,
 
 def inner(taught: Taught, margin: Triple) -> Taught:
     """Return the outputs without as many voxels at both ends of each axis."""
-    z, y, x = (slice(m, n - m) for m, n in zip(margin, taught.known.shape[2:], strict=True))
-    return Taught(*(part[..., z, y, x] for part in taught))
+    cut = (..., *inner_slices(taught.known.shape[2:], margin))
+    return Taught(*(part[cut] for part in taught))
 
 
 def _pairs(seen: Seen, rim: int, offsets: Offsets) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -1,0 +1,115 @@
+"""Refusals of trainings whose network, teachers and terms do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+from typing import TYPE_CHECKING
+
+from kdseg.config.teachers import SegmentationTeacher
+
+if TYPE_CHECKING:
+    from kdseg.config import Config
+
+
+def mismatches(config: Config, name: str) -> Iterator[str]:
+    """Yield what of a model's training does not go together, each in one line that says what to do.
+
+    Args:
+        config: all names in it exist.
+        name: of the model, one of ``config.all_models``.
+    """
+    yield from _read(config, name)
+    yield from _instances(config, name)
+    yield from _cycle(config, name)
+    yield from _embeddings(config, name)
+    yield from _affinities(config, name)
+    yield from _levels(config, name)
+
+
+def _read(config: Config, name: str) -> Iterator[str]:
+    phantoms = [volume for volume in config.taught_volumes(name) if config.volumes[volume].phantom]
+    for teacher in config.all_models[name].train.teachers:
+        if phantoms and isinstance(config.teachers.get(teacher), SegmentationTeacher):
+            yield (
+                f"the teacher {teacher!r} is a segmentation of the volumes {phantoms}, which are phantoms and bring "
+                "their own: learn from their labels, or give `raw`"
+            )
+
+
+def _instances(config: Config, name: str) -> Iterator[str]:
+    train = config.all_models[name].train
+    using = [term.name for term in train.active_terms if term.instances_used]
+    unlabelled = not any(config.volumes[volume].labelled for volume in train.volumes)
+    if using and unlabelled and train.teaching.instances == "none":
+        yield (
+            f"models.{name}: the terms {using} look at neurons, but no volume has labels: set "
+            "`teaching.instances: segmentation`, or leave them out"
+        )
+
+
+def _cycle(config: Config, name: str) -> Iterator[str]:
+    seen: set[str] = set()
+    ahead = list(config.own_teachers(name))
+    while ahead:
+        teacher = ahead.pop()
+        if teacher == name:
+            yield f"the model {name!r} is, through its teachers, its own teacher"
+        if teacher not in seen:
+            seen.add(teacher)
+            ahead.extend(config.own_teachers(teacher))
+
+
+def _embeddings(config: Config, name: str) -> Iterator[str]:
+    train = config.all_models[name].train
+    tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
+    without = [teacher for teacher in config.own_teachers(name) if not config.models[teacher].heads.embedding]
+    if tapped and without:
+        yield (
+            f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
+            "them heads.embedding, or tap a decoder level (e.g. 0) or the affinities"
+        )
+
+
+def _affinities(config: Config, name: str) -> Iterator[str]:
+    train = config.all_models[name].train
+    teaching = train.teaching
+    ids = [isinstance(config.teachers.get(teacher), SegmentationTeacher) for teacher in train.teachers]
+    if train.augment.turn and teaching.outputs == "stored" and not all(ids):
+        yield (
+            f"models.{name}: of a crop that is turned by any angle, stored affinities say nothing: use "
+            "`teaching.outputs: online`, or augment.turn 0"
+        )
+    without = [teacher for teacher in config.own_teachers(name) if not config.models[teacher].heads.affinities]
+    if without and (teaching.outputs != "stored" or teaching.average != "none"):
+        yield (
+            f"models.{name}: the teachers {without} have no head for affinities, which are the cosines of their "
+            "embedding: use `teaching: {outputs: stored, average: none}`"
+        )
+
+
+def _levels(config: Config, name: str) -> Iterator[str]:
+    train = config.all_models[name].train
+    seeing = () if train.teaching.outputs == "stored" else config.own_teachers(name)
+    for model in (name, *seeing):
+        network = config.all_models[model].network
+        stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))
+        if any(c % s for c, s in zip(train.crop, stride, strict=True)):
+            yield (
+                f"models.{name}.train.crop {list(train.crop)} must be a multiple of the pooling {list(stride)} of "
+                f"{model!r}"
+            )
+        looking = [term.name for term in train.active_terms if term.features_used]
+        if looking and any(m % s for m, s in zip(train.margin, stride, strict=True)):
+            yield (
+                f"models.{name}.train.margin {list(train.margin)} must be a multiple of the pooling {list(stride)} "
+                f"of {model!r}, since the terms {looking} look at features"
+            )
+        levels = len(network.widths)
+        for term in (term for term in train.active_terms if model == name or term.from_teacher):
+            unknown = [tap for tap in term.taps_used if isinstance(tap, int) and not -levels <= tap < levels]
+            if unknown:
+                yield (
+                    f"models.{name}: the term {term.name!r} looks at the levels {unknown}, but {model!r} has "
+                    f"only 0 to {levels - 1}"
+                )
