@@ -142,6 +142,26 @@ def test_a_mistake_is_one_clear_line(values, mistake):
 
 
 LAB = {"affinities": {"train": "lab.zarr"}, "offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 9, 0]]}
+
+
+def test_levels_of_terms_on_ground_truth_are_the_students_own(values):
+    del values["compare"]
+    student = values["models"]["student"]
+    student["network"] = {"kind": "unet", "widths": [2, 4, 6]}
+    terms = [{"name": "affinity"}, {"name": "soft_affinity"}, {"name": "deep_supervision", "levels": [2]}]
+    student["train"] = {**student["train"], "terms": terms}
+    assert len(validate(values).models["teacher"].network.widths) == 2
+    student["train"]["terms"] = [{"name": "affinity"}, {"name": "fitnets", "level": 2}]
+    with pytest.raises(ConfigError, match=r"'fitnets' looks at the levels \[2\], but 'teacher' has only 0 to 1"):
+        validate(values)
+
+
+@pytest.mark.parametrize("name", ["affinity", "dice"])
+def test_validation_has_the_membrane_of_the_term_on_affinities(values, name):
+    values["models"]["teacher"]["train"] |= {"terms": [{"name": name, "boundary": "none"}]}
+    assert validate(values).models["teacher"].train.boundary == "none"
+
+
 STORED = {"teacher": "lab", "teaching": {"outputs": "stored"}, "augment": {"elastic": 0, "misaligned_section": 0}}
 FOREIGN = {
     "no model and no teacher": (lambda lab, train, values: train.update(teacher="bla"), r"model 'bla', but there are"),

@@ -47,6 +47,16 @@ def test_what_is_said_stays_as_it_is(values):
     assert config.models["student"].network.kernels == ((1, 5, 5),) * 3
 
 
+def test_a_teacher_from_elsewhere_has_no_offset_along_z_either(values):
+    steps = [[0, -1, 0], [0, 0, -1]]
+    values["offsets"] = steps
+    values["teachers"] = {"lab": {"affinities": {"a": "a.zarr"}, "offsets": steps}}
+    values["models"]["student"]["train"] |= {
+        "teacher": "lab", "teaching": {"outputs": "stored"}, "terms": [{"name": "soft_affinity"}],
+    }  # fmt: skip
+    assert validate(values).teachers["lab"].offsets == ((0, -1, 0), (0, 0, -1))
+
+
 def test_without_the_statement_nothing_changes():
     values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
     assert validate({**values, "sections": False}) == validate(values)
@@ -58,6 +68,10 @@ MISTAKES = {
     "offsets": ([[0, -1, 0], [0, 0, -1], [-1, 0, 0]], r"offsets \[\[-1, 0, 0\]\] leave their section: remove them"),
     "predict.tile": ([2, 256, 256], r"predict\.tile \[2, 256, 256\] has more than one section: use \[1, h, w\]"),
     "fragments.halo": ([1, 16, 16], r"fragments\.halo \[1, 16, 16\] reaches into other sections: use \[0, h, w\]"),
+    "tune_segmentation": (
+        {"regions": [{"volume": "a"}], "halo": [[0, 8, 8], [4, 8, 8]]},
+        r"tune_segmentation\.halo \[\[4, 8, 8\]\] reaches into other sections: use \[0, h, w\]",
+    ),
     "fragments.premerge": (0.2, r"fragments\.premerge is waterz', which joins voxels along z: remove it"),
     "fragments.watershed": ({"method": "waterz"}, r"fragments\.watershed\.method: waterz is waterz'"),
     "agglomerate.engine": ("waterz", r"agglomerate\.engine: waterz is waterz'"),

@@ -382,6 +382,7 @@ def test_the_part_that_others_are_compared_with() -> None:
     assert factors({}, acting) == {"affinity": 1.0}
     assert factors({}, ["cwd", "at"]) == {"cwd": 1.0}
     assert factors({}, ["cwd", "embedding"]) == {"embedding": 1.0}  # of a network without an affinity head
+    assert factors({}, ["cwd", "dice"]) == {"dice": 1.0}
     assert pulls({"cwd": 4.0, "embedding": 2.0}, ["cwd", "embedding"]) == {"cwd": 2.0, "embedding": 1.0}
     assert factors({"affinity": 1.0, "at": 1e-9}, acting)["at"] == 1e4  # noise is not blown up
 

@@ -158,6 +158,18 @@ def test_cwd_leaves_out_what_the_teacher_did_not_predict() -> None:
     assert nothing.requires_grad
 
 
+def test_cwd_compares_features_that_are_0() -> None:
+    """A voxel whose features a network cut off at 0 is one that it says something about."""
+    made, student, teacher = term(CwdOptions(tap=1)), outputs(0, OURS), outputs(50, THEIRS)
+    theirs, ours = (one.features[1].detach().clone() for one in (teacher, student))
+    theirs[..., 0] = 0
+    teacher = teacher._replace(features=(teacher.features[0], theirs, *teacher.features[2:]))
+    before = made(student, teacher, BATCH)
+    ours[..., 0] += 9
+    after = made(student._replace(features=(student.features[0], ours, *student.features[2:])), teacher, BATCH)
+    assert after.item() != pytest.approx(before.item(), rel=1e-3)
+
+
 def test_cwd_survives_a_million_voxels_and_certain_networks() -> None:
     ours = torch.zeros(1, 1, 100, 100, 100).requires_grad_()
     theirs = torch.zeros(1, 1, 100, 100, 100)
