@@ -24,10 +24,12 @@ class PairsSection(TermSection):
 
 
 class AffinityOptions(PairsSection):
-    """Class-balanced binary cross entropy on the affinities of the ground truth."""
+    """Binary cross entropy on the affinities of the ground truth."""
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:AffinityTerm"
     name: Literal["affinity"] = "affinity"
+    balanced: bool = True
+    """Pairs within neurons and pairs between count alike, in each channel and crop; off: all pairs count alike."""
 
 
 class DiceOptions(PairsSection):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, normalize
 
-from kdseg.config.terms import DeepSupervisionOptions, EmbeddingOptions, LsdOptions
+from kdseg.config.terms import AffinityOptions, DeepSupervisionOptions, EmbeddingOptions, LsdOptions
 from kdseg.config.terms.supervised import PairsSection
 from kdseg.errors import ConfigError
 from kdseg.geometry import Offsets, pair_slices
@@ -33,12 +33,17 @@ class PairsTerm(Term):
 
 
 class AffinityTerm(PairsTerm):
-    """Class-balanced binary cross entropy on affinities."""
+    """Binary cross entropy on affinities, by default class-balanced."""
+
+    def __init__(self, options: AffinityOptions, context: Context) -> None:
+        super().__init__(options, context)
+        self.balanced = options.balanced
 
     def value(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         """Return the term; see `Term`."""
         target, known = self.truth(batch)
-        return _cross_entropy(student.logits["affinities"].float(), target, known, batch)
+        weights = balance(target, known) if self.balanced else known.float()
+        return _cross_entropy(student.logits["affinities"].float(), target, weights, batch)
 
 
 class DiceTerm(PairsTerm):
@@ -82,7 +87,7 @@ class DeepSupervisionTerm(PairsTerm):
         losses = []
         for level, linear in zip(self.levels, self.maps, strict=True):
             logits = _interpolated(linear(tapped(student, level)), target.shape[2:])
-            losses.append(_cross_entropy(logits, target, known, batch))
+            losses.append(_cross_entropy(logits, target, balance(target, known), batch))
         return torch.stack(losses).mean()
 
 
@@ -196,9 +201,9 @@ def _interpolated(values: Tensor, shape: Sequence[int]) -> Tensor:
     return values
 
 
-def _cross_entropy(logits: Tensor, target: Tensor, known: Tensor, batch: Batch) -> Tensor:
+def _cross_entropy(logits: Tensor, target: Tensor, weights: Tensor, batch: Batch) -> Tensor:
     loss = binary_cross_entropy_with_logits(logits, target.float(), reduction="none")
-    return weighted_mean(loss, balance(target, known), batch.labelled)
+    return weighted_mean(loss, weights, batch.labelled)
 
 
 def true_pairs(batch: Batch, offsets: Offsets, boundary: str | None, width: int = 1) -> tuple[Tensor, Tensor]:

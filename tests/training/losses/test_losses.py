@@ -127,8 +127,11 @@ def test_ids_and_the_order_of_crops_do_not_matter(options: Any) -> None:
     assert other.item() == pytest.approx(value.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("boundary", "width"), [("none", 1), ("yx", 1), ("zyx", 1), ("auto", 1), ("auto", 2)])
-def test_affinity_term_is_that_of_the_loop(boundary: str, width: int) -> None:
+@pytest.mark.parametrize(
+    ("boundary", "width", "balanced"),
+    [("none", 1, True), ("yx", 1, True), ("zyx", 1, True), ("auto", 1, True), ("auto", 2, True), ("auto", 1, False)],
+)
+def test_affinity_term_is_that_of_the_loop(boundary: str, width: int, balanced: bool) -> None:
     batch, student = make_batch(), outputs(1)
     edge = {"none": None, "auto": "zyx"}.get(boundary, boundary)
     logits, losses = student.logits["affinities"].detach().double().numpy(), []
@@ -139,10 +142,11 @@ def test_affinity_term_is_that_of_the_loop(boundary: str, width: int) -> None:
             t, k = target[c].numpy(), known[c].numpy()
             f = np.clip(t[k].mean(), 0.05, 0.99)
             positive, negative = (1, f / (1 - f)) if f > 0.5 else ((1 - f) / f, 1)
-            w = np.where(t, positive, negative)[k]
+            w = np.where(t, positive, negative)[k] if balanced else np.ones(k.sum())
             p = 1 / (1 + np.exp(-logits[b, c][k]))
             losses.append(np.sum(w * -np.where(t[k], np.log(p), np.log(1 - p))) / w.sum())
-    value = term(AffinityOptions(boundary=boundary, boundary_width=width))(student, None, batch)
+    options = AffinityOptions(boundary=boundary, boundary_width=width, balanced=balanced)
+    value = term(options)(student, None, batch)
     assert value.item() == pytest.approx(np.mean(losses), rel=1e-5)
 
 
