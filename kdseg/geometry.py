@@ -164,6 +164,12 @@ def fits_or_covers(chunk: Triple, block: Triple, shape: Triple) -> bool:
     return all(c % b == 0 or c >= s for c, b, s in zip(chunk, block, shape, strict=True))
 
 
+def sides(shape: Triple, voxel_size: VoxelSize) -> tuple[float, float, float]:
+    """Return the extent of a box along each axis in voxels of the finest axis."""
+    z, y, x = (n * size / min(voxel_size) for n, size in zip(shape, voxel_size, strict=True))
+    return z, y, x
+
+
 def is_cubic(voxel_size: VoxelSize) -> bool:
     """Return whether voxels are as long as they are high and wide, within 5 %."""
     return all(abs(v - voxel_size[0]) <= 0.05 * voxel_size[0] for v in voxel_size)

@@ -172,11 +172,18 @@ def stored_affinities(wildcards):
 
 def threshold_inputs(wildcards):
     """Return the sweep, or the network, that a model's threshold is chosen from, unless the threshold is fixed."""
-    if RUN.segment.threshold is not None:
+    if RUN.segment.threshold is not None or RUN.tuned_options != "none":
         return {}
     if RUN.evaluate.tune_on is None:
         return {"model": results(f"{wildcards.model}/model.json")}
     return {"sweep": results(f"{wildcards.model}/{RUN.evaluate.tune_on}/sweep.json")}
+
+
+def tuned_options(wildcards):
+    """Return the search whose options segmentations of a model are made with, if there is one."""
+    own = f"{wildcards.model}/tuned.json"
+    where = {"none": None, "own": own, "shared": "tuned.json"}[RUN.tuned_options]
+    return {} if where is None else {"tuned": results(where)}
 
 
 def tune_part(wildcards):
@@ -238,34 +245,52 @@ def compared(wildcards):
     return [results(f"{name}/trial.json") for name in names]
 
 
-def tuned_volumes(wildcards):
-    """Return the manifests that a model's post-processing is tuned on, by their roles."""
+def search():
+    """Return the section `tune_segmentation`."""
     try:
-        regions = RUN.expect_tune_segmentation().regions
+        return RUN.expect_tune_segmentation()
     except ConfigError as error:
         raise WorkflowError(str(error)) from None
+
+
+def tuned_volume(model, volume):
+    """Return the manifests of one volume that post-processing is tuned on, by their roles."""
+    mask = {"mask": results(f"volumes/{volume}/mask.json")}
+    return {
+        "affinities": results(f"{model}/{volume}/affinities.json"),
+        "labels": results(f"volumes/{volume}/labels.json"),
+        **(mask if RUN.volumes[volume].mask else {}),
+    }
+
+
+def tuned_volumes(wildcards):
+    """Return the manifests that a model's post-processing is tuned on, by their roles."""
+    names = dict.fromkeys(region.volume for region in search().regions)
+    return {"volumes": {name: tuned_volume(wildcards.model, name) for name in names}}
+
+
+def shared_search():
+    """Return volumes and options of the search for what suits all scored models, to which each region is one of each."""
+    pairs = [
+        (model, region) for model in RUN.evaluate.models for region in search().regions
+    ]
+    regions = [
+        region.model_copy(update={"volume": f"{model}/{region.volume}"})
+        for model, region in pairs
+    ]
     return {
         "volumes": {
-            name: {
-                "affinities": results(f"{wildcards.model}/{name}/affinities.json"),
-                "labels": results(f"volumes/{name}/labels.json"),
-                **(
-                    {"mask": results(f"volumes/{name}/mask.json")}
-                    if RUN.volumes[name].mask
-                    else {}
-                ),
-            }
-            for name in dict.fromkeys(region.volume for region in regions)
-        }
+            f"{model}/{region.volume}": tuned_volume(model, region.volume)
+            for model, region in pairs
+        },
+        "options": search().model_copy(update={"regions": tuple(regions)}),
     }
 
 
 def tuned(wildcards):
-    """Return the manifests of what suits each scored model best."""
-    try:
-        RUN.expect_tune_segmentation()
-    except ConfigError as error:
-        raise WorkflowError(str(error)) from None
+    """Return the manifests of what suits each scored model best, or all of them."""
+    if search().apply == "shared":
+        return [results("tuned.json")]
     return [results(f"{model}/tuned.json") for model in RUN.evaluate.models]
 
 

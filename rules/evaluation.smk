@@ -144,8 +144,39 @@ rule tune_model:
         f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
+rule tune_together:
+    """Post-processing options and a threshold for all scored networks, each on the same parts."""
+    input:
+        lambda wildcards: leaves(shared_search()["volumes"]),
+    output:
+        manifest=results("tuned.json"),
+    log:
+        results("logs/tune_segmentation.log"),
+    benchmark:
+        results("benchmarks/tune_segmentation.tsv")
+    conda:
+        "../envs/kdseg.yaml"
+    threads: CPU_CORES
+    resources:
+        mem_mb=32_000,
+        runtime="1d",
+    params:
+        task=lambda wildcards: as_json(
+            tasks.TuneSegmentationTask(
+                manifest=results("tuned.json"),
+                **shared_search(),
+                fragments=RUN.fragments,
+                edges=RUN.edges,
+                agglomerate=RUN.agglomerate,
+                dust=RUN.evaluate.dust,
+            )
+        ),
+    shell:
+        f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+
+
 rule tune_segmentation:
-    """The options that suit each model best, as lines of YAML in its log."""
+    """The options that suit each model best, or all of them, as lines of YAML in the log."""
     input:
         tuned=tuned,
 

@@ -77,6 +77,7 @@ use rule predict as teach with:
 rule fragments:
     """Supervoxels, block by block on a fixed grid."""
     input:
+        unpack(tuned_options),
         unpack(mask_input),
         unpack(affinity_source),
     output:
@@ -99,6 +100,7 @@ rule fragments:
                 **affinity_source(wildcards),
                 **mask_input(wildcards),
                 **COMPUTED,
+                **tuned_options(wildcards),
                 options=RUN.fragments,
                 storage=RUN.storage,
             )
@@ -110,6 +112,7 @@ rule fragments:
 rule edges:
     """The region graph: integer affinity sums between touching fragments."""
     input:
+        unpack(tuned_options),
         unpack(stored_affinities),
         fragments=results("{model}/{volume}/fragments.json"),
     output:
@@ -133,6 +136,7 @@ rule edges:
                     manifest="{model}/{volume}/edges.json",
                 ),
                 **stored_affinities(wildcards),
+                **tuned_options(wildcards),
                 options=RUN.edges,
             )
         ),
@@ -143,6 +147,7 @@ rule edges:
 rule agglomerate:
     """The dendrogram: merges of fragments up to the largest threshold."""
     input:
+        unpack(tuned_options),
         unpack(stored_affinities),
         fragments=results("{model}/{volume}/fragments.json"),
         edges=results("{model}/{volume}/edges.json"),
@@ -169,6 +174,7 @@ rule agglomerate:
                     manifest="{model}/{volume}/agglomeration.json",
                 ),
                 **stored_affinities(wildcards),
+                **tuned_options(wildcards),
                 options=RUN.agglomerate,
             )
         ),
@@ -179,6 +185,7 @@ rule agglomerate:
 rule segment:
     """The segmentation at one threshold, with a pyramid."""
     input:
+        unpack(tuned_options),
         unpack(threshold_inputs),
         fragments=results("{model}/{volume}/fragments.json"),
         edges=results("{model}/{volume}/edges.json"),
@@ -206,6 +213,7 @@ rule segment:
                     manifest="{model}/{volume}/segmentation.json",
                 ),
                 **threshold_inputs(wildcards),
+                **tuned_options(wildcards),
                 options=RUN.segment,
                 storage=RUN.storage,
             )

@@ -225,6 +225,31 @@ def test_post_processing_is_tuned_for_each_scored_model(tmp_path, values):
     assert "rule fragments" not in text
 
 
+def test_segmentations_take_what_a_search_chose(tmp_path, values):
+    config = tmp_path / "config.yaml"
+    values["evaluate"] |= {"models": ["teacher", "student"]}
+    del values["segment"]["threshold"]
+    searches = {"own": "student/tuned.json", "shared": "tuned.json"}
+    for apply, path in searches.items():
+        regions = [{"volume": "tune", "shape": [8, 9, 9]}]
+        values["tune_segmentation"] = {"regions": regions, "least_side": 9, "apply": apply}
+        config.write_text(yaml.safe_dump(values))
+        text = snakemake(
+            tmp_path, config, "results/test/student/tune/segmentation.json", "--dry-run", "--printshellcmds"
+        )
+        tasks = {}
+        for words in (shlex.split(line) for line in text.splitlines() if "python -m kdseg " in line):
+            tasks.setdefault(words[words.index("kdseg") + 1], []).append(json.loads(words[words.index("--task") + 1]))
+        for stage in ("fragments", "edges", "agglomerate", "segment"):
+            assert [task["tuned"] for task in tasks[stage]] == [f"results/test/{path}"]
+        assert "sweep" not in tasks
+        (search,) = tasks["tune-segmentation"]
+        names = ["teacher/tune", "student/tune"] if apply == "shared" else ["tune"]
+        assert [region["volume"] for region in search["options"]["regions"]] == names == list(search["volumes"])
+        made = search["volumes"][names[-1]]["affinities"]
+        assert made == "results/test/student/tune/affinities.json"
+
+
 @pytest.mark.slow
 def test_a_search_runs_from_volumes_to_its_landscape(tmp_path, values):
     tiny = json.loads(json.dumps(values))
@@ -233,7 +258,9 @@ def test_a_search_runs_from_volumes_to_its_landscape(tmp_path, values):
     tiny["models"]["student"]["train"] |= {"steps": 4, "validate_every": 4}
     tiny["evaluate"] |= {"models": ["student"]}
     regions = [{"volume": "tune"}, {"volume": "train", "shape": [32, 48, 48]}]
-    tiny["tune_segmentation"] = {"regions": regions, "boundary": [0.3, 0.5], "score": ["mean"], "least_side": 16}
+    search = {"regions": regions, "boundary": [0.3, 0.5], "score": ["mean"], "least_side": 16, "apply": "own"}
+    tiny["tune_segmentation"] = search
+    del tiny["segment"]["threshold"]
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tiny))
     assert "rule tune_model" in snakemake(tmp_path, config, "tune_segmentation")
@@ -246,6 +273,9 @@ def test_a_search_runs_from_volumes_to_its_landscape(tmp_path, values):
     (found,) = landscapes(collect(validate(tiny | {"results": str(results)})))
     assert f"threshold {stats['chosen']['threshold']:g}: {stats['chosen']['voi']:.3f} bits" in found.sentence
     assert (len(found.figures), len(found.rows)) == (2, 2)
+    snakemake(tmp_path, config, "results/test/student/tune/segmentation.json")
+    made = json.loads((results / "student/tune/segmentation.json").read_text())["stats"]
+    assert made["threshold"] == stats["chosen"]["threshold"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -140,6 +140,11 @@ class Config(Section):
         return self.tune_segmentation
 
     @property
+    def tuned_options(self) -> Literal["none", "own", "shared"]:
+        """Options of which search segmentations are made with; see `TuneSegmentationOptions.apply`."""
+        return "none" if self.tune_segmentation is None else self.tune_segmentation.apply
+
+    @property
     def compared_teachers(self) -> tuple[str, ...]:
         """Names of the models that teach the compared student; none without that section."""
         return self.own_teachers(self.compare.student) if self.compare else ()
@@ -229,6 +234,19 @@ class Config(Section):
             raise ValueError(
                 f"predict.fused keeps sums of affinities only: remove it, or {quantiles} from tune_segmentation.score"
             )
+        for region in self.tune_segmentation.regions:
+            shape = region.shape or (self.volumes[region.volume].shape if region.volume in self.volumes else None)
+            # how coarse z is, only the data tell
+            if shape is not None and min(shape[1:]) < self.tune_segmentation.least_side:
+                raise ValueError(
+                    f"tune_segmentation.regions has a part of {region.volume!r} of {shape} voxels, less than "
+                    f"least_side {self.tune_segmentation.least_side}: take a larger part, or lower it if there is none"
+                )
+        if self.tuned_options != "none" and self.segment.threshold is not None:
+            raise ValueError(
+                f"segment.threshold {self.segment.threshold} and tune_segmentation.apply {self.tuned_options!r} both "
+                "say the threshold: remove one of them"
+            )
         return self
 
     @model_validator(mode="after")
@@ -290,7 +308,7 @@ class Config(Section):
             self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
             self._expect(model_name, self.models, "evaluate.models", "model")
-        if self.evaluate.tune_on is None and self.segment.threshold is None:
+        if self.evaluate.tune_on is None and self.segment.threshold is None and self.tuned_options == "none":
             self._expect_validated_threshold()
         return self
 

@@ -203,7 +203,14 @@ class PredictTask(NetworkTask):
         return self
 
 
-class FragmentsTask(BlockTask):
+class TunedTask(BlockTask):
+    """A task whose options a search may choose."""
+
+    tuned: Path | None = None
+    """Manifest of a search (`kdseg tune-segmentation`), whose options take the place of those given."""
+
+
+class FragmentsTask(TunedTask):
     """Affinities, stored or computed by a network → supervoxels."""
 
     affinities: Path | None = None
@@ -253,7 +260,7 @@ class FragmentsTask(BlockTask):
         )
 
 
-class EdgesTask(BlockTask):
+class EdgesTask(TunedTask):
     """Affinities and supervoxels → the region graph."""
 
     affinities: Path | None = None
@@ -263,7 +270,7 @@ class EdgesTask(BlockTask):
     options: EdgesOptions = EdgesOptions()
 
 
-class AgglomerateTask(BlockTask):
+class AgglomerateTask(TunedTask):
     """The region graph → the dendrogram, node by node of a tree."""
 
     affinities: Path | None = None
@@ -275,7 +282,7 @@ class AgglomerateTask(BlockTask):
     options: AgglomerateOptions = AgglomerateOptions()
 
 
-class SegmentTask(BlockTask):
+class SegmentTask(TunedTask):
     """Supervoxels and the dendrogram → the segmentation."""
 
     fragments: Path
@@ -285,8 +292,8 @@ class SegmentTask(BlockTask):
     agglomeration: Path
     """Manifest of the dendrogram."""
     sweep: Path | None = None
-    """Manifest of the sweep that the threshold is chosen from; this or `model` is needed unless options.threshold is
-    set."""
+    """Manifest of the sweep that the threshold is chosen from; this, `model` or `tuned` is needed unless
+    options.threshold is set."""
     model: Path | None = None
     """Manifest of the network, whose training chose a threshold in its validation."""
     options: SegmentOptions = SegmentOptions()

@@ -23,6 +23,8 @@ _STEP = 0.02
 """Between thresholds, where none are given."""
 
 Least = Annotated[int, Field(ge=0)]
+LEAST_SIDE = 64
+"""Voxels along each axis below which the best threshold of a part is largely a matter of luck."""
 
 
 class TuneRegionOptions(Section):
@@ -73,10 +75,13 @@ class TuneSegmentationOptions(Section):
     and `score`, which cost little; the configuration as it is comes besides."""
     seed: Least = 0
     """Of the draw."""
-    least_side: Count = 64
-    """Voxels along each axis over which the labels of a part reach at least. The best threshold of a small part is that
-    of a few neurons, and rather too high for a large volume, in which merges spread: see docs/segmentation.md. Lower it
-    only where no larger part is labelled."""
+    apply: Literal["none", "own", "shared"] = "none"
+    """Options that segmentations are made with: those of the configuration; for each model those that suit it best; or
+    for all models those that suit all of `evaluate.models` best, taken together."""
+    least_side: Count = LEAST_SIDE
+    """Voxels of the finest axis over which the labels of a part reach at least, along each axis. The best threshold of
+    a small part is that of a few neurons, and rather too high for a large volume, in which merges spread: see
+    docs/segmentation.md. Lower it only where no larger part is labelled."""
 
     @model_validator(mode="after")
     def _ascending(self) -> Self:

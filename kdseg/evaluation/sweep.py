@@ -13,11 +13,12 @@ from kdseg.errors import ShapeError
 from kdseg.evaluation.counting import Count, Rows, count_blocks, labelled, of_stores, read_rows, scored, subtract
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.thresholds import tables_at
-from kdseg.geometry import Roi
+from kdseg.geometry import Roi, sides
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import expect_made_of, expect_stage, read
 from kdseg.running.runner import Place, place_of
 from kdseg.segmentation.agglomeration.store import Tree
+from kdseg.volumes.volume import open_volume
 
 
 def run(task: SweepTask) -> None:
@@ -53,7 +54,11 @@ def run(task: SweepTask) -> None:
         tuned = whole if part is None else _count_part(what, part, held, place)
         rows = _swept(tuned, tree, thresholds, options.dust)
         best = least_voi(rows)
+        shape, size = (what.roi if part is None else part).shape, open_volume(made["fragments"].result).voxel_size
+        # of an image of its own, the sections beside it say nothing
+        narrowest = None if size is None else min(sides(shape, size)[1 if task.sections else 0 :])
         held.stats.update(sweep=rows, best=best["threshold"], voxels=what.roi.size)
+        held.stats.update(tuned_on=list(shape), narrowest=narrowest)
         if part is not None:
             (rest,) = _swept(subtract(whole, tuned), tree, (best["threshold"],), options.dust)
             held.stats["rest"] = rest

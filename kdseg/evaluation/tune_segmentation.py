@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,9 @@ def _place(task: TuneSegmentationTask, region: TuneRegionOptions) -> Place:
     within = Roi(first, labels.volume.shape).intersect(affinities.volume.roi)
     roi = _roi(region, within)
     labelled = roi.shift(triple(-o for o in first))
-    _expect_large(region.volume, labels.volume.read(labelled), roi, task.options.least_side, axes)
+    size = affinities.volume.voxel_size or (1.0, 1.0, 1.0)
+    least = {axis: ceil(task.options.least_side * min(size) / size[axis]) for axis in axes}
+    _expect_large(region.volume, labels.volume.read(labelled), roi, least)
     mask = open_mask(given.mask, affinities.volume)
     return Place(region.volume, affinities.store, labels.store, None if mask is None else mask.store, roi, labelled)
 
@@ -196,18 +199,18 @@ def _roi(region: TuneRegionOptions, within: Roi) -> Roi:
     return within.central(region.shape)
 
 
-def _expect_large(volume: str, labels: NDArray[Any], roi: Roi, least: int, axes: Sequence[int]) -> None:
-    """Refuse a part whose labelled voxels are too few along one of some axes."""
+def _expect_large(volume: str, labels: NDArray[Any], roi: Roi, least: Mapping[int, int]) -> None:
+    """Refuse a part whose labelled voxels are too few along an axis, of which ``least`` has the fewest."""
     if not labels.any():
         raise DataError(f"the part {roi} of {volume!r} has no labels: tune on another part")
-    for axis in axes:
+    for axis, fewest in least.items():
         others = tuple(other for other in range(3) if other != axis)
         found = np.flatnonzero((labels != 0).any(axis=others))
         side = int(found[-1] - found[0]) + 1
-        if side < least:
+        if side < fewest:
             raise DataError(
                 f"the part {roi} of {volume!r} is too small to tune on: labels reach over {side} voxels along "
-                f"{'zyx'[axis]}, expected at least {least}; take a larger part, or lower "
+                f"{'zyx'[axis]}, expected at least {fewest}; take a larger part, or lower "
                 "tune_segmentation.least_side if there is none (the threshold is then too high for a large volume)"
             )
 

@@ -197,6 +197,9 @@ def _used(results: Results, model: str) -> float | None:
     fixed, tune_on = results.config.segment.threshold, results.config.evaluate.tune_on
     if fixed is not None:
         return fixed
+    if results.config.tuned_options != "none":
+        key = "tuned" if results.config.tuned_options == "shared" else f"{model}/tuned"
+        return finite((results.stats(key).get("chosen") or {}).get("threshold"))
     if tune_on is None:
         return results.number(f"{model}/model", "best_threshold")
     return results.number(f"{model}/{tune_on}/sweep", "best")

@@ -105,7 +105,7 @@ def _lane(results: Results, model: str, volume: str, y: float, first: int) -> It
             inputs = (f"{model}/model", f"volumes/{volume}")
         elif stage == "segmentation":
             chosen = [f"{model}/{tuned}/sweep" for tuned in config.evaluate.tuned] or [f"{model}/model"]
-            fixed = config.segment.threshold is not None
+            fixed = config.segment.threshold is not None or config.tuned_options != "none"
             inputs = (f"{model}/{volume}/agglomeration", *(() if fixed else chosen))
         elif stage == "scores":
             inputs = (f"{model}/{volume}/segmentation",)

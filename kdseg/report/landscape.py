@@ -18,6 +18,7 @@ from kdseg.results.parquet import read_notes, read_parquet
 CHOSEN, CONFIGURED, OTHER = "chosen", "as configured", "others"
 SERIES = {OTHER: STYLES - 1, CHOSEN: 0, CONFIGURED: 1}
 """Colour numbers; the grey ones are drawn first, below the others."""
+TOGETHER = "all models"
 OVER = {"mean": "mean", "worst": "max"}
 """Functions of numpy by how parts are weighed up."""
 MOST = 100
@@ -32,7 +33,7 @@ class Landscape:
     """A search, ready to be shown.
 
     Attributes:
-        model: whose post-processing it is.
+        model: whose post-processing it is, or `TOGETHER`.
         sentence: what was chosen.
         figures: VOI over thresholds, on average over the parts and in the worst.
         rows: texts of the best candidates, in the order of `HEADS`; the bits are those at the candidate's threshold.
@@ -60,10 +61,11 @@ class _Search:
 
 
 def landscapes(results: Results) -> list[Landscape]:
-    """Return the searches that are there, in the order of the scored models."""
-    paths = {model: Path(results.config.results) / f"{model}/tuned.parquet" for model in results.config.evaluate.models}
-    there = {model: path for model, path in paths.items() if f"{model}/tuned" in results.manifests and path.exists()}
-    return [_landscape(model, _read(path, results.stats(f"{model}/tuned"))) for model, path in there.items()]
+    """Return the searches that are there, in the order of the scored models, that of all models last."""
+    keys = {**{model: f"{model}/tuned" for model in results.config.evaluate.models}, TOGETHER: "tuned"}
+    paths = {name: Path(results.config.results) / f"{key}.parquet" for name, key in keys.items()}
+    there = [name for name, path in paths.items() if keys[name] in results.manifests and path.exists()]
+    return [_landscape(name, _read(paths[name], results.stats(keys[name]))) for name in there]
 
 
 def legend() -> list[tuple[str, int]]:

@@ -86,7 +86,7 @@ def expected(config: Config) -> list[str]:
     volumes = [f"volumes/{volume}/{kind}" for volume in config.volumes for kind in VOLUME_KINDS]
     models = [f"{model}/model" for model in config.models]
     stages = [f"{model}/{volume}/{stage}" for model in config.models for volume in config.volumes for stage in STAGES]
-    searches = [f"{model}/tuned" for model in config.models]
+    searches = [*(f"{model}/tuned" for model in config.models), "tuned"]
     return [*volumes, *models, *stages, *searches, *(f"baseline/{volume}/scores" for volume in config.volumes)]
 
 

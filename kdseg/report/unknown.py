@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdseg.config.tuning import LEAST_SIDE
 from kdseg.report.results import Results
 
 
@@ -21,4 +22,20 @@ def unknown(results: Results) -> list[str]:
             f"validation crop of {train.validate_on}. That is an agreement, not an accuracy: faults of the "
             "teacher that it copies agree, too."
         )
-    return found
+    return found + small_tuning(results)
+
+
+def small_tuning(results: Results) -> list[str]:
+    """Return a sentence if thresholds were chosen on a volume, or a part of one, that is small."""
+    config = results.config
+    volume = config.evaluate.tune_on
+    chosen = volume and config.segment.threshold is None and config.tuned_options == "none"
+    for model in config.evaluate.models if chosen else ():
+        found = results.stats(f"{model}/{volume}/sweep")
+        if (found.get("narrowest") or LEAST_SIDE) < LEAST_SIDE:
+            extent = " × ".join(str(n) for n in found["tuned_on"])
+            return [
+                f"Thresholds were chosen on {extent} voxels of {volume}, less than {LEAST_SIDE} along an axis: the "
+                "best threshold of few neurons is a matter of luck."
+            ]
+    return []

@@ -102,6 +102,16 @@ MISTAKES = {
         change("tune_segmentation", {"regions": [{"volume": "tune"}], "thresholds": [0.5, 0.9]}),
         r"agglomerate\.thresholds, 0\.8",
     ),
+    "tuning on too little": (
+        change("tune_segmentation", {"regions": [{"volume": "tune", "shape": [9, 63, 200]}]}),
+        r"has a part of 'tune' of \(9, 63, 200\) voxels, less than least_side 64",
+    ),
+    "a threshold that is fixed and searched": (
+        lambda values: values.update(
+            segment={"threshold": 0.5}, tune_segmentation={"regions": [{"volume": "tune"}], "apply": "own"}
+        ),
+        r"segment\.threshold 0\.5 and tune_segmentation\.apply 'own' both say the threshold",
+    ),
     "tuning of quantiles that fused does not keep": (
         lambda values: values.update(
             predict={"fused": True}, tune_segmentation={"regions": [{"volume": "tune"}], "score": ["quantile50"]}
@@ -198,13 +208,6 @@ FOREIGN = {
     "stored network": (
         lambda lab, train, values: values["teachers"].update(lab={"file": "net.ts"}),
         r"is a network that is not stored: set `teaching\.outputs: online`",
-    ),
-    "onnx": (
-        lambda lab, train, values: (
-            values["teachers"].update(lab={"file": "net.onnx"}),
-            train.update(teaching={}),
-        ),
-        r"export it as \.pt2 or \.ts",
     ),
     "border": (
         lambda lab, train, values: (

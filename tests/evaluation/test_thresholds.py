@@ -13,7 +13,7 @@ from command import invoke
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipeline import NEAREST, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
+from pipeline import NEAREST, VOXEL_SIZE, FragmentsOptions, perfect_affinities, run_fragments, run_rest, store, voxels
 from toy_volumes import cells
 
 from kdseg.config import EvaluateOptions
@@ -25,7 +25,7 @@ from kdseg.evaluation import sweep
 from kdseg.evaluation.measures import least_voi, measure
 from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, merge, relabel
 from kdseg.evaluation.thresholds import tables_at
-from kdseg.geometry import Roi
+from kdseg.geometry import Roi, sides
 from kdseg.results.manifests import read
 from kdseg.segmentation.agglomeration.linkage import Dendrogram, cut
 from kdseg.segmentation.agglomeration.store import Tree
@@ -121,6 +121,8 @@ def test_the_sweep_scores_what_relabelled_voxels_score(made: tuple[Path, NDArray
         stats = read(folder / f"{name}.json").stats
         rows = [{"threshold": t, **by_voxels(folder, labels, t, kept)} for t in (0.3, 0.55, 0.8)]
         assert stats["sweep"] == rows
+        assert stats["tuned_on"] == list(part.shape if name == "part" else labels.shape)
+        assert stats["narrowest"] == min(sides(tuple(stats["tuned_on"]), VOXEL_SIZE))
         assert len({row["voi"] for row in rows}) > 1
         assert stats["best"] == min(rows, key=lambda row: row["voi"])["threshold"]
     flags = [f"--{name}={path}" for name, path in names.items()]

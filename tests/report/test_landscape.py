@@ -30,7 +30,9 @@ VOI = np.array(
 """Bits by part, candidate, and fragments or threshold."""
 
 
-def search(folder: Path, voi: NDArray[np.float64] = VOI, by: str = "mean", best: int = 1) -> None:
+def search(
+    folder: Path, voi: NDArray[np.float64] = VOI, by: str = "mean", best: int = 1, key: str = "fast/tuned"
+) -> None:
     """Write a search of candidates with other boundaries as the stage writes it; its first threshold of 0.5 is best."""
     values = {"regions": [{"volume": "tune"}], "boundary": [k / 1000 for k in range(501, 500 + voi.shape[1])]}
     tried = candidates(
@@ -54,7 +56,7 @@ def search(folder: Path, voi: NDArray[np.float64] = VOI, by: str = "mean", best:
         name: {"candidate": k, "threshold": THRESHOLDS[int(over[k, 1:].argmin())], "voi": float(over[k, 1:].min())}
         for name, k in (("chosen", best), ("configured", 0))
     }
-    with claim(folder / "fast" / "tuned.json", "tune-segmentation", {}, {}) as held:
+    with claim(folder / f"{key}.json", "tune-segmentation", {}, {}) as held:
         with write_parquet(held.parquet, COLUMNS, notes) as file:
             file.append(table)
         held.stats.update(found, by=by)
@@ -79,6 +81,14 @@ def test_the_best_and_the_configuration_are_marked(tmp_path: Path) -> None:
         assert drawn[0]["model"] == "others"  # below the two that matter
         assert f"chosen at threshold 0.5: {over[1, 2]:.3f} bits" in figure.description
         assert [row["model"] for row in figure.rows] == ["as configured"] * 3 + ["chosen"] * 3
+
+
+def test_the_search_for_all_models_comes_last(tmp_path: Path) -> None:
+    search(tmp_path, key="tuned")
+    search(tmp_path)
+    own, all_of_them = landscapes(collect(configuration(tmp_path)))
+    assert (own.model, all_of_them.model) == ("fast", "all models")
+    assert all_of_them.sentence == own.sentence.replace("fast:", "all models:")
 
 
 def test_the_table_has_the_best_few_and_the_configuration(tmp_path: Path) -> None:

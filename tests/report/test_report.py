@@ -459,6 +459,15 @@ def test_what_nobody_knows_is_said(tmp_path):
     assert [node.key for node in nodes(results) if node.key.endswith(("sweep", "scores"))] == []
 
 
+def test_a_small_volume_to_tune_on_is_said(tmp_path):
+    for name, shape in (("large", [64, 64, 64]), ("small", [63, 200, 200])):
+        put(tmp_path / name, "heavy/tune/sweep", {"tuned_on": shape, "narrowest": min(shape)})
+        said = "\n".join(unknown(collect(configuration(tmp_path / name))))
+        assert ("chosen on 63 × 200 × 200 voxels of tune, less than 64" in said) == (name == "small")
+    fixed = configuration(tmp_path / "small", segment={"threshold": 0.5})
+    assert unknown(collect(fixed)) == []
+
+
 def test_notes_tell_what_makes_the_comparison_unfair(tmp_path):
     evaluate = {"volumes": ["tune"], "tune_on": "tune", "models": list(MODELS)}
     models = configuration(tmp_path).model_dump(mode="json")["models"]

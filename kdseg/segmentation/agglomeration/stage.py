@@ -28,6 +28,7 @@ from kdseg.segmentation.graph.details import Details
 from kdseg.segmentation.graph.edge_table import from_columns, join, to_columns
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.threshold import least_mean
+from kdseg.segmentation.tuned import with_tuned_options
 from kdseg.segmentation.waterz import waterz_segments
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.volume import Volume, open_volume
@@ -71,6 +72,7 @@ def run(task: AgglomerateTask) -> None:
             missing or damaged, or edits contradict each other or name fragments that do not exist, or the manifests are
             of several runs.
     """
+    task = with_tuned_options(task, "agglomerate")
     options, fragments, edges, affinities = task.options, task.fragments, task.edges, task.affinities
     if affinities is None and options.engine == "waterz":
         raise ConfigError(

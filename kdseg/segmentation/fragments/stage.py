@@ -21,6 +21,7 @@ from kdseg.segmentation.fragments.block import cell_fragments, channels_used, ch
 from kdseg.segmentation.fragments.checks import thin_halo
 from kdseg.segmentation.fragments.source import Source, stored
 from kdseg.segmentation.graph.faces import cell_part
+from kdseg.segmentation.tuned import with_tuned_options
 from kdseg.volumes.affinities import Affinities
 from kdseg.volumes.volume import create_volume, open_volume
 
@@ -69,6 +70,7 @@ def run(task: FragmentsTask) -> None:
     Raises:
         ShapeError: if there is no voxel size.
     """
+    task = with_tuned_options(task, "fragments")
     options, storage = task.options, task.storage
     source = _source(task)
     volume, size = source.volume, source.volume.voxel_size

@@ -22,6 +22,7 @@ from kdseg.segmentation.graph.edge_table import to_columns
 from kdseg.segmentation.graph.faces import Part, joined_edges
 from kdseg.segmentation.graph.rag import Edges
 from kdseg.segmentation.graph.statistics import block_statistics
+from kdseg.segmentation.tuned import with_tuned_options
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.inputs import fingerprints, open_input
 from kdseg.volumes.volume import open_volume
@@ -59,6 +60,7 @@ def run(task: EdgesTask) -> None:
         ConfigError: if there are no affinities for the options.
         MissingError: if there are no affinities, and the fragments keep nothing of theirs.
     """
+    task = with_tuned_options(task, "edges")
     options = task.options
     fragment = open_input(task.fragments)
     labelled, predicted = fragment.volume, None

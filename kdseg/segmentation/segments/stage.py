@@ -19,6 +19,7 @@ from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.agglomeration.store import Tree, table_path
 from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
 from kdseg.segmentation.lut import apply
+from kdseg.segmentation.tuned import with_tuned_options
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.volume import Volume, create_volume, open_volume
@@ -39,6 +40,7 @@ def run(task: SegmentTask) -> None:
         ConfigError: if the agglomeration does not reach the threshold.
         DataError: if the manifests are of several runs.
     """
+    task = with_tuned_options(task, "segment")
     storage, place = task.storage, place_of(task)
     fragments, edges, agglomeration = task.fragments, task.edges, task.agglomeration
     threshold = _threshold(task)
@@ -145,4 +147,4 @@ def _threshold(task: SegmentTask) -> float:
         return float(read(task.sweep).stat("best"))
     if task.model is not None:
         return float(read(task.model).stat("best_threshold"))
-    raise ConfigError("no threshold: set segment.threshold, or name a sweep or a network to choose it from")
+    raise ConfigError("no threshold: set segment.threshold, or name a sweep, a search or a network to choose it from")
