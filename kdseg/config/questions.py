@@ -66,7 +66,7 @@ class DistilTask(Section):
     """
 
     teacher: Path
-    """net.pt2 (torch.export), net.ts or net.pt (TorchScript, or a model file of kdseg)."""
+    """net.pt2 (torch.export), net.onnx, net.ts or net.pt (TorchScript, or a model file of kdseg)."""
     raw: str
     """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
     out: Path = Path("distilled")

@@ -83,13 +83,13 @@ class _Network(Section):
 
 
 class FileTeacher(_Network):
-    """A network in a file: TorchScript, torch.export, or a model file of kdseg; needs `teaching.outputs: online`.
+    """A network in a file: TorchScript, torch.export, ONNX, or a model file of kdseg; needs `teaching.outputs: online`.
 
     What `kdseg export` wrote says all but the file by itself.
     """
 
     file: str
-    """Path: net.ts or net.pt (TorchScript, or a model file), net.pt2 (torch.export)."""
+    """Path: net.ts or net.pt (TorchScript, or a model file), net.pt2 (torch.export), net.onnx (onnxruntime runs it)."""
 
     @property
     def address(self) -> str:
@@ -205,10 +205,6 @@ def _check_online(where: str, name: str, teacher: NetworkTeacher, train: TrainOp
     if train.teaching.outputs != "online":
         raise ValueError(
             f"{where}: the teacher {name!r} is a network that is not stored: set `teaching.outputs: online`"
-        )
-    if isinstance(teacher, FileTeacher) and teacher.file.endswith(".onnx"):
-        raise ValueError(
-            f"{where}: the teacher {name!r} is ONNX, which kdseg writes but does not run: export it as .pt2 or .ts"
         )
     if any(teacher.halo) and (len(train.teachers) > 1 or train.teaching.average != "none"):
         raise ValueError(

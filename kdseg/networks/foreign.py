@@ -44,10 +44,12 @@ def opened(about: NetworkTeacher, device: torch.device) -> tuple[Call, Mapping[s
     if isinstance(about, ModuleTeacher):
         return _made(about, device), {}
     path = Path(about.file)
-    if path.suffix not in (".pt", ".ts", ".pt2"):
-        raise ConfigError(f"the teacher {path} is of no known kind, expected net.pt2, net.ts or net.pt")
+    if path.suffix not in (".pt", ".ts", ".pt2", ".onnx"):
+        raise ConfigError(f"the teacher {path} is of no known kind, expected net.pt2, net.ts, net.pt or net.onnx")
     if not path.is_file():
         raise MissingError(f"no teacher at {path}")
+    if path.suffix == ".onnx":
+        return _onnx(path, device)
     try:
         names = zipfile.ZipFile(path).namelist()
     except (OSError, zipfile.BadZipFile) as error:
@@ -110,6 +112,33 @@ def _exported(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]
     return program.module().__call__, _facts(extra[FACTS])
 
 
+def _onnx(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError:
+        raise ConfigError(f"the teacher {path} is ONNX, which onnxruntime runs: pip install onnxruntime") from None
+    refusals = (state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = torch.get_num_threads()
+    kinds = ("CUDAExecutionProvider", "CPUExecutionProvider")[device.type != "cuda" :]
+    there = [kind for kind in kinds if kind in onnxruntime.get_available_providers()]
+    try:
+        session = onnxruntime.InferenceSession(str(path), settings, providers=there)
+    except refusals as error:
+        raise _unreadable(path, error) from None
+    name = session.get_inputs()[0].name
+
+    def call(raw: Tensor) -> Any:
+        try:
+            found = session.run(None, {name: raw.cpu().numpy()})
+        except refusals as error:
+            raise ValueError(str(error)) from None
+        return torch.from_numpy(found[0]).to(raw.device)
+
+    return call, _facts(session.get_modelmeta().custom_metadata_map.get("kdseg", ""))
+
+
 def _ours(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
     try:
         loaded = load_model(path, device)
@@ -133,8 +162,8 @@ def _ours(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
 def _unreadable(path: Path, error: Exception) -> UnreadableError:
     line = " ".join(str(error).split())
     return UnreadableError(
-        f"the teacher {path} is damaged, or neither TorchScript, torch.export nor a model file of kdseg; weights alone "
-        f"are no network ({line:.200})"
+        f"the teacher {path} is damaged, or neither TorchScript, torch.export, ONNX nor a model file of kdseg; weights "
+        f"alone are no network ({line:.200})"
     )
 
 

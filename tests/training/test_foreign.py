@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def test_a_network_from_elsewhere_teaches_as_it_would_as_a_model(
     assert trained(tmp_path / "other", volume, saved(tmp_path / "other.pt", seed=4)) != expected
 
 
-@pytest.mark.parametrize("suffix", [".ts", ".pt2"])
+@pytest.mark.parametrize("suffix", [".ts", ".pt2", ".onnx"])
 def test_what_kdseg_exported_says_all_by_itself(tmp_path: Path, suffix: str) -> None:
     model, path = saved(tmp_path / "teacher.pt", THEIRS), tmp_path / f"net{suffix}"
     export(model, path)
@@ -243,6 +244,13 @@ def frozen(path: Path) -> str:
     return str(path)
 
 
+def onnx_of_one_shape(path: Path) -> str:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of torch's own
+        torch.onnx.export(nn.Conv3d(1, 4, 1), (torch.zeros(2, 1, 8, 8, 8),), path, dynamo=True, verbose=False)
+    return str(path)
+
+
 def conv(path: Path, scale: float = 1.0, offsets: int = 4, *after: nn.Module) -> str:
     torch.manual_seed(0)
     first = nn.Conv3d(1, offsets, 1)
@@ -264,8 +272,9 @@ def weights(path: Path) -> str:
 LOGITS: dict[str, Any] = {"offsets": OFFSETS, "voxel_size": SIZE, "outputs": "logits"}
 BAD: dict[str, tuple[Any, dict[str, Any], type[KdsegError], str]] = {
     "missing": (lambda p: str(p / "none.ts"), {}, MissingError, "no teacher at"),
-    "kind": (lambda p: str(p / "net.h5"), {}, ConfigError, r"expected net\.pt2, net\.ts or net\.pt"),
+    "kind": (lambda p: str(p / "net.h5"), {}, ConfigError, r"expected net\.pt2, net\.ts, net\.pt or net\.onnx"),
     "no archive": (lambda p: garbled(p / "net.pt2"), {}, UnreadableError, "is damaged, or neither"),
+    "no graph": (lambda p: garbled(p / "net.onnx"), {}, UnreadableError, "is damaged, or neither"),
     "weights": (lambda p: weights(p / "net.pt"), {}, UnreadableError, "weights alone are no network"),
     "nothing said": (
         lambda p: conv(p / "net.ts"),
@@ -290,6 +299,12 @@ BAD: dict[str, tuple[Any, dict[str, Any], type[KdsegError], str]] = {
     "logits": (lambda p: conv(p / "net.ts", 9), {"outputs": "probabilities"}, DataError, "set `outputs: logits`"),
     "probabilities": (lambda p: conv(p / "net.ts", 1, 4, nn.Sigmoid()), {}, DataError, "set `outputs: probabilities`"),
     "fixed shape": (lambda p: frozen(p / "net.pt2"), {}, ShapeError, r"does not take crops of \(2, 1, 8, 12, 12\)"),
+    "fixed shape of ONNX": (
+        lambda p: onnx_of_one_shape(p / "net.onnx"),
+        {},
+        ShapeError,
+        r"does not take crops of \(2, 1, 8, 12, 12\)",
+    ),
     "nothing known": (lambda p: conv(p / "net.ts"), {"halo": (4, 0, 0)}, ShapeError, "knows nothing of a crop"),
 }
 
@@ -332,6 +347,12 @@ def test_a_network_without_an_affinity_head_is_no_online_teacher(tmp_path: Path)
     save_model(path, LoadedModel(build(network, heads, OFFSETS), network, heads, OFFSETS, SIZE))
     with pytest.raises(ConfigError, match="no head for affinities"):
         open_teacher(FileTeacher(file=str(path)), OFFSETS, SIZE, CPU)
+
+
+def test_onnx_without_its_runtime_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match="pip install onnxruntime"):
+        open_teacher(FileTeacher(file=garbled(tmp_path / "net.onnx")), OFFSETS, SIZE, CPU)
 
 
 def test_a_border_that_is_not_known_is_not_averaged(tmp_path: Path) -> None:
