@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from kdseg import __version__
 from kdseg.config.tasks import CompareTask
 from kdseg.report.comparison import collect
+from kdseg.report.comparison_notes import notes
 from kdseg.report.comparison_page import budget, figures, page
-from kdseg.report.comparison_table import aligned, notes, sentence, table_csv, table_text, trials_csv
+from kdseg.report.comparison_table import aligned, sentence, table_csv, table_text, trials_csv
 from kdseg.report.figures import standalone
 from kdseg.report.rates import rate_table
 from kdseg.results.files import write_text

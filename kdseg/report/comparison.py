@@ -73,6 +73,7 @@ class Entry:
         gpu_peak_mb: the same of tensors on the GPU.
         expected: trials that the configuration asks for.
         learning_rate: of the trials; None if it is not chosen yet.
+        steps: of the training, by seed.
     """
 
     name: str
@@ -88,11 +89,17 @@ class Entry:
     gpu_peak_mb: float | None = None
     expected: int = 1
     learning_rate: float | None = None
+    steps: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def count(self) -> int:
         """Trials that are scored."""
         return len(self.scores["voi"])
+
+    def certainly_better(self, metric: str) -> bool:
+        """Return whether the 95 % interval of the difference from the student alone lies below 0."""
+        found = self.gains.get(metric)
+        return found is not None and found.interval is not None and found.difference.mean + found.interval < 0
 
 
 @dataclass(frozen=True)
@@ -256,6 +263,7 @@ def _entry(
         max(_costs(done, "peak_mb"), default=None),
         max(_costs(done, "gpu_peak_mb"), default=None),
         len(tried),
+        steps={seed: int(n) for seed, stats in done.items() if (n := _cost(stats, "steps")) is not None},
     )
 
 
@@ -265,5 +273,9 @@ def _scores(done: Mapping[int, Mapping[str, Any]], volume: str, key: str) -> dic
 
 
 def _costs(done: Mapping[int, Mapping[str, Any]], key: str) -> list[float]:
-    values = (finite((stats.get("training") or {}).get(key)) for stats in done.values())
+    values = (_cost(stats, key) for stats in done.values())
     return [value for value in values if value is not None]
+
+
+def _cost(stats: Mapping[str, Any], key: str) -> float | None:
+    return finite((stats.get("training") or {}).get(key))

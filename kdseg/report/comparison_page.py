@@ -11,7 +11,8 @@ import altair as alt
 from kdseg import __version__
 from kdseg.config.networks import TrainOptions
 from kdseg.report.comparison import METRICS, Comparison, Entry, best_teacher
-from kdseg.report.comparison_table import HEADS, TEXT, cells, notes, sentence
+from kdseg.report.comparison_notes import notes
+from kdseg.report.comparison_table import HEADS, TEXT, cells, sentence
 from kdseg.report.figures import Figure, Row, data
 from kdseg.report.page import config_yaml, template
 from kdseg.report.rates import rate_sentence, rate_table

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from kdseg.report.comparison import FEW, METRICS, Comparison, Entry, Gain, Spread, best_teacher
-from kdseg.report.rates import at_the_end
+from kdseg.report.comparison import METRICS, Comparison, Entry, Gain, Spread, best_teacher
 from kdseg.report.table import MISSING
 
 NO_GAP = "no gap"
@@ -27,6 +26,7 @@ HEADS = {
     "affinity_loss_wins": "wins, loss",
     "voi_difference": "VOI − alone, 95 % interval [bits]",
     "affinity_loss_difference": "loss − alone, 95 % interval [nat]",
+    "steps": "steps",
     "time": "ms per step",
     "memory": "peak memory [MB]",
     "seeds": "seeds",
@@ -45,7 +45,7 @@ def cells(entry: Entry) -> dict[str, str]:
         row[f"{key}_wins"] = _wins(entry, gain)
         row[f"{key}_difference"] = _interval(gain) if gain else (MISSING if _is_method(entry) else NOTHING)
     row["rate"] = MISSING if entry.learning_rate is None else f"{entry.learning_rate:g}"
-    row["time"], row["memory"] = _time(entry), _memory(entry)
+    row["steps"], row["time"], row["memory"] = _steps(entry), _time(entry), _memory(entry)
     row["seeds"] = NOTHING if entry.role == "teacher" else f"{entry.count} of {entry.expected}"
     return {key: row[key] for key in HEADS}
 
@@ -105,44 +105,9 @@ def sentence(comparison: Comparison, volume: str) -> str:
     always = sum(e.gains["voi"].wins == e.gains["voi"].difference.count == e.expected for e in measured)
     behind = len(distilled) - len(measured)
     rest = f" {_methods(behind)} not measured." if behind else ""
-    return f"{answer}. In VOI, {always} of {_methods(len(measured))} beat the student alone with every seed.{rest}"
-
-
-def notes(comparison: Comparison) -> list[str]:
-    """Return what a reader should know before believing the table."""
-    config = comparison.config
-    compare = config.expect_compare()
-    found: list[str] = []
-    lacking = [name for name in comparison.asked if name not in comparison.trials]
-    if lacking:
-        found.append(f"Not measured: {', '.join(lacking)}.")
-    if len(compare.seeds) < FEW:
-        found.append(f"Fewer than {FEW} seeds: the spread, and who wins, mean little.")
-    if len(compare.methods) > 1:
-        found.append("The best of several methods owes a part of its lead to chance: confirm it with new seeds.")
-    if at_end := at_the_end(config, comparison.choices):
-        found.append(
-            f"{', '.join(at_end)}: the learning rate is the lowest or the highest of those that were tried: try more "
-            "beyond it."
-        )
-    if config.evaluate.tune_on in config.trial.volumes:
-        found.append(f"The thresholds were chosen on {config.evaluate.tune_on} itself, which flatters every model.")
-    student = config.models[compare.student]
-    if student.train.active_unlabelled:
-        share = student.train.unlabelled_fraction
-        found.append(
-            f"Methods with a teacher draw {100 * share:.0f} % of their crops from unlabelled volumes, the student "
-            "alone and controls draw all from labelled ones: equal steps and voxels, and the unlabelled data are a "
-            "part of what distillation gains."
-        )
-    headed = [name for name, method in compare.methods.items() if method.heads not in (None, student.heads)]
-    if headed:
-        found.append(f"{', '.join(headed)}: other heads than the student alone, so that the network differs by these.")
-    done = [comparison.trials[name] for name in config.trials if name in comparison.trials]
-    devices = {(stats.get("training") or {}).get("device") for stats in done}
-    if len(devices) > 1:
-        found.append("The trials were trained on different devices: their times and memory cannot be compared.")
-    return found + [text for volume in config.trial.volumes for text in _gap_notes(comparison, volume)]
+    answer += f". In VOI, {always} of {_methods(len(measured))} beat the student alone with every seed"
+    certain = (f"{name} {_certain(measured, key)}" for key, name, _ in METRICS if key != "arand")
+    return f"{answer}; better with 95 % confidence: in {', in '.join(certain)}.{rest}"
 
 
 def table_csv(comparison: Comparison) -> str:
@@ -159,6 +124,8 @@ def table_csv(comparison: Comparison) -> str:
             row |= {f"{key}_closure_sd": gain and gain.closure and gain.closure.sd}
             row |= {f"{key}_difference": gain and gain.difference.mean, f"{key}_interval": gain and gain.interval}
             row |= {f"{key}_wins": gain and gain.wins, f"{key}_ties": gain and gain.ties}
+        row |= {"steps_least": min(entry.steps.values(), default=None)}
+        row |= {"steps_most": max(entry.steps.values(), default=None)}
         row |= {"seconds_per_step": entry.seconds_per_step, "relative_time": entry.relative_time}
         row |= {"peak_mb": entry.peak_mb, "gpu_peak_mb": entry.gpu_peak_mb}
         rows.append(row)
@@ -171,7 +138,8 @@ def trials_csv(comparison: Comparison) -> str:
     for entry in comparison.entries:
         for seed in entry.scores["voi"]:
             scores = {key: values.get(seed) for key, values in entry.scores.items()}
-            rows.append({"volume": entry.volume, "method": entry.name, "role": entry.role, "seed": seed, **scores})
+            row = {"volume": entry.volume, "method": entry.name, "role": entry.role, "seed": seed}
+            rows.append({**row, "learning_rate": entry.learning_rate, "steps": entry.steps.get(seed), **scores})
     return _csv(rows)
 
 
@@ -206,6 +174,17 @@ def _wins(entry: Entry, gain: Gain | None) -> str:
 def _interval(gain: Gain) -> str:
     mean = _signed(gain.difference.mean, 3, plus=True)
     return mean if gain.interval is None else f"{mean} ± {gain.interval:.3f}"
+
+
+def _certain(measured: Sequence[Entry], key: str) -> str:
+    return " and ".join(f"“{entry.name}”" for entry in measured if entry.certainly_better(key)) or "none"
+
+
+def _steps(entry: Entry) -> str:
+    if entry.role == "teacher":
+        return NOTHING
+    found = sorted(set(entry.steps.values()))
+    return " to ".join(f"{n:,}" for n in (found[0], found[-1])[: len(found)]) if found else MISSING
 
 
 def _time(entry: Entry) -> str:
@@ -250,17 +229,3 @@ def _gap_words(gain: Gain, teacher: float | None, teachers: Sequence[Entry]) -> 
             f"; the teacher {names} ({teacher:.3f} bits) is itself NOT better than the student alone: there is no gap"
         )
     return f" and closes {plus_minus(gain.closure, 0, 100)} % of the gap to the teacher {names} ({teacher:.3f} bits)"
-
-
-def _gap_notes(comparison: Comparison, volume: str) -> Iterator[str]:
-    alone = comparison.alone(volume)
-    for key, name, unit in METRICS:
-        mean, teacher = alone.spreads.get(key), best_teacher(comparison.teachers(volume), key)
-        if mean is None or teacher is None or mean.sd is None:
-            continue
-        gap = mean.mean - teacher
-        if 0 < gap < 2 * mean.sd:
-            yield (
-                f"{volume}: the gap in {name}, {gap:.3f}{unit}, is small against the spread of the student alone, "
-                f"{mean.sd:.3f}{unit}: the share of it that is closed says little."
-            )

@@ -29,8 +29,9 @@ from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import build
 from kdseg.report import compare_stage as compare
 from kdseg.report.comparison import Spread, collect, gain, spread
+from kdseg.report.comparison_notes import notes
 from kdseg.report.comparison_page import figures
-from kdseg.report.comparison_table import cells, notes, plus_minus, sentence, table_text
+from kdseg.report.comparison_table import cells, plus_minus, sentence, table_csv, table_text, trials_csv
 from kdseg.report.figures import standalone
 from kdseg.results.claims import claim
 from kdseg.results.curve import Curve, seconds_per_step
@@ -225,7 +226,8 @@ def test_the_table(tmp_path, values):
     text = sentence(found, "tune")
     assert "“good” has the least mean VOI of 2 methods: 0.700 ± 0.100 bits, the student alone 1.100 ± 0.100" in text
     assert "better in 3 of 3 seeds and closes 67 ± 17 % of the gap to the teacher “teacher” (0.500 bits)" in text
-    assert "In VOI, 1 of 2 methods beat the student alone with every seed." in text
+    assert "In VOI, 1 of 2 methods beat the student alone with every seed; better with 95 % confidence: " in text
+    assert text.endswith("in VOI “good”, in affinity loss “good”.")
     lines = table_text(found, "tune").splitlines()
     assert len(lines) == 5
     assert lines[4].startswith("kd ")
@@ -237,6 +239,27 @@ def test_no_gap_is_said(tmp_path, values):
     assert good["voi_closure"] == "no gap"
     assert good["arand_closure"] == "55 ± 9"
     assert "is itself NOT better than the student alone: there is no gap" in sentence(found, "tune")
+
+
+def test_trials_that_had_not_equal_time_are_named(tmp_path, values):
+    train = values["models"]["student"]["train"]
+    values["models"]["student"]["train"] = {k: v for k, v in train.items() if k != "steps"} | {"seconds": 60}
+    values["compare"]["methods"]["kd"] = {**KD, "teaching": {"outputs": "stored"}}
+    for seed, steps in enumerate((100, 111)):
+        put(tmp_path, trial_name("kd", seed), 1.0, 0.3, steps=steps)
+    scores = {name: found for name, found in SCORES.items() if name != "kd"}
+    found = comparison(tmp_path, values, scores, good={"steps": 90}, alone={"steps": 1000})
+    _, alone, good, kd = (cells(entry) for entry in found.entries)
+    assert (alone["steps"], good["steps"], kd["steps"]) == ("1,000", "90", "100 to 111")
+    text = "\n".join(notes(found))
+    assert "kd: the steps that fitted into 60 s differ by more than a tenth between seeds" in text
+    assert "What stored teachers predicted, once for all trials, is not in the 60 s." in text
+    rows = {row["method"]: row for row in csv.DictReader(io.StringIO(table_csv(found)))}
+    assert (rows["kd"]["steps_least"], rows["kd"]["steps_most"]) == ("100", "111")
+    each = [(row["method"], row["seed"], row["steps"]) for row in csv.DictReader(io.StringIO(trials_csv(found)))]
+    assert ("kd", "1", "111") in each
+    even = comparison(tmp_path / "even", values, SCORES, kd={"steps": 100})
+    assert "differ by more" not in "\n".join(notes(even))
 
 
 def test_harm_is_said(tmp_path, values):
