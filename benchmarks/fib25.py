@@ -1,4 +1,4 @@
-"""VOI and ARAND of networks on FIB-25: thresholds are chosen on z 120:160, the test cube is scored at them.
+"""VOI, ARAND and affinity loss on FIB-25: thresholds are chosen on z 120:160, the test cube is scored at them.
 
     python benchmarks/fib25.py MODEL.pt [MODEL.pt ...] [--tune-only]
 
@@ -30,8 +30,8 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TUNE = {"file": "fib25_dev.h5", "roi": {"offset": [120, 0, 0], "shape": [40, 250, 250]}}
 TEST = {"file": "fib25_test.h5"}
 DUST = 100
-COLUMNS = ("network", "parameters", "kMAC per voxel", "threshold", "VOI tune", "ARAND tune", "VOI test (split, merge)")
-COLUMNS += ("ARAND test", "seconds")
+COLUMNS = ("network", "parameters", "kMAC per voxel", "threshold", "VOI tune", "ARAND tune", "loss tune")
+COLUMNS += ("VOI test (split, merge)", "ARAND test", "loss test", "seconds")
 
 
 def main() -> None:
@@ -75,18 +75,20 @@ def row(path: Path, tune: Validation, test: Validation | None) -> str:
     found = scored(tune)
     best = least(found)
     cells = [
-        path.stem,
+        path.parent.name if path.stem == "model" else path.stem,
         f"{count_parameters(loaded.network):,}",
         f"{kmac_per_voxel(loaded.network):.1f}",
         f"{best.threshold}",
         f"{best.voi:.3f}",
         f"{best.arand:.3f}",
+        f"{best.affinity_loss:.4f}",
     ]
     if test is None:
-        cells += ["not looked at"] * 2
+        cells += ["not looked at"] * 3
     else:
         there = scored(test)[found.index(best)]
-        cells += [f"{there.voi:.3f} ({there.voi_split:.3f}, {there.voi_merge:.3f})", f"{there.arand:.3f}"]
+        cells.append(f"{there.voi:.3f} ({there.voi_split:.3f}, {there.voi_merge:.3f})")
+        cells += [f"{there.arand:.3f}", f"{there.affinity_loss:.4f}"]
     return f"| {' | '.join([*cells, f'{time.monotonic() - begun:.0f}'])} |"
 
 
