@@ -164,7 +164,9 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
 
 def _nearest_first(teacher: Path, offsets: Offsets) -> Offsets:
     """Return the offsets, those of one voxel along z, y and x first."""
-    nearest = [o for axis in range(3) for o in offsets if [abs(s) for s in o] == [int(axis == a) for a in range(3)]]
+    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    along = [next((o for o in offsets if tuple(map(abs, o)) == axis), None) for axis in axes]
+    nearest = [offset for offset in along if offset is not None]
     if len(nearest) < 3:
         raise ConfigError(
             f"the teacher {teacher} has the offsets {[list(o) for o in offsets]}, expected a step of one voxel along "

@@ -216,7 +216,7 @@ class TrainOptions(Section):
             raise ValueError("`unlabelled` volumes feed only distillation terms, and there is none")
         if isinstance(self.teacher, tuple) and len(set(self.teacher)) != len(self.teacher):
             raise ValueError(f"each teacher may be named once, got {self.teacher}")
-        for term in self.terms:
+        for term in self.active_terms:
             if self.steps is not None and self._begin(term) >= self.steps:
                 raise ValueError(
                     f"the term {term.name!r} would never act: it begins after {self._begin(term)} of {self.steps} "
@@ -250,6 +250,10 @@ class TrainOptions(Section):
     def _begin(self, term: TermOptions) -> int:
         """Return the number of steps after which a term acts."""
         return max(term.start, term.idle_batches // self.accumulate)
+
+    def all_parts_act(self, term: TermOptions) -> int:
+        """Return the number of steps after which all parts of a term act."""
+        return max(term.start, -(-term.late_batches // self.accumulate))
 
     @property
     def full_rate_steps(self) -> int:

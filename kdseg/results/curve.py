@@ -84,6 +84,6 @@ def seconds_per_step(path: Path, *, skip: int = 10) -> float | None:
         and row.get("seconds")
         and int(row["step"]) > skip
         and int(row["step"]) == int(before["step"]) + 1
-        and not row.get("voi")
+        and not (row.get("voi") or row.get("agreement_voi"))
     ]
     return round(median(times), 6) if times else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,10 @@ from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.inputs import Input, fingerprints, open_input
 from kdseg.volumes.sources import ChannelSource, open_channels, source_path
 from kdseg.volumes.volume import create_volume, open_volume
+
+log = logging.getLogger(__name__)
+SAMPLE = (64, 64, 64)
+"""Voxels in the middle, whose values tell whether they seem to be inverted."""
 
 
 class _Part(NamedTuple):
@@ -60,6 +65,7 @@ def run(task: AdoptTask) -> None:
         raise DataError(
             f"{address} holds {source.dtype}, expected uint8 (255: same neuron) or floats in 0..1: convert it"
         )
+    _say_inverted(source, part, nearest_channels(steps))
     made_of: dict[str, Any] = {
         "address": address,
         "offsets": [list(step) for step in steps],
@@ -109,6 +115,21 @@ def as_uint8(values: NDArray[Any], where: str) -> NDArray[np.uint8]:
             f"{where} holds values from {values.min():g} to {values.max():g}, expected affinities in 0..1: scale them"
         )
     return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _say_inverted(source: ChannelSource, part: _Part, nearest: Sequence[int]) -> None:
+    """Warn where most pairs of neighbours seem to be of two neurons."""
+    roi = Roi(part.first, part.shape).central(SAMPLE)
+    mean = as_uint8(source.read(roi)[list(nearest)], f"{source.address} {roi}").mean() / 255
+    mean = 1 - mean if part.invert else mean
+    if mean < 0.5:
+        log.warning(
+            "%s: the mean affinity of neighbours is %.2f in the middle of the volume, of most tissue it is above 0.5: "
+            "are its values high within neurons? %s --invert otherwise",
+            source.address,
+            mean,
+            "leave out" if part.invert else "give",
+        )
 
 
 def _steps(address: str, source: ChannelSource, offsets: Sequence[Sequence[int]]) -> Offsets:

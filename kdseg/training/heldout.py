@@ -52,7 +52,7 @@ def truth(crop: Crop, boundary: Boundary, voxel_size: VoxelSize, *, sections: bo
 
 
 def affinity_loss(predicted: NDArray[np.uint8], truth: Truth, offsets: Offsets) -> float:
-    """Return the class-balanced binary cross entropy of affinities: the term `affinity`, on a crop that is held out.
+    """Return the class-balanced binary cross entropy of affinities: the term `affinity` by default, on a held-out crop.
 
     Each channel is balanced by itself; channels without a known pair are left out of the mean. The 256 values of a
     channel are counted, which is exact: the loss depends on no order.

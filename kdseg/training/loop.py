@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ from kdseg.training.pull import due, factors, gradients, looks, pulls, record
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.training.sampling import Addresses, Guide, loader
 from kdseg.training.validation import Scored, validate
+
+log = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
@@ -93,6 +96,7 @@ def train(
         data = Data(volumes, guides or {}, tuple(teachers))
         run = prepare(options, offsets, data, name, ranks, watershed or WatershedOptions())
         resume(run, folder / "state.pt")
+        _say_what_never_acts(run)
         scores = run.validation.named(run.best)
         columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *scores, "seconds"]
         columns += [f"pull.{name}" for name in run.objective.part_weights() if options.train.normalise]
@@ -116,6 +120,7 @@ def train(
                         expect_time(run)
                 if fixing:
                     run.steps = bar.total = fixed_steps(run, pace)
+                    _say_what_never_acts(run)
                 # timed steps are not saved: those of a run that goes on would be too few to measure
                 saving = run.step % options.train.checkpoint_every == 0 and run.steps < inf
                 if curve is not None and (fixing or saving or run.step == run.steps):
@@ -160,9 +165,9 @@ def step(run: Run, batches: Iterator[Batch], rate: float | None = None) -> dict[
         group["lr"] = rate
     run.optimiser.zero_grad()
     run.trained.train()
-    weights = _scheduled(run, run.step)
+    weights = scheduled(run, run.step)
     names, acting = list(weights), [name for name, weight in weights.items() if weight]
-    before = [name for name, weight in _scheduled(run, run.step - 1).items() if weight]
+    before = [name for name, weight in scheduled(run, run.step - 1).items() if weight]
     pull = pulls(run.scales, acting)
     if train.normalise:
         known = factors(pull, acting)
@@ -199,7 +204,7 @@ def step(run: Run, batches: Iterator[Batch], rate: float | None = None) -> dict[
     return {"step": run.step, "learning_rate": rate, **raw, "total": loss, **shown}
 
 
-def _scheduled(run: Run, step: int) -> dict[str, float]:
+def scheduled(run: Run, step: int) -> dict[str, float]:
     """Return what each part of each term counts at a step by its options."""
     terms: dict[str, float] = {term.name: term_weight(term, step, run.steps) for term in run.options.train.active_terms}
     return {name: terms[term] * weight for name, (term, weight) in run.objective.part_weights().items()}
@@ -213,7 +218,7 @@ def _parts(run: Run, batch: Batch) -> dict[str, Tensor]:
     instanced = labelled if train.teaching.instances == "none" else train.batch / run.ranks.ranks
     batch = batch.to(run.ranks.device)
     batch = batch._replace(raw=channels_last(batch.raw), labelled=labelled, instanced=instanced)
-    active = active_terms(train.active_terms, run.step, run.steps)
+    active = active_terms(train.active_terms, run.step, run.steps, train.accumulate)
     taught = any(term.from_teacher and term.name in active for term in train.active_terms)
     teacher = run.teachers(batch) if taught and run.teachers is not None else None
     found: dict[str, Tensor] = run.trained(batch, teacher, active)
@@ -236,6 +241,19 @@ def _update_average(run: Run) -> None:
             slow.lerp_(fast, 1 - decay)
         for kept, seen in zip(run.average.buffers(), run.objective.network.buffers(), strict=True):
             kept.copy_(seen)
+
+
+def _say_what_never_acts(run: Run) -> None:
+    train = run.options.train
+    for term in train.active_terms if run.ranks.first else ():
+        if run.steps <= train.all_parts_act(term):
+            log.warning(
+                "the term %r relates to earlier crops after %d steps, but the training has %d: this part never acts; "
+                "lower its `memory_start`",
+                term.name,
+                train.all_parts_act(term),
+                run.steps,
+            )
 
 
 def _scores(run: Run) -> Scored:

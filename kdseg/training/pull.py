@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from kdseg.training.run import Run
 
-EVERY, AT_FIRST, YOUNG = 32, 8, 128
+EVERY, AT_FIRST, YOUNG = 31, 7, 128
 """Steps between two looks, each of which takes a backward pass per part: in general, and in the first steps, in which
-gradients change most."""
+gradients change most. They are odd: of steps in which labelled crops alternate, all kinds are looked at."""
 DECAY = 0.5
 """Of the running mean of a part's gradient norm."""
 LARGEST = 1e4

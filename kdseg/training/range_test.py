@@ -18,8 +18,9 @@ from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, StageError
 from kdseg.geometry import Offsets
 from kdseg.networks.models.device import deterministic, joined, keep_memory
-from kdseg.training.loop import step
-from kdseg.training.run import Data, prepare
+from kdseg.training.loop import scheduled, step
+from kdseg.training.pull import AT_FIRST, factors, pulls
+from kdseg.training.run import Data, Run, prepare
 from kdseg.training.sampling import loader
 
 DIVERGED = 4.0
@@ -27,7 +28,9 @@ DIVERGED = 4.0
 SMOOTHED = 20
 """Part of the steps on either side over which the loss is averaged: one in twenty."""
 LEFT_OUT = 10
-"""Part of the first steps that say nothing: with `normalise` the terms are being weighed."""
+"""Part of the first steps that say nothing: the averages of the optimiser and of the network are young."""
+WEIGHED = 2 * AT_FIRST + 1
+"""Steps at the lowest rate before, in which `normalise` weighs the parts of the loss."""
 
 
 class Advice(NamedTuple):
@@ -53,7 +56,8 @@ def losses(options: ModelOptions, offsets: Offsets, data: Data, rates: Sequence[
     """Return the total loss of a step at each rate, up to the one at which it diverges; that may be infinite.
 
     Terms act at their full weight from the first of these steps on: those that learn or remember first do so in steps
-    at the lowest rate before.
+    at the lowest rate before. What `normalise` multiplies a part by goes on moving in the training, but is that of the
+    first rate in all that is returned: else a loss would rise because its gradient falls.
 
     Args:
         options: network, heads and training.
@@ -62,10 +66,13 @@ def losses(options: ModelOptions, offsets: Offsets, data: Data, rates: Sequence[
         rates: of each step.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
-    active = options.train.active_terms
-    before = max(-(-term.late_batches // options.train.accumulate) for term in active)
+    given, active = options.train, options.train.active_terms
+    before = max(-(-term.late_batches // given.accumulate) for term in active)
+    before = max(before, WEIGHED) if given.normalise else before
     terms = [{**term.model_dump(), "start": 0, "warmup": 0, "decay": "none"} for term in active]
-    train = options.train.model_dump() | {"steps": before + len(rates), "seconds": None, "terms": terms}
+    train = given.model_dump() | {"steps": before + len(rates), "seconds": None, "terms": terms}
+    if not given.distil:
+        train |= {"teacher": None, "unlabelled": ()}
     made = ModelOptions.model_validate({**options.model_dump(), "train": train})
     with joined(device) as ranks, deterministic():
         if ranks.device.type == "cpu":
@@ -74,7 +81,18 @@ def losses(options: ModelOptions, offsets: Offsets, data: Data, rates: Sequence[
         batches = iter(loader(run.crops, 0, rank=ranks.rank, ranks=ranks.ranks))
         for _ in range(before):
             step(run, batches, rates[0])
-        return _until_it_diverges(step(run, batches, rate)["total"] for rate in rates)
+        weights = _weights(run)
+        rows = (step(run, batches, rate) for rate in rates)
+        return _until_it_diverges(sum(weights[name] * row[name] for name in weights) for row in rows)
+
+
+def _weights(run: Run) -> dict[str, float]:
+    """Return what each part counts in the next step."""
+    found = scheduled(run, run.step)
+    if not run.options.train.normalise:
+        return found
+    known = factors(pulls(run.scales, [*found]), [*found])
+    return {name: weight * known.get(name, 0.0) for name, weight in found.items()}
 
 
 def smooth(losses: Sequence[float], steps: int) -> NDArray[np.float64]:
@@ -122,7 +140,8 @@ def _until_it_diverges(losses: Iterable[float]) -> list[float]:
         for loss in losses:
             found.append(loss)
             mean = float(np.mean(found[-recent:]))
-            if len(found) > recent and mean > DIVERGED * least:
+            # a loss may be negative
+            if len(found) > recent and mean > least + (DIVERGED - 1) * abs(least):
                 break
             least = min(least, mean) if len(found) >= recent else least
     except StageError:  # neither the loss nor its gradient is finite

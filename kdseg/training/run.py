@@ -114,6 +114,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
         check_convolutions(device, dtype)
     sigma = options.heads.lsd_sigma if options.heads.lsd else None
     crops = Crops(options.train, data.volumes, data.guides, offsets, lsd_sigma=sigma)
+    _check_judge(options.train.validate_on, data, crops.voxel_size)
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
     if options.train.start_from is not None:
@@ -194,6 +195,15 @@ def validation(
 def _check_crop(network: Network, role: str, crop: Triple) -> None:
     if not is_multiple(crop, network.stride):
         raise ConfigError(f"a crop of {crop} is not a multiple of the {role}'s pooling {network.stride}")
+
+
+def _check_judge(name: str, data: Data, voxel_size: VoxelSize) -> None:
+    found = Source(name, data.volumes[name][0], None).voxel_size
+    if not knows_voxels(voxel_size, found):
+        raise VoxelSizeError(
+            f"{name!r} has voxels of {found} nm, the volumes to train on {voxel_size} nm: validate on one of these, or "
+            "convert another resolution level"
+        )
 
 
 def _check_teacher(teacher: Network, options: TrainOptions, crops: Crops, ranks: Ranks) -> None:

@@ -73,6 +73,8 @@ def test_the_configuration_follows_the_data(given: dict[str, Any], tmp_path: Pat
     config = configuration(DistilTask(**given))
     assert config.offsets == OFFSETS  # the nearest first
     assert config.models["student"].train.crop == (24, 32, 32)
+    both = ((0, 0, 1), (-1, 0, 0), (1, 0, 0), (0, 0, -1), (0, -1, 0))  # of each axis one goes first
+    assert distil._nearest_first(given["teacher"], both) == (both[1], both[4], both[0], both[2], both[3])
     flat = write_volume(tmp_path / "flat.zarr", np.zeros((9, 70, 70), np.uint8), (40.0, 8.0, 8.0))
     made = DistilTask(**given | {"raw": str(flat), "voxel_size": (40.0, 8.0, 8.0), "widths": (2, 4, 8, 8)})
     student = configuration(made).models["student"]

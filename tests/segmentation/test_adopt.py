@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline import STORAGE, voxels
 
 from kdseg.config.questions import AdoptTask
-from kdseg.errors import ConfigError, DataError, MissingError, ShapeError, StageError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, MissingError, ShapeError, VoxelSizeError
 from kdseg.segmentation import adopt
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.volume import open_volume
@@ -63,6 +63,18 @@ def test_floats_of_hdf5_and_bytes_of_zarr_become_the_same(tmp_path: Path, affini
     assert (volume.voxel_size, volume.offset) == (SIZE, (80.0, 0.0, 16.0))
 
 
+@pytest.mark.parametrize("invert", [False, True])
+def test_what_seems_to_be_inverted_is_said(
+    tmp_path: Path, affinities: NDArray[np.uint8], invert: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, data, said in (("a", affinities, invert), ("b", 255 - affinities, not invert)):
+        address = hdf5(tmp_path / f"{name}.h5", data, resolution=SIZE)
+        caplog.clear()
+        manifest = tmp_path / f"{name}.json"
+        adopt.run(AdoptTask(address=address, manifest=manifest, storage=STORAGE, offsets=STEPS, invert=invert))
+        assert (("leave out --invert" if invert else "give --invert") in caplog.text) == said
+
+
 def test_from_a_file_to_neurons_on_the_command_line(tmp_path: Path, affinities: NDArray[np.uint8]) -> None:
     address, storage = hdf5(tmp_path / "a.h5", affinities, resolution=SIZE), STORAGE.model_dump_json()
     paths = {name: str(tmp_path / f"{name}.json") for name in ("affinities", "fragments", "edges", "agglomeration")}
@@ -99,8 +111,8 @@ def test_from_a_file_to_neurons_on_the_command_line(tmp_path: Path, affinities: 
         ({"offsets": [[-2, 0, 0], *STEPS[1:]]}, ConfigError, "along z is missing"),
         ({"voxel_size": None}, VoxelSizeError, "give it"),
         ({"data": lambda a: a.astype(np.int32)}, DataError, "int32"),
-        ({"data": lambda a: a / 100}, StageError, "expected affinities in 0..1"),
-        ({"data": lambda a: np.where(a > 229, np.nan, 0.5)}, StageError, "expected affinities in 0..1"),
+        ({"data": lambda a: a / 100}, DataError, "expected affinities in 0..1"),
+        ({"data": lambda a: np.where(a > 229, np.nan, 0.5)}, DataError, "expected affinities in 0..1"),
         ({"data": lambda a: a[0]}, ShapeError, r"expected \(c, z, y, x\)"),
         ({"address": "nothing.h5:/affs"}, MissingError, "nothing at"),
         ({"address": "nothing.zarr"}, MissingError, "nothing at"),

@@ -22,7 +22,8 @@ from kdseg.errors import ConfigError, StageError
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.results.manifests import read
-from kdseg.training import rate
+from kdseg.training import range_test, rate
+from kdseg.training.loop import step
 from kdseg.training.range_test import _until_it_diverges, advice, losses, rising, smooth
 from kdseg.training.run import Data
 
@@ -75,6 +76,8 @@ def test_smoothing_has_no_lag() -> None:
 def test_the_test_ends_where_the_loss_diverges() -> None:
     assert _until_it_diverges([1.0] * 10 + [2.0] * 10) == [1.0] * 10 + [2.0] * 10
     assert len(_until_it_diverges([1.0] * 10 + [9.0] * 10)) == 12  # 2 of 5: a mean of 4.2
+    assert len(_until_it_diverges([-0.5] * 20)) == 20
+    assert len(_until_it_diverges([-0.5] * 10 + [9.0] * 10)) == 11
 
     def fails() -> Any:
         yield from (1.0, 0.5)
@@ -125,6 +128,38 @@ def test_terms_that_begin_late_act_from_the_first_rate_on(tmp_path: Path, teache
     found, same = (losses(one, OFFSETS, data, rising(1e-4, 1e-3, 6), "cpu") for one in (made, plain))
     assert found == same
     assert len(found) == 6
+
+
+def test_weights_of_parts_stand_still(tmp_path: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `normalise` a part counts the more the less it pulls: a loss that falls would seem to rise."""
+    raw, labels = cells((20, 24, 24), 8)
+    volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
+    rows: list[dict[str, float]] = []
+
+    def noted(*given: Any) -> dict[str, float]:
+        rows.append(step(*given))
+        return rows[-1]
+
+    monkeypatch.setattr(range_test, "step", noted)
+    given = [{"name": "affinity"}, {"name": "soft_affinity", "weight": 0.5}]
+    made = options(teacher="t", terms=given, normalise=True)
+    found = losses(made, OFFSETS, Data(volumes, {}, (teacher,)), rising(1e-4, 1e-2, 20), "cpu")
+    rows = rows[-20:]
+    both = np.array([[row["affinity"], row["soft_affinity"]] for row in rows])
+    weights, left, *_ = np.linalg.lstsq(both, np.array(found))
+    assert left == pytest.approx(0, abs=1e-10)
+    assert weights == pytest.approx([1.0, 0.5 / rows[0]["pull.soft_affinity"]], rel=1e-5)
+    assert rows[0]["pull.soft_affinity"] != pytest.approx(rows[-1]["pull.soft_affinity"], rel=1e-3)
+
+
+def test_a_control_is_tested_without_its_teacher(tmp_path: Path) -> None:
+    raw, labels = cells((20, 24, 24), 8)
+    volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
+    off = options(teacher="t", distil=False, terms=[{"name": "affinity"}, {"name": "soft_affinity"}])
+    found, plain = (
+        losses(one, OFFSETS, Data(volumes, {}, ()), rising(1e-4, 1e-3, 6), "cpu") for one in (off, options())
+    )
+    assert found == plain
 
 
 @pytest.fixture

@@ -458,3 +458,4 @@ def test_a_teacher_without_its_network_is_refused() -> None:
     taught = Taught(torch.zeros(1, 1, 9, 8, 8, 8, dtype=torch.uint8), torch.ones(1, 9, 8, 8, 8).bool(), empty[:, :0])
     outputs = nobody(Batch(empty, empty[0].long(), empty[0].bool(), taught=taught))
     assert outputs.known is not None
+    assert torch.equal(outputs.known, taught.known)

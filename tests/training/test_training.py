@@ -19,9 +19,8 @@ import torch
 from small_trainings import KILLED, NEVER, OFFSETS, assert_same_state, numbers, options, same
 from torch import Tensor
 from toy_volumes import cells, write_volume
-from workflow import ROOT
 
-from kdseg.config import ModelOptions, validate
+from kdseg.config import ModelOptions
 from kdseg.config.networks import TIMED_STEPS, HeadOptions
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, StageError, VoxelSizeError
@@ -417,7 +416,7 @@ def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, t
         {"name": "affinity"},
         {"name": "soft_affinity", "start": 2},
         {"name": "fitnets", "level": -1, "weight": 0.0},
-        {"name": "ft", "fit": 1, "start": 4},
+        {"name": "ft", "fit": 2, "start": 4},
     ]
     state = prepared(options(teacher="t", terms=terms[:3]), volumes, teacher)
     asked: list[int] = []
@@ -432,12 +431,16 @@ def test_terms_without_weight_and_their_teacher_are_not_computed(volumes: Any, t
     projector = dict(state.objective.terms["fitnets"].named_parameters())
     assert projector
     assert all(p.grad is not None and not p.grad.any() for p in projector.values())
-    # one that learns before it acts is computed from the first step on
-    learning = prepared(options(teacher="t", terms=[terms[0], terms[3]]), volumes, teacher)
-    count = learning.objective.terms["ft"].state_dict()["paraphraser.moments.count"]
-    assert count == 0
-    loop.step(learning, iter(loader(learning.crops, 0)))
-    assert count > 0
+    # one that learns before it acts is computed just before, and never if it never acts
+    for weight, expected in ((1.0, [False, False, True, True]), (0.0, [False] * 4)):
+        learning = prepared(options(teacher="t", terms=[terms[0], terms[3] | {"weight": weight}]), volumes, teacher)
+        count = learning.objective.terms["ft"].state_dict()["paraphraser.moments.count"]
+        batches, learned = iter(loader(learning.crops, 0)), []
+        for _ in range(4):
+            before = float(count)
+            loop.step(learning, batches)
+            learned.append(float(count) > before)
+        assert learned == expected
 
 
 def test_without_distillation_the_teacher_is_not_asked(volumes: Any, teacher: Path) -> None:
@@ -465,8 +468,8 @@ def test_a_teacher_knows_voxels_that_differ_by_less_than_a_twentieth(
 
 
 def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, teacher: Path) -> None:
-    other = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (10.0, 10.0, 9.0))
-    labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (10.0, 10.0, 9.0))
+    other = write_volume(tmp_path / "raw.zarr", np.ones((20, 24, 24), np.uint8), (9.0, 10.0, 10.0))
+    labels = write_volume(tmp_path / "labels.zarr", np.ones((20, 24, 24), np.uint64), (9.0, 10.0, 10.0))
     with pytest.raises(VoxelSizeError, match="the data have"):
         run(tmp_path, distilling(), {"a": (other, labels)}, teachers=[teacher])
     with pytest.raises(ConfigError, match="offsets"):
@@ -486,6 +489,32 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, te
         run(tmp_path, options(crop=[8, 12, 7]), volumes)
 
 
+def test_volumes_of_another_voxel_size_are_refused(tmp_path: Path, volumes: Any) -> None:
+    flat = tuple(
+        write_volume(tmp_path / f"{dtype.__name__}.zarr", np.ones((20, 24, 24), dtype), (10.0, 5.0, 10.0))
+        for dtype in (np.uint8, np.uint64)
+    )
+    with pytest.raises(VoxelSizeError, match=r"'b' has voxels of \(10\.0, 5\.0, 10\.0\) nm, the volumes to train on"):
+        run(tmp_path, options(validate_on="b"), {**volumes, "b": flat})
+    with pytest.raises(ConfigError, match="'yx' needs voxels as wide as high"):
+        run(tmp_path, options(augment={"rotate": "yx"}), {"a": flat})
+
+
+def test_a_part_that_never_acts_is_said(tmp_path: Path, volumes: Any, teacher: Path, caplog: Any) -> None:
+    def said(start: int) -> list[str]:
+        caplog.clear()
+        terms = [{"name": "affinity"}, {"name": "graph_relation", "taps": ["affinities", 0], "memory_start": start}]
+        made = options(steps=2, teacher="t", terms=terms)
+        run(tmp_path / str(start), made, volumes, teachers=[teacher])
+        return [record.getMessage() for record in caplog.records if "never acts" in record.getMessage()]
+
+    assert not said(1)
+    assert said(2) == [
+        "the term 'graph_relation' relates to earlier crops after 2 steps, but the training has 2: this part never "
+        "acts; lower its `memory_start`"
+    ]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, volumes: Any) -> None:
     with pytest.raises(StageError, match=r"at step 2 .*lower learning_rate"):
         run(tmp_path, options(learning_rate=1e30, warmup=0), volumes)
@@ -493,9 +522,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, volumes: Any) -
 
 
 def test_half_precision_scales_its_gradients(tmp_path: Path, volumes: Any) -> None:
-    result = run(tmp_path, options(precision="float16", steps=2), volumes)
+    run(tmp_path, options(precision="float16", steps=2), volumes)
     assert load(tmp_path / "run" / "state.pt")["scaler"]["scale"] > 1
-    assert np.isfinite(result.scores.voi)
 
 
 def test_learning_rate_rises_linearly_and_falls_to_nothing() -> None:
@@ -568,7 +596,7 @@ def test_steps_that_fit() -> None:
 
 def test_gradients_are_looked_at_less_often_later() -> None:
     seldom = [step for step in range(1000) if due(step, ["a"], ["a"])]
-    assert seldom == [0, 1, 2, 4, *range(8, 128, 8), *range(128, 1000, 32)]
+    assert seldom == [0, 1, 2, 4, *range(7, 128, 7), *range(155, 1000, 31)]
     for first, last in ((0, 1000), (3, 127), (100, 140), (500, 500), (129, 160), (129, 161)):
         assert looks(first, last) == sum(first <= step < last for step in seldom)
     # any steps that are timed hold one
@@ -604,7 +632,7 @@ def test_a_part_without_gradient_is_measured_as_seldom_as_the_others(
         loop.step(state, batches)
     assert "ft" not in state.scales
     assert {step: names for step, names in seen.items() if names} == {
-        **{step: ["affinity", "ft"] for step in (0, 1, 2, 4, 8)}, 9: ["cwd"],
+        **{step: ["affinity", "ft"] for step in (0, 1, 2, 4, 7)}, 9: ["cwd"],
     }  # fmt: skip
 
 
@@ -693,10 +721,3 @@ def test_a_curve_drops_what_came_after_and_rows_that_were_cut_off(tmp_path: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(KdsegError, match="cannot write"):
         Curve(tmp_path / "file" / "curve.csv", ["step"], keep=0)
-
-
-def test_example_configurations_can_be_trained() -> None:
-    import yaml
-
-    for path in sorted((ROOT / "config").glob("*.yaml")):
-        assert validate(yaml.safe_load(path.read_text())).models, path

@@ -40,7 +40,7 @@ class DiceOptions(PairsSection):
 
 
 class DeepSupervisionOptions(PairsSection):
-    """The loss of the term `affinity` on affinities that coarser decoder levels predict, for training alone."""
+    """The balanced loss of the term `affinity` on affinities that coarser decoder levels predict, in training alone."""
 
     term: ClassVar[str] = "kdseg.training.losses.supervised:DeepSupervisionTerm"
     name: Literal["deep_supervision"] = "deep_supervision"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from math import cos, pi
+from math import ceil, cos, pi
 
 from torch import nn
 
@@ -34,9 +34,20 @@ def build_terms(options: Sequence[TermOptions], context: Context) -> nn.ModuleDi
     return nn.ModuleDict({option.name: make_term(option, context) for option in options})
 
 
-def active_terms(options: Sequence[TermOptions], step: int, steps: float) -> frozenset[str]:
-    """Return the names of the terms that are computed at a step: they count, or learn before they do."""
-    return frozenset(term.name for term in options if term.idle_batches or term_weight(term, step, steps) > 0)
+def active_terms(options: Sequence[TermOptions], step: int, steps: float, accumulate: int = 1) -> frozenset[str]:
+    """Return the names of the terms that are computed at a step: they count, or learn just before they do.
+
+    Args:
+        options: of all terms.
+        step: from 0.
+        steps: of the whole run; infinite as long as it is not known.
+        accumulate: batches per step.
+    """
+
+    def learns(term: TermOptions) -> bool:
+        return term.weight > 0 and 0 < term.start - step <= ceil(term.late_batches / accumulate)
+
+    return frozenset(term.name for term in options if learns(term) or term_weight(term, step, steps) > 0)
 
 
 def term_weight(options: TermOptions, step: int, steps: float) -> float:

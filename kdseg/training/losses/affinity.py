@@ -33,8 +33,8 @@ class SoftAffinityTerm(Term):
         known = torch.ones_like(p, dtype=torch.bool) if teacher.known is None else teacher.known
         weights = balance(p > 0.5, known) if self.balanced else known.float()
         if self.criterion == "mse":
-            return weighted_mean((torch.sigmoid(ours) - p) ** 2, weights)
-        return self.temperature**2 * weighted_mean(bernoulli_divergence(ours, theirs), weights)
+            return weighted_mean((torch.sigmoid(ours) - p) ** 2, weights, len(p))
+        return self.temperature**2 * weighted_mean(bernoulli_divergence(ours, theirs), weights, len(p))
 
 
 def bernoulli_divergence(ours: Tensor, theirs: Tensor) -> Tensor:

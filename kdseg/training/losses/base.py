@@ -233,7 +233,8 @@ def weighted_mean(values: Tensor, weights: Tensor, crops: float | None = None) -
     Args:
         values: float32 (n, c, z, y, x).
         weights: float32 (n, c, z, y, x), not negative.
-        crops: number to divide the sum over crops by, of the mean over a crop's channels; see `Batch.labelled`.
+        crops: number to divide the sum over crops by, of the mean over a crop's channels; see `Batch.labelled`. Of what
+            a teacher knows it is that of all crops: none counts more for being beside one of which it knows nothing.
 
     Returns:
         Scalar; 0, with a gradient of 0, where all weights are 0.

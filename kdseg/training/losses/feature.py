@@ -93,7 +93,7 @@ def channel_divergence(ours: Tensor, theirs: Tensor, known: Tensor | None = None
         known: bool (n, c, z, y, x), the voxels that count; None is all.
 
     Returns:
-        The mean over crops and channels that have a known voxel; not negative. 0 where none has.
+        The mean over crops of that over the channels that have a known voxel, 0 in crops without; not negative.
     """
     some = torch.ones_like(ours[:, :, 0, 0, 0])
     if known is not None:
@@ -101,7 +101,7 @@ def channel_divergence(ours: Tensor, theirs: Tensor, known: Tensor | None = None
         some = known.flatten(2).any(2).float()
     q, p = (log_softmax(values.flatten(2), dim=2) for values in (ours, theirs))
     divergence = (p.exp() * (p - q)).sum(2)
-    return (divergence * some).sum() / some.sum().clamp_min(1)
+    return ((divergence * some).sum(1) / some.sum(1).clamp_min(1)).mean()
 
 
 class VidTerm(Term):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from kdseg.config.terms import CadOptions
-from kdseg.geometry import Offsets, nearest_count, pair_slices
+from kdseg.geometry import Offsets, in_sections, nearest_count, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term, balance, weighted_mean
 from kdseg.training.losses.supervised import pair_products, true_pairs
@@ -40,7 +40,7 @@ class CadTerm(Term):
         count = len(context.offsets) if options.offsets == "all" else nearest_count(context.offsets)
         self.offsets = context.offsets[:count]
         self.sections = tuple(o for o in context.offsets if o[0] and not (o[1] or o[2]))
-        self.boundary = boundary_axes(options.boundary, context.voxel_size)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size, sections=in_sections(context.offsets))
         ours, theirs = widths(context, options.tap, "cad")
         if "graft" in self.weights:
             self.projector = projector(ours, theirs)
@@ -54,14 +54,15 @@ class CadTerm(Term):
             unit = normalize(ours, dim=1, eps=EPSILON)
             target = pair_products(taught, taught, self.offsets).relu()
             error = (pair_products(unit, unit, self.offsets).relu() - target) ** 2
-            found["affinity"] = weighted_mean(error, balance(target > _CUT, shown_pairs(taught, self.offsets)))
+            weights = balance(target > _CUT, shown_pairs(taught, self.offsets))
+            found["affinity"] = weighted_mean(error, weights, len(error))
         if "graft" in self.weights:
             found["graft"] = self._graft(normalize(self.projector(ours), dim=1, eps=EPSILON), taught, batch)
         return found
 
     def _graft(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
         """Return the part ``graft`` of unit vectors."""
-        crops = None
+        crops: float | None = len(theirs)
         if self.labelled:
             joined, known = true_pairs(batch, self.sections, self.boundary)
             target, crops = joined.float(), batch.labelled

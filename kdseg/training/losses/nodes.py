@@ -182,7 +182,7 @@ def probability_distance(
     inside &= known[:, : len(offsets)]
     target = torch.sigmoid(teacher[:, : len(offsets)])
     error = (torch.sigmoid(student[:, : len(offsets)]) - target) ** 2
-    return weighted_mean(error, balance(target > 0.5, inside) if balanced else inside.float())
+    return weighted_mean(error, balance(target > 0.5, inside) if balanced else inside.float(), len(error))
 
 
 def crop_mean(values: Tensor, weights: Tensor, crops: float | None = None) -> Tensor:

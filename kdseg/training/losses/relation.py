@@ -113,7 +113,7 @@ class SkdTerm(Term):
         weights = torch.ones_like(divergence) if teacher.known is None else teacher.known.float()
         ours, theirs = both(student, teacher, self.level)
         pair = pixel_relations(block_mean(ours, self.pool), block_mean(theirs, self.pool))
-        return {"pixel": weighted_mean(divergence, weights), "pair": pair}
+        return {"pixel": weighted_mean(divergence, weights, len(weights)), "pair": pair}
 
 
 class IfvdTerm(Term):

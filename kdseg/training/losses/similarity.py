@@ -85,8 +85,8 @@ def pearson_relations(ours: Tensor, theirs: Tensor, known: Tensor | None = None)
 
     Returns:
         Two scalars in [0, 2]: inter-class, over the channels of a voxel, the mean over the voxels with two or
-        more known channels; intra-class, over the known voxels of a channel, the mean over channels and crops
-        that have any.
+        more known channels; intra-class, over the known voxels of a channel, the mean over channels that have
+        any. Both are means over all crops, of which one without anything known has 0.
     """
     mask = torch.ones_like(ours, dtype=torch.bool) if known is None else known
     s, t, mask = ours.flatten(2), theirs.flatten(2), mask.flatten(2)
@@ -96,8 +96,8 @@ def pearson_relations(ours: Tensor, theirs: Tensor, known: Tensor | None = None)
     voxels = mask.sum(1, keepdim=True) > 1
     channels = mask.any(2, keepdim=True)
     return (
-        weighted_mean(inter[:, :, None, None], voxels[:, :, None, None].float()),
-        weighted_mean(intra[:, :, None, None], channels[:, :, None, None].float()),
+        weighted_mean(inter[:, :, None, None], voxels[:, :, None, None].float(), len(s)),
+        weighted_mean(intra[:, :, None, None], channels[:, :, None, None].float(), len(s)),
     )
 
 

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, interpolate, n
 from kdseg.config.terms import AffinityOptions, DeepSupervisionOptions, EmbeddingOptions, LsdOptions
 from kdseg.config.terms.supervised import PairsSection
 from kdseg.errors import ConfigError
-from kdseg.geometry import Offsets, pair_slices
+from kdseg.geometry import Offsets, in_sections, pair_slices
 from kdseg.networks.models import Batch, Outputs
 from kdseg.training.losses.base import EPSILON, Context, Term, balance, crop_sum, weighted_mean
 from kdseg.training.losses.taps import tapped, width
@@ -25,7 +25,7 @@ class PairsTerm(Term):
     def __init__(self, options: PairsSection, context: Context) -> None:
         super().__init__()
         self.offsets, self.width = context.offsets, options.boundary_width
-        self.boundary = boundary_axes(options.boundary, context.voxel_size)
+        self.boundary = boundary_axes(options.boundary, context.voxel_size, sections=in_sections(context.offsets))
 
     def truth(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the affinities of the ground truth, and which are known; see `true_pairs`."""

@@ -100,6 +100,9 @@ class Crops(Dataset[Batch]):
         self.isotropic = self.voxel_size[0] <= 1.5 * max(self.voxel_size[1:]) and options.crop[0] > 1
         if options.augment.rotate == "zyx" and not is_cubic(self.voxel_size):
             raise ConfigError(f"augment.rotate 'zyx' needs cubic voxels, got {self.voxel_size} nm: use 'yx'")
+        _, y, x = self.voxel_size
+        if options.augment.rotate == "yx" and not is_cubic((x, y, x)):
+            raise ConfigError(f"augment.rotate 'yx' needs voxels as wide as high, got {self.voxel_size} nm: use 'none'")
         if options.augment.turn and options.augment.rotate == "zyx" and in_sections(offsets):
             raise ConfigError("augment.turn would leave the section with augment.rotate 'zyx': use 'yx'")
 

@@ -71,20 +71,6 @@ def term(options: Any) -> Term:
     return made
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.name)
-def test_bfloat16_outputs_are_compared_in_float32(options: Any) -> None:
-    batch = make_batch()
-    student, teacher = outputs(1), outputs(2)
-    exact = term(options)(student, teacher, batch)
-    halved = Outputs({k: v.bfloat16() for k, v in student.logits.items()}, ())
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = term(options)(halved, Outputs({k: v.bfloat16() for k, v in teacher.logits.items()}, ()), batch)
-    assert rough.dtype == torch.float32
-    assert rough.item() == pytest.approx(exact.item(), rel=1e-2)
-    outside = term(options)(halved, Outputs({k: v.bfloat16() for k, v in teacher.logits.items()}, ()), batch)
-    assert torch.equal(rough, outside)
-
-
 @pytest.mark.parametrize("options", OPTIONS[:4], ids=lambda o: o.name)
 def test_crops_without_labels_do_not_dilute_the_others(options: Any) -> None:
     batch, student = make_batch(), outputs(1)
@@ -111,20 +97,6 @@ def test_nothing_labelled_gives_a_finite_term_and_gradient(options: Any) -> None
     else:
         assert value == 0
         assert not any(g.any() for g in gradients)
-
-
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: o.name)
-def test_ids_and_the_order_of_crops_do_not_matter(options: Any) -> None:
-    batch, student, teacher = make_batch(), outputs(1), outputs(2)
-    value = term(options)(student, teacher, batch)
-    renamed = batch._replace(labels=torch.tensor([0, 9, 2**40, 4, 1, 7])[batch.labels])
-    assert term(options)(student, teacher, renamed).item() == pytest.approx(value.item(), rel=1e-5)
-
-    def swapped(o: Outputs) -> Outputs:
-        return Outputs({k: v.flip(0) for k, v in o.logits.items()}, ())
-
-    other = term(options)(swapped(student), swapped(teacher), part(batch, torch.tensor([1, 0])))
-    assert other.item() == pytest.approx(value.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_every_parameter_of_a_term_takes_a_gradient(case: Case) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in DISTILLING if case.options.taps_used == ("affinities",)], ids=lambda c: c.options.name
+    "case", [case for case in DISTILLING if "affinities" in case.options.taps_used], ids=lambda c: c.options.name
 )
 def test_affinities_that_a_stored_teacher_has_not_do_not_count(case: Case) -> None:
     student, teacher = outputs(1, OURS), outputs(2, THEIRS)
@@ -101,6 +101,28 @@ def test_affinities_that_a_stored_teacher_has_not_do_not_count(case: Case) -> No
     assert gradient is not None
     assert gradient[known].any()
     assert not gradient[~known].any()
+
+
+@pytest.mark.parametrize(
+    "case",
+    [case for case in DISTILLING if "affinities" in case.options.taps_used and not case.not_in_order],
+    ids=lambda c: f"{c.options.name}-{CASES.index(c)}",
+)
+def test_a_crop_counts_alike_whatever_the_teacher_knows_of_the_others(case: Case) -> None:
+    student, teacher, batch = outputs(1, OURS), outputs(2, THEIRS), make_batch()
+    known = torch.ones(teacher.logits["affinities"].shape, dtype=torch.bool)
+    known[1] = False
+    teacher = teacher._replace(known=known)
+
+    def crops(of: slice) -> float:
+        ids = batch.labels[of]
+        part = batch._replace(raw=batch.raw[of], labels=ids, mask=batch.mask[of], instances=numbered(ids))
+        part = part._replace(descriptors=described(ids), labelled=len(ids), instanced=len(ids))
+        return value(case, *(mapped(found, lambda v: v[of]) for found in (student, teacher)), part)
+
+    each = [crops(slice(k, k + 1)) for k in range(2)]
+    assert each[0] > 0
+    assert crops(slice(0, 2)) == pytest.approx(sum(each) / 2, rel=1e-5)
 
 
 @distilling
