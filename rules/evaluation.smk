@@ -144,8 +144,8 @@ rule tune_model:
         f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
-rule tune_together:
-    """Post-processing options and a threshold for all scored networks, each on the same parts."""
+use rule tune_model as tune_together with:
+    # for all scored networks, each on the same parts
     input:
         lambda wildcards: leaves(shared_search()["volumes"]),
     output:
@@ -154,12 +154,6 @@ rule tune_together:
         results("logs/tune_segmentation.log"),
     benchmark:
         results("benchmarks/tune_segmentation.tsv")
-    conda:
-        "../envs/kdseg.yaml"
-    threads: CPU_CORES
-    resources:
-        mem_mb=32_000,
-        runtime="1d",
     params:
         task=lambda wildcards: as_json(
             tasks.TuneSegmentationTask(
@@ -171,8 +165,6 @@ rule tune_together:
                 dust=RUN.evaluate.dust,
             )
         ),
-    shell:
-        f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
 rule tune_segmentation:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kdseg.errors import ShapeError
-from kdseg.geometry import Roi, block_number, blocks, grid_shape, offsets_reach, pair_slices
+from kdseg.geometry import Roi, block_number, blocks, grid_shape, offsets_reach, pair_slices, sides
 
 triples = st.tuples(*[st.integers(0, 20)] * 3)
 extents = st.tuples(*[st.integers(1, 9)] * 3)
@@ -73,3 +73,8 @@ def test_the_middle_of_a_box_is_cut_to_it() -> None:
     box = Roi((10, 20, 30), (4, 5, 6))
     assert box.central((2, 9, 3)) == Roi((11, 20, 31), (2, 5, 3))
     assert box.central((4, 5, 6)) == box
+
+
+def test_sides_are_counted_in_the_finest_voxels() -> None:
+    assert sides((10, 20, 30), (40.0, 4.0, 8.0)) == (100, 20, 60)
+    assert sides((5, 6, 7), (9.0, 9.0, 9.0)) == (5, 6, 7)

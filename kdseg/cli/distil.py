@@ -17,6 +17,7 @@ from kdseg.config.teachers import FileTeacher
 from kdseg.errors import ClaimError, ConfigError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Triple, VoxelSize, triple
 from kdseg.results.files import write_text
+from kdseg.segmentation.links import nearest_channels
 
 COARSE = 1.5
 """Voxels more than so many times as high as wide are pooled and convolved in the section plane first."""
@@ -164,9 +165,10 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
 
 def _nearest_first(teacher: Path, offsets: Offsets) -> Offsets:
     """Return the offsets, those of one voxel along z, y and x first."""
-    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-    along = [next((o for o in offsets if tuple(map(abs, o)) == axis), None) for axis in axes]
-    nearest = [offset for offset in along if offset is not None]
+    try:
+        nearest = [offsets[channel] for channel in nearest_channels(offsets)]
+    except ConfigError:
+        nearest = []
     if len(nearest) < 3:
         raise ConfigError(
             f"the teacher {teacher} has the offsets {[list(o) for o in offsets]}, expected a step of one voxel along "

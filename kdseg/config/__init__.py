@@ -234,14 +234,7 @@ class Config(Section):
             raise ValueError(
                 f"predict.fused keeps sums of affinities only: remove it, or {quantiles} from tune_segmentation.score"
             )
-        for region in self.tune_segmentation.regions:
-            shape = region.shape or (self.volumes[region.volume].shape if region.volume in self.volumes else None)
-            # how coarse z is, only the data tell
-            if shape is not None and min(shape[1:]) < self.tune_segmentation.least_side:
-                raise ValueError(
-                    f"tune_segmentation.regions has a part of {region.volume!r} of {shape} voxels, less than "
-                    f"least_side {self.tune_segmentation.least_side}: take a larger part, or lower it if there is none"
-                )
+        self.tune_segmentation.expect_large({name: volume.shape for name, volume in self.volumes.items()})
         if self.tuned_options != "none" and self.segment.threshold is not None:
             raise ValueError(
                 f"segment.threshold {self.segment.threshold} and tune_segmentation.apply {self.tuned_options!r} both "

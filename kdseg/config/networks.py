@@ -248,12 +248,12 @@ class TrainOptions(Section):
         return self
 
     def _begin(self, term: TermOptions) -> int:
-        """Return the number of steps after which a term acts."""
+        """Return the number of steps after which a term acts, in one of their batches at least."""
         return max(term.start, term.idle_batches // self.accumulate)
 
     def all_parts_act(self, term: TermOptions) -> int:
-        """Return the number of steps after which all parts of a term act."""
-        return max(term.start, -(-term.late_batches // self.accumulate))
+        """Return the number of steps after which all parts of a term act, in one of their batches at least."""
+        return max(term.start, term.late_batches // self.accumulate)
 
     @property
     def full_rate_steps(self) -> int:

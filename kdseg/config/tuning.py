@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -127,6 +128,24 @@ class TuneSegmentationOptions(Section):
                 f"tune_segmentation.thresholds are {list(tried)}, the dendrogram reaches to the last of "
                 f"agglomerate.thresholds, {last}: change one of them"
             )
+
+    def expect_large(self, shapes: Mapping[str, Extent | None]) -> None:
+        """Refuse parts that are too small, as far as the configuration tells.
+
+        Args:
+            shapes: extents of volumes, by name; None where only the file knows.
+
+        Raises:
+            ValueError: if one is.
+        """
+        for region in self.regions:
+            shape = region.shape or shapes.get(region.volume)
+            # how coarse z is, only the data tell
+            if shape is not None and min(shape[1:]) < self.least_side:
+                raise ValueError(
+                    f"tune_segmentation.regions has a part of {region.volume!r} of {shape} voxels, less than "
+                    f"least_side {self.least_side}: take a larger part, or lower it if there is none"
+                )
 
     def tried_thresholds(self, agglomerate: AgglomerateOptions) -> tuple[float, ...]:
         """Return the thresholds to score."""

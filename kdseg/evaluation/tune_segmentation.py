@@ -177,7 +177,8 @@ def _place(task: TuneSegmentationTask, region: TuneRegionOptions) -> Place:
     within = Roi(first, labels.volume.shape).intersect(affinities.volume.roi)
     roi = _roi(region, within)
     labelled = roi.shift(triple(-o for o in first))
-    size = affinities.volume.voxel_size or (1.0, 1.0, 1.0)
+    size = affinities.volume.voxel_size
+    assert size is not None  # else the labels would not have been placed
     least = {axis: ceil(task.options.least_side * min(size) / size[axis]) for axis in axes}
     _expect_large(region.volume, labels.volume.read(labelled), roi, least)
     mask = open_mask(given.mask, affinities.volume)

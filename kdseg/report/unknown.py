@@ -22,10 +22,10 @@ def unknown(results: Results) -> list[str]:
             f"validation crop of {train.validate_on}. That is an agreement, not an accuracy: faults of the "
             "teacher that it copies agree, too."
         )
-    return found + small_tuning(results)
+    return found + _small_tuning(results)
 
 
-def small_tuning(results: Results) -> list[str]:
+def _small_tuning(results: Results) -> list[str]:
     """Return a sentence if thresholds were chosen on a volume, or a part of one, that is small."""
     config = results.config
     volume = config.evaluate.tune_on

@@ -169,9 +169,7 @@ def step(run: Run, batches: Iterator[Batch], rate: float | None = None) -> dict[
     names, acting = list(weights), [name for name, weight in weights.items() if weight]
     before = [name for name, weight in scheduled(run, run.step - 1).items() if weight]
     pull = pulls(run.scales, acting)
-    if train.normalise:
-        known = factors(pull, acting)
-        weights = {name: weight * known.get(name, 0.0) for name, weight in weights.items()}
+    weights = weighed(run, weights)
     looked_at = due(run.step, acting, before) if train.normalise else []
     measured: dict[str, Tensor] = {}
     values = torch.zeros(len(names), device=run.ranks.device)
@@ -208,6 +206,15 @@ def scheduled(run: Run, step: int) -> dict[str, float]:
     """Return what each part of each term counts at a step by its options."""
     terms: dict[str, float] = {term.name: term_weight(term, step, run.steps) for term in run.options.train.active_terms}
     return {name: terms[term] * weight for name, (term, weight) in run.objective.part_weights().items()}
+
+
+def weighed(run: Run, weights: Mapping[str, float]) -> dict[str, float]:
+    """Return what each part is multiplied by, of what it counts: with `normalise` so that all pull alike."""
+    if not run.options.train.normalise:
+        return dict(weights)
+    acting = [name for name, weight in weights.items() if weight]
+    known = factors(pulls(run.scales, acting), acting)
+    return {name: weight * known.get(name, 0.0) for name, weight in weights.items()}
 
 
 def _parts(run: Run, batch: Batch) -> dict[str, Tensor]:

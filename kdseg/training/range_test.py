@@ -18,9 +18,9 @@ from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, StageError
 from kdseg.geometry import Offsets
 from kdseg.networks.models.device import deterministic, joined, keep_memory
-from kdseg.training.loop import scheduled, step
-from kdseg.training.pull import AT_FIRST, factors, pulls
-from kdseg.training.run import Data, Run, prepare
+from kdseg.training.loop import scheduled, step, weighed
+from kdseg.training.pull import AT_FIRST
+from kdseg.training.run import Data, prepare
 from kdseg.training.sampling import loader
 
 DIVERGED = 4.0
@@ -81,18 +81,9 @@ def losses(options: ModelOptions, offsets: Offsets, data: Data, rates: Sequence[
         batches = iter(loader(run.crops, 0, rank=ranks.rank, ranks=ranks.ranks))
         for _ in range(before):
             step(run, batches, rates[0])
-        weights = _weights(run)
+        weights = weighed(run, scheduled(run, run.step))
         rows = (step(run, batches, rate) for rate in rates)
         return _until_it_diverges(sum(weights[name] * row[name] for name in weights) for row in rows)
-
-
-def _weights(run: Run) -> dict[str, float]:
-    """Return what each part counts in the next step."""
-    found = scheduled(run, run.step)
-    if not run.options.train.normalise:
-        return found
-    known = factors(pulls(run.scales, [*found]), [*found])
-    return {name: weight * known.get(name, 0.0) for name, weight in found.items()}
 
 
 def smooth(losses: Sequence[float], steps: int) -> NDArray[np.float64]:

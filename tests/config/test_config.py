@@ -364,6 +364,15 @@ def test_sections_travel_as_json():
         PredictTask.model_validate({**task.model_dump(), "options": {"tile": [0, 1, 1]}})
 
 
+def test_a_term_that_is_switched_off_may_begin_when_it_likes() -> None:
+    terms = [{"name": "affinity"}, {"name": "soft_affinity", "start": 12}]
+    values = distilled(terms=terms, distil=False)
+    del values["compare"]
+    assert not validate(values).models["student"].train.teachers
+    with pytest.raises(ConfigError, match="would never act"):
+        validate(distilled(terms=terms))
+
+
 def distilled(**changes: Any) -> dict[str, Any]:
     """config/test.yaml with another training of its student."""
     values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())

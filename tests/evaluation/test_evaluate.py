@@ -374,6 +374,17 @@ def test_the_commands_of_the_readme_and_of_the_documentation(tmp_path: Path, mon
     assert sum(table["count"].tolist()) == (LABELS > 0).sum()
 
 
+def test_the_python_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_volume(Path("mine.zarr"), SEGMENTS, NM)
+    write_hdf5(Path("truth.h5"), LABELS, "labels", resolution=NM, offset=(0, 0, 0))
+    (snippet,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "evaluation.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(snippet, found)
+    expected = answer(tmp_path, "mine.zarr", "truth.h5:/labels", "--dust", 50)["scores"]
+    assert found["scores"] == expected
+
+
 def test_conventions_are_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text()
     for name in conventions():

@@ -125,7 +125,9 @@ def test_the_sweep_takes_equal_labels_of_two_sections_for_two_objects(tmp_path):
     how = EvaluateOptions(volumes=("a",), tune_on="a", models=("a",), block=(32, 16, 32))
     inputs = {"fragments": fragment, "agglomeration": tmp_path / "agglomeration.json", "labels": truth}
     sweep.run(SweepTask(manifest=tmp_path / "sweep.json", options=how, sections=True, **inputs))
-    row = next(row for row in read(tmp_path / "sweep.json").stats["sweep"] if row["threshold"] == 0.5)
+    stats = read(tmp_path / "sweep.json").stats
+    row = next(row for row in stats["sweep"] if row["threshold"] == 0.5)
+    assert stats["narrowest"] == min(labels.shape[1:]) > labels.shape[0]  # of a section, not of their number
     segments = voxels(tmp_path / "segmentation.json")
     assert all((section[labels[z] > 0] == 0).any() for z, section in enumerate(segments))  # of its own in each section
     expected = measure(block_contingency(by_section(segments + np.uint64(1)), by_section(labels), ignore_label=0))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipeline
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -383,6 +384,25 @@ def test_a_part_with_few_labels_is_as_small_as_these(volumes: dict[str, TunedVol
         sparse = TunedVolume(affinities=volumes["a"].affinities, labels=store(tmp_path / f"{thick}.json", labels))
         with pytest.raises(DataError, match=message):
             tune_segmentation.run(task({"a": sparse}, tmp_path))
+
+
+def test_coarse_sections_count_for_as_many_voxels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """36 voxels along x are the least of 20, 40 and 36 where sections are twice as high as voxels are wide."""
+    labels, affinities = np.ones(SHAPE, np.uint64), np.full((3, *SHAPE), 200, np.uint8)
+    for height, side, axis in ((10.0, 20, "z"), (20.0, 36, "x")):
+        monkeypatch.setattr(pipeline, "VOXEL_SIZE", (height, 10.0, 10.0))
+        folder = tmp_path / f"{height:g}"
+        made = {
+            "affinities": store(folder / "a.json", affinities, offsets=[list(offset) for offset in pipeline.NEAREST])
+        }
+        given = {"a": TunedVolume(labels=store(folder / "l.json", labels), **made)}
+        for least in (side, side + 1):
+            one = task(given, tmp_path, options=search(least_side=least))
+            if least == side:
+                assert tune_segmentation._place(one, one.options.regions[0]).roi.shape == SHAPE
+            else:
+                with pytest.raises(DataError, match=f"{side} voxels along {axis}, expected at least {side + 1}"):
+                    tune_segmentation._place(one, one.options.regions[0])
 
 
 def test_options_of_another_method_or_engine_are_refused(volumes: dict[str, TunedVolume], tmp_path: Path) -> None:

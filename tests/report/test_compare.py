@@ -415,14 +415,15 @@ def places(drawing, kind):
     return [tuple(map(float, re.match(r"(?:translate\(|M)([-\d.]+),([-\d.]+)", text).groups())) for text in found]
 
 
-def test_time_per_step_leaves_out_warming_up_and_validation(tmp_path):
+@pytest.mark.parametrize("score", ["voi", "agreement_voi"])
+def test_time_per_step_leaves_out_warming_up_and_validation(tmp_path, score):
     path = tmp_path / "curve.csv"
     seconds = 20000.0
-    with Curve(path, ["step", "total", "voi", "seconds"], keep=0) as curve:
+    with Curve(path, ["step", "total", score, "seconds"], keep=0) as curve:
         for step in range(1, 31):
             validating = step % 2 == 0
             seconds += 5.0 if step <= 10 else 9.0 if validating else 0.021 if step % 4 == 1 else 0.023
-            curve.append({"step": step, "total": 0.5, "seconds": seconds} | ({"voi": 1.0} if validating else {}))
+            curve.append({"step": step, "total": 0.5, "seconds": seconds} | ({score: 1.0} if validating else {}))
     assert seconds_per_step(path) == pytest.approx(0.022, abs=0.0015)
     assert seconds_per_step(path, skip=30) is None
     assert seconds_per_step(tmp_path / "none.csv") is None

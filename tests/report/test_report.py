@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from datetime import UTC, datetime
 from xml.etree import ElementTree
 
@@ -251,6 +252,19 @@ def test_voi_is_drawn_over_thresholds(results):
     rings = [row for row in drawn if row["used"] and row["model"] == "fast"]
     assert [(ring["threshold"], ring["value"]) for ring in rings] == [(0.5, pytest.approx(0.3))]
     assert len([*figure.cells()]) == 9
+
+
+@pytest.mark.parametrize(("apply", "key"), [("own", "fast/tuned"), ("shared", "tuned")])
+def test_the_threshold_of_a_search_is_the_one_that_is_marked(run, tmp_path, apply, key):
+    folder = shutil.copytree(run, tmp_path / "run")
+    put(folder, key, {"chosen": {"threshold": 0.75}})
+    search = {"regions": [{"volume": "tune"}], "apply": apply}
+    results = collect(configuration(folder, tune_segmentation=search))
+    figure = next(f for f in threshold_figures(results) if f.title == "VOI merge on tune")
+    assert "fast at threshold 0.75: 0.375 bits" in figure.description
+    assert "fast at threshold 0.5" not in figure.description
+    found = {node.key: node for node in nodes(results)}
+    assert found["fast/cube/segmentation"].inputs == ("fast/cube/agglomeration",)
 
 
 def drawn_lines(figure):

@@ -501,14 +501,16 @@ def test_volumes_of_another_voxel_size_are_refused(tmp_path: Path, volumes: Any)
 
 
 def test_a_part_that_never_acts_is_said(tmp_path: Path, volumes: Any, teacher: Path, caplog: Any) -> None:
-    def said(start: int) -> list[str]:
+    def said(start: int, accumulate: int = 1) -> list[str]:
         caplog.clear()
         terms = [{"name": "affinity"}, {"name": "graph_relation", "taps": ["affinities", 0], "memory_start": start}]
-        made = options(steps=2, teacher="t", terms=terms)
-        run(tmp_path / str(start), made, volumes, teachers=[teacher])
+        made = options(steps=2, teacher="t", terms=terms, accumulate=accumulate)
+        run(tmp_path / f"{start}-{accumulate}", made, volumes, teachers=[teacher])
         return [record.getMessage() for record in caplog.records if "never acts" in record.getMessage()]
 
     assert not said(1)
+    assert not said(3, accumulate=2)  # it acts in the last batch of the last step
+    assert said(4, accumulate=2)
     assert said(2) == [
         "the term 'graph_relation' relates to earlier crops after 2 steps, but the training has 2: this part never "
         "acts; lower its `memory_start`"

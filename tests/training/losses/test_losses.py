@@ -188,6 +188,23 @@ def test_coarse_z_widens_boundaries_in_the_plane_only() -> None:
     assert auto.item() != pytest.approx(term(AffinityOptions(boundary="zyx"))(student, None, batch).item())
 
 
+@pytest.mark.parametrize("options", [AffinityOptions, DiceOptions])
+def test_sections_of_a_stack_have_no_membrane_between_them(options: Any) -> None:
+    batch, student = make_batch(), outputs(1)
+    flat = CONTEXT._replace(offsets=tuple((0, y, x) for _, y, x in OFFSETS if y or x))
+    student = Outputs({"affinities": student.logits["affinities"][:, : len(flat.offsets)]}, ())
+    auto, yx, zyx = (
+        build_terms([options(boundary=boundary)], context)[options().name](student, None, batch).item()
+        for boundary, context in (
+            ("auto", flat),
+            ("yx", flat),
+            ("auto", flat._replace(offsets=(*flat.offsets[:-1], (-1, 0, 0)))),
+        )
+    )
+    assert auto == pytest.approx(yx)
+    assert auto != pytest.approx(zyx)
+
+
 def test_balance_lets_both_classes_weigh_the_same() -> None:
     target = torch.zeros(1, 2, 1, 1, 10, dtype=torch.bool)
     target[0, 0, ..., :8] = True
