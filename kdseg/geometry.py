@@ -211,3 +211,13 @@ def channels_of(wanted: Offsets, offsets: Offsets) -> tuple[int, ...]:
             "from `offsets` of the configuration"
         )
     return tuple(offsets.index(offset) for offset in wanted)
+
+
+VOXEL_SIZE_TOLERANCE = 0.05
+"""Largest relative difference, along each axis, between the voxels that a network was trained on and those of a volume
+that it sees or teaches about. Volumes that lie on one grid have to agree to a thousandth, the rounding of files."""
+
+
+def knows_voxels(trained_on: VoxelSize, voxel_size: VoxelSize) -> bool:
+    """Return whether a network that was trained on voxels of one size, nm, is of use for those of another."""
+    return all(abs(a - b) <= VOXEL_SIZE_TOLERANCE * a for a, b in zip(trained_on, voxel_size, strict=True))

@@ -8,8 +8,9 @@ from snakemake.exceptions import WorkflowError
 
 from kdseg.config import questions, tasks, validate
 from kdseg.config.compare import choice, rate_trials, trial_name
+from kdseg.config.shipped import model_file
 from kdseg.config.teachers import AffinitiesTeacher
-from kdseg.errors import ConfigError, MissingError
+from kdseg.errors import ConfigError, KdsegError, MissingError
 from kdseg.results.manifests import read
 
 try:
@@ -19,7 +20,7 @@ except ConfigError as error:
 
 
 wildcard_constraints:
-    model="|".join(map(re.escape, RUN.all_models)),
+    model="|".join(map(re.escape, [*RUN.all_models, *RUN.pretrained])),
     volume="|".join(RUN.volumes),
     teacher="|".join(map(re.escape, RUN.teachers)) or "(?!)",
     method="|".join(RUN.compare.method_names if RUN.compare else ()),
@@ -84,7 +85,7 @@ def training_inputs(wildcards):
         inputs["teachers"] = {
             name: results(f"{name}/model.json")
             for name in train.teachers
-            if name in RUN.models
+            if name not in RUN.teachers
         }
     if train.teaching.instances == "segmentation" and train.teachers:
         inputs["instances"] = {
@@ -123,6 +124,23 @@ def foreign_files(wildcards):
             for path in one.needed_files
         ]
     except MissingError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def pretrained_file(wildcards):
+    """Return the path of the weights of a network that is trained already."""
+    try:
+        return str(model_file(RUN.pretrained[wildcards.model]))
+    except KdsegError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def start_file(wildcards):
+    """Return the path of the weights that a training starts from, if it does."""
+    start = RUN.all_models[wildcards.model].train.start_from
+    try:
+        return [] if start is None else str(model_file(start))
+    except KdsegError as error:
         raise WorkflowError(str(error)) from None
 
 

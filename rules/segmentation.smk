@@ -182,7 +182,7 @@ rule agglomerate:
         f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
 
 
-rule segment:
+rule relabel:
     """The segmentation at one threshold, with a pyramid."""
     input:
         unpack(tuned_options),
@@ -193,9 +193,9 @@ rule segment:
     output:
         manifest=results("{model}/{volume}/segmentation.json"),
     log:
-        results("{model}/{volume}/logs/segment.log"),
+        results("{model}/{volume}/logs/relabel.log"),
     benchmark:
-        results("{model}/{volume}/benchmarks/segment.tsv")
+        results("{model}/{volume}/benchmarks/relabel.tsv")
     conda:
         "../envs/kdseg.yaml"
     threads: CPU_CORES
@@ -219,4 +219,4 @@ rule segment:
             )
         ),
     shell:
-        f"python -m kdseg segment --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg relabel --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"

@@ -5,7 +5,7 @@ rule rate:
     """The learning rate at which the loss of one network falls the fastest; its last words are printed."""
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
-        start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
+        start=start_file,
         foreign=foreign_files,
     output:
         manifest=results("{model}/rate.json"),
@@ -15,6 +15,8 @@ rule rate:
         results("{model}/benchmarks/rate.tsv")
     conda:
         "../envs/kdseg.yaml"
+    wildcard_constraints:
+        model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
     threads: 8
     resources:
         gpu=min(GPUS, 1),
@@ -37,11 +39,35 @@ rule rate:
         " && tail -n 1 {log}"
 
 
+rule pretrained:
+    """A network that is trained already: its weights lie beside the manifest and are no output."""
+    input:
+        file=pretrained_file,
+    output:
+        manifest=results("{model}/model.json"),
+    log:
+        results("{model}/logs/pretrained.log"),
+    wildcard_constraints:
+        model="|".join(map(re.escape, RUN.pretrained)) or "(?!)",
+    conda:
+        "../envs/kdseg.yaml"
+    params:
+        task=lambda wildcards: as_json(
+            tasks.PretrainedTask(
+                **manifests(wildcards, manifest="{model}/model.json"),
+                file=RUN.pretrained[wildcards.model],
+                offsets=RUN.offsets,
+            )
+        ),
+    shell:
+        f"python -m kdseg pretrained --task {{params.task:q}}{OVERWRITE} > {{log}} 2>&1"
+
+
 rule train:
     """One network; its weights, curve and resumable state lie beside the manifest and are not outputs."""
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
-        start=lambda wildcards: RUN.all_models[wildcards.model].train.start_from or [],
+        start=start_file,
         foreign=foreign_files,
     output:
         manifest=results("{model}/model.json"),
@@ -49,6 +75,8 @@ rule train:
         results("{model}/logs/train.log"),
     benchmark:
         results("{model}/benchmarks/train.tsv")
+    wildcard_constraints:
+        model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
     conda:
         "../envs/kdseg.yaml"
     threads: 8
@@ -77,3 +105,9 @@ rule train:
     shell:
         f"python {{params.launch}} -m kdseg train --task {{params.task:q}} --workers {{threads}}{OVERWRITE}"
         " > {log} 2>&1"
+
+
+rule models:
+    """All networks of a configuration, trained."""
+    input:
+        [results(f"{model}/model.json") for model in RUN.models],

@@ -64,7 +64,7 @@ torch.set_num_threads(1)
 job = json.loads(sys.argv[2])
 train(
     ModelOptions.model_validate(job["options"]), offsets=tuple(map(tuple, job["offsets"])), volumes=job["volumes"],
-    out=Path(job["folder"]) / "model.pt", folder=Path(job["folder"]) / "run", device=job.get("device", "cpu"),
+    out=Path(job["folder"]) / "model.safetensors", folder=Path(job["folder"]) / "run", device=job.get("device", "cpu"),
     teachers=[Path(path) for path in job.get("teachers", [])],
 )
 """

@@ -35,7 +35,7 @@ def test_the_run_ends_with_a_scored_report(finished):
 @pytest.mark.parametrize(
     ("section", "key", "value", "first", "spared"),
     [
-        ("agglomerate", "thresholds", [0.2, 0.5], {"agglomerate", "sweep", "segment", "report"}, {"predict", "edges"}),
+        ("agglomerate", "thresholds", [0.2, 0.5], {"agglomerate", "sweep", "relabel", "report"}, {"predict", "edges"}),
         ("evaluate", "dust", 3, {"sweep", "score", "report"}, {"agglomerate", "predict"}),
     ],
 )
@@ -61,12 +61,12 @@ def test_where_and_how_a_run_is_computed_makes_nothing_run_again(finished, tmp_p
     assert jobs(folder, config) <= {"all", "report"}  # which shows the configuration
     text = snakemake(folder, config, "--dry-run", "--printshellcmds", "--forceall")
     commands = [line.split("-m kdseg ")[1] for line in text.splitlines() if "-m kdseg " in line]
-    assert {line.split()[0] for line in commands} >= {"convert", "train", "predict", "segment", "score", "report"}
+    assert {line.split()[0] for line in commands} >= {"convert", "train", "predict", "relabel", "score", "report"}
     for line in commands:
         name = line.split()[0]
         assert ("--overwrite" in line) == (name != "report"), line
         assert ("--cluster '{" in line) == (name == "predict"), line
-        assert ("--storage.remote s3://bucket/x" in line) == (name in ("convert", "predict", "fragments", "segment")), (
+        assert ("--storage.remote s3://bucket/x" in line) == (name in ("convert", "predict", "fragments", "relabel")), (
             line
         )
 
@@ -240,7 +240,7 @@ def test_segmentations_take_what_a_search_chose(tmp_path, values):
         tasks = {}
         for words in (shlex.split(line) for line in text.splitlines() if "python -m kdseg " in line):
             tasks.setdefault(words[words.index("kdseg") + 1], []).append(json.loads(words[words.index("--task") + 1]))
-        for stage in ("fragments", "edges", "agglomerate", "segment"):
+        for stage in ("fragments", "edges", "agglomerate", "relabel"):
             assert [task["tuned"] for task in tasks[stage]] == [f"results/test/{path}"]
         assert "sweep" not in tasks
         (search,) = tasks["tune-segmentation"]

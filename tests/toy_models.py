@@ -6,6 +6,7 @@ from kdseg.config.networks import AugmentOptions, HeadOptions, UNetOptions
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.results.claims import claim
+from kdseg.results.manifests import file_fingerprint
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, -3, 0))
 TILE = (16, 16, 16)
@@ -24,4 +25,5 @@ def save(manifest, voxel_size=(10.0, 10.0, 10.0), poison=False, options=PLAIN, o
             next(iter(network.parameters())).fill_(float("nan"))
     with claim(manifest, "train", {"size": list(voxel_size), "poison": poison}, {}) as held:
         save_model(held.model, LoadedModel(network, options, HeadOptions(), offsets, voxel_size))
+        held.stats["weights"] = file_fingerprint(held.model)
     return manifest

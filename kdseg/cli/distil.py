@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from kdseg.cli.stages import STAGES
-from kdseg.config import Config, load, tasks, validate
-from kdseg.config.base import Extent, Section
+from kdseg.cli.chain import Stages, begin, converted, run, segmented
+from kdseg.config import Config, tasks, validate
+from kdseg.config.base import Extent
 from kdseg.config.questions import DistilTask
 from kdseg.config.teachers import FileTeacher
-from kdseg.errors import ClaimError, ConfigError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, ShapeError, VoxelSizeError
 from kdseg.geometry import Offsets, Triple, VoxelSize, triple
-from kdseg.results.files import write_text
 from kdseg.segmentation.links import nearest_channels
 
 COARSE = 1.5
@@ -35,14 +30,10 @@ def distil(task: DistilTask) -> None:
     """
     config = configuration(task)
     path = task.out / "config.yaml"
-    if path.exists() and not task.overwrite and load(path) != config:
-        raise ClaimError(f"{path} is of another call, or was changed: give another --out, or --overwrite")
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
-    for name, one in stages(config, task):
-        print(f"{name} …", flush=True)
-        import_module(STAGES[name][1]).run(one)
+    begin(config, path, overwrite=task.overwrite)
+    run(stages(config, task))
     print((task.out / "report.txt").read_text())
-    print(f"student: {task.out}/student/model.pt, segmentation: {task.out}/student/raw/segmentation.zarr")
+    print(f"student: {task.out}/student/model.safetensors, segmentation: {task.out}/student/raw/segmentation.zarr")
     print(f"page: {task.out}/report.html; to go on from here: snakemake --configfile {path}")
 
 
@@ -102,60 +93,26 @@ def configuration(task: DistilTask) -> Config:
     )
 
 
-def stages(config: Config, task: DistilTask) -> Iterator[tuple[str, Section]]:
-    """Yield the tasks of a run by their commands, in order, as the rules of the workflow make them."""
-    folder, student = Path(config.results), Path(config.results) / "student"
-    raw, model = folder / "volumes" / "raw" / "raw.json", student / "model.json"
-    made = {name: student / "raw" / f"{name}.json" for name in ("affinities", "fragments", "edges", "agglomeration")}
+def stages(config: Config, task: DistilTask) -> Stages:
+    """Yield the tasks of a run by their commands, in order."""
+    folder = Path(config.results)
     how: dict[str, Any] = {"workers": config.workers, "overwrite": task.overwrite}
-    yield (
-        "convert",
-        tasks.ConvertTask(manifest=raw, kind="raw", options=config.volumes["raw"], storage=config.storage, **how),
-    )
+    yield from converted(config, "raw", how)
     yield (
         "train",
         tasks.TrainTask(
-            manifest=model,
+            manifest=folder / "student" / "model.json",
             name="student",
             options=config.models["student"],
             offsets=config.offsets,
-            volumes={"raw": tasks.VolumeInputs(raw=raw)},
+            volumes={"raw": tasks.VolumeInputs(raw=folder / "volumes" / "raw" / "raw.json")},
             foreign=config.teachers,
             fragments=config.fragments,
             device=config.device,
             **how,
         ),
     )
-    stored = {"storage": config.storage, **how}
-    yield (
-        "predict",
-        tasks.PredictTask(
-            manifest=made["affinities"], raw=raw, model=model, options=config.predict, device=config.device, **stored
-        ),
-    )
-    affinities, fragments, edges = made["affinities"], made["fragments"], made["edges"]
-    yield (
-        "fragments",
-        tasks.FragmentsTask(manifest=fragments, affinities=affinities, options=config.fragments, **stored),
-    )
-    yield (
-        "edges",
-        tasks.EdgesTask(manifest=edges, affinities=affinities, fragments=fragments, options=config.edges, **how),
-    )
-    tree = made.pop("agglomeration")
-    yield "agglomerate", tasks.AgglomerateTask(manifest=tree, **made, options=config.agglomerate, **how)
-    yield (
-        "segment",
-        tasks.SegmentTask(
-            manifest=student / "raw" / "segmentation.json",
-            fragments=fragments,
-            edges=edges,
-            agglomeration=tree,
-            model=model,
-            options=config.segment,
-            **stored,
-        ),
-    )
+    yield from segmented(config, "student", "raw", how)
     yield "report", tasks.ReportTask(config=config, out=folder / "report.html")
 
 

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from kdseg.cli.generated import add
 from kdseg.config import VolumeOptions, load, schema
-from kdseg.config.questions import DistilTask, PhantomTask, PropertiesTask, TuneTask
+from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PropertiesTask, TuneTask
+from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
 
@@ -22,9 +24,11 @@ from kdseg.errors import ConfigError
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
     """Add the commands."""
     app.command(_check, name="check", group=run)
+    add(app, "segment", NeuronsTask, _segment, run, "raw", "out", whole=whole)
     add(app, "distil", DistilTask, _distil, run, whole=whole)
     app.command(_clear, name="clear", group=run)
     app.command(_status, name="status", group=look)
+    app.command(_models, name="models", group=look)
     app.command(_schema, name="schema", group=tools)
     add(app, "phantom", PhantomTask, _phantom, tools, "out", whole=whole)
     add(app, "tune", TuneTask, _tune, tools, "model", whole=whole)
@@ -35,13 +39,50 @@ def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) 
 def _check(path: Path, /) -> None:
     """Validate a configuration file."""
     config = load(path)
-    print(f"{path}: {len(config.volumes)} volumes, {len(config.models)} models, results in {config.results}")
+    networks = f"{len(config.models)} models to train, {len(config.pretrained)} pretrained"
+    print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}")
 
 
 def _distil(task: DistilTask) -> None:
     from kdseg.cli.distil import distil
 
     distil(task)
+
+
+def _segment(task: NeuronsTask) -> None:
+    from kdseg.cli.segment import segment
+
+    segment(task)
+
+
+def _models(
+    name: str | None = None,
+    /,
+    *,
+    as_json: Annotated[bool, Parameter(name="--json", negative=())] = False,
+) -> None:
+    """List the trained networks that come with kdseg; of one of them, all that is known.
+
+    Args:
+        name: of one.
+        as_json: print the cards as JSON.
+    """
+    found = cards()
+    if name is not None and name not in found:
+        raise unknown(name)
+    chosen = found if name is None else {name: found[name]}
+    if as_json:
+        print(json.dumps({key: card.model_dump(mode="json") for key, card in chosen.items()}, indent=2))
+    elif name is None:
+        width = max(map(len, ("name", *found)))
+        print(f"{'name':{width}} {'parameters':>10} {'kMAC/voxel':>10}  {'voxels [nm]':12} what")
+        for key, card in found.items():
+            size = "x".join(f"{one:g}" for one in card.voxel_size)
+            print(f"{key:{width}} {card.parameters:10,} {card.kmac_per_voxel:10.1f}  {size:12} {card.title}")
+    else:
+        print(
+            yaml.safe_dump(chosen[name].model_dump(mode="json", exclude_unset=True), sort_keys=False, width=100), end=""
+        )
 
 
 def _clear(manifest: Path, /) -> None:
@@ -110,10 +151,10 @@ def _export(
     also: tuple[Literal["lsd", "embedding"], ...] = (),
     overwrite: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
-    """MODEL (model.json or model.pt) → OUT: .onnx, .pt2 (torch.export), .ts (TorchScript), .pt (float16 weights).
+    """MODEL → OUT: .onnx, .pt2 (torch.export), .ts (TorchScript), .safetensors (a model file with float16 weights).
 
     Args:
-        model: manifest of a network, or its weights.
+        model: manifest of a network, a model file, or the name of a shipped network.
         out: file to write.
         also: another head to export; repeat.
         overwrite: replace OUT.

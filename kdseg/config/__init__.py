@@ -7,6 +7,8 @@ every job.
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -30,6 +32,7 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
+from kdseg.config.shipped import cards, model_file
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
@@ -54,6 +57,10 @@ __all__ = [
     "schema",
     "validate",
 ]
+
+
+FOLDERS = ("volumes", "baseline", "logs", "benchmarks")
+"""Folders of the results that are of no network."""
 
 
 class Config(Section):
@@ -94,7 +101,11 @@ class Config(Section):
     are none along z."""
     storage: StorageOptions = StorageOptions()
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
-    models: Annotated[dict[Name, ModelOptions], Field(min_length=1)]
+    models: dict[Name, ModelOptions] = Field(default_factory=dict)
+    """Networks to train."""
+    pretrained: dict[Name, str] = Field(default_factory=dict)
+    """Networks that are trained already, by names that are used like those of models: each is the name of one that
+    `kdseg models` lists, or the path of a model file."""
     teachers: dict[Name, ForeignTeacher] = Field(default_factory=dict)
     """Teachers that are not trained here, by names that `train.teacher` may use beside those of models."""
     predict: PredictOptions = PredictOptions()
@@ -150,8 +161,9 @@ class Config(Section):
         return self.own_teachers(self.compare.student) if self.compare else ()
 
     def own_teachers(self, model: str) -> tuple[str, ...]:
-        """Return the names of the models that teach a model; those of `teachers` are left out."""
-        return tuple(name for name in self.all_models[model].train.teachers if name in self.models)
+        """Return the names of the models that teach a model, trained here or before; `teachers` are left out."""
+        train = self.all_models[model].train if model in self.all_models else None
+        return () if train is None else tuple(name for name in train.teachers if name not in self.teachers)
 
     def taught_volumes(self, model: str) -> tuple[str, ...]:
         """Return the names of the volumes that a model's teachers are asked about."""
@@ -214,6 +226,16 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _threshold_is_reached(self) -> Self:
+        threshold, last = self.segment.threshold, self.agglomerate.thresholds[-1]
+        if threshold is not None and threshold > last:
+            raise ValueError(
+                f"segment.threshold {threshold} is above the last one of agglomerate.thresholds, {last}, up to which "
+                "regions are merged: add it there"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _quantiles_have_histograms(self) -> Self:
         if self.agglomerate.percent is not None and not self.edges.histograms:
             raise ValueError(f"agglomerate.score {self.agglomerate.score} needs `edges.histograms: true`")
@@ -271,10 +293,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if reserved := {"volumes", "baseline", "logs", "benchmarks"} & (self.models | self.teachers).keys():
+        if not self.models and not self.pretrained:
+            raise ValueError("no network is named: give `models` to train, or `pretrained` ones")
+        named = Counter((*self.models, *self.pretrained, *self.teachers))
+        if reserved := {*FOLDERS} & named.keys():
             raise ValueError(f"the model names {sorted(reserved)} are folders of the results: choose others")
-        if twice := self.models.keys() & self.teachers.keys():
-            raise ValueError(f"the names {sorted(twice)} are of models and of `teachers`: choose others")
+        if twice := sorted(name for name, times in named.items() if times > 1):
+            raise ValueError(
+                f"the names {twice} are given twice in `models`, `pretrained` and `teachers`: choose others"
+            )
         if self.compare:
             self._expect(self.compare.student, self.models, "compare.student", "model")
             for volume in self.trial.volumes:
@@ -287,12 +314,19 @@ class Config(Section):
             for volume in (*train.volumes, train.validate_on, *train.unlabelled):
                 self._expect(volume, self.volumes, f"models.{name}.train", "volume")
             for teacher in train.teachers:
-                self._expect(teacher, {**self.models, **self.teachers}, f"models.{name}.train.teacher", "model")
+                self._expect(teacher, named, f"models.{name}.train.teacher", "model")
                 if teacher in self.teachers:
                     taught = self.taught_volumes(name)
                     check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
             if problem := next(mismatches(self, name), None):
                 raise ValueError(problem)
+        for name, model_or_file in self.pretrained.items():
+            try:
+                model_file(model_or_file)
+            except ConfigError as error:
+                raise ValueError(f"pretrained.{name}: {error}") from None
+            except MissingError:
+                pass  # as of raw data, it may be made later, or lie elsewhere
         for volume in self.evaluate.volumes:
             self._expect(volume, self.volumes, "evaluate.volumes", "volume")
         for volume in self.evaluate.tuned:
@@ -300,10 +334,32 @@ class Config(Section):
         for region in self.tune_segmentation.regions if self.tune_segmentation else ():
             self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
-            self._expect(model_name, self.models, "evaluate.models", "model")
+            self._expect(model_name, {**self.models, **self.pretrained}, "evaluate.models", "model")
+        for model_name in self._segmented_models():
+            if model_name in self.pretrained:
+                self._expect_chosen_threshold(model_name)
         if self.evaluate.tune_on is None and self.segment.threshold is None and self.tuned_options == "none":
             self._expect_validated_threshold()
         return self
+
+    def _segmented_models(self) -> tuple[str, ...]:
+        """Return the names of the networks that volumes are segmented with: to be scored, or to teach neurons."""
+        taught = [m.train for m in self.all_models.values() if m.train.teaching.instances == "segmentation"]
+        return tuple(dict.fromkeys((*self.evaluate.models, *(t.teachers[0] for t in taught if t.teachers))))
+
+    def _expect_chosen_threshold(self, name: str) -> None:
+        """Refuse to segment with a network that was trained before, if nobody chose a threshold for these options."""
+        if self.evaluate.tune_on is not None or self.segment.threshold is not None or self.tuned_options != "none":
+            return
+        hint = "name a labelled volume as evaluate.tune_on, or fix segment.threshold"
+        card = cards().get(self.pretrained[name])
+        if card is None:
+            raise ValueError(f"nobody knows a threshold of the network {name!r}, which is a file: {hint}")
+        if not card.fits(self.fragments, self.edges, self.agglomerate):
+            raise ValueError(
+                f"the threshold on the card of the network {name!r} was chosen with other options of fragments, edges "
+                f"or agglomerate than these: {hint}"
+            )
 
     def _expect_validated_threshold(self) -> None:
         """Refuse an agglomeration whose thresholds are not those of validation, where its best one is taken."""
@@ -315,7 +371,7 @@ class Config(Section):
                 "segment.threshold, or leave agglomerate.score, agglomerate.thresholds and edges.long_range as they are"
             )
 
-    def _expect(self, name: str, known: dict[str, Any], where: str, what: str) -> None:
+    def _expect(self, name: str, known: Iterable[str], where: str, what: str) -> None:
         if name not in known:
             raise ValueError(f"{where} names the {what} {name!r}, but there are only {sorted(known)}")
 

@@ -50,20 +50,25 @@ def _instances(config: Config, name: str) -> Iterator[str]:
 
 def _cycle(config: Config, name: str) -> Iterator[str]:
     seen: set[str] = set()
-    ahead = list(config.own_teachers(name))
+    ahead = [*_trained(config, name)]
     while ahead:
         teacher = ahead.pop()
         if teacher == name:
             yield f"the model {name!r} is, through its teachers, its own teacher"
         if teacher not in seen:
             seen.add(teacher)
-            ahead.extend(config.own_teachers(teacher))
+            ahead.extend(_trained(config, teacher))
+
+
+def _trained(config: Config, name: str) -> Iterator[str]:
+    """Yield the teachers of a model that are trained here; files of others say themselves what they are."""
+    return (teacher for teacher in config.own_teachers(name) if teacher in config.models)
 
 
 def _embeddings(config: Config, name: str) -> Iterator[str]:
     train = config.all_models[name].train
     tapped = [term.name for term in train.active_terms if term.from_teacher and "embedding" in term.taps_used]
-    without = [teacher for teacher in config.own_teachers(name) if not config.models[teacher].heads.embedding]
+    without = [teacher for teacher in _trained(config, name) if not config.models[teacher].heads.embedding]
     if tapped and without:
         yield (
             f"models.{name}: the terms {tapped} compare embeddings, but the teachers {without} have none: give "
@@ -80,7 +85,7 @@ def _affinities(config: Config, name: str) -> Iterator[str]:
             f"models.{name}: of a crop that is turned by any angle, stored affinities say nothing: use "
             "`teaching.outputs: online`, or augment.turn 0"
         )
-    without = [teacher for teacher in config.own_teachers(name) if not config.models[teacher].heads.affinities]
+    without = [teacher for teacher in _trained(config, name) if not config.models[teacher].heads.affinities]
     if without and (teaching.outputs != "stored" or teaching.average != "none"):
         yield (
             f"models.{name}: the teachers {without} have no head for affinities, which are the cosines of their "
@@ -90,7 +95,7 @@ def _affinities(config: Config, name: str) -> Iterator[str]:
 
 def _levels(config: Config, name: str) -> Iterator[str]:
     train = config.all_models[name].train
-    seeing = () if train.teaching.outputs == "stored" else config.own_teachers(name)
+    seeing = () if train.teaching.outputs == "stored" else _trained(config, name)
     for model in (name, *seeing):
         network = config.all_models[model].network
         stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))

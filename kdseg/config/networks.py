@@ -143,8 +143,8 @@ class TrainOptions(Section):
     """Name of the model to distil from, or of an entry of `teachers`, or several; none trains on ground truth alone."""
     teaching: TeachingOptions = TeachingOptions()
     start_from: str | None = None
-    """Path of a model file, shipped or your own, to start from instead of random weights: of the same network, offsets
-    and voxel size. A head that it lacks begins at random, one that is not asked for is dropped."""
+    """The name of a shipped network, or the path of a model file, to start from instead of random weights: of the same
+    network, offsets and voxel size. A head that it lacks begins at random, one that is not asked for is dropped."""
     distil: bool = True
     """Off: train on ground truth alone, whatever `teacher`, `unlabelled` and the distillation terms say."""
     terms: tuple[TermOptions, ...] = (AffinityOptions(),)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kdseg.config.base import Count, Extent, Nanometres, Section, Step
+from kdseg.config.base import Count, Extent, Nanometres, Probability, Section, Step
 from kdseg.config.data import PhantomOptions, RoiOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
 
@@ -66,7 +66,8 @@ class DistilTask(Section):
     """
 
     teacher: Path
-    """net.pt2 (torch.export), net.onnx, net.ts or net.pt (TorchScript, or a model file of kdseg)."""
+    """net.pt2 (torch.export), net.onnx, net.ts or net.pt (TorchScript), a model file of kdseg, or the name of a shipped
+    network."""
     raw: str
     """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
     out: Path = Path("distilled")
@@ -95,6 +96,34 @@ class DistilTask(Section):
     """CPU processes; changes no result."""
     overwrite: bool = False
     """Clear what another call made in the folder."""
+
+
+class NeuronsTask(Section):
+    """RAW, and a network that is trained already → neurons, below the folder OUT.
+
+    Killed or not, the same command goes on where it stopped.
+    """
+
+    raw: str
+    """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
+    out: Path
+    """Folder to write to."""
+    model: str
+    """The name of a shipped network (`kdseg models` lists them), a model file, or the manifest of a training."""
+    threshold: Probability | None = None
+    """Score up to which fragments are merged; default: that of the network's card. Lower: fewer false merges."""
+    voxel_size: Nanometres | None = None
+    """nm, z y x, where the file does not say."""
+    intensity: tuple[float, float] | None = None
+    """Raw values that become 0 and 255; needed of all but 8-bit data."""
+    roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
+    """Part of the raw data to segment: z0:z1,y0:y1,x0:x1."""
+    device: Device = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: Count | None = None
+    """CPU processes; default: one per core. Changes no result."""
+    overwrite: bool = False
+    """Make again what other options of an earlier call concern; the rest is kept."""
 
 
 class AdoptTask(BlockTask):
@@ -221,14 +250,14 @@ class SameTask(Section):
 
 
 class TuneTask(Section):
-    """Measure which tile and precision MODEL (model.json or model.pt) predicts fastest with on this machine.
+    """Measure which tile and precision MODEL (model.json, a model file or a name) predicts fastest with here.
 
     The tile and the precision are part of what the affinities are: with others, their last bits may change, and what
     was predicted before is predicted anew.
     """
 
     model: Path
-    """Manifest of a network (.json), or its weights."""
+    """Manifest of a network (.json), a model file, or the name of a shipped network."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N; on a CPU a single thread, as workers have."""
     memory: Annotated[float, Field(ge=0)] = 2000.0

@@ -151,6 +151,15 @@ class TrainTask(LearnTask):
     """Options of the fragments in validation; the run's own section."""
 
 
+class PretrainedTask(Task):
+    """A network that is trained already → the same as a result, for the stages that go on from it."""
+
+    file: str
+    """The name of a network that `kdseg models` lists, or the path of a model file."""
+    offsets: Offsets
+    """Of the configuration: one affinity channel each, '-1,0,0 0,-1,0 0,0,-1'."""
+
+
 class RateTask(LearnTask):
     """Range test: losses of a network while its learning rate rises → the rate that lets them fall the fastest."""
 
@@ -174,7 +183,7 @@ class NetworkTask(BlockTask):
     raw: Path
     """Manifest of uint8 raw data."""
     model: Path
-    """Manifest of a network."""
+    """Manifest of a network, a model file, or the name of a shipped network."""
     mask: Path | None = None
     """Manifest of a volume on the raw data's voxels, integers or bools, that is 0 where there is no tissue."""
     options: PredictOptions = PredictOptions()
@@ -218,7 +227,7 @@ class FragmentsTask(TunedTask):
     raw: Path | None = None
     """Manifest of uint8 raw data, for affinities that are computed and never stored."""
     model: Path | None = None
-    """Manifest of the network that computes them."""
+    """Manifest of the network that computes them, a model file, or the name of a shipped network."""
     mask: Path | None = None
     """Manifest of a volume on the affinities' voxels, integers or bools, that is 0 where there is no tissue."""
     options: FragmentsOptions = FragmentsOptions()

@@ -12,6 +12,7 @@ from pydantic import Discriminator, Field, Tag
 from kdseg.config.base import Nanometres, Section, Step
 from kdseg.config.data import Background, files_of
 from kdseg.config.networks import TrainOptions
+from kdseg.config.shipped import named
 from kdseg.errors import ConfigError, MissingError
 from kdseg.geometry import Offsets, channels_of
 
@@ -83,13 +84,14 @@ class _Network(Section):
 
 
 class FileTeacher(_Network):
-    """A network in a file: TorchScript, torch.export, ONNX, or a model file of kdseg; needs `teaching.outputs: online`.
+    """A network in a file: TorchScript, torch.export, ONNX or a model file of kdseg; needs `teaching.outputs: online`.
 
     What `kdseg export` wrote says all but the file by itself.
     """
 
     file: str
-    """Path: net.ts or net.pt (TorchScript, or a model file), net.pt2 (torch.export), net.onnx (onnxruntime runs it)."""
+    """Path: net.ts or net.pt (TorchScript), net.pt2 (torch.export), net.onnx (onnxruntime runs it), net.safetensors (a
+    model file of kdseg), or the name of a shipped network."""
 
     @property
     def address(self) -> str:
@@ -99,7 +101,7 @@ class FileTeacher(_Network):
     @property
     def needed_files(self) -> tuple[str, ...]:
         """Paths of what it is made of."""
-        return (self.file,)
+        return (str(named(self.file)),)
 
 
 class ModuleTeacher(_Network):

@@ -1,19 +1,25 @@
 """Model files that explain themselves, and the state of a run that can be continued.
 
-A model file holds, beside the weights, everything that is needed to use them: the architecture, the heads, the
-offsets and the voxel size. It is read with ``weights_only``, so that a file from elsewhere cannot run code.
+A model file is a safetensors file: the weights, and in its header, under ``kdseg``, everything that is needed to use
+them, as JSON: the architecture, the heads, the offsets and the voxel size. Its ``sha256`` is over both, and compared
+whenever the file is read. Nothing in it can run code.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
 from torch import Tensor
 
 from kdseg.config.networks import HeadOptions, NetworkOptions
@@ -26,11 +32,6 @@ from kdseg.results.files import replacing
 FORMAT = "kdseg-model"
 VERSION = 1
 _NETWORK: TypeAdapter[NetworkOptions] = TypeAdapter(NetworkOptions)
-
-
-VOXEL_SIZE_TOLERANCE = 0.05
-"""Largest relative difference, along each axis, between the voxels that a network was trained on and those of a volume
-that it sees or teaches about. Volumes that lie on one grid have to agree to a thousandth, the rounding of files."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +55,6 @@ class LoadedModel:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-def knows_voxels(trained_on: VoxelSize, voxel_size: VoxelSize) -> bool:
-    """Return whether a network that was trained on voxels of one size, nm, is of use for those of another."""
-    return all(abs(a - b) <= VOXEL_SIZE_TOLERANCE * a for a, b in zip(trained_on, voxel_size, strict=True))
-
-
 def save_model(path: Path, model: LoadedModel, *, half: bool = False) -> None:
     """Write a model file, atomically.
 
@@ -76,18 +72,21 @@ def save_model(path: Path, model: LoadedModel, *, half: bool = False) -> None:
         "offsets": [list(offset) for offset in model.offsets],
         "voxel_size": list(model.voxel_size),
         "meta": dict(model.meta),
-        "weights": weights,
     }
-    save(path, content)
+    # one entry, since safetensors writes several in any order, and equal models are to be equal files
+    about = json.dumps({**content, "sha256": _digest(content, weights)})
+    with replacing(path, (OSError,)) as file:
+        file.write(serialized(weights, {"kdseg": about}))
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     """Read a model file and build its network.
 
     Raises:
-        UnreadableError: if it is not a model file, has another version, or its parts do not fit together.
+        MissingError: if there is no such file.
+        UnreadableError: if it is not a model file, is damaged, has another version, or its parts do not fit together.
     """
-    content = load(path)
+    content, weights = _read(path)
     if content.get("format") != FORMAT:
         raise UnreadableError(f"{path} is not a model file of kdseg; `kdseg train` writes one")
     if content.get("version") != VERSION:
@@ -101,7 +100,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
         z, y, x = content["voxel_size"]
         network = build(options, heads, offsets)
         network.load_state_dict(
-            {name: value.float() if value.is_floating_point() else value for name, value in content["weights"].items()}
+            {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
         )
     except KdsegError:
         raise
@@ -110,6 +109,34 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> LoadedModel:
     return LoadedModel(
         placed(network.eval(), device), options, heads, offsets, (float(z), float(y), float(x)), dict(content["meta"])
     )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what the header of a model file says, and the weights, which are those that were written."""
+    if not path.is_file():
+        raise MissingError(f"no model file at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+        content = json.loads(header.get("kdseg", "null"))
+    except (SafetensorError, OSError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise UnreadableError(f"{path} is no model file of kdseg, or damaged ({line}): make it again") from None
+    if not isinstance(content, dict):
+        raise UnreadableError(f"{path} is not a model file of kdseg; `kdseg train` writes one")
+    if content.pop("sha256", None) != _digest(content, weights):
+        raise UnreadableError(f"{path} is damaged: its content is not what its checksum says; make it again")
+    return content, weights
+
+
+def _digest(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a model file says and of its weights, in hex."""
+    found = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for name, value in sorted(weights.items()):
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

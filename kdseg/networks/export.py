@@ -30,9 +30,9 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, ConfigError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import Network, fold, only_heads
+from kdseg.networks.weights import weights
 from kdseg.results.claims import private_folder
 from kdseg.results.files import replacing
-from kdseg.results.manifests import read
 
 FORMAT = "kdseg-export"
 VERSION = 1
@@ -71,9 +71,9 @@ def export(model: Path, out: Path, *, also: Sequence[str] = (), overwrite: bool 
     """Write a network to a file that its suffix decides about, atomically.
 
     Args:
-        model: manifest of a network, or its model file.
-        out: ``.onnx``, ``.pt2`` (torch.export), ``.ts`` (TorchScript), or ``.pt``: a model file of kdseg with float16
-            weights, to ship.
+        model: manifest of a network, a model file, or the name of a shipped network.
+        out: ``.onnx``, ``.pt2`` (torch.export), ``.ts`` (TorchScript), or ``.safetensors``: a model file of kdseg
+            with float16 weights, to ship.
         also: heads beside the affinities, ``lsd`` or ``embedding``; all others are left out.
         overwrite: replace ``out``.
 
@@ -81,16 +81,18 @@ def export(model: Path, out: Path, *, also: Sequence[str] = (), overwrite: bool 
         ConfigError: if the suffix is unknown.
         ClaimError: if ``out`` is there, or is the result of a stage.
     """
-    if out.suffix not in (".pt", *WRITERS):
-        raise ConfigError(f"cannot export to {out}: expected a file that ends with {', '.join((*WRITERS, '.pt'))}")
-    source = read(model).result if model.suffix == ".json" else model
+    if out.suffix not in (".safetensors", *WRITERS):
+        raise ConfigError(
+            f"cannot export to {out}: expected a file that ends with {', '.join((*WRITERS, '.safetensors'))}"
+        )
+    source = weights(model)
     if out.resolve() == source.resolve() or (private_folder(out) / "claim.json").exists():
         raise ClaimError(f"{out} is a network that was trained, not an export of one: name another file")
     if out.exists() and not overwrite:
         raise ClaimError(f"{out} is there already: name another file, or give --overwrite")
     loaded = load_model(source)
     heads = ("affinities", *dict.fromkeys(also))
-    if out.suffix == ".pt":
+    if out.suffix == ".safetensors":
         save_model(out, _shipped(loaded, heads), half=True)
         return
     about = json.dumps(facts(loaded, heads), indent=2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 
+from kdseg.config.shipped import named
 from kdseg.config.teachers import ModuleTeacher, NetworkTeacher
 from kdseg.errors import ConfigError, MissingError, UnreadableError
 from kdseg.networks.checkpoint import load_model
@@ -43,23 +44,22 @@ def opened(about: NetworkTeacher, device: torch.device) -> tuple[Call, Mapping[s
     """
     if isinstance(about, ModuleTeacher):
         return _made(about, device), {}
-    path = Path(about.file)
-    if path.suffix not in (".pt", ".ts", ".pt2", ".onnx"):
-        raise ConfigError(f"the teacher {path} is of no known kind, expected net.pt2, net.ts, net.pt or net.onnx")
+    path = named(about.file)
+    if path.suffix not in (".safetensors", ".pt", ".ts", ".pt2", ".onnx"):
+        raise ConfigError(
+            f"the teacher {path} is of no known kind, expected net.pt2, net.ts, net.pt, net.onnx, net.safetensors or "
+            "the name of a network that `kdseg models` lists"
+        )
     if not path.is_file():
         raise MissingError(f"no teacher at {path}")
     if path.suffix == ".onnx":
         return _onnx(path, device)
-    try:
-        names = zipfile.ZipFile(path).namelist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise _unreadable(path, error) from None
-    with quiet():
-        if path.suffix == ".pt2":
-            return _exported(path, device)
-        if any("/code/" in name for name in names):
-            return _scripted(path, device)
+    if path.suffix == ".safetensors":
         return _ours(path, device)
+    if not zipfile.is_zipfile(path):
+        raise _unreadable(path, "no archive")
+    with quiet():
+        return _exported(path, device) if path.suffix == ".pt2" else _scripted(path, device)
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def _ours(path: Path, device: torch.device) -> tuple[Call, Mapping[str, Any]]:
     return lambda raw: network(raw).logits["affinities"], facts
 
 
-def _unreadable(path: Path, error: Exception) -> UnreadableError:
+def _unreadable(path: Path, error: Exception | str) -> UnreadableError:
     line = " ".join(str(error).split())
     return UnreadableError(
         f"the teacher {path} is damaged, or neither TorchScript, torch.export, ONNX nor a model file of kdseg; weights "

@@ -17,12 +17,13 @@ import torch
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import NetworkTask, Product
 from kdseg.errors import ConfigError, DataError, DeviceError, VoxelSizeError
-from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic
-from kdseg.networks.checkpoint import LoadedModel, knows_voxels, load_model
+from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic, knows_voxels
+from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
+from kdseg.networks.weights import weights
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
 from kdseg.results.claims import Claim, peak_mb, resident_mb
-from kdseg.results.manifests import file_fingerprint, read, write_json
+from kdseg.results.manifests import file_fingerprint, write_json
 from kdseg.running.attempt import BlockWork
 from kdseg.running.cluster import worker_number
 from kdseg.running.runner import Place, run_work
@@ -114,8 +115,8 @@ def prepare(task: NetworkTask, product: Product = "affinities") -> Prepared:
     """
     options, cluster = task.options, task.cluster
     where, precision = _kind(task.device, options.precision, task.gpus, cluster)
-    image, weights = open_input(task.raw), read(task.model).result
-    loaded = load_model(weights)
+    image, network = open_input(task.raw), weights(task.model)
+    loaded = load_model(network)
     _check(image.volume, loaded.voxel_size, task.raw)
     tissue = open_mask(task.mask, image.volume)
     # The last bit of a float differs between kinds of device: a run is finished where it was begun.
@@ -129,12 +130,12 @@ def prepare(task: NetworkTask, product: Product = "affinities") -> Prepared:
         image,
         tissue,
         loaded,
-        Weights(weights, options.tile, where, precision, averaged or product),
+        Weights(network, options.tile, where, precision, averaged or product),
         cluster,
         _processes(cluster, task.gpus if on_gpu else task.workers),
         3 if on_gpu else 2,
         made_of,
-        {"raw": image.fingerprint, "model": file_fingerprint(weights), **fingerprints(mask=tissue)},
+        {"raw": image.fingerprint, "model": file_fingerprint(network), **fingerprints(mask=tissue)},
     )
 
 
@@ -167,30 +168,30 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def worker_predictor(weights: Weights) -> Predictor:
+def worker_predictor(given: Weights) -> Predictor:
     """Return the network in this worker, on the worker's own device; it is loaded once, by one thread."""
     with _loading:
-        return _loaded(weights)
+        return _loaded(given)
 
 
 @lru_cache(maxsize=1)
-def _loaded(weights: Weights) -> Predictor:
+def _loaded(given: Weights) -> Predictor:
     torch.set_num_threads(1)
     sys.setswitchinterval(SWITCH_S)
     # Workers of this machine are numbered, and each takes the GPU of its number, unless one was named. Those of a
     # cluster see only what they were given.
     number = worker_number()
-    device = resolve_device(f"cuda:{number or 0}" if weights.device == "cuda" else weights.device)
+    device = resolve_device(f"cuda:{number or 0}" if given.device == "cuda" else given.device)
     if device.type == "cpu":
         decode_in_one_thread()
-    loaded = load_model(weights.model)
+    loaded = load_model(given.model)
     return predictor(
         loaded.network,
-        weights.tile,
+        given.tile,
         device,
-        getattr(torch, weights.precision),
+        getattr(torch, given.precision),
         offsets=loaded.offsets,
-        product=weights.product,
+        product=given.product,
         cubic=is_cubic(loaded.voxel_size),
     )
 

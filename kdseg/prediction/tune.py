@@ -15,8 +15,8 @@ from kdseg.config.questions import TuneTask
 from kdseg.geometry import Offsets, Triple
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network, resolve_device, resolve_precision
+from kdseg.networks.weights import weights
 from kdseg.prediction.tiles import predictor, tile_memory
-from kdseg.results.manifests import read
 
 EDGES = (32, 48, 64, 96, 128, 160, 192, 256)
 """Edges of the tiles that are tried, in voxels; each as a cube and with half of them along z."""
@@ -58,8 +58,7 @@ class Trial:
 def run(task: TuneTask) -> list[Trial]:
     """Measure tiles and precisions, and return what was found, fastest first."""
     where = resolve_device(task.device)
-    model = read(task.model).result if task.model.suffix == ".json" else task.model
-    loaded = load_model(model)
+    loaded = load_model(weights(task.model))
     network, offsets = loaded.network, loaded.offsets
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -215,9 +215,9 @@ def _entries(config: Config, found: Mapping[str, Mapping[str, Any]], chosen: Cho
     }
     teachers = []
     for name in config.compared_teachers:
-        train = config.models[name].train
-        entry = _entry(name, "teacher", volume, "", {train.seed: found.get(name)})
-        teachers.append(replace(entry, learning_rate=train.learning_rate))
+        train = config.models[name].train if name in config.models else None
+        entry = _entry(name, "teacher", volume, "", {0 if train is None else train.seed: found.get(name)})
+        teachers.append(replace(entry, learning_rate=None if train is None else train.learning_rate))
     alone = _entry(ALONE, "student alone", volume, "none", tried[ALONE])
     methods = []
     for name, method in compare.methods.items():

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from kdseg.report.results import STAGES, Results
 
-VERBS = ("predict", "fragments", "edges", "agglomerate", "sweep", "segment", "score")
+VERBS = ("predict", "fragments", "edges", "agglomerate", "sweep", "relabel", "score")
 """Headings of the columns of ``STAGES``: the commands that make them."""
 PITCH_X, PITCH_Y, NODE_W, NODE_H, TOP, GAP = 112, 38, 82, 24, 34, 14
 
@@ -123,13 +123,15 @@ def _stage_node(results: Results, key: str, column: int, y: float, caption: str,
 
 
 def _model_node(results: Results, model: str, y: float) -> Node:
+    key = f"{model}/model"
+    if model in results.config.pretrained:
+        return Node(key, 1, y, _duration(results, key), "model", model)
     train = results.config.models[model].train
     volumes = dict.fromkeys((*train.volumes, train.validate_on, *train.active_unlabelled))
     inputs = (
         *(f"volumes/{volume}" for volume in volumes),
         *(f"{name}/model" for name in results.config.own_teachers(model)),
     )
-    key = f"{model}/model"
     return Node(key, 1 + _depth(results, model), y, _duration(results, key), "model", model, inputs)
 
 

@@ -84,9 +84,10 @@ def collect(config: Config) -> Results:
 def expected(config: Config) -> list[str]:
     """Return the keys of all manifests that a run of ``config`` may leave, in the order of its stages."""
     volumes = [f"volumes/{volume}/{kind}" for volume in config.volumes for kind in VOLUME_KINDS]
-    models = [f"{model}/model" for model in config.models]
-    stages = [f"{model}/{volume}/{stage}" for model in config.models for volume in config.volumes for stage in STAGES]
-    searches = [*(f"{model}/tuned" for model in config.models), "tuned"]
+    names = (*config.models, *config.pretrained)
+    models = [f"{model}/model" for model in names]
+    stages = [f"{model}/{volume}/{stage}" for model in names for volume in config.volumes for stage in STAGES]
+    searches = [*(f"{model}/tuned" for model in names), "tuned"]
     return [*volumes, *models, *stages, *searches, *(f"baseline/{volume}/scores" for volume in config.volumes)]
 
 

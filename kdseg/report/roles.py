@@ -6,7 +6,7 @@ from typing import Literal
 
 from kdseg.config import Config
 
-Role = Literal["teacher", "student alone", "distilled student", "baseline"]
+Role = Literal["teacher", "student alone", "distilled student", "pretrained", "baseline"]
 
 _MAY_DIFFER = {
     "teacher",
@@ -25,11 +25,11 @@ _MAY_DIFFER = {
 
 def role(config: Config, model: str) -> Role:
     """Return what a model is in this run; one that is taught and teaches counts as a distilled student."""
-    if config.models[model].train.teachers:
+    if model in config.models and config.models[model].train.teachers:
         return "distilled student"
     if any(model in other.train.teachers for other in config.models.values()):
         return "teacher"
-    return "student alone"
+    return "pretrained" if model in config.pretrained else "student alone"
 
 
 def alone_of(config: Config, student: str) -> str | None:
@@ -41,7 +41,9 @@ def alone_of(config: Config, student: str) -> str | None:
     same = [
         name
         for name in config.evaluate.models
-        if config.models[name].network == options.network and not config.models[name].train.teachers
+        if name in config.models
+        and config.models[name].network == options.network
+        and not config.models[name].train.teachers
     ]
     return min(
         same,
@@ -55,9 +57,11 @@ def alone_of(config: Config, student: str) -> str | None:
 
 def reference_of(config: Config, model: str) -> str | None:
     """Return the teacher that a model's cost is compared with: its own first one, or that of its distilled twin."""
-    teachers = config.models[model].train.teachers
+    teachers = config.models[model].train.teachers if model in config.models else ()
     if teachers or role(config, model) == "teacher":
         return (*teachers, model)[0]
+    if model in config.pretrained:
+        return None
     network = config.models[model].network
     twins = (other.train.teachers for other in config.models.values() if other.network == network)
     return next((names[0] for names in twins if names), None)

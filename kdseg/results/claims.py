@@ -81,7 +81,7 @@ class Claim:
     @property
     def model(self) -> Path:
         """The network beside the manifest."""
-        return self.manifest.with_suffix(".pt")
+        return self.manifest.with_suffix(".safetensors")
 
     @property
     def results(self) -> tuple[Path, ...]:

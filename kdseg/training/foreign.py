@@ -11,8 +11,7 @@ from torch import Tensor
 
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ConfigError, DataError, KdsegError, ShapeError, VoxelSizeError
-from kdseg.geometry import Offsets, Triple, VoxelSize, channels_of, inner_slices, triple
-from kdseg.networks.checkpoint import knows_voxels
+from kdseg.geometry import Offsets, Triple, VoxelSize, channels_of, inner_slices, knows_voxels, triple
 from kdseg.networks.foreign import Call, opened, quiet
 from kdseg.networks.models import Network, Outputs, Widths
 from kdseg.training.losses.base import EPSILON

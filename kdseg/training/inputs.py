@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from kdseg.config.shipped import model_file
 from kdseg.config.tasks import LearnTask
 from kdseg.config.teachers import NetworkTeacher, SegmentationTeacher
 from kdseg.errors import ConfigError
 from kdseg.networks.models import resolve_precision
+from kdseg.networks.weights import weights
 from kdseg.results.manifests import file_fingerprint, read
 from kdseg.training.run import Data
 from kdseg.training.sampling import Guide
@@ -29,7 +31,7 @@ def data(task: LearnTask) -> Data:
         volume: (read(one.raw).result, None if one.labels is None else read(one.labels).result)
         for volume, one in task.volumes.items()
     }
-    models = {name: read(path).result for name, path in task.teachers.items()}
+    models = {name: weights(path) for name, path in task.teachers.items()}
     others = {name: one for name, one in task.foreign.items() if not isinstance(one, SegmentationTeacher)}
     networks: dict[str, Path | NetworkTeacher] = {**models, **others}
     teachers = tuple(networks[teacher] for teacher in order if teacher in networks)
@@ -71,9 +73,9 @@ def fingerprints(task: LearnTask, teachers: tuple[str, ...]) -> dict[str, str]:
     """Return the fingerprint of each input."""
     found = volume_fingerprints(task.volumes)
     if task.options.train.start_from is not None:
-        found["start_from"] = file_fingerprint(Path(task.options.train.start_from))
+        found["start_from"] = file_fingerprint(model_file(task.options.train.start_from))
     for teacher, path in task.teachers.items():
-        found[f"{teacher}/model"] = file_fingerprint(read(path).result)
+        found[f"{teacher}/model"] = file_fingerprint(weights(path))
     for teacher, one in task.foreign.items():
         for number, file in enumerate(one.needed_files):
             found[f"{teacher}/file{number}"] = file_fingerprint(Path(file))

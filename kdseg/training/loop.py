@@ -80,8 +80,8 @@ def train(
         offsets: one affinity channel each, nearest first.
         volumes: addresses of raw data and labels, by the names that the options use.
         out: model file to write at the end.
-        folder: for ``state.pt``, ``best.pt`` and ``curve.csv``, of this run alone: a state of other options or of other
-            weights to start from is refused, one of other volumes or teachers is not.
+        folder: for ``state.pt``, ``best.safetensors`` and ``curve.csv``, of this run alone: a state of other options
+            or of other weights to start from is refused, one of other volumes or teachers is not.
         teachers: model files to distil from, or networks of others, in the order of the options; none if they are
             stored.
         guides: by the same names, what stored teachers made of the volumes.
@@ -113,7 +113,7 @@ def train(
                 if curve is not None:
                     if fixing or run.step % options.train.validate_every == 0 or run.step == run.steps:
                         with pace.validation():
-                            row |= run.validation.named(_validate(run, folder / "best.pt"))
+                            row |= run.validation.named(_validate(run, folder / "best.safetensors"))
                     run.seconds = time.monotonic() - started
                     curve.append({**row, "seconds": run.seconds})
                     if run.steps == inf and not fixing:
@@ -129,7 +129,7 @@ def train(
                 bar.set_postfix_str(f"loss={row['total']:.4f}, {best}", refresh=False)
                 bar.update()
         if ranks.first:
-            _publish(folder / "best.pt", out)
+            _publish(folder / "best.safetensors", out)
         return Result(out, run.best_step, run.best, run.step, run.validation.named(run.best))
 
 

@@ -15,10 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.segmentation import Watershed
+from kdseg.config.shipped import SUFFIX, model_file
 from kdseg.config.teachers import NetworkTeacher
 from kdseg.errors import ClaimError, ConfigError, VoxelSizeError
-from kdseg.geometry import Offsets, Triple, VoxelSize, in_sections, is_cubic, is_multiple
-from kdseg.networks.checkpoint import knows_voxels, load, load_model
+from kdseg.geometry import Offsets, Triple, VoxelSize, in_sections, is_cubic, is_multiple, knows_voxels
+from kdseg.networks.checkpoint import load, load_model
 from kdseg.networks.models import Network, Widths, build, fold, resolve_precision, widths
 from kdseg.networks.models.base import channels_last, placed
 from kdseg.networks.models.device import Ranks
@@ -118,7 +119,7 @@ def prepare(options: ModelOptions, offsets: Offsets, data: Data, name: str, rank
     torch.manual_seed(options.train.seed)
     network = placed(build(options.network, options.heads, offsets), device)
     if options.train.start_from is not None:
-        start(network, Path(options.train.start_from), options, offsets, crops.voxel_size)
+        start(network, model_file(options.train.start_from), options, offsets, crops.voxel_size)
     identity = _identity(options, offsets, watershed)
     average = placed(build(options.network, options.heads, offsets), device)
     average.load_state_dict(network.state_dict())
@@ -229,6 +230,11 @@ def _teacher(path: Path | NetworkTeacher, offsets: Offsets, voxel_size: VoxelSiz
     if not isinstance(path, Path):
         return open_teacher(path, offsets, voxel_size, device)
     loaded = load_model(path, device)
+    if not loaded.heads.affinities:
+        raise ConfigError(
+            f"the teacher {path} has no head for affinities, which are the cosines of its embedding: use "
+            "`teaching: {outputs: stored, average: none}`"
+        )
     if loaded.offsets != offsets:
         raise ConfigError(f"the teacher {path} predicts the offsets {loaded.offsets}, the student {offsets}")
     if not knows_voxels(loaded.voxel_size, voxel_size):
@@ -254,8 +260,8 @@ def _identity(options: ModelOptions, offsets: Offsets, watershed: Watershed) -> 
     # how the work is shared out and how often it is saved does not change the result
     said = options.model_dump_json(exclude={"train": {"loader_workers", "checkpoint_every", "start_from"}})
     begun = options.train.start_from
-    weights = None if begun is None else file_fingerprint(Path(begun))
-    return f"{said} {offsets} {watershed} {weights}"
+    weights = None if begun is None else file_fingerprint(model_file(begun))
+    return f"{said} {offsets} {watershed} {weights} {SUFFIX}"
 
 
 def resume(run: Run, path: Path) -> None:

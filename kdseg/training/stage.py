@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from kdseg.config.shipped import SUFFIX
 from kdseg.config.tasks import TrainTask
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device
@@ -52,6 +53,7 @@ def run(task: TrainTask) -> None:
         work(Claim(task.manifest, ""))
         return
     made_of = {**learned_from(task, where), "watershed": task.fragments.watershed.model_dump(mode="json")}
+    made_of["file"] = SUFFIX
     with claim(task.manifest, "train", made_of, inputs, overwrite=task.overwrite) as held:
         result = work(held)
         network = load_model(held.model).network

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from kdseg.config.networks import ModelOptions
 from kdseg.errors import ConfigError, VoxelSizeError
-from kdseg.geometry import Offsets, VoxelSize
-from kdseg.networks.checkpoint import knows_voxels, load_model
+from kdseg.geometry import Offsets, VoxelSize, knows_voxels
+from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network
 
 

@@ -8,9 +8,10 @@ from typing import Any
 from kdseg.config.segmentation import VALIDATED
 from kdseg.config.tasks import TrialTask, VolumeInputs
 from kdseg.errors import ConfigError, VoxelSizeError
-from kdseg.geometry import VoxelSize, in_sections
-from kdseg.networks.checkpoint import knows_voxels, load_model
+from kdseg.geometry import VoxelSize, in_sections, knows_voxels
+from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models.device import resolve_device, resolve_precision
+from kdseg.networks.weights import weights
 from kdseg.results.claims import claim
 from kdseg.results.curve import seconds_per_step
 from kdseg.results.manifests import Manifest, file_fingerprint, read
@@ -34,8 +35,8 @@ def run(task: TrialTask) -> None:
     options, watershed = task.options, task.fragments.watershed
     where = resolve_device(task.device)
     dtype = resolve_precision(options.precision, where)
-    trained = read(task.model)
-    inputs = volume_fingerprints(task.volumes) | {"model": file_fingerprint(trained.result)}
+    trained, network = read(task.model), weights(task.model)
+    inputs = volume_fingerprints(task.volumes) | {"model": file_fingerprint(network)}
     made_of = {
         **options.model_dump(mode="json"),
         "precision": str(dtype).removeprefix("torch."),
@@ -46,7 +47,7 @@ def run(task: TrialTask) -> None:
     }
     with claim(task.manifest, "trial", made_of, inputs, overwrite=task.overwrite) as held:
         torch.set_num_threads(1)  # more would change the last bit of a float
-        loaded = load_model(trained.result, where)
+        loaded = load_model(network, where)
 
         def scored(volume: str) -> list[Scored]:
             source = _source(volume, task.volumes, loaded.voxel_size)

@@ -221,9 +221,9 @@ def test_without_data_it_says_so(tmp_path, capsys):
 def test_weights_of_one_name_are_refused(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.pt").write_bytes(b"1")
-    with pytest.raises(SystemExit, match=r"two weights named x.pt, expected names that differ"):
-        pack.pack_models([tmp_path / "a" / "x.pt", tmp_path / "b" / "x.pt"], tmp_path / "to")
+        (tmp_path / folder / "x.safetensors").write_bytes(b"1")
+    with pytest.raises(SystemExit, match=r"two weights named x.safetensors, expected names that differ"):
+        pack.pack_models([tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"], tmp_path / "to")
 
 
 def test_the_modules_of_a_wheel(tmp_path):

@@ -183,5 +183,5 @@ def test_models_come_with_their_curves(tmp_path: Path) -> None:
     weights.write_weights(tmp_path, "net", model)
     curve = [{"step": 1.0, "total": 0.5}, {"step": 2.0, "total": 0.25, "voi": 3.0}]
     collect.write_models([tmp_path], tmp_path / "models", [{"job": "teacher", "key": "net", "curve": curve}])
-    assert load_model(tmp_path / "models" / "net.pt").meta == model.meta
+    assert load_model(tmp_path / "models" / "net.safetensors").meta == model.meta
     assert (tmp_path / "models" / "net.csv").read_text() == "step,total,voi\n1.0,0.5,\n2.0,0.25,3.0\n"

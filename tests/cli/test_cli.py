@@ -87,7 +87,7 @@ def test_a_typo_in_the_configuration(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(tmp_path):
-    write_json(tmp_path / "model.json", {"fingerprint": "a", "store": "model.pt"})
+    write_json(tmp_path / "model.json", {"fingerprint": "a", "store": "model.safetensors"})
     write_json(tmp_path / "raw.json", {"fingerprint": "a", "store": "raw.zarr"})
     arguments = ["--raw", "raw.json", "--model", "model.json", "--manifest", "a.json", "--options", "{}"]
     done = kdseg("predict", *arguments, "--device", "cuda", cwd=tmp_path)
@@ -121,7 +121,9 @@ def test_help_lists_every_command(tmp_path):
         "predict",
         "fragments",
         "edges",
+        "relabel",
         "segment",
+        "models",
         "score",
         "evaluate",
         "report",

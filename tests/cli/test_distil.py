@@ -54,7 +54,7 @@ def test_one_command_does_it_all(given: dict[str, Any]) -> None:
     out = given["out"]
     assert load(out / "config.yaml") == configuration(DistilTask(**given))
     manifest = out / "student" / "raw" / "segmentation.json"
-    segmented, weights = voxels(manifest), (out / "student" / "model.pt").read_bytes()
+    segmented, weights = voxels(manifest), (out / "student" / "model.safetensors").read_bytes()
     assert segmented.shape == (24, 32, 32)
     assert segmented.any()
     assert read(manifest).stats["threshold"] == read(out / "student" / "model.json").stats["best_threshold"]
@@ -63,10 +63,10 @@ def test_one_command_does_it_all(given: dict[str, Any]) -> None:
     again = invoke("distil", *words(given))  # as after a kill
     assert again.exit_code == 0, again.output
     np.testing.assert_array_equal(voxels(manifest), segmented)
-    assert (out / "student" / "model.pt").read_bytes() == weights
+    assert (out / "student" / "model.safetensors").read_bytes() == weights
     other = invoke("distil", *words(given | {"steps": 13}))
     assert other.exit_code == 1
-    assert "is of another call, or was changed: give another --out, or --overwrite" in other.stderr
+    assert "is of another call, or was changed: name another folder, or give --overwrite" in other.stderr
 
 
 def test_the_configuration_follows_the_data(given: dict[str, Any], tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_commands_of_the_docs_are_understood(made: list[Section]) -> None:
         "fragments",
         "edges",
         "agglomerate",
-        "segment",
+        "relabel",
         "tune-segmentation",
     ]
     for words in commands:

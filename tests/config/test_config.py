@@ -175,7 +175,10 @@ def test_validation_has_the_membrane_of_the_term_on_affinities(values, name):
 STORED = {"teacher": "lab", "teaching": {"outputs": "stored"}, "augment": {"elastic": 0, "misaligned_section": 0}}
 FOREIGN = {
     "no model and no teacher": (lambda lab, train, values: train.update(teacher="bla"), r"model 'bla', but there are"),
-    "name of both": (lambda lab, train, values: values["teachers"].update(teacher=lab), r"\['teacher'\] are of models"),
+    "name of both": (
+        lambda lab, train, values: values["teachers"].update(teacher=lab),
+        r"the names \['teacher'\] are given twice in `models`, `pretrained` and `teachers`",
+    ),
     "online": (lambda lab, train, values: train.update(teaching={}), r"set `teaching\.outputs` to stored"),
     "volume": (
         lambda lab, train, values: lab.update(affinities={"tune": "lab.zarr"}),
@@ -476,3 +479,62 @@ def test_terms_on_neurons_need_neurons(values):
     student["train"]["teaching"] = {"instances": "segmentation"}
     config = validate(values)
     assert config.unlabelled_of(config.models["student"].train) == ("bare", "train")
+
+
+def taught_by_a_shipped_one(values: dict[str, Any]) -> dict[str, Any]:
+    values = values | {"pretrained": {"teacher": "fib25-teacher"}}
+    values["models"] = {name: model for name, model in values["models"].items() if name != "teacher"}
+    return values
+
+
+PRETRAINED = {
+    "unknown name": (lambda v: v["pretrained"].update(other="fib25-x"), "pretrained.other: no network 'fib25-x' comes"),
+    "name of both": (lambda v: v["pretrained"].update(student="fib25-m"), r"the names \['student'\] are given twice"),
+    "name of a folder": (lambda v: v["pretrained"].update(logs="fib25-m"), r"\['logs'\] are folders of the results"),
+    "nothing at all": (lambda v: v.update(pretrained={}, models={}), "no network is named: give `models`"),
+}
+
+
+@pytest.mark.parametrize("mistake", PRETRAINED)
+def test_pretrained_networks_are_named_like_models(values: dict[str, Any], mistake: str) -> None:
+    values = taught_by_a_shipped_one(values)
+    assert validate(values).own_teachers("student") == ("teacher",)
+    change, message = PRETRAINED[mistake]
+    change(values)
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
+def test_a_pretrained_network_needs_a_threshold_that_somebody_chose(values: dict[str, Any]) -> None:
+    values = taught_by_a_shipped_one(values) | {"models": {}}
+    values.pop("compare")
+    values |= {"agglomerate": {}, "segment": {}}
+    values["evaluate"] |= {"models": ["teacher"], "tune_on": None}
+    validate(values)  # its card says one
+    with pytest.raises(ConfigError, match="on the card of the network 'teacher' was chosen with other options"):
+        validate(values | {"fragments": values["fragments"] | {"watershed": {"method": "mutex"}}})
+    values["pretrained"]["teacher"] = "somewhere/model.safetensors"  # which need not be there yet
+    with pytest.raises(ConfigError, match="nobody knows a threshold of the network 'teacher', which is a file"):
+        validate(values)
+    validate(values | {"segment": {"threshold": 0.5}})
+
+
+def test_a_pretrained_teacher_of_neurons_needs_a_threshold_too(values: dict[str, Any]) -> None:
+    values = taught_by_a_shipped_one(values)
+    values.pop("compare")
+    values |= {"agglomerate": {}, "segment": {}}
+    values["evaluate"] |= {"models": ["student"], "tune_on": None}
+    values["volumes"]["more"] = {"phantom": {"shape": [48, 64, 64], "seed": 3}}
+    terms = [{"name": "affinity"}, {"name": "soft_affinity"}, {"name": "graph_relation", "taps": ["affinities"]}]
+    teaching = {"outputs": "stored", "instances": "segmentation"}
+    values["models"]["student"]["train"] |= {"teaching": teaching, "terms": terms, "unlabelled": ["more"]}
+    validate(values)
+    values["pretrained"]["teacher"] = "somewhere/model.safetensors"
+    with pytest.raises(ConfigError, match="nobody knows a threshold of the network 'teacher', which is a file"):
+        validate(values)
+
+
+def test_a_threshold_beyond_the_agglomeration_is_refused(values: dict[str, Any]) -> None:
+    values["segment"]["threshold"] = 0.85
+    with pytest.raises(ConfigError, match=r"segment.threshold 0.85 is above the last one of agglomerate.*, 0.8,"):
+        validate(values)

@@ -16,6 +16,7 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import Network, build
 from kdseg.prediction.tiles import Predictor, predict_roi
 from kdseg.results.claims import claim
+from kdseg.results.manifests import file_fingerprint
 
 OFFSETS: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, -3))
 KINDS = ("student", "teacher", "dynunet")
@@ -55,6 +56,7 @@ def save(manifest: Path, kind: str, gpu: bool) -> Path:
     with claim(manifest, "train", {"kind": kind}, {}) as held:
         model = LoadedModel(network_of(kind, gpu), options_of(kind, gpu), HEADS, OFFSETS, (10.0, 10.0, 10.0))
         save_model(held.model, model)
+        held.stats["weights"] = file_fingerprint(held.model)
     return manifest
 
 

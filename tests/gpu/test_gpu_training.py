@@ -53,7 +53,7 @@ def run(folder: Path, made: ModelOptions, volumes: Volumes, device: torch.device
         made,
         offsets=OFFSETS,
         volumes=volumes,
-        out=folder / "model.pt",
+        out=folder / "model.safetensors",
         folder=folder / "run",
         device=str(device),
         **more,

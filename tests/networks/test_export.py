@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import nn
 from toy_volumes import cells, write_volume
 from workflow import ROOT
@@ -29,7 +30,7 @@ from kdseg.networks.export import export, facts
 from kdseg.networks.models import build, fold, only_heads
 from kdseg.prediction.tiles import predictor
 from kdseg.results.claims import claim
-from kdseg.results.manifests import write_json
+from kdseg.results.manifests import file_fingerprint, write_json
 from kdseg.training import train
 from kdseg.training.losses import affinity
 from kdseg.training.losses.affinity import SoftAffinityTerm
@@ -98,7 +99,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "dynunet" and importlib.util.find_spec("monai") is None:
         pytest.skip("MONAI is not installed")
     made = model(NETWORKS[request.param])
-    path = tmp_path_factory.mktemp(request.param) / "model.pt"
+    path = tmp_path_factory.mktemp(request.param) / "model.safetensors"
     save_model(path, made)
     return made, path
 
@@ -139,8 +140,8 @@ def test_an_onnx_file_names_its_ends(saved: tuple[LoadedModel, Path], tmp_path: 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
 def test_other_heads_are_exported_on_demand(tmp_path: Path, suffix: str) -> None:
     made = model(UNetOptions(widths=(2, 3)))
-    save_model(tmp_path / "model.pt", made)
-    export(tmp_path / "model.pt", tmp_path / f"a{suffix}", also=["embedding", "lsd"])
+    save_model(tmp_path / "model.safetensors", made)
+    export(tmp_path / "model.safetensors", tmp_path / f"a{suffix}", also=["embedding", "lsd"])
     run, text = opened(tmp_path / f"a{suffix}")
     raw = voxels(made, 1, 2, 3, 2)
     outputs = run(raw)
@@ -154,16 +155,16 @@ def test_a_model_to_ship_has_half_the_bytes_and_the_same_affinities(
     saved: tuple[LoadedModel, Path], tmp_path: Path
 ) -> None:
     made, path = saved
-    export(path, tmp_path / "a.pt")
-    shipped = load_model(tmp_path / "a.pt")
+    export(path, tmp_path / "a.safetensors")
+    shipped = load_model(tmp_path / "a.safetensors")
     assert (shipped.offsets, shipped.voxel_size, shipped.meta) == (OFFSETS, made.voxel_size, made.meta)
-    weights = load(tmp_path / "a.pt")["weights"]
+    weights = load_file(tmp_path / "a.safetensors")
     assert {value.dtype for value in weights.values() if value.ndim == 5} == {torch.float16}
     raw = voxels(made, 1, 3, 3, 3)
     np.testing.assert_allclose(expected(shipped, raw), expected(made, raw), rtol=0, atol=2e-3)
     assert list(shipped.network(torch.zeros(1, 1, *shipped.network.stride)).logits) == ["affinities"]
-    export(path, tmp_path / "b.pt", also=["embedding"])
-    assert load_model(tmp_path / "b.pt").heads == HEADS.model_copy(update={"lsd": False})
+    export(path, tmp_path / "b.safetensors", also=["embedding"])
+    assert load_model(tmp_path / "b.safetensors").heads == HEADS.model_copy(update={"lsd": False})
 
 
 def test_dropping_heads_changes_no_bit_of_the_others(saved: tuple[LoadedModel, Path]) -> None:
@@ -181,18 +182,18 @@ def test_dropping_heads_changes_no_bit_of_the_others(saved: tuple[LoadedModel, P
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(tmp_path / "model.pt", model(UNetOptions(widths=(2, 3)), HeadOptions()))
-    source = tmp_path / "model.pt"
+    save_model(tmp_path / "model.safetensors", model(UNetOptions(widths=(2, 3)), HeadOptions()))
+    source = tmp_path / "model.safetensors"
     before = source.read_bytes()
-    with pytest.raises(ConfigError, match=r"a\.trt: expected .*\.onnx, \.pt2, \.ts, \.pt"):
+    with pytest.raises(ConfigError, match=r"a\.trt: expected .*\.onnx, \.pt2, \.ts, \.safetensors"):
         export(source, tmp_path / "a.trt")
     with pytest.raises(ConfigError, match=r"no heads \['lsd'\]"):
         export(source, tmp_path / "a.ts", also=["lsd"])
     with pytest.raises(ClaimError, match="not an export"):
-        export(source, tmp_path / "x" / ".." / "model.pt", overwrite=True)
+        export(source, tmp_path / "x" / ".." / "model.safetensors", overwrite=True)
     write_json(tmp_path / ".other" / "claim.json", {})
     with pytest.raises(ClaimError, match="not an export"):
-        export(source, tmp_path / "other.pt", overwrite=True)
+        export(source, tmp_path / "other.safetensors", overwrite=True)
     monkeypatch.setattr("kdseg.networks.export.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match="pip install onnx onnxscript"):
         export(source, tmp_path / "a.onnx")
@@ -203,11 +204,11 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, monkeypatch: pytest.
     export(source, tmp_path / "a.ts", overwrite=True)
     opened(tmp_path / "a.ts")
     assert source.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "a.ts", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other", "a.ts", "model.safetensors"]
 
 
 def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_model(tmp_path / "model.pt", model(UNetOptions(widths=(2, 3)), HeadOptions()))
+    save_model(tmp_path / "model.safetensors", model(UNetOptions(widths=(2, 3)), HeadOptions()))
     (tmp_path / "a.ts").write_text("mine")
 
     def full(*_: object) -> None:
@@ -215,9 +216,9 @@ def test_a_failed_export_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(KdsegError, match="No space left"):
-        export(tmp_path / "model.pt", tmp_path / "a.ts", overwrite=True)
+        export(tmp_path / "model.safetensors", tmp_path / "a.ts", overwrite=True)
     assert (tmp_path / "a.ts").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ts", "model.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ts", "model.safetensors"]
 
 
 @pytest.mark.slow
@@ -229,6 +230,7 @@ def test_the_commands_and_the_program_of_the_documentation(tmp_path: Path, monke
     made = model(UNetOptions(widths=(2, 3)))
     with claim(folder / "model.json", "train", {}, {}) as held:
         save_model(held.model, made)
+        held.stats["weights"] = file_fingerprint(held.model)
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -293,7 +295,7 @@ def test_a_distilled_student_needs_nothing_of_its_teaching(tmp_path: Path, monke
     monkeypatch.setattr(affinity, "SoftAffinityTerm", Heavy)
     teacher = model(UNetOptions(widths=(2, 3, 2)), HeadOptions())
     teacher = LoadedModel(teacher.network, teacher.options, teacher.heads, OFFSETS, (10.0, 10.0, 10.0))
-    save_model(tmp_path / "teacher.pt", teacher)
+    save_model(tmp_path / "teacher.safetensors", teacher)
     raw, labels = cells((16, 16, 16), 5)
     volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
     options = ModelOptions.model_validate({
@@ -304,18 +306,17 @@ def test_a_distilled_student_needs_nothing_of_its_teaching(tmp_path: Path, monke
             "terms": [{"name": "affinity"}, {"name": "soft_affinity"}],
         },
     })  # fmt: skip
-    path = tmp_path / "student" / "model.pt"
+    path = tmp_path / "student" / "model.safetensors"
     train(
         options, offsets=OFFSETS, volumes=volumes, out=path, folder=tmp_path / "run", device="cpu",
-        teachers=[tmp_path / "teacher.pt"],
+        teachers=[tmp_path / "teacher.safetensors"],
     )  # fmt: skip
     trained = "\n".join(load(tmp_path / "run" / "state.pt")["objective"])
     assert "projector" in trained  # there was something to leave out
     assert "discriminator" in trained
-    content = load(path)
+    content = load_file(path)
     student = build(options.network, options.heads, OFFSETS).state_dict()
-    assert {name: value.shape for name, value in content["weights"].items()} == {k: v.shape for k, v in student.items()}
-    assert set(content) == {"format", "version", "network", "heads", "offsets", "voxel_size", "meta", "weights"}
+    assert {name: value.shape for name, value in content.items()} == {k: v.shape for k, v in student.items()}
 
     network = load_model(path).network
     tile = np.random.default_rng(0).integers(0, 256, [4 + 2 * h for h in network.halo], dtype=np.uint8)

@@ -118,9 +118,9 @@ def test_it_is_trained_and_validated_like_any_other(tmp_path: Path) -> None:
     volumes = {"a": (write_volume(tmp_path / "raw.zarr", raw), write_volume(tmp_path / "labels.zarr", labels))}
     heads = {"affinities": False, "embedding": 4}
     made = options(heads=heads, terms=[{"name": "embedding"}], steps=20, validate_every=20, learning_rate=2e-2)
-    out = {"out": tmp_path / "model.pt", "folder": tmp_path}
+    out = {"out": tmp_path / "model.safetensors", "folder": tmp_path}
     found = train(made, offsets=NEAREST, volumes=volumes, device="cpu", **out)
     assert np.isfinite(found.scores.voi)
-    loaded = load_model(tmp_path / "model.pt")
+    loaded = load_model(tmp_path / "model.safetensors")
     assert not loaded.heads.affinities
     assert not has_affinities(loaded.network)

@@ -22,7 +22,7 @@ OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tune") / "model.pt"
+    path = tmp_path_factory.mktemp("tune") / "model.safetensors"
     torch.manual_seed(0)
     save_model(path, LoadedModel(build(OPTIONS, HeadOptions(), OFFSETS), OPTIONS, HeadOptions(), OFFSETS, (8, 8, 8)))
     return path

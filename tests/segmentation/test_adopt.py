@@ -96,7 +96,7 @@ def test_from_a_file_to_neurons_on_the_command_line(tmp_path: Path, affinities: 
     call("edges", *inputs("affinities", "fragments"), *to("edges"), block=block)
     call("agglomerate", *inputs("affinities", "fragments", "edges"), *to("agglomeration"), thresholds=[0.5])
     made = inputs("fragments", "edges", "agglomeration")
-    call("segment", *made, "--storage", storage, *to("segmentation"), block=block, threshold=0.5)
+    call("relabel", *made, "--storage", storage, *to("segmentation"), block=block, threshold=0.5)
     found = voxels(tmp_path / "segmentation.json")
     assert len(np.unique(found)) == 2
     assert (found[:, :, :33] == found[0, 0, 0]).all()

@@ -13,6 +13,7 @@ import pytest
 import torch
 import zarr
 from pipeline import STORAGE, store, voxels
+from safetensors.torch import save_file
 from small_trainings import NEVER, OFFSETS, numbers, options
 from torch import Tensor, nn
 from toy_volumes import cells
@@ -160,7 +161,7 @@ def scripted(path: Path, network: nn.Module, shape: tuple[int, ...] = (2, 1, 8, 
 def trained(place: Path, volume: VolumeInputs, *teachers: Path | NetworkTeacher) -> tuple[list[dict[str, str]], bytes]:
     volumes = {"a": (read(volume.raw).result, read(volume.labels or volume.raw).result)}
     made = options(terms=SOFT, teacher="lab", augment=NEVER | {"noise": 1}, steps=4)
-    out = place / "model.pt"
+    out = place / "model.safetensors"
     train(made, offsets=OFFSETS, volumes=volumes, out=out, folder=place / "run", teachers=teachers, device="cpu")
     return numbers(place), out.read_bytes()
 
@@ -169,7 +170,7 @@ def test_a_network_from_elsewhere_teaches_as_it_would_as_a_model(
     tmp_path: Path, volume: VolumeInputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss and weights are those of the same network as an own teacher, to the bit."""
-    model = saved(tmp_path / "teacher.pt")
+    model = saved(tmp_path / "teacher.safetensors")
     expected = trained(tmp_path / "own", volume, model)
     known: dict[str, Any] = {"offsets": OFFSETS, "voxel_size": SIZE, "outputs": "logits"}
     (tmp_path / "lab_networks.py").write_text(
@@ -184,12 +185,12 @@ def test_a_network_from_elsewhere_teaches_as_it_would_as_a_model(
     }
     for name, teacher in teachers.items():
         assert trained(tmp_path / name, volume, teacher) == expected, name
-    assert trained(tmp_path / "other", volume, saved(tmp_path / "other.pt", seed=4)) != expected
+    assert trained(tmp_path / "other", volume, saved(tmp_path / "other.safetensors", seed=4)) != expected
 
 
 @pytest.mark.parametrize("suffix", [".ts", ".pt2", ".onnx"])
 def test_what_kdseg_exported_says_all_by_itself(tmp_path: Path, suffix: str) -> None:
-    model, path = saved(tmp_path / "teacher.pt", THEIRS), tmp_path / f"net{suffix}"
+    model, path = saved(tmp_path / "teacher.safetensors", THEIRS), tmp_path / f"net{suffix}"
     export(model, path)
     teacher = open_teacher(FileTeacher(file=str(path)), OFFSETS, SIZE, CPU)
     raw = torch.randint(0, 256, (2, 1, 8, 12, 12), generator=torch.Generator().manual_seed(0)).float() / 127.5 - 1
@@ -226,15 +227,15 @@ def test_a_student_learns_from_a_torchscript_network(tmp_path: Path, volume: Vol
         lab = FileTeacher(file=str(path), offsets=THEIRS, voxel_size=SIZE, outputs="logits")
         stage.run(train_task(tmp_path / "model.json", volume, {"steps": 2}, foreign={"lab": lab}))
 
-    first = scripted(tmp_path / "lab.ts", Logits(saved(tmp_path / "lab.pt", THEIRS)))
+    first = scripted(tmp_path / "lab.ts", Logits(saved(tmp_path / "lab.safetensors", THEIRS)))
     run(first)
-    made, before = read(tmp_path / "model.json"), (tmp_path / "model.pt").read_bytes()
+    made, before = read(tmp_path / "model.json"), (tmp_path / "model.safetensors").read_bytes()
     assert made.inputs["lab/file0"] == file_fingerprint(first)
     assert float(made.stats["steps"]) == 2
     run(first.rename(tmp_path / "moved.ts"))
-    assert (tmp_path / "model.pt").read_bytes() == before
+    assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(ClaimError, match=r"inputs\.lab/file0 was"):
-        run(scripted(tmp_path / "lab.ts", Logits(saved(tmp_path / "other.pt", THEIRS, seed=4))))
+        run(scripted(tmp_path / "lab.ts", Logits(saved(tmp_path / "other.safetensors", THEIRS, seed=4))))
 
 
 def frozen(path: Path) -> str:
@@ -269,13 +270,19 @@ def weights(path: Path) -> str:
     return str(path)
 
 
+def safe(path: Path) -> str:
+    save_file(nn.Conv3d(1, 4, 1).state_dict(), path)
+    return str(path)
+
+
 LOGITS: dict[str, Any] = {"offsets": OFFSETS, "voxel_size": SIZE, "outputs": "logits"}
 BAD: dict[str, tuple[Any, dict[str, Any], type[KdsegError], str]] = {
     "missing": (lambda p: str(p / "none.ts"), {}, MissingError, "no teacher at"),
-    "kind": (lambda p: str(p / "net.h5"), {}, ConfigError, r"expected net\.pt2, net\.ts, net\.pt or net\.onnx"),
+    "kind": (lambda p: str(p / "net.h5"), {}, ConfigError, r"expected net\.pt2, net\.ts, net\.pt, net\.onnx, net"),
     "no archive": (lambda p: garbled(p / "net.pt2"), {}, UnreadableError, "is damaged, or neither"),
     "no graph": (lambda p: garbled(p / "net.onnx"), {}, UnreadableError, "is damaged, or neither"),
     "weights": (lambda p: weights(p / "net.pt"), {}, UnreadableError, "weights alone are no network"),
+    "safe weights": (lambda p: safe(p / "net.safetensors"), {}, UnreadableError, "weights alone are no network"),
     "nothing said": (
         lambda p: conv(p / "net.ts"),
         {"offsets": None, "outputs": None},
@@ -334,7 +341,7 @@ def test_a_network_that_does_not_fit_is_refused(tmp_path: Path, case: str) -> No
 def test_what_a_file_says_of_itself_is_not_overruled(tmp_path: Path, said: dict[str, Any], message: str) -> None:
     torch.manual_seed(0)
     network, heads = UNetOptions(widths=(2, 3)), HeadOptions()
-    path = tmp_path / "ours.pt"
+    path = tmp_path / "ours.safetensors"
     save_model(path, LoadedModel(build(network, heads, OFFSETS), network, heads, OFFSETS, SIZE))
     assert open_teacher(FileTeacher(file=str(path), voxel_size=SIZE), OFFSETS, SIZE, CPU).about.input == (-1.0, 1.0)
     with pytest.raises(ConfigError, match=message):
@@ -343,7 +350,7 @@ def test_what_a_file_says_of_itself_is_not_overruled(tmp_path: Path, said: dict[
 
 def test_a_network_without_an_affinity_head_is_no_online_teacher(tmp_path: Path) -> None:
     network, heads = UNetOptions(widths=(2, 3)), HeadOptions(affinities=False, embedding=4)
-    path = tmp_path / "ours.pt"
+    path = tmp_path / "ours.safetensors"
     save_model(path, LoadedModel(build(network, heads, OFFSETS), network, heads, OFFSETS, SIZE))
     with pytest.raises(ConfigError, match="no head for affinities"):
         open_teacher(FileTeacher(file=str(path)), OFFSETS, SIZE, CPU)

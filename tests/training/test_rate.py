@@ -167,5 +167,5 @@ def teacher(tmp_path: Path) -> Path:
     made = options()
     torch.manual_seed(1)
     network = build(made.network, made.heads, OFFSETS)
-    save_model(tmp_path / "t.pt", LoadedModel(network, made.network, made.heads, OFFSETS, (10.0, 10.0, 10.0)))
-    return tmp_path / "t.pt"
+    save_model(tmp_path / "t.safetensors", LoadedModel(network, made.network, made.heads, OFFSETS, (10.0, 10.0, 10.0)))
+    return tmp_path / "t.safetensors"

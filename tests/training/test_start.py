@@ -44,7 +44,7 @@ def prepared(volumes: Any, **changes: Any) -> Run:
 
 
 def test_the_first_weights_are_those_of_the_file(tmp_path: Path, volumes: Any) -> None:
-    path = saved(tmp_path / "first.pt")
+    path = saved(tmp_path / "first.safetensors")
     state, other = prepared(volumes, start_from=str(path)), prepared(volumes)
     expected = load_model(path).network.state_dict()
     for network in (state.objective.network, state.average):
@@ -55,16 +55,16 @@ def test_the_first_weights_are_those_of_the_file(tmp_path: Path, volumes: Any) -
 
 def test_what_is_made_by_default_may_be_spelled_out(tmp_path: Path, volumes: Any) -> None:
     spelled: dict[str, Any] = {"kind": "unet", "widths": [2, 3], "downsample": [[2, 2, 2]], "kernels": [[3, 3, 3]] * 2}
-    path = saved(tmp_path / "spelled.pt", network=spelled)
+    path = saved(tmp_path / "spelled.safetensors", network=spelled)
     found = prepared(volumes, start_from=str(path)).objective.network.state_dict()
     assert all(torch.equal(found[name], value) for name, value in load_model(path).network.state_dict().items())
-    flat = saved(tmp_path / "flat.pt", network={**spelled, "kernels": [[1, 3, 3], [3, 3, 3]]})
+    flat = saved(tmp_path / "flat.safetensors", network={**spelled, "kernels": [[1, 3, 3], [3, 3, 3]]})
     with pytest.raises(ConfigError, match=r"kernels .*\(1, 3, 3\)"):
         prepared(volumes, start_from=str(flat))
 
 
 def test_heads_are_added_and_dropped(tmp_path: Path, volumes: Any) -> None:
-    path = saved(tmp_path / "lsd.pt", heads={"lsd": True, "embedding": 4}, terms=BOTH)
+    path = saved(tmp_path / "lsd.safetensors", heads={"lsd": True, "embedding": 4}, terms=BOTH)
     terms = [{"name": "affinity"}, {"name": "embedding"}]
     found = prepared(volumes, start_from=str(path), heads={"embedding": 6}, terms=terms).objective.network.state_dict()
     plain = prepared(volumes, heads={"embedding": 6}, terms=terms).objective.network.state_dict()
@@ -90,11 +90,11 @@ OTHER = {"kind": "unet", "widths": [2, 4]}
 def test_what_does_not_fit_is_refused(
     tmp_path: Path, volumes: Any, made: Any, error: type[KdsegError], message: str
 ) -> None:
-    path = saved(tmp_path / "other.pt", **made)
+    path = saved(tmp_path / "other.safetensors", **made)
     with pytest.raises(error, match=message):
         prepared(volumes, start_from=str(path))
-    with pytest.raises(MissingError, match="no checkpoint at"):
-        prepared(volumes, start_from=str(tmp_path / "none.pt"))
+    with pytest.raises(MissingError, match="no model file at"):
+        prepared(volumes, start_from=str(tmp_path / "none.safetensors"))
 
 
 def test_what_is_in_the_file_counts_and_not_where_it_lies(tmp_path: Path, volumes: Any) -> None:
@@ -108,27 +108,28 @@ def test_what_is_in_the_file_counts_and_not_where_it_lies(tmp_path: Path, volume
         values = {"name": "x", "offsets": OFFSETS, "volumes": {"a": VolumeInputs(**inputs)}, "device": "cpu"}
         stage.run(TrainTask(manifest=tmp_path / "model.json", options=options(start_from=str(path)), **values))
 
-    run(saved(tmp_path / "one.pt"))
-    before = (tmp_path / "model.pt").read_bytes()
-    run(saved(tmp_path / "moved.pt"))
-    assert (tmp_path / "model.pt").read_bytes() == before
+    run(saved(tmp_path / "one.safetensors"))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    run(saved(tmp_path / "moved.safetensors"))
+    assert (tmp_path / "model.safetensors").read_bytes() == before
     with pytest.raises(ClaimError, match=r"inputs\.start_from was"):
-        run(saved(tmp_path / "two.pt", seed=6))
+        run(saved(tmp_path / "two.safetensors", seed=6))
 
 
 def test_a_state_of_another_start_is_refused(tmp_path: Path, volumes: Any) -> None:
     def run(path: Path) -> None:
-        made, out = options(start_from=str(path), steps=1), {"out": tmp_path / "model.pt", "folder": tmp_path / "run"}
+        made = options(start_from=str(path), steps=1)
+        out = {"out": tmp_path / "model.safetensors", "folder": tmp_path / "run"}
         train(made, offsets=OFFSETS, volumes=volumes, device="cpu", **out)
 
-    run(saved(tmp_path / "one.pt"))
-    run(saved(tmp_path / "moved.pt"))
+    run(saved(tmp_path / "one.safetensors"))
+    run(saved(tmp_path / "moved.safetensors"))
     with pytest.raises(ClaimError, match="another start"):
-        run(saved(tmp_path / "two.pt", seed=6))
+        run(saved(tmp_path / "two.safetensors", seed=6))
 
 
 def test_a_training_that_has_begun_needs_its_start_no_more(tmp_path: Path, volumes: Any) -> None:
-    path = saved(tmp_path / "one.pt")
+    path = saved(tmp_path / "one.safetensors")
     run = prepared(volumes, start_from=str(path))
     before = run.state()["options"]
     path.unlink()
@@ -141,11 +142,11 @@ def test_a_training_goes_on_from_what_it_learned(tmp_path: Path, volumes: Any) -
 
     def trained(name: str, **more: Any) -> list[float]:
         place = tmp_path / name
-        out = {"out": place / "model.pt", "folder": place}
+        out = {"out": place / "model.safetensors", "folder": place}
         train(options(**made, **more), offsets=OFFSETS, volumes=volumes, device="cpu", **out)
         rows = [line.split(",") for line in (place / "curve.csv").read_text().splitlines()]
         return [float(row[rows[0].index("affinity")]) for row in rows[1:]]
 
     first = trained("first")
-    second = trained("second", start_from=str(tmp_path / "first" / "model.pt"), seed=1)
+    second = trained("second", start_from=str(tmp_path / "first" / "model.safetensors"), seed=1)
     assert sum(second[:3]) / 3 < (sum(first[:3]) + sum(first[-3:])) / 6

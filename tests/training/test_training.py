@@ -49,7 +49,13 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, P
 
 def run(folder: Path, made: ModelOptions, volumes: Any, **more: Any) -> Result:
     return train(
-        made, offsets=OFFSETS, volumes=volumes, out=folder / "model.pt", folder=folder / "run", device="cpu", **more
+        made,
+        offsets=OFFSETS,
+        volumes=volumes,
+        out=folder / "model.safetensors",
+        folder=folder / "run",
+        device="cpu",
+        **more,
     )
 
 
@@ -117,12 +123,12 @@ def test_a_killed_run_continues_to_the_same_weights(tmp_path: Path, volumes: Any
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert load(killed / "run" / "state.pt")["step"] == 4
     assert [row["step"] for row in numbers(killed)] == ["1", "2", "3", "4", "5"]
-    assert not (killed / "model.pt").exists()
+    assert not (killed / "model.safetensors").exists()
     run(killed, made, volumes)
     run(whole, made, volumes)
     assert_same_state(killed, whole)
     assert numbers(killed) == numbers(whole)
-    ours, theirs = (load_model(folder / "model.pt").network.state_dict() for folder in (killed, whole))
+    ours, theirs = (load_model(folder / "model.safetensors").network.state_dict() for folder in (killed, whole))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -477,7 +483,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path: Path, volumes: Any, te
             distilling(),
             offsets=OFFSETS[:3],
             volumes=volumes,
-            out=tmp_path / "m.pt",
+            out=tmp_path / "m.safetensors",
             folder=tmp_path,
             teachers=[teacher],
         )

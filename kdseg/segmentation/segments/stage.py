@@ -52,7 +52,7 @@ def run(task: SegmentTask) -> None:
     made_of = {"threshold": threshold, "storage": storage.model_dump(mode="json")}
     inputs = {"fragments": read(fragments).fingerprint, "agglomeration": read(agglomeration).fingerprint}
     with claim(
-        task.manifest, "segment", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
+        task.manifest, "relabel", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:
         source = open_input(fragments).volume
         if source.voxel_size is None:
@@ -76,7 +76,7 @@ def run(task: SegmentTask) -> None:
             run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, place, marks)
         function = partial(segment_block, fragments, read(edges), luts, chunk, held.store)
         block = task.options.block
-        run_blocks("segment", source.roi, block, function, place, held.progress(block))
+        run_blocks("relabel", source.roi, block, function, place, held.progress(block))
         build_levels(held.store, storage.levels, "mode", place=place, progress=held.private)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)

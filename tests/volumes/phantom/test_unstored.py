@@ -21,7 +21,7 @@ from kdseg.networks.models import build
 from kdseg.prediction import stage as predict
 from kdseg.prediction.blocks import prepare
 from kdseg.results.claims import claim, clear
-from kdseg.results.manifests import read, source_fingerprint
+from kdseg.results.manifests import file_fingerprint, read, source_fingerprint
 from kdseg.volumes import convert
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.phantom import VERSION, unstored
@@ -96,6 +96,7 @@ def model(folder):
             held.model,
             LoadedModel(network, UNetOptions(widths=(3, 6)), HeadOptions(), OFFSETS, PHANTOM["voxel_size"]),
         )
+        held.stats["weights"] = file_fingerprint(held.model)
     return folder / "model.json"
 
 
