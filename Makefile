@@ -5,7 +5,9 @@ CORES ?= all
 PYTEST = python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-.PHONY: demo test test-slow test-all test-random check rehearse
+LADDER ?= config/ladder_fib25.yaml
+
+.PHONY: demo test test-slow test-all test-random check rehearse models
 
 demo: $(VENV)/ready
 	snakemake --cores $(CORES)
@@ -28,6 +30,10 @@ rehearse: $(VENV)/ready-test
 	rm -rf build/rehearsal build/rehearsal-work
 	python benchmarks/gpu/run.py build/rehearsal --rehearse
 	python benchmarks/gpu/collect.py build/rehearsal --models build/rehearsal/models
+
+# The queue of trainings, for days in the background: one on each core, resumed where they were stopped.
+models: $(VENV)/ready
+	nice -n 19 snakemake models --cores $(CORES) --set-threads train=1 --keep-going --configfile $(LADDER)
 
 # What CI runs beside the tests.
 check: $(VENV)/ready-test

@@ -1,43 +1,66 @@
 """VOI, ARAND and affinity loss on FIB-25: thresholds are chosen on z 120:160, the test cube is scored at them.
 
-    python benchmarks/fib25.py MODEL.pt [MODEL.pt ...] [--tune-only]
+    python benchmarks/fib25.py MODEL [MODEL ...] [--tune-only] [--csv FILE]
 
-Each volume is segmented in one piece, as validation does it, in float32 on the CPU; neurons of fewer than 100 labelled
-voxels are left out. Every run without `--tune-only` is a look at the test cube: note it in docs/results.md.
+A model is a model file, the name of a shipped network, or several joined by `+`: the mean of their affinities. Each
+volume is segmented in one piece, as validation does it, in float32 on the CPU; neurons of fewer than 100 labelled
+voxels are left out. The floor is the VOI if each fragment were joined to the neuron that most of it lies in: what is
+left then is where, by a voxel or two, fragments put their borders.
+
+Every run without `--tune-only` is a look at the test cube: note it in docs/results.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kdseg.config import StorageOptions, VolumeOptions
-from kdseg.config.segmentation import WatershedOptions
+from kdseg.config.segmentation import VALIDATED, WatershedOptions
+from kdseg.config.shipped import model_file
 from kdseg.config.tasks import ConvertTask
-from kdseg.networks.checkpoint import load_model
+from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, drop_small_labels, relabel
+from kdseg.evaluation.metrics.scores import scores
+from kdseg.evaluation.thresholds import tables_at
+from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel
+from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.results.manifests import read
+from kdseg.training.heldout import affinity_loss
 from kdseg.training.sampling import Source
-from kdseg.training.validation import Scored, Validation, least, sweep, validation_crop
+from kdseg.training.validation import Scored, Validation, agglomerated, least, validation_crop
 from kdseg.volumes import convert
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TUNE = {"file": "fib25_dev.h5", "roi": {"offset": [120, 0, 0], "shape": [40, 250, 250]}}
 TEST = {"file": "fib25_test.h5"}
 DUST = 100
-COLUMNS = ("network", "parameters", "kMAC per voxel", "threshold", "VOI tune", "ARAND tune", "loss tune")
-COLUMNS += ("VOI test (split, merge)", "ARAND test", "loss test", "seconds")
+TILE = 128
+COLUMNS = ("network", "parameters", "kMAC per voxel", "threshold", "VOI tune", "ARAND tune", "loss tune", "floor tune")
+COLUMNS += ("VOI test", "split, merge", "ARAND test", "loss test", "floor test", "seconds")
+
+
+class Found(NamedTuple):
+    """Scores at all thresholds, and the VOI of a perfect agglomeration of the same fragments."""
+
+    scored: list[Scored]
+    floor: float
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--tune-only", action="store_true", help="leave the test cube alone")
+    parser.add_argument("--csv", type=Path, help="write the table there, too")
     given = parser.parse_args()
     if not DATA.is_dir():
         sys.exit(f"no data in {DATA}: see benchmarks/README.md")
@@ -46,8 +69,13 @@ def main() -> None:
         tune = crop_of("tune", TUNE, Path(folder))
         test = None if given.tune_only else crop_of("test", TEST, Path(folder))
         print(f"| {' | '.join(COLUMNS)} |", "|" + " --- |" * len(COLUMNS), sep="\n", flush=True)
-        for path in given.models:
-            print(row(path, tune, test), flush=True)
+        rows = []
+        for model in given.models:
+            rows.append(row(model, tune, test))
+            print(f"| {' | '.join(rows[-1])} |", flush=True)
+    if given.csv is not None:
+        with given.csv.open("w", newline="") as file:
+            csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def crop_of(name: str, where: dict[str, object], folder: Path) -> Validation:
@@ -63,33 +91,63 @@ def crop_of(name: str, where: dict[str, object], folder: Path) -> Validation:
     return validation_crop(Source(name, *stores), (1000, 1000, 1000))
 
 
-def row(path: Path, tune: Validation, test: Validation | None) -> str:
-    """Return a line of the table."""
+def row(model: str, tune: Validation, test: Validation | None) -> list[str]:
+    """Return the cells of a line of the table."""
     begun = time.monotonic()
-    loaded = load_model(path)
-
-    def scored(crop: Validation) -> list[Scored]:
-        cpu = torch.device("cpu")
-        return sweep(loaded.network, crop, loaded.offsets, torch.float32, cpu, WatershedOptions(), dust=DUST)
-
-    found = scored(tune)
-    best = least(found)
+    paths = [model_file(one) for one in model.split("+")]
+    networks = [load_model(path) for path in paths]
+    there, here = None if test is None else scored(networks, test), scored(networks, tune)
+    best = least(here.scored)
     cells = [
-        path.parent.name if path.stem == "model" else path.stem,
-        f"{count_parameters(loaded.network):,}",
-        f"{kmac_per_voxel(loaded.network):.1f}",
+        " + ".join(path.parent.name if path.stem == "model" else path.stem for path in paths),
+        f"{sum(count_parameters(one.network) for one in networks):,}",
+        f"{sum(kmac_per_voxel(one.network) for one in networks):.1f}",
         f"{best.threshold}",
         f"{best.voi:.3f}",
         f"{best.arand:.3f}",
         f"{best.affinity_loss:.4f}",
+        f"{here.floor:.3f}",
     ]
-    if test is None:
-        cells += ["not looked at"] * 3
+    if there is None:
+        cells += ["not looked at"] * 5
     else:
-        there = scored(test)[found.index(best)]
-        cells.append(f"{there.voi:.3f} ({there.voi_split:.3f}, {there.voi_merge:.3f})")
-        cells += [f"{there.arand:.3f}", f"{there.affinity_loss:.4f}"]
-    return f"| {' | '.join([*cells, f'{time.monotonic() - begun:.0f}'])} |"
+        at = there.scored[here.scored.index(best)]
+        cells += [f"{at.voi:.3f}", f"{at.voi_split:.3f}, {at.voi_merge:.3f}", f"{at.arand:.3f}"]
+        cells += [f"{at.affinity_loss:.4f}", f"{there.floor:.3f}"]
+    return [*cells, f"{time.monotonic() - begun:.0f}"]
+
+
+def predicted(networks: list[LoadedModel], crop: Validation) -> NDArray[np.uint8]:
+    """Return the affinities of a crop, (c, z, y, x), the mean of some networks' of equal offsets."""
+    total = None
+    for one in networks:
+        if one.offsets != networks[0].offsets:
+            sys.exit(f"the networks predict other affinities: {one.offsets}, {networks[0].offsets}")
+        z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(crop.roi.shape, one.network.stride, strict=True))
+        run = predictor(one.network, (z, y, x), torch.device("cpu"), torch.float32, offsets=one.offsets)
+        found = predict_roi(run, crop.source.raw.read, crop.source.raw.roi, crop.roi).astype(np.uint32)
+        total = found if total is None else total + found
+    assert total is not None
+    return ((2 * total + len(networks)) // (2 * len(networks))).astype(np.uint8)
+
+
+def scored(networks: list[LoadedModel], crop: Validation) -> Found:
+    """Return the scores of a crop at the thresholds of validation, and what a perfect agglomeration would have."""
+    offsets, affinities = networks[0].offsets, predicted(networks, crop)
+    pieces, tree = agglomerated(affinities, offsets, WatershedOptions(), crop.source.voxel_size)
+    table = drop_small_labels(block_contingency(pieces, crop.labels), DUST)
+    loss, found = affinity_loss(affinities, crop.truth, offsets), []
+    for threshold, there in zip(VALIDATED, tables_at(table, tree, VALIDATED), strict=True):
+        at = scores(there)
+        found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold, loss))
+    return Found(found, scores(perfect(table)).voi)
+
+
+def perfect(table: Contingency) -> Contingency:
+    """Return the table of the agglomeration that joins each fragment to the neuron most of it lies in."""
+    order = np.lexsort((table.label, -table.count.astype(np.int64), table.segment))
+    segments, first = np.unique(table.segment[order], return_index=True)
+    return relabel(table, segments, table.label[order][first])
 
 
 if __name__ == "__main__":

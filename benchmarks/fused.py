@@ -23,7 +23,7 @@ from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.prediction import stage as predict
 from kdseg.results.claims import claim
-from kdseg.results.manifests import read
+from kdseg.results.manifests import file_fingerprint, read
 from kdseg.results.tables import read_table
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
@@ -39,6 +39,7 @@ def network(manifest: Path, widths: tuple[int, ...]) -> Path:
     made(torch.randn(1, 1, 32, 32, 32))
     with claim(manifest, "train", {"widths": list(widths)}, {}) as held:
         save_model(held.model, LoadedModel(made, options, HeadOptions(), OFFSETS, (10.0, 10.0, 10.0)))
+        held.stats["weights"] = file_fingerprint(held.model)
     return manifest
 
 

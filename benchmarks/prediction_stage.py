@@ -32,6 +32,7 @@ from kdseg.networks.models import build
 from kdseg.networks.models.device import resolve_precision
 from kdseg.prediction.tiles import predictor
 from kdseg.results.claims import claim
+from kdseg.results.manifests import file_fingerprint
 from kdseg.running.telemetry import status_path
 from kdseg.volumes.volume import create_volume
 
@@ -62,6 +63,7 @@ def prepare(work, side, name):
     network, options = network_of(name)
     with claim(work / "model.json", "train", {}, {}) as held:
         save_model(held.model, LoadedModel(network, options, HeadOptions(), OFFSETS, NM))
+        held.stats["weights"] = file_fingerprint(held.model)
 
 
 def alone(name, tile, seconds, started):

@@ -53,7 +53,7 @@ def main() -> None:
         data = Data({"a": phantom(folder)}, {}, ())
         made = model([12, 24, 48], True, given.crop, [{"name": "affinity"}], steps=100)
         taught = train(
-            made, offsets=OFFSETS, volumes=data.volumes, out=folder / "t.pt", folder=folder / "t", device="cpu"
+            made, offsets=OFFSETS, volumes=data.volumes, out=folder / "t.safetensors", folder=folder / "t", device="cpu"
         )
         data = data._replace(teachers=(taught.model,))
         print("| term | part | gradient at weight 1, of `affinity`'s | with `normalise` |\n| --- | --- | --- | --- |")

@@ -27,6 +27,7 @@ from kdseg.config.tasks import ConvertTask
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.results.claims import claim, clear
+from kdseg.results.manifests import file_fingerprint
 from kdseg.running.telemetry import status_path
 from kdseg.volumes import convert
 
@@ -45,6 +46,7 @@ def prepare(work, side, offsets):
     network = build(options, HeadOptions(), offsets)
     with claim(work / "model.json", "train", {"offsets": offsets}, {}, overwrite=True) as held:
         save_model(held.model, LoadedModel(network, options, HeadOptions(), offsets, NM))
+        held.stats["weights"] = file_fingerprint(held.model)
 
 
 def predict(work, block, tile, workers):

@@ -1,7 +1,7 @@
 """Tuning of the post-processing: what it gains on FIB-25, how thresholds move with the size of a part, its time.
 
-    python benchmarks/tune_segmentation.py WORK ../shared/models/fib25_16-32-64_900.pt [search|sides|speed]
-    python benchmarks/tune_segmentation.py WORK config/models/fib25_student_alone.pt gain
+    python benchmarks/tune_segmentation.py WORK MODEL [search|sides|speed]
+    python benchmarks/tune_segmentation.py WORK fib25-m gain
 
 The network predicts `fib25_dev.h5` once; affinities and results stay in the folder. ``search`` tunes on z 120:160,
 which no network is trained on. ``sides`` scores parts of several widths of it, and cubes, most of whose voxels the
@@ -27,6 +27,7 @@ import torch
 
 from kdseg.config import FragmentsOptions
 from kdseg.config.data import PhantomOptions
+from kdseg.config.shipped import model_file
 from kdseg.config.tasks import TunedVolume, TuneSegmentationTask
 from kdseg.config.tuning import TuneSegmentationOptions
 from kdseg.evaluation import tune_segmentation
@@ -74,7 +75,7 @@ def fib25(folder: Path, network: Path, name: str = "fib25_dev.h5", first: int = 
         with h5py.File(DATA / name) as file:
             raw, labels = file["volumes/raw"][first:], file["volumes/labels/neuron_ids"][first:]
         cpu, roi = torch.device("cpu"), Roi((0, 0, 0), raw.shape)
-        loaded = load_model(network, cpu)
+        loaded = load_model(model_file(network), cpu)
         run = predictor(loaded.network, (80, 128, 128), cpu, torch.float32)
         affinities = predict_roi(run, lambda part: raw[part.slices()], roi, roi)
         stored(found.affinities, affinities, offsets=loaded.offsets)

@@ -3,7 +3,7 @@
     python benchmarks/gpu/collect.py RESULTS [RESULTS ...] [--into benchmarks/README.md] [--models FOLDER]
 
 Prints the tables as Markdown. `--into` replaces what stands between two marks of a file; `--models` writes each network
-that came back as `NAME.pt`, with its curve as `NAME.csv`.
+that came back as `NAME.safetensors`, with its curve as `NAME.csv`.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def write_models(results: Sequence[Path], folder: Path, rows: Sequence[Row]) -> 
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         for name in names(result):
-            save_model(folder / f"{name}.pt", read_weights(result, name), half=True)
+            save_model(folder / f"{name}.safetensors", read_weights(result, name), half=True)
             if curve := curves.get(name):
                 with (folder / f"{name}.csv").open("w", newline="") as file:
                     writer = csv.DictWriter(file, list(dict.fromkeys(key for row in curve for key in row)))

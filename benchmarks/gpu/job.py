@@ -22,8 +22,8 @@ CARRIED = ROOT / "build" / "gpu"
 """Folder that `pack.py` fills: `wheels/`, `data/`, `models/`."""
 
 
-STUDENT = "fib25_4-8-16_1800.pt"
-"""Weights of `../shared/models` that a job predicts with."""
+STUDENT = "fib25-m"
+"""Shipped network that a job predicts with."""
 
 
 class Rows:

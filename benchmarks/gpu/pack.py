@@ -20,12 +20,11 @@ from typing import Any
 
 import h5py
 from check_pack import check
-from job import CARRIED, FIB25, ROOT, STUDENT
+from job import CARRIED, FIB25, ROOT
 from needs import required
 from wheels import BARE, PLATFORMS, Target, download, read_have, resolve
 
 MANIFEST = "pack.json"
-MODELS = FIB25.parent / "models"
 WHOLE = ("fib25_dev.h5", "fib25_tiny.h5", "LICENSE_fib25_CC-BY.txt")
 CROPPED = "fib25_raw_400.h5"
 MIB = 2**20
@@ -50,7 +49,7 @@ def main() -> None:
         found = resolve(needs, target, ROOT / "constraints.txt", Path(scratch))
     download(found.packed, target, CARRIED / "wheels")
     pack_data(FIB25, CARRIED / "data", given.crop)
-    pack_models([*MODELS.glob(STUDENT), *given.models], CARRIED / "models")
+    pack_models(given.models, CARRIED / "models")
     files = listing(CARRIED)
     tree = tree_bytes(ROOT)
     if too_big := over(files, tree, given.limit * MIB):

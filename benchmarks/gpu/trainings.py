@@ -28,6 +28,7 @@ from kdseg.networks.checkpoint import load_model, save_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel
 from kdseg.results.claims import claim
 from kdseg.results.curve import read_curve
+from kdseg.results.manifests import file_fingerprint
 from kdseg.volumes import convert
 
 TEACHER = ROOT / "config" / "models" / "fib25_teacher.yaml"
@@ -180,12 +181,13 @@ def _teacher(job: Job, training: Training) -> Path:
         loaded = read_weights(job.rows.path.parent, str(training.teacher))
         with claim(manifest, "train", {"weights": training.teacher}, {}) as held:
             save_model(held.model, loaded)
+            held.stats["weights"] = file_fingerprint(held.model)
     return manifest
 
 
 def _bring_back(job: Job, training: Training) -> None:
     """Write the best weights as they are now, if they are newer than what is there."""
-    best = job.work / training.name / "model.training" / "best.pt"
+    best = job.work / training.name / "model.training" / "best.safetensors"
     there = max((p.stat().st_mtime for p in job.rows.path.parent.glob(f"{training.name}-*")), default=0.0)
     if best.exists() and best.stat().st_mtime > there:
         write_weights(job.rows.path.parent, training.name, load_model(best))

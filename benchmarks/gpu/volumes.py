@@ -13,16 +13,15 @@ from typing import Any
 
 import h5py
 import numpy as np
-from job import CARRIED, FIB25, STUDENT, Job, data
+from job import STUDENT, Job, data
 from numpy.typing import NDArray
-from tiles import NETWORKS, OFFSETS, network_of
+from tiles import OFFSETS, network_of
 from timing import rounded
 
 from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
-from kdseg.config.networks import HeadOptions
-from kdseg.config.tasks import FragmentsTask, PredictTask
+from kdseg.config.tasks import FragmentsTask, PredictTask, PretrainedTask
 from kdseg.geometry import Roi, Triple, blocks
-from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
+from kdseg.networks import pretrained
 from kdseg.prediction import stage as predict
 from kdseg.prediction.tiles import tiled
 from kdseg.results.claims import claim
@@ -32,7 +31,8 @@ from kdseg.segmentation.fragments.block import cell_fragments, halo_roi
 from kdseg.segmentation.graph.faces import cell_part
 from kdseg.volumes.volume import create_volume
 
-NAME = "4,8,16"
+NAME = "8,16,32"
+"""Architecture of the shipped network `STUDENT`, by its name in `tiles.NETWORKS`."""
 EM = "fib25_dev.h5"
 VOXEL_SIZE = (10.0, 10.0, 10.0)
 
@@ -61,12 +61,9 @@ def raw_of(folder: Path, side: int, storage: StorageOptions) -> Path:
 
 
 def model_of(folder: Path) -> Path:
-    """Store a student, trained where such weights are at hand, else random; return its manifest."""
+    """Store the shipped student as a result; return its manifest."""
     manifest = folder / "model.json"
-    known = [path for path in (CARRIED / "models" / STUDENT, FIB25.parent / "models" / STUDENT) if path.exists()]
-    made = LoadedModel(network_of(NAME), NETWORKS[NAME], HeadOptions(), OFFSETS, VOXEL_SIZE)
-    with claim(manifest, "train", {"trained": bool(known)}, {}) as held:
-        save_model(held.model, load_model(known[0]) if known else made)
+    pretrained.run(PretrainedTask(manifest=manifest, file=STUDENT, offsets=OFFSETS))
     return manifest
 
 
