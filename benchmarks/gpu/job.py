@@ -22,7 +22,7 @@ CARRIED = ROOT / "build" / "gpu"
 """Folder that `pack.py` fills: `wheels/`, `data/`, `models/`."""
 
 
-STUDENT = "fib25-m"
+STUDENT = "fib25-s"
 """Shipped network that a job predicts with."""
 
 

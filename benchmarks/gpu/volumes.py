@@ -31,7 +31,7 @@ from kdseg.segmentation.fragments.block import cell_fragments, halo_roi
 from kdseg.segmentation.graph.faces import cell_part
 from kdseg.volumes.volume import create_volume
 
-NAME = "8,16,32"
+NAME = "4,8,16"
 """Architecture of the shipped network `STUDENT`, by its name in `tiles.NETWORKS`."""
 EM = "fib25_dev.h5"
 VOXEL_SIZE = (10.0, 10.0, 10.0)

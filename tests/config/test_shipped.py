@@ -22,7 +22,7 @@ NAMES = sorted(cards())
 
 
 def test_there_are_some_and_they_are_small() -> None:
-    assert {"fib25-teacher", "fib25-m"} <= set(NAMES)
+    assert {"fib25-teacher", "fib25-m", "fib25-s"} <= set(NAMES)
     assert sum(path.stat().st_size for path in shipped.FOLDER.iterdir()) <= 20e6
     assert {path.stem for path in shipped.FOLDER.iterdir()} == set(NAMES)  # neither weights nor cards alone
 
