@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +15,14 @@ from toy_volumes import cells, write_volume
 from workflow import ROOT
 
 from kdseg.config.networks import HeadOptions, UNetOptions
+from kdseg.config.shipped import cards, model_file
 from kdseg.evaluation.metrics.contingency import block_contingency
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.networks.checkpoint import LoadedModel
+from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models import build
 from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.training.sampling import Source
-from kdseg.training.validation import validation_crop
+from kdseg.training.validation import least, validation_crop
 
 OFFSETS = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
@@ -89,3 +91,17 @@ def test_a_network_that_says_its_logits_too_small_is_mended() -> None:
     assert calibration.fit(pairs, bias=False)[1] == 0
     assert calibration.loss(pairs, temperature, bias) < calibration.loss(pairs, *calibration.fit(pairs, bias=False))
     assert calibration.share(pairs, (1.0, 0.0), 40) == f"{100 * truth[102:128].mean():.0f} %"
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["fib25-s", "fib25-m", "fib25-m-distilled"])
+def test_shipped_weights_reproduce_the_scores_of_their_card(em_data: Path, tmp_path: Path, name: str) -> None:
+    """The teacher takes minutes of one core, and is left out."""
+    import fib25
+
+    found = fib25.scored([load_model(model_file(name))], fib25.crop_of("tune", fib25.TUNE, tmp_path))
+    best, said = least(found.scored), re.match(r"VOI ([\d.]+) bits, ARAND ([\d.]+)", cards()[name].scores["tune"])
+    assert said is not None
+    assert best.threshold == cards()[name].threshold
+    assert best.voi == pytest.approx(float(said[1]), abs=0.01)
+    assert best.arand == pytest.approx(float(said[2]), abs=0.01)
