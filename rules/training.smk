@@ -13,10 +13,10 @@ rule rate:
         results("{model}/logs/rate.log"),
     benchmark:
         results("{model}/benchmarks/rate.tsv")
-    conda:
-        "../envs/kdseg.yaml"
     wildcard_constraints:
         model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
+    conda:
+        "../envs/kdseg.yaml"
     threads: 8
     resources:
         gpu=min(GPUS, 1),
