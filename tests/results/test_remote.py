@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +25,7 @@ import pytest
 import s3fs
 import yaml
 from command import invoke
+from fsspec.implementations.http import HTTPFileSystem
 from pipeline import STORAGE, voxels
 from toy_models import TILE, save
 from toy_volumes import cells, write_volume
@@ -144,8 +146,18 @@ def bucket():
 
 
 def forget():
-    s3fs.S3FileSystem.clear_instance_cache()
+    for kind in (s3fs.S3FileSystem, HTTPFileSystem):
+        kind.clear_instance_cache()
     gc.collect()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """Let sessions die here, where nobody minds that they are open, and not in the next file of this process."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        forget()
 
 
 @pytest.fixture
