@@ -25,26 +25,24 @@ import torch
 from numpy.typing import NDArray
 
 from kdseg.config import StorageOptions, VolumeOptions
-from kdseg.config.segmentation import VALIDATED, WatershedOptions
+from kdseg.config.segmentation import WatershedOptions
 from kdseg.config.shipped import model_file
 from kdseg.config.tasks import ConvertTask
-from kdseg.evaluation.metrics.contingency import Contingency, block_contingency, drop_small_labels, relabel
+from kdseg.evaluation.metrics.contingency import Contingency, relabel
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.evaluation.thresholds import tables_at
 from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel
-from kdseg.prediction.tiles import predict_roi, predictor
 from kdseg.results.manifests import read
+from kdseg.training import validation
 from kdseg.training.heldout import affinity_loss
 from kdseg.training.sampling import Source
-from kdseg.training.validation import Scored, Validation, agglomerated, least, validation_crop
+from kdseg.training.validation import Scored, Validation, least, validation_crop
 from kdseg.volumes import convert
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 TUNE = {"file": "fib25_dev.h5", "roi": {"offset": [120, 0, 0], "shape": [40, 250, 250]}}
 TEST = {"file": "fib25_test.h5"}
 DUST = 100
-TILE = 128
 COLUMNS = ("network", "parameters", "kMAC per voxel", "threshold", "VOI tune", "ARAND tune", "loss tune", "floor tune")
 COLUMNS += ("VOI test", "split, merge", "ARAND test", "loss test", "floor test", "seconds")
 
@@ -123,9 +121,8 @@ def predicted(networks: list[LoadedModel], crop: Validation) -> NDArray[np.uint8
     for one in networks:
         if one.offsets != networks[0].offsets:
             sys.exit(f"the networks predict other affinities: {one.offsets}, {networks[0].offsets}")
-        z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(crop.roi.shape, one.network.stride, strict=True))
-        run = predictor(one.network, (z, y, x), torch.device("cpu"), torch.float32, offsets=one.offsets)
-        found = predict_roi(run, crop.source.raw.read, crop.source.raw.roi, crop.roi).astype(np.uint32)
+        cpu = torch.device("cpu")
+        found = validation.predicted(one.network, crop, one.offsets, torch.float32, cpu).astype(np.uint32)
         total = found if total is None else total + found
     assert total is not None
     return ((2 * total + len(networks)) // (2 * len(networks))).astype(np.uint8)
@@ -134,12 +131,8 @@ def predicted(networks: list[LoadedModel], crop: Validation) -> NDArray[np.uint8
 def scored(networks: list[LoadedModel], crop: Validation) -> Found:
     """Return the scores of a crop at the thresholds of validation, and what a perfect agglomeration would have."""
     offsets, affinities = networks[0].offsets, predicted(networks, crop)
-    pieces, tree = agglomerated(affinities, offsets, WatershedOptions(), crop.source.voxel_size)
-    table = drop_small_labels(block_contingency(pieces, crop.labels), DUST)
-    loss, found = affinity_loss(affinities, crop.truth, offsets), []
-    for threshold, there in zip(VALIDATED, tables_at(table, tree, VALIDATED), strict=True):
-        at = scores(there)
-        found.append(Scored(at.voi, at.voi_split, at.voi_merge, at.arand, threshold, loss))
+    table, tree = validation.tabled(affinities, crop, offsets, WatershedOptions(), dust=DUST)
+    found = validation.scored(table, tree, affinity_loss(affinities, crop.truth, offsets))
     return Found(found, scores(perfect(table)).voi)
 
 

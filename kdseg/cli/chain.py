@@ -20,6 +20,22 @@ Stages = Iterator[tuple[str, Section]]
 """Tasks by their commands, in order."""
 
 
+def carry_out(config: Config, stages: Iterable[tuple[str, Section]], *, overwrite: bool) -> None:
+    """Write the configuration that a command made to its folder of results, and run its stages.
+
+    Each stage goes on where a killed one stopped, and one that is done does nothing.
+
+    Raises:
+        ClaimError: if the folder holds the configuration of another call, or something else of that name.
+    """
+    begin(config, _written(config), overwrite=overwrite)
+    for name, task in stages:
+        begun = time.monotonic()
+        print(f"{name} …", flush=True)
+        import_module(STAGES[name][1]).run(task)
+        print(f"{name}: {time.monotonic() - begun:.1f} s", flush=True)
+
+
 def begin(config: Config, path: Path, *, overwrite: bool) -> None:
     """Write the configuration that a command made, for people and for Snakemake to go on from.
 
@@ -41,13 +57,15 @@ def begin(config: Config, path: Path, *, overwrite: bool) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False))
 
 
-def run(stages: Iterable[tuple[str, Section]]) -> None:
-    """Run stages; each goes on where a killed one stopped, and one that is done does nothing."""
-    for name, task in stages:
-        begun = time.monotonic()
-        print(f"{name} …", flush=True)
-        import_module(STAGES[name][1]).run(task)
-        print(f"{name}: {time.monotonic() - begun:.1f} s", flush=True)
+def how_to_go_on(config: Config) -> str:
+    """Return the command by which the workflow goes on from what `carry_out` wrote."""
+    snakefile = Path(__file__).parents[2] / "Snakefile"
+    where = f" --snakefile {snakefile}" if snakefile.is_file() else ""
+    return f"to go on from here: snakemake --cores all{where} --configfile {_written(config)}"
+
+
+def _written(config: Config) -> Path:
+    return Path(config.results) / "config.yaml"
 
 
 def converted(config: Config, volume: str, how: dict[str, Any]) -> Stages:

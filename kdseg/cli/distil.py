@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from kdseg.cli.chain import Stages, begin, converted, run, segmented
+from kdseg.cli.chain import Stages, carry_out, converted, how_to_go_on, segmented
 from kdseg.config import Config, tasks, validate
 from kdseg.config.base import Extent
 from kdseg.config.questions import DistilTask
@@ -21,20 +21,13 @@ CROP = 64
 
 
 def distil(task: DistilTask) -> None:
-    """Write a configuration to the folder of the results, run its stages, and print what is known of the student.
-
-    Each stage goes on where a killed one stopped, and one that is done does nothing.
-
-    Raises:
-        ClaimError: if the folder holds results of another call.
-    """
+    """Distil a network in a file on raw data alone, and print what is known of the student."""
     config = configuration(task)
-    path = task.out / "config.yaml"
-    begin(config, path, overwrite=task.overwrite)
-    run(stages(config, task))
+    carry_out(config, stages(config, task), overwrite=task.overwrite)
     print((task.out / "report.txt").read_text())
     print(f"student: {task.out}/student/model.safetensors, segmentation: {task.out}/student/raw/segmentation.zarr")
-    print(f"page: {task.out}/report.html; to go on from here: snakemake --configfile {path}")
+    print(f"page: {task.out}/report.html")
+    print(how_to_go_on(config))
 
 
 def configuration(task: DistilTask) -> Config:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdseg.cli.chain import Stages, begin, converted, run, segmented
+from kdseg.cli.chain import Stages, carry_out, converted, how_to_go_on, segmented
 from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, tasks, validate
 from kdseg.config.questions import NeuronsTask
 from kdseg.config.shipped import cards
@@ -18,21 +18,13 @@ from kdseg.results.manifests import read
 
 
 def segment(task: NeuronsTask) -> None:
-    """Write a configuration to the folder of the results, run its stages, and print where the neurons are.
-
-    Raises:
-        ClaimError: if the folder holds results of another call.
-    """
+    """Segment raw data with a network that is trained already, and print where the neurons are."""
     config = configuration(task)
-    path = task.out / "config.yaml"
-    begin(config, path, overwrite=task.overwrite)
-    run(stages(config, task))
+    carry_out(config, stages(config, task), overwrite=task.overwrite)
     model = _name(task.model)
     made = read(Path(config.results) / model / "raw" / "segmentation.json")
     print(f"{made.stat('segments')} neurons: {made.result}, a table of them: {made.result.with_suffix('.parquet')}")
-    snakefile = Path(__file__).parents[2] / "Snakefile"
-    where = f" --snakefile {snakefile}" if snakefile.is_file() else ""
-    print(f"to go on from here: snakemake --cores all{where} --configfile {path.resolve()}")
+    print(how_to_go_on(config))
 
 
 def configuration(task: NeuronsTask) -> Config:

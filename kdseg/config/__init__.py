@@ -20,7 +20,7 @@ from kdseg.config.base import Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
-from kdseg.config.matching import mismatches
+from kdseg.config.matching import mismatches, unfit
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.sections import reaches, within_sections
 from kdseg.config.segmentation import (
@@ -32,7 +32,6 @@ from kdseg.config.segmentation import (
     PredictOptions,
     SegmentOptions,
 )
-from kdseg.config.shipped import cards, model_file
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, MissingError
@@ -320,13 +319,6 @@ class Config(Section):
                     check_foreign(f"models.{name}", teacher, self.teachers[teacher], train, taught, self.offsets)
             if problem := next(mismatches(self, name), None):
                 raise ValueError(problem)
-        for name, model_or_file in self.pretrained.items():
-            try:
-                model_file(model_or_file)
-            except ConfigError as error:
-                raise ValueError(f"pretrained.{name}: {error}") from None
-            except MissingError:
-                pass  # as of raw data, it may be made later, or lie elsewhere
         for volume in self.evaluate.volumes:
             self._expect(volume, self.volumes, "evaluate.volumes", "volume")
         for volume in self.evaluate.tuned:
@@ -335,31 +327,11 @@ class Config(Section):
             self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
             self._expect(model_name, {**self.models, **self.pretrained}, "evaluate.models", "model")
-        for model_name in self._segmented_models():
-            if model_name in self.pretrained:
-                self._expect_chosen_threshold(model_name)
+        if problem := next(unfit(self), None):
+            raise ValueError(problem)
         if self.evaluate.tune_on is None and self.segment.threshold is None and self.tuned_options == "none":
             self._expect_validated_threshold()
         return self
-
-    def _segmented_models(self) -> tuple[str, ...]:
-        """Return the names of the networks that volumes are segmented with: to be scored, or to teach neurons."""
-        taught = [m.train for m in self.all_models.values() if m.train.teaching.instances == "segmentation"]
-        return tuple(dict.fromkeys((*self.evaluate.models, *(t.teachers[0] for t in taught if t.teachers))))
-
-    def _expect_chosen_threshold(self, name: str) -> None:
-        """Refuse to segment with a network that was trained before, if nobody chose a threshold for these options."""
-        if self.evaluate.tune_on is not None or self.segment.threshold is not None or self.tuned_options != "none":
-            return
-        hint = "name a labelled volume as evaluate.tune_on, or fix segment.threshold"
-        card = cards().get(self.pretrained[name])
-        if card is None:
-            raise ValueError(f"nobody knows a threshold of the network {name!r}, which is a file: {hint}")
-        if not card.fits(self.fragments, self.edges, self.agglomerate):
-            raise ValueError(
-                f"the threshold on the card of the network {name!r} was chosen with other options of fragments, edges "
-                f"or agglomerate than these: {hint}"
-            )
 
     def _expect_validated_threshold(self) -> None:
         """Refuse an agglomeration whose thresholds are not those of validation, where its best one is taken."""

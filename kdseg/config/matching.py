@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from math import prod
 from typing import TYPE_CHECKING
 
+from kdseg.config.shipped import cards, model_file
 from kdseg.config.teachers import SegmentationTeacher
+from kdseg.errors import ConfigError, MissingError
 
 if TYPE_CHECKING:
     from kdseg.config import Config
@@ -58,6 +60,41 @@ def _cycle(config: Config, name: str) -> Iterator[str]:
         if teacher not in seen:
             seen.add(teacher)
             ahead.extend(_trained(config, teacher))
+
+
+def unfit(config: Config) -> Iterator[str]:
+    """Yield what is wrong with pretrained networks: a name that is none, or a threshold that nobody chose.
+
+    Args:
+        config: all names of models in it exist.
+    """
+    for name, model in config.pretrained.items():
+        try:
+            model_file(model)
+        except ConfigError as error:
+            yield f"pretrained.{name}: {error}"
+        except MissingError:
+            pass  # as of raw data, it may be made later, or lie elsewhere
+    if config.evaluate.tune_on is not None or config.segment.threshold is not None or config.tuned_options != "none":
+        return
+    hint = "name a labelled volume as evaluate.tune_on, or fix segment.threshold"
+    for name in (name for name in _segmenting(config) if name in config.pretrained):
+        card = cards().get(config.pretrained[name])
+        if card is None:
+            yield f"nobody knows a threshold of the network {name!r}, which is a file: {hint}"
+        elif not card.fits(config.fragments, config.edges, config.agglomerate):
+            yield (
+                f"the threshold on the card of the network {name!r} was chosen with other options of fragments, edges "
+                f"or agglomerate than these: {hint}"
+            )
+
+
+def _segmenting(config: Config) -> Iterator[str]:
+    """Yield the names of the networks that volumes are segmented with: to be scored, or to teach neurons."""
+    yield from config.evaluate.models
+    for model in config.all_models.values():
+        if model.train.teaching.instances == "segmentation":
+            yield from model.train.teachers[:1]
 
 
 def _trained(config: Config, name: str) -> Iterator[str]:

@@ -20,6 +20,7 @@ from kdseg.training.sampling import Source
 from kdseg.training.sampling.arrays import OUTSIDE
 
 if TYPE_CHECKING:
+    from kdseg.evaluation.metrics.contingency import Contingency
     from kdseg.segmentation.agglomeration.linkage import Dendrogram
 
 TILE = 128
@@ -137,20 +138,40 @@ def sweep(
         watershed: how fragments are made.
         dust: ground-truth objects of fewer voxels of the crop are left out.
     """
+    affinities = predicted(network, crop, offsets, dtype, device)
+    table, dendrogram = tabled(affinities, crop, offsets, watershed, dust=dust)
+    return scored(table, dendrogram, affinity_loss(affinities, crop.truth, offsets))
+
+
+def predicted(
+    network: Network, crop: Validation, offsets: Offsets, dtype: torch.dtype, device: torch.device
+) -> NDArray[np.uint8]:
+    """Return the affinities of a crop, uint8 (c, z, y, x) in 1/255; see `sweep`."""
+    roi = crop.roi
+    z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
+    run = predictor(network, (z, y, x), device, dtype, offsets=offsets)
+    return predict_roi(run, crop.source.raw.read, crop.source.raw.roi, roi)
+
+
+def tabled(
+    affinities: NDArray[np.uint8], crop: Validation, offsets: Offsets, watershed: Watershed, *, dust: int
+) -> tuple[Contingency, Dendrogram]:
+    """Return the overlaps of a crop's fragments with ground truth, and the merges of the fragments; see `sweep`."""
     # they compile, or need scipy: only validation has to wait for that
     from kdseg.evaluation.metrics.contingency import block_contingency, by_section, drop_small_labels, own_background
-    from kdseg.evaluation.metrics.scores import scores
-    from kdseg.evaluation.thresholds import tables_at
 
-    raw, roi = crop.source.raw, crop.roi
-    z, y, x = (-(-min(n, TILE) // s) * s for n, s in zip(roi.shape, network.stride, strict=True))
-    affinities = predict_roi(predictor(network, (z, y, x), device, dtype, offsets=offsets), raw.read, raw.roi, roi)
     pieces, dendrogram = agglomerated(affinities, offsets, watershed, crop.source.voxel_size)
     labels: NDArray[np.integer] = crop.labels
     if in_sections(offsets):
         labels, pieces = by_section(labels), own_background(pieces, np.arange(len(pieces))[:, None, None])
-    table = drop_small_labels(block_contingency(pieces, labels), dust)
-    loss = affinity_loss(affinities, crop.truth, offsets)
+    return drop_small_labels(block_contingency(pieces, labels), dust), dendrogram
+
+
+def scored(table: Contingency, dendrogram: Dendrogram, loss: float) -> list[Scored]:
+    """Return the scores at each of ``VALIDATED`` of what `tabled` returned, with the loss of the affinities."""
+    from kdseg.evaluation.metrics.scores import scores
+    from kdseg.evaluation.thresholds import tables_at
+
     found = []
     for threshold, there in zip(VALIDATED, tables_at(table, dendrogram, VALIDATED), strict=True):
         at = scores(there)
