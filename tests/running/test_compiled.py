@@ -29,7 +29,9 @@ print(call(10), sum(call.stats.cache_hits.values()))
 def called(folder: Path, *, factor: int, step: int) -> tuple[int, int]:
     """Return the result, and how often the code came from the disk."""
     (folder / "shared.py").write_text(SHARED.format(factor=factor, step=step))
-    found = subprocess.run([sys.executable, "caller.py"], cwd=folder, check=True, capture_output=True, text=True)
+    # -B: Python's own byte code takes a file of equal size that was written within the same second for the same
+    command = [sys.executable, "-B", "caller.py"]
+    found = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     result, hits = map(int, found.stdout.split())
     return result, hits
 
