@@ -117,8 +117,13 @@ def blocks(total: Roi, block: Triple) -> Iterator[Block]:
     first = [o // b for o, b in zip(total.offset, block, strict=True)]
     last = [-(-e // b) for e, b in zip(total.end, block, strict=True)]
     for z, y, x in product(*(range(f, e) for f, e in zip(first, last, strict=True))):
-        cell = Roi((z * block[0], y * block[1], x * block[2]), block)
-        yield Block((z, y, x), cell.intersect(total))
+        yield block_at((z, y, x), total, block)
+
+
+def block_at(index: Triple, total: Roi, block: Triple) -> Block:
+    """Return the block of ``total`` with a place in the grid; see `blocks`."""
+    z, y, x = index
+    return Block(index, Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total))
 
 
 def block_number(index: Triple, grid: Triple) -> int:

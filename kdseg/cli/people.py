@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -28,6 +30,7 @@ def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) 
     add(app, "distil", DistilTask, _distil, run, whole=whole)
     app.command(_clear, name="clear", group=run)
     app.command(_status, name="status", group=look)
+    app.command(_verify, name="verify", group=look)
     app.command(_models, name="models", group=look)
     app.command(_schema, name="schema", group=tools)
     add(app, "phantom", PhantomTask, _phantom, tools, "out", whole=whole)
@@ -125,6 +128,39 @@ def _status(
     if json_path is not None:
         write_json(json_path, [one._asdict() for one in found])
     if count["stopped"]:
+        sys.exit(1)
+
+
+def _verify(
+    run: Path,
+    /,
+    *,
+    repair: Annotated[bool, Parameter(negative=())] = False,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+) -> None:
+    """Compare all files of RUN with what the stages that wrote them say of them; exit 1 if one differs.
+
+    Args:
+        run: a folder of results, e.g. `results/mine`, or the manifest of one stage.
+        repair: have the next run of a stage make again what differs, and nothing else; no file is removed.
+        workers: processes that read; default: one per core.
+    """
+    from kdseg.volumes.verify import repair as mend
+    from kdseg.volumes.verify import verify
+
+    damaged, results = list[Path](), 0
+    for manifest, found in verify(run, workers or os.cpu_count() or 1):
+        results += 1
+        for fault in found:
+            print(fault.what)
+        if found:
+            damaged.append(manifest)
+        if repair and found:
+            mend(manifest, found)
+    print(f"{results} results, {len(damaged)} damaged")
+    if repair and damaged:
+        print(f"make them again: snakemake … --forcerun {shlex.join(map(str, damaged))}")
+    if damaged:
         sys.exit(1)
 
 

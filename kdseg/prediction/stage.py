@@ -15,6 +15,7 @@ from kdseg.prediction.blocks import Weights, prepare, run_predicted, worker_pred
 from kdseg.prediction.tiles import predict_tiles, read_reflected, tiled
 from kdseg.results.claims import claim
 from kdseg.running.attempt import Clock
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.volume import create_volume, open_volume
 
 
@@ -75,17 +76,18 @@ def run(task: PredictTask) -> None:
         announced = ready.announced_mb(tiled(block, options.tile).grow(loaded.network.halo), block)
         function = partial(predict_block, work)
         run_predicted("predict", source.roi, options.block, function, held, ready, announced)
+        keep_checksums(held, "predict", options.block)
 
 
-def predict_block(work: Work, block: Block, clock: Clock) -> bool:
-    """Predict and write one block; return whether anything of it is wanted."""
+def predict_block(work: Work, block: Block, clock: Clock) -> bytes | None:
+    """Predict and write one block; see `kdseg.running.attempt.BlockWork`."""
     predict = worker_predictor(work.weights)
     source, out = open_volume(work.raw), open_volume(work.out)
     around = tiled(block.roi, predict.tile).grow(predict.halo)
     with clock("read"):
         wanted = _wanted(work, block, predict.tile)
         if not wanted:
-            return False
+            return None
         raw = read_reflected(source.read, source.roi, around)
     with predict.stream():
         with clock("read"):
@@ -99,9 +101,9 @@ def predict_block(work: Work, block: Block, clock: Clock) -> bool:
         inside[(..., *block.roi.intersect(work.roi).slices(block.roi))] = True
         values[~inside] = 0
     with clock("write"):
-        out.write(block.roi, values)
+        written = out.write(block.roi, values)
         out.sync(block.roi)
-    return True
+    return written
 
 
 def _wanted(work: Work, block: Block, tile: Triple) -> set[Triple]:

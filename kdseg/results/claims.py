@@ -34,7 +34,7 @@ from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import remove_unfinished
 from kdseg.results.locks import locked
-from kdseg.results.manifests import fingerprint, read_json, write_json
+from kdseg.results.manifests import file_fingerprint, fingerprint, read_json, write_json
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,11 @@ class Claim:
         return self.manifest.with_suffix(".parquet")
 
     @property
+    def checksums(self) -> Path:
+        """The checksums of the files of the volume beside the manifest."""
+        return self.manifest.with_suffix(".checksums.npz")
+
+    @property
     def model(self) -> Path:
         """The network beside the manifest."""
         return self.manifest.with_suffix(".safetensors")
@@ -86,7 +91,7 @@ class Claim:
     @property
     def results(self) -> tuple[Path, ...]:
         """Paths where the result of a stage may lie."""
-        return (self.store, self.table, self.tables, self.model, self.parquet)
+        return (self.store, self.table, self.tables, self.model, self.parquet, self.checksums)
 
     @property
     def private(self) -> Path:
@@ -155,6 +160,7 @@ def claim(
                 f"{unclaimed[0]} is there, but no claim says what it is made of; move it away or delete it"
             )
         write_json(claimed, made_of)
+        held.checksums.unlink(missing_ok=True)  # blocks may be done again, and read, before they are known anew
         if volume and bucket is not None and not held.store.exists():
             write_json(held.store, {"url": remote.new_url(bucket, manifest.stem)})
         started = time.monotonic()
@@ -203,10 +209,12 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     voxels = held.stats.get("voxels")
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
+    tables = [path for path in (held.table, held.parquet, held.checksums) if path.is_file()]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
         **made_of,
         "store": store,
+        "files": {path.name: file_fingerprint(path) for path in tables},
         "run": uuid.uuid4().hex,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "kdseg": __version__,

@@ -26,6 +26,7 @@ class Manifest(BaseModel):
         inputs: fingerprint of each input.
         fingerprint: hash of stage, options and inputs.
         store: where the result lies, whether it is still there or not; None if all of it is in ``stats``.
+        files: SHA-256 of each table beside the manifest, by its name.
         run: unique to this execution of the stage.
         finished: time, ISO 8601, UTC.
         version: of kdseg.
@@ -40,6 +41,7 @@ class Manifest(BaseModel):
     inputs: Mapping[str, str]
     fingerprint: str
     store: Path | None
+    files: Mapping[str, str]
     run: str
     finished: str
     version: str

@@ -83,6 +83,7 @@ class Outcome:
         peak_mb: most memory that the process has had.
         gpu_mb: likewise of its GPU; None on a CPU.
         skipped: there was nothing to do.
+        written: what `kdseg.volumes.volume.Volume.write` says of the files of this block.
         trouble: kind of error; None if the block is done.
         error: in words.
     """
@@ -92,12 +93,14 @@ class Outcome:
     peak_mb: float = 0.0
     gpu_mb: float | None = None
     skipped: bool = False
+    written: bytes = b""
     trouble: Trouble | None = None
     error: str = ""
 
 
-BlockWork = Callable[[Block, Clock], bool]
-"""Does one block and writes what comes of it, idempotent and pickled; returns whether there was anything to do."""
+BlockWork = Callable[[Block, Clock], bytes | None]
+"""Does one block and writes what comes of it, idempotent and pickled; returns what `Volume.write` says of the files,
+nothing of other results, None if there was nothing to do."""
 Do = Callable[[Block], Outcome]
 """One attempt at a block, on a worker."""
 
@@ -149,9 +152,10 @@ class Patience:
 
 def attempt(work: BlockWork, block: Block) -> Outcome:
     """Do one block on this worker; errors are sorted here, where their causes are still known."""
-    clock, trouble, said, done, no_room = Clock(), None, "", False, False
+    clock, trouble, said, no_room = Clock(), None, "", False
+    written: bytes | None = b""
     try:
-        done = work(block, clock)
+        written = work(block, clock)
     except Exception as error:
         log.debug("block %s", block.index, exc_info=True)
         if _name(error) == _LOST or _gpu_lost():
@@ -162,8 +166,8 @@ def attempt(work: BlockWork, block: Block) -> Outcome:
         no_room = _name(error) == _NO_ROOM
     if no_room:  # not above, where the error still holds the tensors of the tile
         said = _make_room(said)
-    skipped = trouble is None and not done
-    return Outcome(f"{os.uname().nodename}:{os.getpid()}", clock, peak_mb(), _gpu_mb(), skipped, trouble, said)
+    where = f"{os.uname().nodename}:{os.getpid()}"
+    return Outcome(where, clock, peak_mb(), _gpu_mb(), written is None, written or b"", trouble, said)
 
 
 def _in_words(error: Exception) -> str:

@@ -42,7 +42,8 @@ _DAY = 24 * 3600.0
 _NOBODY = 0
 _GONE = ("", "Z", "X")
 """States of processes that have ended."""
-_LONGEST = 1 << 16
+_LONGEST = 1 << 17
+"""Bytes of what is told of a block; of one that has so many files that this is too short, its attempt fails."""
 _CONTEXT = "DAISY_CONTEXT"
 """Variable in which daisy tells a worker where its server is."""
 

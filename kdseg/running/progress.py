@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import logging
+import zlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import UnreadableError
-from kdseg.geometry import Block, Roi, Triple, blocks
+from kdseg.geometry import Block, Roi, Triple, block_at, blocks, triple
+from kdseg.results.files import write_text
+
+log = logging.getLogger(__name__)
 
 
 class FinishedBlocks:
-    """The finished blocks of a region; a line that a crash cut short is dropped.
+    """The finished blocks of a region.
+
+    A line that a crash cut short, that a disk damaged, or that is of another grid is dropped: its block is done again.
 
     Attributes:
-        path: of the list, one index (z, y, x) per line.
+        path: of the list; a line is an index (z, y, x), what is known of the files that were written, in hex, and a
+            CRC-32 of all that and of the grid.
         total: region.
         block: grid cell in voxels.
         finished: bool, one per cell of the region.
@@ -28,25 +35,54 @@ class FinishedBlocks:
         self.low = tuple(o // b for o, b in zip(total.offset, block, strict=True))
         ends = zip(total.end, block, self.low, strict=True)
         self.finished = np.zeros([max(-(-e // b) - low, 0) for e, b, low in ends], np.bool_)
+        self._grid = zlib.crc32(f"{path.name} {total} {block}".encode())
         if path.exists():
-            whole = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole[0]) + len(whole[1]))
-            if whole[0]:
-                index = np.array([line.split() for line in whole[0].splitlines()], np.int64) - self.low
-                self.finished[tuple(index.T)] = True
+            self._read()
 
-    def add(self, index: Triple) -> None:
+    def _read(self) -> None:
+        *lines, cut = self.path.read_bytes().split(b"\n")
+        sound = [line for line in lines if line == self._line(line.rpartition(b" ")[0])]
+        if sound:
+            index = np.array([line.split()[:3] for line in sound], np.int64) - self.low
+            self.finished[tuple(index.T)] = True
+        if len(sound) < len(lines):
+            log.warning(
+                "%s is damaged: %d of %d lines are not as they were written; the blocks of these are done again",
+                self.path,
+                len(lines) - len(sound),
+                len(lines),
+            )
+        if cut or len(sound) < len(lines):
+            write_text(self.path, b"".join(line + b"\n" for line in sound).decode())
+
+    def _line(self, said: bytes) -> bytes:
+        return b"%b %08x" % (said, zlib.crc32(said, self._grid))
+
+    def add(self, index: Triple, written: bytes = b"") -> None:
         """Note a finished block.
+
+        Args:
+            index: (z, y, x).
+            written: what is known of the files that were written.
 
         Raises:
             UnreadableError: if the disk does not take it.
         """
+        line = self._line(b"%d %d %d %b" % (*index, written.hex().encode()))
         try:
-            with self.path.open("a") as file:
-                file.write(" ".join(str(i) for i in index) + "\n")
+            with self.path.open("ab") as file:
+                file.write(line + b"\n")
         except OSError as error:
             raise UnreadableError(f"cannot write {self.path}: {error}") from error
         self.finished[self._cell(index)] = True
+
+    def written(self) -> Iterator[tuple[Block, bytes]]:
+        """Yield the finished blocks with what is known of their files; if one was done twice, the last time last."""
+        with self.path.open() as file:
+            for line in file:
+                z, y, x, *more = line.split()
+                if len(more) == 2:
+                    yield block_at((int(z), int(y), int(x)), self.total, self.block), bytes.fromhex(more[0])
 
     def missing(self) -> Iterator[Block]:
         """Yield the blocks that were not finished when they came up, in C order: one shard after the other."""
@@ -67,3 +103,10 @@ class FinishedBlocks:
 
     def _cell(self, index: Triple) -> tuple[int, ...]:
         return tuple(i - low for i, low in zip(index, self.low, strict=True))
+
+
+def forget(path: Path, lost: Collection[Triple]) -> None:
+    """Take blocks from a list of finished ones, so that they are done again."""
+    if path.exists():
+        kept = (line for line in path.read_text().splitlines() if triple(map(int, line.split()[:3])) not in lost)
+        write_text(path, "".join(f"{line}\n" for line in kept))

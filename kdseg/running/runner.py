@@ -24,8 +24,9 @@ from kdseg.running.attempt import BlockWork, Clock, Do, Finished, Outcome, Patie
 from kdseg.running.progress import FinishedBlocks
 from kdseg.running.telemetry import Telemetry, status_path
 
-BlockFunction = Callable[[Block], object]
-"""Does one block and writes what comes of it, idempotent. It may be sent to another process, or another machine: it
+BlockFunction = Callable[[Block], bytes | None]
+"""Does one block and writes what comes of it, idempotent; returns what `Volume.write` says of the files, if it writes a
+volume. It may be sent to another process, or another machine: it
 holds paths and options, not open volumes."""
 Engine = Callable[[Do, Iterable[Block]], Iterator[Finished]]
 """Attempts blocks, each once; they may yield again after they were exhausted, such as one that failed."""
@@ -98,10 +99,9 @@ def run_blocks(
     return run_work(name, total, block, partial(_work, function), place, progress)
 
 
-def _work(function: BlockFunction, block: Block, clock: Clock) -> bool:
+def _work(function: BlockFunction, block: Block, clock: Clock) -> bytes:
     with clock.computing():  # a worker of a cluster may have several threads
-        function(block)
-    return True
+        return function(block) or b""
 
 
 def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place, progress: Path) -> Telemetry:
@@ -206,7 +206,7 @@ class _Run:
         if finished.result is not None:
             self.telemetry.add(block, outcome)
         if outcome.trouble is None:
-            self.grid.add(block.index)
+            self.grid.add(block.index, outcome.written)
             del self.attempts[block.index]
             self.bar.update()
         elif outcome.trouble == "disk_full":

@@ -18,6 +18,7 @@ from kdseg.results.claims import claim
 from kdseg.results.manifests import source_fingerprint
 from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.links import nearest_channels
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.inputs import Input, fingerprints, open_input
 from kdseg.volumes.sources import ChannelSource, open_channels, source_path
 from kdseg.volumes.volume import create_volume, open_volume
@@ -92,14 +93,15 @@ def run(task: AdoptTask) -> None:
         )
         roi, function = Roi((0, 0, 0), part.shape), partial(adopt_block, source, held.store, part)
         run_blocks("adopt", roi, storage.shard, function, place_of(task), held.progress(storage.shard))
+        keep_checksums(held, "adopt", storage.shard)
         held.stats["voxels"] = roi.size
 
 
-def adopt_block(source: ChannelSource, out: Path, part: _Part, block: Block) -> None:
+def adopt_block(source: ChannelSource, out: Path, part: _Part, block: Block) -> bytes:
     """Convert and write one block."""
     there = block.roi.shift(part.first)
     values = as_uint8(source.read(there)[list(part.channels)], f"{source.address} {there}")
-    open_volume(out).write(block.roi, 255 - values if part.invert else values)
+    return open_volume(out).write(block.roi, 255 - values if part.invert else values)
 
 
 def as_uint8(values: NDArray[Any], where: str) -> NDArray[np.uint8]:

@@ -15,8 +15,9 @@ from kdseg.errors import ConfigError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import source_fingerprint, write_json
-from kdseg.running.runner import place_of, run_blocks
+from kdseg.running.runner import BlockFunction, place_of, run_blocks
 from kdseg.volumes.background import KEY, looks_like_membrane
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
@@ -44,10 +45,10 @@ def run(task: ConvertTask) -> None:
         _run_source(task)
 
 
-def write_phantom_block(options: PhantomOptions, kind: Kind, out: Path, block: Block) -> None:
-    """Compute and write one block of a phantom."""
+def write_phantom_block(options: PhantomOptions, kind: Kind, out: Path, block: Block) -> bytes:
+    """Compute and write one block of a phantom; return what is known of its files."""
     raw, labels = phantom_block(options, block.roi)
-    open_volume(out).write(block.roi, raw if kind == "raw" else labels)
+    return open_volume(out).write(block.roi, raw if kind == "raw" else labels)
 
 
 def _run_phantom(task: ConvertTask, options: PhantomOptions) -> None:
@@ -150,11 +151,12 @@ def _create(
     )
 
 
-def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function: partial[None]) -> None:
+def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function: BlockFunction) -> None:
     total = Roi((0, 0, 0), shape)
     run_blocks(f"convert-{task.kind}", total, block, function, place_of(task), held.progress(block))
     method: Literal["mean", "mode"] = "mean" if task.kind == "raw" else "mode"
     build_levels(held.store, task.storage.levels, method, place=place_of(task), progress=held.private)
+    keep_checksums(held, f"convert-{task.kind}", block, task.storage.levels)
     held.stats["voxels"] = total.size
 
 

@@ -163,8 +163,8 @@ def block_shape(shard: Triple, unit: Triple, shape: Triple) -> Triple:
     return (block[0], block[1], block[2])
 
 
-def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
-    """Convert one block.
+def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> bytes:
+    """Convert one block; return what is known of its files.
 
     Args:
         source: to read from.
@@ -184,7 +184,7 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> None:
             voxels = to_labels(data) if plan.intensity is None else to_uint8(data, *plan.intensity)
     except DataError as error:
         raise DataError(f"{source.address} {roi}: {error}") from None
-    open_volume(out).write(block.roi, voxels)
+    return open_volume(out).write(block.roi, voxels)
 
 
 def to_uint8(raw: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:

@@ -39,8 +39,8 @@ def build_levels(path: Path, levels: int, method: Method, *, place: Place, progr
         run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, progress)
 
 
-def downsample_block(path: Path, level: int, method: Method, block: Block) -> None:
-    """Compute one block of a level from the level below it.
+def downsample_block(path: Path, level: int, method: Method, block: Block) -> bytes:
+    """Compute one block of a level from the level below it; return what is known of its files.
 
     Args:
         path: volume with its levels.
@@ -58,7 +58,7 @@ def downsample_block(path: Path, level: int, method: Method, block: Block) -> No
         slab = Roi((z + start, y, x), (min(step, depth - start), height, width))
         twice = Roi(_doubled(slab.offset), _doubled(slab.shape)).intersect(fine.roi)
         out[start : start + step] = downsample(fine.read(twice))
-    coarse.write(block.roi, out)
+    return coarse.write(block.roi, out)
 
 
 def downsample_mean(data: NDArray[Any]) -> NDArray[Any]:

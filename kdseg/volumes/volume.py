@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,7 +19,9 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from zarr.codecs import BloscCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.core.buffer import Buffer
 from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore
 
@@ -27,9 +30,26 @@ from kdseg.geometry import Roi, Triple, VoxelSize, triple
 from kdseg.results import remote
 from kdseg.volumes.metadata import AXES, image_attributes, in_nm, plain, transforms
 from kdseg.volumes.phantom.unstored import Computed, open_computed
+from kdseg.volumes.shards import SHARD, UNWRITTEN, checksums, expect_sound
 
 _BATCH = 16
 """Chunks that a thread is given at a time; all of them are in memory at once."""
+
+
+class _Folder(LocalStore):
+    """A folder that knows size and CRC-32 of what was written to it, from when that was in memory."""
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        super().__init__(root, read_only=read_only)
+        self.written: dict[str, tuple[int, int]] = {}
+
+    async def set(self, key: str, value: Buffer) -> None:
+        self.written[key] = len(value), zlib.crc32(value.as_buffer_like())
+        await super().set(key, value)
+
+    async def delete(self, key: str) -> None:
+        self.written[key] = UNWRITTEN, 0
+        await super().delete(key)
 
 
 @dataclass(frozen=True)
@@ -101,7 +121,7 @@ class Volume:
         selection = roi.slices(self.roi)
         if isinstance(self.array, Computed):
             return self.array.read(roi)
-        self._refuse_empty_files(roi)
+        self._refuse_damaged_files(roi)
         try:
             with self._reaching():
                 if channels is None:
@@ -124,10 +144,19 @@ class Volume:
         in_bucket = isinstance(self.array, zarr.Array) and isinstance(self.array.store, FsspecStore)
         return remote.reaching(self.where) if in_bucket else nullcontext()
 
-    def _refuse_empty_files(self, roi: Roi) -> None:
-        """Refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros."""
-        for file in self._files(roi):
-            if not file.stat().st_size:
+    def _refuse_damaged_files(self, roi: Roi) -> None:
+        """Refuse files that are not those that were written, where that is known.
+
+        Elsewhere refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros.
+        """
+        known = None
+        if not isinstance(self.array, Computed) and isinstance(self.array.store, LocalStore):
+            level = self.array.path.rpartition("/")[2]
+            known = checksums(self.array.store.root, int(level)) if level.isdecimal() else None
+        for index, file in self.files(roi):
+            if known is not None:
+                expect_sound(file, known[index])
+            elif file.is_file() and not file.stat().st_size:
                 raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
 
     def sync(self, roi: Roi) -> None:
@@ -136,7 +165,7 @@ class Volume:
         Raises:
             UnreadableError: if the disk does not take it.
         """
-        files = list(self._files(roi))
+        files = [file for _, file in self.files(roi) if file.is_file()]
         try:
             for path in [*files, *dict.fromkeys(file.parent for file in files)]:
                 handle = os.open(path, os.O_RDONLY)
@@ -147,24 +176,32 @@ class Volume:
         except OSError as error:
             raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
 
-    def _files(self, roi: Roi) -> Iterator[Path]:
-        """Yield the files that are there with voxels of ``roi``; none in a bucket."""
+    def files(self, roi: Roi) -> Iterator[tuple[Triple, Path]]:
+        """Yield the files of ``roi`` by their places in the grid of shards, there or not; none in a bucket."""
         if isinstance(self.array, Computed) or not isinstance(self.array.store, LocalStore):
             return
-        folder = Path(str(self.array.store_path).removeprefix("file://"))
-        spans = (range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True))
-        lead = () if self.channels is None else (0,)
-        for index in product(*spans):
-            file = folder / self.array.metadata.encode_chunk_key((*lead, *index))
-            if file.is_file():
-                yield file
+        folder = self.array.store.root / self.array.path
+        for index in product(*self.shards(roi)):
+            yield triple(index), folder / self.array.metadata.encode_chunk_key((*self._lead, *index))
 
-    def write(self, roi: Roi, data: NDArray[Any]) -> None:
+    def shards(self, roi: Roi) -> list[range]:
+        """Return which shards hold voxels of ``roi``, along each axis."""
+        return [range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True)]
+
+    @property
+    def _lead(self) -> tuple[int, ...]:
+        return () if self.channels is None else (0,)
+
+    def write(self, roi: Roi, data: NDArray[Any]) -> bytes:
         """Write the voxels of ``roi``.
 
         Args:
             roi: must start and end on the borders of ``write_unit`` or of the volume.
             data: array of the region's shape, channels first if the volume has any.
+
+        Returns:
+            What is known of the files of ``roi``, records of `kdseg.volumes.shards.SHARD` in C order; nothing of those
+            in a bucket.
 
         Raises:
             ShapeError: if the region does not lie on those borders, or the data do not fit it.
@@ -179,7 +216,7 @@ class Volume:
             if o % unit or (e % unit and e != n):
                 raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
         array = self.array
-        if not array.compressors:
+        if not any(isinstance(codec, BloscCodec) for codec in array.compressors):
             # looking for chunks of zeros only would take longer than to write them
             array = array.with_config({"write_empty_chunks": True})
         try:
@@ -189,6 +226,10 @@ class Volume:
             raise
         except OSError as error:
             raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
+        if not isinstance(array.store, _Folder):
+            return b""
+        names = (file.relative_to(array.store.root).as_posix() for _, file in self.files(roi))
+        return np.array([array.store.written[name] for name in names], SHARD).tobytes()
 
 
 def decode_in_one_thread() -> None:
@@ -309,9 +350,9 @@ def _reaching(where: str | Path) -> AbstractContextManager[None]:
     return remote.reaching(where) if isinstance(where, str) else nullcontext()
 
 
-def _store(where: str | Path) -> FsspecStore | str:
+def _store(where: str | Path) -> FsspecStore | _Folder:
     if isinstance(where, Path):
-        return str(where)
+        return _Folder(where)
     return FsspecStore.from_url(where, storage_options=remote.OPTIONS)
 
 
@@ -325,6 +366,8 @@ def _array(
     shard: Triple,
     compress: bool,
 ) -> zarr.Array[Any]:
+    codecs: list[BytesBytesCodec] = [BloscCodec(cname="zstd", clevel=1)] if compress else []
+    codecs.append(Crc32cCodec())  # for readers that do not know of our checksums, and of parts of a file
     try:
         return group.create_array(
             str(level),
@@ -333,7 +376,7 @@ def _array(
             shards=(*lead, *shard),
             dtype=dtype,
             fill_value=0,
-            compressors=[BloscCodec(cname="zstd", clevel=1)] if compress else None,
+            compressors=codecs,
             dimension_names=[*("c" for _ in lead), *AXES],
         )
     except (ContainsArrayError, ContainsGroupError):

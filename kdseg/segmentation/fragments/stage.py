@@ -23,6 +23,7 @@ from kdseg.segmentation.fragments.source import Source, stored
 from kdseg.segmentation.graph.faces import cell_part
 from kdseg.segmentation.tuned import with_tuned_options
 from kdseg.volumes.affinities import Affinities
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.volume import create_volume, open_volume
 
 log = logging.getLogger(__name__)
@@ -104,6 +105,7 @@ def run(task: FragmentsTask) -> None:
         place = grid, size, volume.roi, held.store, source.kept, source.beside
         work = Work(source.affinities, mask, source.offsets, options, *place)
         source.run(partial(fragment_block, work), held)
+        keep_checksums(held, "fragments", options.block)
 
 
 def _source(task: FragmentsTask) -> Source:
@@ -115,8 +117,8 @@ def _source(task: FragmentsTask) -> Source:
     return computed(task, made)
 
 
-def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
-    """Make and write the fragments of one block, and what its edges need; return whether it has tissue."""
+def fragment_block(work: Work, block: Block, clock: Clock) -> bytes | None:
+    """Make and write the fragments of one block, and what its edges need; see `kdseg.running.attempt.BlockWork`."""
     read = work.affinities.reader()  # before the mask is read: a network says how many threads decode
     read_roi, count = halo_roi(work.options, block.roi, work.volume), nearest_count(work.offsets)
     with clock("read"):
@@ -135,9 +137,9 @@ def fragment_block(work: Work, block: Block, clock: Clock) -> bool:
         if work.kept is not None:
             _keep(work.out.with_suffix(".tables"), work.kept, block, ids, nearest, work.offsets[:count])
         out = open_volume(work.out)
-        out.write(block.roi, ids)
+        written = out.write(block.roi, ids)
         out.sync(block.roi)
-    return tissue is None or bool(tissue.any())
+    return written if tissue is None or tissue.any() else None
 
 
 def _fragments(

@@ -20,6 +20,7 @@ from kdseg.segmentation.agglomeration.store import Tree, table_path
 from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
 from kdseg.segmentation.lut import apply
 from kdseg.segmentation.tuned import with_tuned_options
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.volume import Volume, create_volume, open_volume
@@ -78,6 +79,7 @@ def run(task: SegmentTask) -> None:
         block = task.options.block
         run_blocks("relabel", source.roi, block, function, place, held.progress(block))
         build_levels(held.store, storage.levels, "mode", place=place, progress=held.private)
+        keep_checksums(held, "relabel", block, storage.levels)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
 
@@ -93,7 +95,7 @@ def lut_block(agglomeration: Path, threshold: float, luts: Path, level: int, blo
     write_table(table_path(luts, level, block.index), tree.names(level, block.index, threshold, above))
 
 
-def segment_block(fragments: Path, edges: Manifest, luts: Path, chunk: Triple, out: Path, block: Block) -> None:
+def segment_block(fragments: Path, edges: Manifest, luts: Path, chunk: Triple, out: Path, block: Block) -> bytes:
     """Relabel one block with the slices of the look-up table that it needs."""
     tables = [read_table(table_path(luts, 0, leaf.index)) for leaf in blocks(block.roi, chunk)]
     fragment, segment = (np.concatenate([table[name] for table in tables]) for name in ("fragment", "segment"))
@@ -101,7 +103,7 @@ def segment_block(fragments: Path, edges: Manifest, luts: Path, chunk: Triple, o
     source = open_input(fragments).volume
     ids = source.read(block.roi)
     _expect_all(fragments, edges, source.roi, block, ids)
-    open_volume(out).write(block.roi, apply(ids, fragment[order], segment[order]))
+    return open_volume(out).write(block.roi, apply(ids, fragment[order], segment[order]))
 
 
 def _expect_all(fragments: Path, edges: Manifest, volume: Roi, block: Block, ids: NDArray[np.uint64]) -> None:

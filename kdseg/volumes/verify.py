@@ -1,0 +1,198 @@
+"""All files of a run, compared with what the stages that wrote them say of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from kdseg.errors import KdsegError, MissingError
+from kdseg.geometry import Triple, triple
+from kdseg.results.claims import Claim, private_folder
+from kdseg.results.locks import locked
+from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, fingerprint, read
+from kdseg.results.tables import read_table
+from kdseg.running.progress import forget
+from kdseg.volumes.shards import SHARD, checksums, difference
+from kdseg.volumes.volume import open_volume
+
+_BATCH = 16
+"""Files that a process is given at a time."""
+_NAME = re.compile(r"(?:(\d+)_)?(\d+)_(\d+)_(\d+)\.npz")
+"""Names of the tables of blocks; those of the nodes of an agglomeration begin with a level."""
+
+
+class Done(NamedTuple):
+    """A finished block: the list that it is in, and its place in the grid."""
+
+    blocks: Path
+    cell: Triple
+
+
+class File(NamedTuple):
+    """A file of a stage.
+
+    Attributes:
+        path: of the file.
+        said: record of `kdseg.volumes.shards.SHARD`; empty of a table, which has its checksums inside.
+        made_by: blocks that make it again.
+    """
+
+    path: Path
+    said: bytes
+    made_by: tuple[Done, ...]
+
+
+class Fault(NamedTuple):
+    """A file that is not as it was written.
+
+    Attributes:
+        what: is wrong with which file, in words.
+        made_by: blocks that make it again; none if its stage writes it whenever it ends.
+    """
+
+    what: str
+    made_by: tuple[Done, ...] = ()
+
+
+def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
+    """Yield the manifests of finished stages, and what is wrong with the files of each.
+
+    Args:
+        run: folder of results, or one manifest.
+        workers: processes that read.
+
+    Raises:
+        MissingError: if no stage has finished.
+    """
+    quiet = not sys.stderr.isatty()
+    with (
+        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
+        tqdm(unit="B", unit_scale=True, disable=quiet) as bar,
+    ):
+        for manifest in _finished(run):
+            bar.set_description(str(manifest))
+            yield manifest, list(_faults(manifest, pool, bar.update))
+
+
+def _finished(path: Path) -> list[Path]:
+    """Return the manifests of finished stages: of all below a folder, or the one that is named.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    if path.suffix == ".json":
+        return [path]
+    found = [claim.parent.with_name(f"{claim.parent.name[1:]}.json") for claim in sorted(path.rglob(".*/claim.json"))]
+    there = [manifest for manifest in found if manifest.exists()]
+    if not there:
+        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
+    return there
+
+
+def _faults(manifest: Path, pool: Executor, count: Callable[[int], object]) -> Iterator[Fault]:
+    """Yield what is wrong with a manifest, and with the files that its stage left; ``count`` is told of bytes read."""
+    try:
+        made = read(manifest)
+        beside = {name: manifest.parent / f"{name}.json" for name in made.inputs}
+        expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
+        if made.fingerprint != fingerprint(made.stage, made.options, made.inputs):
+            yield Fault(f"{manifest} was changed: its fingerprint is not that of its options and inputs")
+        files = list(_files(made))
+    except KdsegError as error:
+        yield Fault(str(error))
+        return
+    yield from _small(made)
+    for file, (size, wrong) in zip(files, pool.map(_wrong, files, chunksize=_BATCH), strict=True):
+        count(size)
+        if wrong:
+            yield Fault(wrong, file.made_by)
+
+
+def repair(manifest: Path, found: list[Fault]) -> None:
+    """Have the next run of a stage do the blocks of faults again, and those only; nothing is removed."""
+    held = Claim(manifest, "")
+    lost = defaultdict[Path, set[Triple]](set)
+    for fault in found:
+        for done in fault.made_by:
+            lost[done.blocks].add(done.cell)
+    with locked(held.private):
+        for path, indices in lost.items():
+            forget(path, indices)
+
+
+def _small(made: Manifest) -> Iterator[Fault]:
+    """Yield what is wrong with files that a stage writes when it ends."""
+    files = dict(made.files)
+    if made.store is not None and "weights" in made.stats:
+        files[made.store.name] = made.stats["weights"]
+    for name, said in files.items():
+        path = made.path.with_name(name)
+        if not path.exists():
+            yield Fault(f"{path} is gone since it was written")
+        elif file_fingerprint(path) != said:
+            yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
+
+
+def _files(made: Manifest) -> Iterator[File]:
+    """Yield the files that blocks of a stage have written, there or not; none in a bucket."""
+    if made.store is None:
+        return
+    if made.result.is_dir() and made.result.suffix == ".zarr":
+        yield from _shards(made)
+    tables = made.path.with_suffix(".tables")
+    for path in sorted(tables.iterdir()) if tables.is_dir() else ():
+        if name := _NAME.fullmatch(path.name):
+            yield File(path, b"", _table_made_by(made, name))
+
+
+def _shards(made: Manifest) -> Iterator[File]:
+    store, level = made.result, 0
+    while (store / str(level)).exists():
+        volume, known = open_volume(store, level=level), checksums(store, level)
+        if known is None:
+            raise MissingError(f"{store} has no checksums: kdseg clear {made.path}, then rerun its stage")
+        unit = volume.write_unit
+        for index, path in volume.files(volume.roi):
+            made_by = (Done(private_folder(made.path) / f"level{level}.txt", index),)
+            yield File(path, known[index].tobytes(), made_by if level else _cell_made_by(made, index, unit))
+        level += 1
+
+
+def _table_made_by(made: Manifest, name: re.Match[str]) -> tuple[Done, ...]:
+    level, *index = name.groups()
+    cell = triple(int(i) for i in index)
+    if level is not None:
+        return tuple(Done(path, cell) for path in (private_folder(made.path) / f"level{level}").glob("*.txt"))
+    kept = made.options.get("kept")
+    return _cell_made_by(made, cell, made.block if kept is None else triple(kept["unit"]))
+
+
+def _cell_made_by(made: Manifest, index: Triple, unit: Triple) -> tuple[Done, ...]:
+    """Return the blocks, of one extent for each attempt, that hold a cell of a grid of ``unit`` voxels."""
+    found = list[Done]()
+    for path in private_folder(made.path).glob("*x*x*/*.txt"):
+        block = triple(int(n) for n in path.parent.name.split("x"))
+        found.append(Done(path, triple(i * u // b for i, u, b in zip(index, unit, block, strict=True))))
+    return tuple(found)
+
+
+def _wrong(file: File) -> tuple[int, str | None]:
+    """Return the size of a file in bytes, and what is wrong with it, in words."""
+    size = file.path.stat().st_size if file.path.exists() else 0
+    try:
+        if file.said:
+            wrong = difference(file.path, np.frombuffer(file.said, SHARD)[0])
+            return size, f"{file.path} {wrong}" if wrong else None
+        read_table(file.path)
+    except KdsegError as error:
+        return size, str(error)
+    return size, None
