@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +12,18 @@ from numpy.typing import NDArray
 
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Block, Roi, Triple, blocks
+from kdseg.results.files import write_text
+
+log = logging.getLogger(__name__)
 
 
 class FinishedBlocks:
-    """The finished blocks of a region; a line that a crash cut short is dropped.
+    """The finished blocks of a region.
+
+    A line that a crash cut short, that a disk damaged, or that is of another grid is dropped: its block is done again.
 
     Attributes:
-        path: of the list, one index (z, y, x) per line.
+        path: of the list; a line is an index (z, y, x) and a CRC-32 of it and of the grid.
         total: region.
         block: grid cell in voxels.
         finished: bool, one per cell of the region.
@@ -28,12 +34,28 @@ class FinishedBlocks:
         self.low = tuple(o // b for o, b in zip(total.offset, block, strict=True))
         ends = zip(total.end, block, self.low, strict=True)
         self.finished = np.zeros([max(-(-e // b) - low, 0) for e, b, low in ends], np.bool_)
+        self._grid = zlib.crc32(f"{path.name} {total} {block}".encode())
         if path.exists():
-            whole = path.read_bytes().rpartition(b"\n")
-            os.truncate(path, len(whole[0]) + len(whole[1]))
-            if whole[0]:
-                index = np.array([line.split() for line in whole[0].splitlines()], np.int64) - self.low
-                self.finished[tuple(index.T)] = True
+            self._read()
+
+    def _read(self) -> None:
+        *lines, cut = self.path.read_bytes().split(b"\n")
+        sound = [line for line in lines if line == self._line(line.rpartition(b" ")[0])]
+        if sound:
+            index = np.array([line.split()[:3] for line in sound], np.int64) - self.low
+            self.finished[tuple(index.T)] = True
+        if len(sound) < len(lines):
+            log.warning(
+                "%s is damaged: %d of %d lines are not as they were written; the blocks of these are done again",
+                self.path,
+                len(lines) - len(sound),
+                len(lines),
+            )
+        if cut or len(sound) < len(lines):
+            write_text(self.path, b"".join(line + b"\n" for line in sound).decode())
+
+    def _line(self, index: bytes) -> bytes:
+        return b"%b %08x" % (index, zlib.crc32(index, self._grid))
 
     def add(self, index: Triple) -> None:
         """Note a finished block.
@@ -41,9 +63,10 @@ class FinishedBlocks:
         Raises:
             UnreadableError: if the disk does not take it.
         """
+        line = self._line(b"%d %d %d" % index)
         try:
-            with self.path.open("a") as file:
-                file.write(" ".join(str(i) for i in index) + "\n")
+            with self.path.open("ab") as file:
+                file.write(line + b"\n")
         except OSError as error:
             raise UnreadableError(f"cannot write {self.path}: {error}") from error
         self.finished[self._cell(index)] = True

@@ -15,6 +15,7 @@ import pytest
 from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
 from kdseg.results.claims import claim, clear
 from kdseg.results.manifests import file_fingerprint, fingerprint, read, source_fingerprint, write_json
+from kdseg.results.sealed import read_sealed, write_sealed
 
 
 def make(manifest, options, **kwargs):
@@ -197,7 +198,7 @@ def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
     make(tmp_path / "a.json", {})
     (tmp_path / ".a" / "8x8x8").mkdir()
     claimed = tmp_path / ".a" / "claim.json"
-    claimed.write_text(json.dumps({**json.loads(claimed.read_text()), "fingerprint": "clearing"}))
+    write_sealed(claimed, {**read_sealed(claimed), "fingerprint": "clearing"})
     (tmp_path / "a.zarr" / "data").unlink()  # it got this far
     with claim(tmp_path / "a.json", "predict", {}, {"raw": "abc"}) as held:
         assert not held.store.exists()
@@ -224,7 +225,7 @@ def test_bad_manifests(tmp_path):
     (tmp_path / "a.json").write_text('{"fingerpr')
     with pytest.raises(UnreadableError, match="not a manifest"):
         read(tmp_path / "a.json")
-    (tmp_path / "a.json").write_text('{"fingerprint": "0", "options": {}, "inputs": {}, "stats": []}')
+    write_sealed(tmp_path / "a.json", {"fingerprint": "0", "options": {}, "inputs": {}, "stats": []})
     with pytest.raises(UnreadableError, match=r"a\.json is not a manifest: stage: .*rerun its stage"):
         read(tmp_path / "a.json")
     make(tmp_path / "b.json", {})
