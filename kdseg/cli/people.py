@@ -106,7 +106,7 @@ def _status(
     everything: Annotated[bool, Parameter(name="--all", negative=())] = False,
     json_path: Annotated[Path | None, Parameter(name="--json")] = None,
 ) -> None:
-    """Show the progress of the stages of a run, e.g. `kdseg status results/mine`; exit 1 if one of them stopped.
+    """Show the progress of the stages of a run, e.g. `kdseg status results/mine`; exit 1 if one stopped or is damaged.
 
     Args:
         folder: of the run.
@@ -127,7 +127,7 @@ def _status(
     print(", ".join(f"{n} {state}" for state, n in sorted(count.items())))
     if json_path is not None:
         write_json(json_path, [one._asdict() for one in found])
-    if count["stopped"]:
+    if count["stopped"] or count["damaged"]:
         sys.exit(1)
 
 

@@ -124,8 +124,7 @@ def count_blocks(what: Count, folder: Path, table: Path, *, place: Place) -> Pat
         groups = [parts[k : k + _FAN_IN] for k in range(0, len(parts), _FAN_IN)]
         parts = [merged / f"{level}_{k}.parquet" for k in range(len(groups))]
         for group, target in zip(groups, parts, strict=True):
-            if not target.exists():
-                _merge_files(group, target)
+            _merge_files(group, target)  # anew each time: no checksum covers the head of a Parquet file
         level += 1
     _merge_files(parts, table)
     return file

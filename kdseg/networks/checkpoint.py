@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from kdseg.results.files import replacing
 
 FORMAT = "kdseg-model"
 VERSION = 1
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _NETWORK: TypeAdapter[NetworkOptions] = TypeAdapter(NetworkOptions)
 
 
@@ -140,30 +141,35 @@ def _digest(content: Mapping[str, Any], weights: Mapping[str, Tensor]) -> str:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to ``path`` so that a reader sees the old file or the new one, never half."""
-    with replacing(path, (OSError, RuntimeError)) as file:
-        torch.save(content, file)
+    """Write tensors and plain values, and a SHA-256 of them, so that a reader sees the old file or the new one."""
+    archive = BytesIO()
+    torch.save(content, archive)
+    with replacing(path) as file:
+        file.write(archive.getbuffer())
+        file.write(hashlib.sha256(archive.getbuffer()).digest())
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote, onto the CPU.
+    """Read what `save` wrote, and nothing else, onto the CPU.
 
     Raises:
         MissingError: if there is no such file.
-        UnreadableError: if it is cut off or something else.
+        UnreadableError: if it is cut off, damaged or something else.
     """
     if not path.is_file():
         raise MissingError(f"no checkpoint at {path}")
-    # the archive's directory comes last: without it, the file was cut off, and torch would guess older formats
-    if not zipfile.is_zipfile(path):
-        raise UnreadableError(f"{path} is cut off or not a checkpoint: remove it and train again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableError(f"{path} is damaged or not a checkpoint ({line}): remove it and train again") from None
-    if not isinstance(content, dict):
-        raise UnreadableError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+        whole = memoryview(path.read_bytes())
+    except OSError as error:
+        raise UnreadableError(f"cannot read {path}: {error}") from error
+    archive, digest = whole[:-_DIGEST_BYTES], whole[-_DIGEST_BYTES:]
+    if hashlib.sha256(archive).digest() != digest:
+        raise UnreadableError(f"{path} is damaged, cut off, or not a checkpoint of kdseg: remove it and train again")
+    try:
+        content: dict[str, Any] = torch.load(BytesIO(archive), map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError) as error:  # written by another version of torch, or to run code
+        line = str(error).splitlines()[0]
+        raise UnreadableError(f"{path} cannot be read ({line}): remove it and train again") from None
     return content
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import threading
@@ -16,14 +15,15 @@ import torch
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
 from kdseg.config.tasks import NetworkTask, Product
-from kdseg.errors import ConfigError, DataError, DeviceError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, DeviceError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic, knows_voxels
 from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.networks.weights import weights
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
 from kdseg.results.claims import Claim, peak_mb, resident_mb
-from kdseg.results.manifests import file_fingerprint, write_json
+from kdseg.results.manifests import file_fingerprint
+from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.running.attempt import BlockWork
 from kdseg.running.cluster import worker_number
 from kdseg.running.runner import Place, run_work
@@ -224,12 +224,13 @@ def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str,
     if voxels:
         speed = round(voxels / max(seconds, 1e-9) / 1e6, 3)
         memory = round(max(peak, peak_mb()), 1)
-        write_json(note, {"mvox_per_s": speed, "peak_mb": memory})
-    elif note.exists():
-        before = json.loads(note.read_text())
-        speed, memory = before["mvox_per_s"], before["peak_mb"]
+        write_sealed(note, {"mvox_per_s": speed, "peak_mb": memory})
     else:
-        return {"mvox_per_s": None}
+        try:
+            before = read_sealed(note)
+        except (MissingError, UnreadableError):
+            return {"mvox_per_s": None}
+        speed, memory = before["mvox_per_s"], before["peak_mb"]
     return {"mvox_per_s": speed, "peak_mb": memory}
 
 

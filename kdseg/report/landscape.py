@@ -63,9 +63,9 @@ class _Search:
 def landscapes(results: Results) -> list[Landscape]:
     """Return the searches that are there, in the order of the scored models, that of all models last."""
     keys = {**{model: f"{model}/tuned" for model in results.config.evaluate.models}, TOGETHER: "tuned"}
-    paths = {name: Path(results.config.results) / f"{key}.parquet" for name, key in keys.items()}
-    there = [name for name, path in paths.items() if keys[name] in results.manifests and path.exists()]
-    return [_landscape(name, _read(paths[name], results.stats(keys[name]))) for name in there]
+    found = {name: results.manifests[key] for name, key in keys.items() if key in results.manifests}
+    there = {name: made for name, made in found.items() if made.path.with_suffix(".parquet").exists()}
+    return [_landscape(name, _read(made.table(".parquet"), made.stats)) for name, made in there.items()]
 
 
 def legend() -> list[tuple[str, int]]:

@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from kdseg import __version__
-from kdseg.errors import ClaimError, MissingError
+from kdseg.errors import ClaimError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import remove_unfinished
 from kdseg.results.locks import locked
-from kdseg.results.manifests import file_fingerprint, fingerprint, read_json, write_json
+from kdseg.results.manifests import file_fingerprint, fingerprint, write_json
+from kdseg.results.sealed import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,11 @@ class Claim:
     def model(self) -> Path:
         """The network beside the manifest."""
         return self.manifest.with_suffix(".safetensors")
+
+    @property
+    def claimed(self) -> Path:
+        """The claim itself."""
+        return self.private / "claim.json"
 
     @property
     def results(self) -> tuple[Path, ...]:
@@ -143,10 +149,9 @@ def claim(
     mark = fingerprint(stage, options, inputs)
     held = Claim(manifest, mark)
     with locked(held.private):
-        claimed = held.private / "claim.json"
         made_of = {"fingerprint": mark, "stage": stage, "options": dict(options), "inputs": dict(inputs)}
-        if claimed.exists():
-            before = read_json(claimed)
+        if held.claimed.exists():
+            before = _before(held, overwrite)
             if before["fingerprint"] == CLEARING or (
                 (volume and _gone(held.store)) or (tables and not held.tables.exists())
             ):
@@ -159,7 +164,9 @@ def claim(
             raise ClaimError(
                 f"{unclaimed[0]} is there, but no claim says what it is made of; move it away or delete it"
             )
-        write_json(claimed, made_of)
+        else:
+            _forget_progress(held)
+        write_sealed(held.claimed, made_of)
         held.checksums.unlink(missing_ok=True)  # blocks may be done again, and read, before they are known anew
         if volume and bucket is not None and not held.store.exists():
             write_json(held.store, {"url": remote.new_url(bucket, manifest.stem)})
@@ -179,7 +186,7 @@ def clear(manifest: Path) -> list[Path | str]:
         MissingError: if there is nothing to remove.
     """
     held = Claim(manifest, "")
-    if not (held.private / "claim.json").exists():
+    if not held.claimed.exists():
         raise MissingError(f"nothing to clear at {manifest}: no stage of kdseg has claimed it")
     with locked(held.private):
         found: list[Path | str] = [*_made(held)]
@@ -220,7 +227,21 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
         "kdseg": __version__,
         "stats": stats,
     }
-    write_json(held.manifest, values)
+    write_sealed(held.manifest, values)
+
+
+def _before(held: Claim, overwrite: bool) -> dict[str, Any]:
+    """Return the claim that is there; one that is damaged, and may be overwritten, as one that is being cleared."""
+    try:
+        return read_sealed(held.claimed)
+    except UnreadableError as error:
+        if not overwrite:
+            raise ClaimError(
+                f"{error}; nobody knows what {held.manifest.with_suffix('')} is made of, remove it by: kdseg clear "
+                f"{held.manifest}  (or set `overwrite: true`, by hand `--overwrite`)"
+            ) from error
+        log.warning("clearing %s, since nobody knows what it is made of: %s", held.manifest.with_suffix(""), error)
+    return {"fingerprint": CLEARING}
 
 
 def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
@@ -262,16 +283,22 @@ def _gone(store: Path) -> bool:
     return not store.exists() or (remote.is_link(store) and not remote.exists(remote.read_link(store)))
 
 
+def _forget_progress(held: Claim) -> None:
+    """Remove lists and parts of finished blocks whose claim was lost: nobody knows of what result they are."""
+    for path in held.private.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
 def _remove(held: Claim) -> None:
     # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
-    claimed = held.private / "claim.json"
-    write_json(claimed, {**read_json(claimed), "fingerprint": CLEARING})
+    write_sealed(held.claimed, {"fingerprint": CLEARING})
     if remote.is_link(held.store):
         remote.remove(remote.read_link(held.store))
-    private = [path for path in held.private.iterdir() if path.name not in ("lock", "claim.json")]
+    private = [path for path in held.private.iterdir() if path.name not in ("lock", held.claimed.name)]
     for path in [*_made(held), *private]:
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
-    claimed.unlink()
+    held.claimed.unlink()

@@ -57,11 +57,37 @@ class Curve:
 
 
 def read_curve(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a curve, none if there is no file; a row that was cut off is left out."""
+    """Return the rows of a curve, none if there is no file; a row that was cut off is left out.
+
+    Raises:
+        UnreadableError: if it holds anything but numbers, rising steps first.
+    """
     if not path.is_file():
         return []
-    with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if row.get("step", "").isdigit() and None not in row.values()]
+    try:
+        # a row that was cut off has no line break, or, if the run went on before this was read, too few values
+        whole = path.read_bytes().decode("ascii").rpartition("\n")[0]
+        rows = list(csv.DictReader(whole.splitlines(), strict=True))
+        rows = [row for row in rows if None not in row.values()]
+        for row in rows:
+            _expect_numbers(row)
+        if any(int(before["step"]) >= int(row["step"]) for before, row in pairwise(rows)):
+            raise ValueError("its steps do not rise")
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise UnreadableError(
+            f"{path} is damaged, or no curve of a training: {error}; delete it, the training goes on without the rows "
+            "so far"
+        ) from None
+    return rows
+
+
+def _expect_numbers(row: Mapping[str, str]) -> None:
+    if None in row:
+        raise ValueError(f"step {row['step']} has more values than there are columns")
+    if not row["step"].isdigit():
+        raise ValueError(f"expected the number of a step, got {row['step']!r}")
+    for text in row.values():
+        float(text or 0)
 
 
 def _text(value: float) -> str:

@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from kdseg.errors import ClaimError, UnreadableError
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 10.0
 STALE_S = 120.0
-"""A lock of another host is taken over when its heartbeat is older than this."""
+"""A lock of another host is taken over when its heartbeat is older than this, by the clock of the file system."""
 
 
 @contextmanager
@@ -52,12 +53,17 @@ def holder(folder: Path) -> str | None:
     """Return who holds the lock of a folder, as JSON, without touching it; None if nobody who is alive does."""
     path = folder / "lock"
     try:
-        said, seen = path.read_text(errors="replace"), path.stat().st_mtime
+        said = path.read_text(errors="replace")
+        seen = path.stat().st_mtime
     except OSError:
         return None
     if not said:
         return None
-    if time.time() - seen > STALE_S:  # on this host, too: after a reboot the number may be another process's
+    try:
+        now = _now(folder)
+    except OSError:  # somebody else's folder, perhaps
+        now = time.time()
+    if now - seen > STALE_S:  # on this host, too: after a reboot the number may be another process's
         return None
     if _host_of(said) != socket.gethostname():
         return said
@@ -102,11 +108,7 @@ def _take(handle: int, path: Path) -> None:
     """
     said = _holder(handle)
     if said and _host_of(said) != socket.gethostname():
-        seen = os.fstat(handle).st_mtime
-        while time.time() - seen < STALE_S:
-            time.sleep(min(1.0, STALE_S))
-            if os.fstat(handle).st_mtime != seen:
-                raise ClaimError(_in_use(path, said))
+        _wait_for_silence(handle, path, said)
     me = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -115,6 +117,33 @@ def _take(handle: int, path: Path) -> None:
     }
     os.truncate(handle, 0)
     os.pwrite(handle, json.dumps(me).encode(), 0)
+
+
+def _wait_for_silence(handle: int, path: Path, said: str) -> None:
+    seen = os.fstat(handle).st_mtime
+    age = max(0.0, _now(path.parent) - seen)  # a time to come is of a clock that was put back since
+    left = STALE_S - age
+    if left <= 0:
+        return
+    log.warning(
+        "%s is held by %s, who gave the last sign of life %.0f s ago: it is waited for until %s, then taken over",
+        path,
+        _shown(said),
+        age,
+        (datetime.now().astimezone() + timedelta(seconds=left)).isoformat(" ", "seconds"),
+    )
+    ends = time.monotonic() + left
+    while (rest := ends - time.monotonic()) > 0:
+        time.sleep(min(1.0, rest))
+        if os.fstat(handle).st_mtime != seen:
+            raise ClaimError(_in_use(path, said))
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock that heartbeats are written with, which may be a server's, in seconds."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.utime(file.fileno())
+        return os.fstat(file.fileno()).st_mtime
 
 
 def _holder(handle: int) -> str:
@@ -138,4 +167,11 @@ def _host_of(holder: str) -> str | None:
 
 
 def _in_use(path: Path, holder: str) -> str:
-    return f"{path.parent} is being written by another run ({holder or 'unknown'}): wait for it or stop it, then rerun"
+    return f"{path.parent} is being written by another run ({_shown(holder)}): wait for it or stop it, then rerun"
+
+
+def _shown(holder: str) -> str:
+    """Return what a lock says in one line, be it what kdseg writes or not."""
+    if not holder:
+        return "unknown"
+    return holder if _host_of(holder) else f"unknown, it says {holder!r:.100}"

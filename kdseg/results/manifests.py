@@ -14,6 +14,7 @@ from kdseg.errors import DataError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import write_text
+from kdseg.results.sealed import read_sealed
 
 
 class Manifest(BaseModel):
@@ -62,6 +63,27 @@ class Manifest(BaseModel):
                 f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
             )
         return self.store
+
+    def table(self, suffix: str) -> Path:
+        """Return the path of a table beside the manifest, which is the one that the stage left.
+
+        Args:
+            suffix: of its name, e.g. ``.parquet``.
+
+        Raises:
+            MissingError: if it is gone.
+            UnreadableError: if it is another one: damaged, changed, or of another run.
+        """
+        path = self.path.with_suffix(suffix)
+        again = f"kdseg clear {self.path}, then rerun its stage"
+        if not path.is_file():
+            raise MissingError(f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again}")
+        if self.files.get(path.name) != file_fingerprint(path):
+            raise UnreadableError(
+                f"{path} is not the file that `kdseg {self.stage}` left, whose SHA-256 is in {self.path}: it was "
+                f"changed, damaged, or is of another run; {again}"
+            )
+        return path
 
     @property
     def block(self) -> Triple:
@@ -150,21 +172,22 @@ def read(manifest: Path) -> Manifest:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the values of a manifest or of a claim.
+    """Return the values of a manifest.
 
     Raises:
         MissingError: if the stage has not finished.
-        UnreadableError: if the file is no manifest.
+        UnreadableError: if the file is no manifest, or not as it was written.
     """
     try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
+        values = read_sealed(path)
+    except MissingError:
         raise MissingError(f"no manifest at {path}: run the stage that makes it") from None
-    except (OSError, ValueError) as error:
+    except UnreadableError as error:
         raise UnreadableError(
-            f"{path} is not a manifest: {error}; name the .json of a stage, or rerun the one that made it"
+            f"not a manifest: {error}; name the .json of a stage, or delete it and rerun its stage, which keeps what "
+            "is done"
         ) from error
-    if not isinstance(values, dict) or "fingerprint" not in values:
+    if "fingerprint" not in values:
         raise UnreadableError(
             f"{path} is not a manifest: it has no fingerprint; name that of a stage, or rerun its stage"
         )

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 from numpy.typing import DTypeLike, NDArray
 
-from kdseg.errors import DataError, MissingError, ShapeError, UnreadableError
+from kdseg.errors import DataError, KdsegError, MissingError, ShapeError, UnreadableError
 from kdseg.results.files import replacing
 
 ROW_GROUP = 1 << 20
@@ -114,7 +114,7 @@ def write_parquet(
         raise MissingError(f"no folder {path.parent} to write {path.name} to")
     with replacing(path) as file:
         # ids hardly repeat: a dictionary of them would only cost
-        options = {"compression": "zstd", "use_dictionary": False}
+        options = {"compression": "zstd", "use_dictionary": False, "write_page_checksum": True}
         with pyarrow.parquet.ParquetWriter(file, _schema(columns, notes or {}), **options) as writer:
             rows = ParquetFile(writer, columns, row_group)
             yield rows
@@ -130,8 +130,10 @@ def read_parquet(path: Path) -> dict[str, NDArray[Any]]:
     Returns:
         Arrays (n,) by the names in the file; a triple is three of them.
     """
-    table = _open(path).read()
-    return {name: table.column(name).to_numpy() for name in table.column_names}
+    with _reading(path), _open(path) as file:
+        table = file.read()
+        _expect_rows(file, table.num_rows)
+        return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
 def read_batches(path: Path, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
@@ -144,14 +146,17 @@ def read_batches(path: Path, rows: int) -> Iterator[dict[str, NDArray[Any]]]:
     Yields:
         Arrays (n,) by the names in the file.
     """
-    with _open(path) as file:
+    with _reading(path), _open(path) as file:
+        found = 0
         for batch in file.iter_batches(rows, use_threads=False):
             yield {name: batch.column(name).to_numpy() for name in batch.schema.names}
+            found += batch.num_rows
+        _expect_rows(file, found)
 
 
 def row_count(path: Path) -> int:
     """Return how many rows a Parquet file has."""
-    with _open(path) as file:
+    with _reading(path), _open(path) as file:
         return int(file.metadata.num_rows)
 
 
@@ -161,26 +166,47 @@ def read_notes(path: Path) -> dict[str, Any]:
     Raises:
         UnreadableError: if kdseg did not write the file.
     """
-    found = (_open(path).schema_arrow.metadata or {}).get(b"kdseg")
-    if found is None:
-        raise UnreadableError(f"{path} has no metadata of kdseg: it was written by another program")
-    notes: dict[str, Any] = json.loads(found)
-    return notes
+    with _reading(path), _open(path) as file:
+        found = (file.schema_arrow.metadata or {}).get(b"kdseg")
+        if found is None:
+            raise UnreadableError(f"{path} has no metadata of kdseg: it was written by another program")
+        notes: dict[str, Any] = json.loads(found)
+        return notes
 
 
 def _open(path: Path) -> Any:
-    """Open a Parquet file for reading.
+    """Open a Parquet file whose pages are compared with their checksums; use `_reading` around all that is done."""
+    file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+    about = file.metadata  # which has no checksum, but says everything twice
+    groups = [about.row_group(k) for k in range(about.num_row_groups)]
+    values = {group.column(k).num_values - group.num_rows for group in groups for k in range(group.num_columns)}
+    if sum(group.num_rows for group in groups) != about.num_rows or values - {0}:
+        raise ValueError("its numbers of rows contradict each other")
+    return file
+
+
+def _expect_rows(file: Any, rows: int) -> None:
+    if rows != file.metadata.num_rows:  # heads of pages have no checksum
+        raise ValueError(f"it has {rows} rows, and says {file.metadata.num_rows}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what Arrow raises in the body into errors that name the file.
 
     Raises:
         MissingError: if there is no such file.
         UnreadableError: if the file is cut off, damaged, or no Parquet.
     """
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        yield
     except FileNotFoundError:
         raise MissingError(f"no Parquet file at {path}") from None
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UnreadableError(f"{path} is cut off, damaged or no Parquet file: {error}; write it again") from error
+    except KdsegError:
+        raise
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        line = " ".join(str(error).split())
+        raise UnreadableError(f"{path} is cut off, damaged or no Parquet file: {line}; write it again") from error
 
 
 def _schema(columns: Sequence[Column], notes: Mapping[str, Any]) -> Any:

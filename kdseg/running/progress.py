@@ -68,7 +68,8 @@ class FinishedBlocks:
         Raises:
             UnreadableError: if the disk does not take it.
         """
-        line = self._line(b"%d %d %d %b" % (*index, written.hex().encode()))
+        known = b" " + written.hex().encode() if written else b""
+        line = self._line(b"%d %d %d%b" % (*index, known))
         try:
             with self.path.open("ab") as file:
                 file.write(line + b"\n")

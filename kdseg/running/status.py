@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdseg.errors import MissingError
+from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.locks import holder
+from kdseg.results.sealed import read_sealed
 from kdseg.running.telemetry import status_path
 
 
@@ -17,7 +17,8 @@ class Standing(NamedTuple):
     Attributes:
         name: path of its manifest below the run, without suffix.
         stage: that makes it.
-        state: ``finished``, ``running``, or ``stopped``: killed or failed, and resumed by the next run.
+        state: ``finished``, ``running``, ``stopped``: killed or failed, and resumed by the next run, or ``damaged``:
+            its claim or its manifest is not as it was written, see ``facts["damage"]``.
         facts: of the manifest (``stats``) or of the telemetry, see `kdseg.running.telemetry`; empty if there are none.
     """
 
@@ -47,23 +48,30 @@ def run(folder: Path) -> list[Standing]:
 
 def _standing(folder: Path, claim: Path) -> Standing | None:
     manifest = claim.parent.with_name(f"{claim.parent.name.removeprefix('.')}.json")
-    claimed, made = _json(claim), _json(manifest)
-    if claimed is None:  # being removed
-        return None
     name = str(manifest.relative_to(folder).with_suffix(""))
+    try:
+        claimed, made = _sealed(claim), _sealed(manifest)
+    except UnreadableError as error:
+        return Standing(name, "", "damaged", {"damage": f"{error}; remove the result by: kdseg clear {manifest}"})
+    if claimed is None:  # it was removed since
+        return None
+    stage = claimed.get("stage", "clear")
     if made is not None and made.get("fingerprint") == claimed["fingerprint"]:
-        return Standing(name, claimed["stage"], "finished", made.get("stats", {}))
+        return Standing(name, stage, "finished", made.get("stats", {}))
     state = "running" if holder(claim.parent) else "stopped"
-    return Standing(name, claimed["stage"], state, _json(status_path(manifest)) or {})
+    try:
+        facts = _sealed(status_path(manifest)) or {}
+    except UnreadableError:
+        facts = {}
+    return Standing(name, stage, state, facts)
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _sealed(path: Path) -> dict[str, Any] | None:
     """Return a file that others may be replacing or removing; None if it is not there."""
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_sealed(path)
+    except MissingError:
         return None
-    return values if isinstance(values, dict) else None
 
 
 def described(standing: Standing) -> str:
@@ -73,6 +81,8 @@ def described(standing: Standing) -> str:
         speed = facts.get("mvox_per_s")
         parts += [f"{_span(facts.get('seconds'))}"] + ([f"{speed:g} Mvox/s"] if speed else [])
         return "  ".join(parts)
+    if standing.state == "damaged":
+        parts.append(facts["damage"])
     if "blocks" in facts:
         blocks = facts["blocks"]
         done = blocks["before"] + blocks["done"]

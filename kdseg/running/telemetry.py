@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Block
-from kdseg.results.manifests import write_json
+from kdseg.results.sealed import write_sealed
 from kdseg.running.attempt import Clock, Outcome
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class Telemetry:
         try:
             with self._counting:
                 values = self._values(state)
-            write_json(self.path, values)
+            write_sealed(self.path, values)
         except UnreadableError as error:
             log.warning("the status is not up to date: %s", error)
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from kdseg.config.shipped import SUFFIX
 from kdseg.config.tasks import TrainTask
+from kdseg.errors import UnreadableError
 from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import count_parameters, kmac_per_voxel, resolve_device
 from kdseg.networks.models.device import gpu_peak_mb
 from kdseg.results.claims import Claim, claim
-from kdseg.results.files import write_text
 from kdseg.results.manifests import file_fingerprint
+from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.training import Result, train
 from kdseg.training.inputs import data, expect_named, fingerprints, learned_from
 
@@ -34,7 +35,7 @@ def run(task: TrainTask) -> None:
     volumes, guides, teachers = data(task)
 
     def work(held: Claim) -> Result:
-        torch.set_num_threads(_as_begun(held.private / "threads", task.workers))
+        torch.set_num_threads(_as_begun(held.private / "threads.json", task.workers))
         return train(
             options,
             offsets=task.offsets,
@@ -75,8 +76,18 @@ def training_folder(manifest: Path) -> Path:
 
 
 def _as_begun(note: Path, threads: int) -> int:
-    """Return the number of threads that the run was begun with, which is ``threads`` if it begins now."""
-    if note.exists():
-        return int(note.read_text())
-    write_text(note, str(threads))
-    return threads
+    """Return the number of threads that the run was begun with, which is ``threads`` if it begins now.
+
+    Raises:
+        UnreadableError: if the note of it is damaged.
+    """
+    if not note.exists():
+        write_sealed(note, {"threads": threads})
+        return threads
+    try:
+        return int(read_sealed(note)["threads"])
+    except UnreadableError as error:
+        raise UnreadableError(
+            f"{error}; it says how many threads the training was begun with: delete it, if that was {threads}, or "
+            f"start anew by: kdseg clear {note.parent.with_name(note.parent.name[1:])}.json"
+        ) from error

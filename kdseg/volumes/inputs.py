@@ -12,6 +12,7 @@ from kdseg.config.tasks import VolumeInputs
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Triple
 from kdseg.results.manifests import read
+from kdseg.volumes.shards import table_of
 from kdseg.volumes.volume import Volume, open_volume
 
 
@@ -30,8 +31,15 @@ class Input(NamedTuple):
 
 
 def open_input(manifest: Path) -> Input:
-    """Open the volume that a finished stage left beside its manifest."""
+    """Open the volume that a finished stage left beside its manifest.
+
+    Raises:
+        UnreadableError: if the checksums beside it are not those that the stage left.
+    """
     made = read(manifest)
+    known = table_of(made.path)
+    if known.name in made.files:
+        made.table(known.suffixes[-2] + known.suffix)
     return Input(open_volume(made.result), made.fingerprint, made.result)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kdseg.results.manifests import write_json
+from kdseg.results.sealed import write_sealed
 from kdseg.volumes.volume import open_volume
 
 
@@ -87,8 +87,8 @@ def test_a_typo_in_the_configuration(tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_that_is_not_there(tmp_path):
-    write_json(tmp_path / "model.json", {"fingerprint": "a", "store": "model.safetensors"})
-    write_json(tmp_path / "raw.json", {"fingerprint": "a", "store": "raw.zarr"})
+    write_sealed(tmp_path / "model.json", {"fingerprint": "a", "store": "model.safetensors"})
+    write_sealed(tmp_path / "raw.json", {"fingerprint": "a", "store": "raw.zarr"})
     arguments = ["--raw", "raw.json", "--model", "model.json", "--manifest", "a.json", "--options", "{}"]
     done = kdseg("predict", *arguments, "--device", "cuda", cwd=tmp_path)
     assert done.returncode == 1

@@ -97,6 +97,18 @@ def test_states_that_are_cut_off_or_something_else_are_refused(tmp_path: Path) -
         load(tmp_path / "absent.pt")
 
 
+def test_each_flipped_byte_of_a_state_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    save(path, {"step": 1, "weights": torch.arange(100)})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        with pytest.raises(UnreadableError, match=r"state\.pt is damaged.*remove it and train again"):
+            load(path)
+    path.write_bytes(whole)
+    assert load(path)["weights"].tolist() == list(range(100))
+
+
 def test_equal_models_are_equal_files(tmp_path: Path) -> None:
     paths = [tmp_path / f"{n}.safetensors" for n in range(8)]
     for path in paths:
@@ -140,7 +152,8 @@ def test_a_file_cannot_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     torch.save({"format": "kdseg-model", "weights": Evil()}, tmp_path / "zip.pt")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Evil()))
-    for name in ("zip.pt", "pickle.pt"):
+    save(tmp_path / "state.pt", {"step": Evil()})
+    for name in ("zip.pt", "pickle.pt", "state.pt"):
         for read in (load, load_model):
             with pytest.raises(UnreadableError):
                 read(tmp_path / name)

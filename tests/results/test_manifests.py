@@ -2,19 +2,23 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from datetime import datetime
 from importlib.metadata import version
 
 import pytest
 
 from kdseg.errors import ClaimError, DataError, MissingError, UnreadableError
 from kdseg.results.claims import claim, clear
+from kdseg.results.locks import holder
 from kdseg.results.manifests import file_fingerprint, fingerprint, read, source_fingerprint, write_json
+from kdseg.results.sealed import read_sealed, write_sealed
 
 
 def make(manifest, options, **kwargs):
@@ -131,6 +135,54 @@ def test_a_lock_of_another_host_that_beats_no_more_is_waited_for_and_taken(tmp_p
     assert time.monotonic() - started > 0.5
 
 
+@pytest.mark.parametrize(("text", "shown"), [('{"host": "elsewhere"}', "elsewhere"), ("\0\n\n\0", "unknown, it says")])
+def test_who_is_waited_for_is_said_at_once_and_in_a_line(tmp_path, monkeypatch, caplog, text, shown):
+    make(tmp_path / "a.json", {})
+    lock = tmp_path / ".a" / "lock"
+    lock.write_text(text)
+    said = []
+    beat = threading.Timer(0.5, lambda: (said.extend(caplog.messages), os.utime(lock)))
+    beat.start()
+    with pytest.raises(ClaimError, match=shown) as refused:
+        make(tmp_path / "a.json", {})
+    beat.join()
+    assert "\n" not in str(refused.value)
+    (line,) = said
+    assert f"{lock} is held by" in line
+    assert shown in line
+    assert "\n" not in line
+    until = datetime.fromisoformat(re.search(r"until (\S+ \S+),", line)[1])
+    assert 100 < (until - datetime.now().astimezone()).total_seconds() <= 120
+
+
+@pytest.mark.parametrize("ahead", [3600.0, -3600.0])
+def test_the_age_of_a_lock_is_by_the_clock_of_its_disk(tmp_path, monkeypatch, ahead):
+    make(tmp_path / "a.json", {})
+    lock = tmp_path / ".a" / "lock"
+    monkeypatch.setattr("kdseg.results.locks.STALE_S", 1.5)
+    right = time.time
+    monkeypatch.setattr("time.time", lambda: right() + ahead)
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    assert holder(lock.parent)
+    started = time.monotonic()
+    make(tmp_path / "a.json", {})
+    assert 0.5 < time.monotonic() - started < 30
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    os.utime(lock, (right() - 2, right() - 2))
+    assert holder(lock.parent) is None
+
+
+def test_a_lock_of_the_future_is_waited_for_no_longer_than_others(tmp_path, monkeypatch):
+    make(tmp_path / "a.json", {})
+    lock = tmp_path / ".a" / "lock"
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    os.utime(lock, (time.time() + 3600, time.time() + 3600))
+    monkeypatch.setattr("kdseg.results.locks.STALE_S", 0.8)
+    started = time.monotonic()
+    make(tmp_path / "a.json", {})
+    assert 0.5 < time.monotonic() - started < 30
+
+
 def test_a_store_that_is_gone_takes_its_progress_with_it(tmp_path):
     make(tmp_path / "a.json", {}, volume=True)
     for child in (tmp_path / "a.zarr").iterdir():
@@ -197,7 +249,7 @@ def test_a_clearing_that_was_killed_is_finished_first(tmp_path):
     make(tmp_path / "a.json", {})
     (tmp_path / ".a" / "8x8x8").mkdir()
     claimed = tmp_path / ".a" / "claim.json"
-    claimed.write_text(json.dumps({**json.loads(claimed.read_text()), "fingerprint": "clearing"}))
+    write_sealed(claimed, {**read_sealed(claimed), "fingerprint": "clearing"})
     (tmp_path / "a.zarr" / "data").unlink()  # it got this far
     with claim(tmp_path / "a.json", "predict", {}, {"raw": "abc"}) as held:
         assert not held.store.exists()
@@ -224,7 +276,7 @@ def test_bad_manifests(tmp_path):
     (tmp_path / "a.json").write_text('{"fingerpr')
     with pytest.raises(UnreadableError, match="not a manifest"):
         read(tmp_path / "a.json")
-    (tmp_path / "a.json").write_text('{"fingerprint": "0", "options": {}, "inputs": {}, "stats": []}')
+    write_sealed(tmp_path / "a.json", {"fingerprint": "0", "options": {}, "inputs": {}, "stats": []})
     with pytest.raises(UnreadableError, match=r"a\.json is not a manifest: stage: .*rerun its stage"):
         read(tmp_path / "a.json")
     make(tmp_path / "b.json", {})

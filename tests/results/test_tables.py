@@ -78,3 +78,11 @@ def test_refuses_what_is_no_table(tmp_path: Path) -> None:
         read_table(tmp_path / "pickled.npz")
     with pytest.raises(UnreadableError):
         read_table(tmp_path)
+
+
+def test_a_damaged_shape_cuts_no_column_short(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_table(path, {"a": np.arange(500)})
+    path.write_bytes(path.read_bytes().replace(b"(500,)", b"(400,)"))
+    with pytest.raises(UnreadableError, match=r"a\.npz is cut off, damaged"):
+        read_table(path)

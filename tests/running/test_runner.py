@@ -88,7 +88,7 @@ def test_a_list_of_finished_blocks_that_a_kill_cut_short_is_taken_up(tmp_path):
     listed.write_bytes(b"".join(lines)[:-2])
     redone = []
     run_blocks("note", TOTAL, BLOCK, lambda block: redone.append(block.index), Place(1), done)
-    assert redone == [tuple(map(int, lines[-1].split()))]
+    assert redone == [tuple(map(int, lines[-1].split()[:3]))]
     run_blocks("note", TOTAL, BLOCK, lambda block: redone.append(block.index), Place(1), done)
     assert len(redone) == 1
 

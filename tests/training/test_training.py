@@ -721,7 +721,7 @@ def test_a_curve_drops_what_came_after_and_rows_that_were_cut_off(tmp_path: Path
         for step in (1, 2, 3):
             curve.append({"step": step, "a": step / 3})
     with path.open("a") as file:
-        file.write("4,0.1")
+        file.write("4,0.1,2")  # of 2.5
     assert [row["step"] for row in read_curve(path)] == ["1", "2", "3"]
     with Curve(path, ["step", "a", "b"], keep=2) as curve:
         curve.append({"step": 3, "b": 7.0})

@@ -18,8 +18,7 @@ def run(task: PropertiesTask) -> int:
 
     Memory: the table of segments, 100 bytes each; some 300 bytes more for each that is written.
     """
-    read(task.segmentation)  # written last: a table without it may be of an earlier run
-    path = task.segmentation.with_suffix(".parquet")
+    path = read(task.segmentation).table(".parquet")
     table, notes = read_parquet(path), read_notes(path)
     kept = table["size"] >= task.least
 
