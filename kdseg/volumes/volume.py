@@ -220,6 +220,8 @@ class Volume:
             # looking for chunks of zeros only would take longer than to write them
             array = array.with_config({"write_empty_chunks": True})
         try:
+            for _, file in self.files(roi):  # of a shard that the volume ends in, zarr would read what is there first
+                file.unlink(missing_ok=True)
             with self._reaching():
                 array[(..., *roi.slices(self.roi))] = data
         except KdsegError:

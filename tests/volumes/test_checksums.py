@@ -1,0 +1,248 @@
+"""Checksums: a file that is not the one that was written is never read, is found, and is made again as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import invoke
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pipeline import NEAREST, perfect_affinities, store
+
+from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
+from kdseg.config.segmentation import EdgesOptions, FragmentsOptions
+from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask
+from kdseg.errors import MissingError, StageError, UnreadableError
+from kdseg.results.tables import read_table
+from kdseg.segmentation.fragments import stage as fragments
+from kdseg.segmentation.graph import stage as edges
+from kdseg.volumes import convert
+from kdseg.volumes.inputs import open_input
+from kdseg.volumes.verify import repair, verify
+from kdseg.volumes.volume import create_volume, open_volume
+
+SHAPE = (24, 40, 40)
+STORAGE = StorageOptions(chunk=(8, 8, 8), shard=(16, 16, 16), levels=2)
+
+
+def make(folder: Path, workers: int = 1, storage: StorageOptions = STORAGE) -> Path:
+    """Convert a phantom, which has two levels, and return its manifest."""
+    options = VolumeOptions(phantom=PhantomOptions(shape=SHAPE))
+    manifest = folder / "raw.json"
+    task = ConvertTask(kind="raw", manifest=manifest, options=options, storage=storage, workers=workers)
+    convert.run(task)
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("whole"))
+
+
+def copy(manifest: Path, folder: Path) -> Path:
+    """Return the manifest of a copy of a result."""
+    shutil.copytree(manifest.parent, folder, dirs_exist_ok=True)
+    return folder / manifest.name
+
+
+def shards(manifest: Path, level: int = 0) -> list[Path]:
+    return sorted(path for path in (manifest.with_suffix(".zarr") / str(level) / "c").rglob("*") if path.is_file())
+
+
+def contents(manifest: Path) -> dict[str, bytes]:
+    """Return the bytes of all results beside a manifest."""
+    found = [path for path in manifest.parent.rglob("*") if path.is_file()]
+    names = {path: str(path.relative_to(manifest.parent)) for path in found}
+    results = {path: name for path, name in names.items() if not name.endswith(".json") and "/." not in f"/{name}"}
+    return {name: path.read_bytes() for path, name in results.items()}
+
+
+def readable(manifest: Path, level: int = 0) -> np.ndarray:
+    open_input(manifest)
+    volume = open_volume(manifest.with_suffix(".zarr"), level=level)
+    return volume.read(volume.roi)
+
+
+def flip(path: Path, place: float, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_flipped_bit_is_read(whole: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    manifest = copy(whole, tmp_path_factory.mktemp("flipped"))
+    level = data.draw(st.integers(0, 1))
+    file = data.draw(st.sampled_from(shards(manifest, level)))
+    flip(file, data.draw(st.floats(0, 1, exclude_max=True)), data.draw(st.integers(0, 7)))
+    with pytest.raises(UnreadableError, match=str(file)):
+        readable(manifest, level)
+
+
+def test_what_is_whole_is_read_and_found_whole(whole: Path) -> None:
+    raw = readable(whole)
+    assert raw.shape == SHAPE
+    assert len(np.unique(raw)) > 100
+    assert readable(whole, 1).shape == (12, 20, 20)
+    assert list(verify(whole.parent, 2)) == [(whole, [])]
+
+
+def test_a_shard_that_is_gone_is_not_read_as_zeros(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path)
+    shards(manifest)[3].unlink()
+    with pytest.raises(UnreadableError, match=r"gone since it was written.*kdseg verify .*raw.json --repair"):
+        readable(manifest)
+
+
+def test_two_shards_of_one_size_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    storage = STORAGE.model_copy(update={"levels": 1})
+    manifest = make(tmp_path / "a", storage=storage)
+    first, second = shards(manifest)[:2]
+    # uncompressed, so that both have one size: the checksum alone tells them apart
+    volume = create_volume(
+        tmp_path / "b.zarr",
+        shape=(16, 16, 32),
+        dtype=np.uint8,
+        chunk=(8, 8, 8),
+        shard=(16, 16, 16),
+        voxel_size=(1, 1, 1),
+        compress=False,
+    )
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 32), dtype=np.uint8)
+    known = np.frombuffer(volume.write(volume.roi, noise), "<i8,<u4")
+    assert known["f0"][0] == known["f0"][1]
+    assert known["f1"][0] != known["f1"][1]
+    data = first.read_bytes(), second.read_bytes()
+    first.write_bytes(data[1])
+    second.write_bytes(data[0])
+    with pytest.raises(UnreadableError, match=str(first)):
+        readable(manifest)
+
+
+def test_a_file_is_compared_again_when_it_changes(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path)
+    readable(manifest)
+    flip(shards(manifest)[0], 0.5, 0)
+    with pytest.raises(UnreadableError, match="damaged or another one"):
+        readable(manifest)
+
+
+def test_a_file_where_none_was_written(tmp_path: Path) -> None:
+    affinities = store(tmp_path / "affinities.json", perfect_affinities(np.ones(SHAPE, np.uint8)), offsets=NEAREST)
+    tissue = np.zeros(SHAPE, np.uint8)
+    tissue[:, :, :16] = 1
+    mask = store(tmp_path / "mask.json", tissue)
+    manifest = tmp_path / "fragments.json"
+    options = FragmentsOptions(block=(32, 16, 16), halo=(4, 4, 4))
+    fragments.run(FragmentsTask(affinities=affinities, mask=mask, manifest=manifest, options=options, storage=STORAGE))
+    columns = read_table(manifest.with_suffix(".checksums.npz"))
+    there = {path.relative_to(manifest.with_suffix(".zarr") / "0/c").as_posix() for path in shards(manifest)}
+    written = {"/".join(map(str, index)) for index in np.argwhere(columns["size_0"] >= 0)}
+    assert there == written
+    assert 0 < len(there) < columns["size_0"].size
+    foreign = manifest.with_suffix(".zarr") / "0/c/0/0/2"
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_bytes(shards(manifest)[0].read_bytes())
+    with pytest.raises(UnreadableError, match="was not written by the stage"):
+        readable(manifest)
+
+
+def test_checksums_do_not_depend_on_workers(whole: Path, tmp_path: Path) -> None:
+    assert contents(make(tmp_path, workers=2)) == contents(whole)
+
+
+def test_a_table_of_checksums_that_was_changed_or_lost(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path)
+    table = manifest.with_suffix(".checksums.npz")
+    flip(table, 0.6, 1)
+    with pytest.raises(UnreadableError, match="SHA-256"):
+        readable(manifest)
+    table.unlink()
+    with pytest.raises(MissingError, match=r"checksums\.npz is gone"):
+        readable(manifest)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_no_manifest_stands_over_a_hole(whole: Path, tmp_path: Path, cut: bool) -> None:
+    manifest = copy(whole, tmp_path)
+    before = contents(manifest)
+    manifest.unlink()  # as if the run had been killed at its very end
+    lost = shards(manifest)[5]
+    if cut:
+        lost.write_bytes(lost.read_bytes()[:-1])
+    else:
+        lost.unlink()
+    with pytest.raises(StageError, match=r"1 finished blocks.*rerun"):
+        make(tmp_path)
+    assert not manifest.exists()
+    make(tmp_path)
+    assert contents(manifest) == before
+
+
+def planted(folder: Path, affinities: Path) -> tuple[Path, Path]:
+    """Make fragments and edges, and return their manifests."""
+    cut, joined = folder / "fragments.json", folder / "edges.json"
+    options = FragmentsOptions(block=(32, 16, 16), halo=(4, 4, 4))
+    fragments.run(FragmentsTask(affinities=affinities, manifest=cut, options=options, storage=STORAGE))
+    how = EdgesOptions(block=(16, 16, 16))
+    edges.run(EdgesTask(affinities=affinities, fragments=cut, manifest=joined, options=how))
+    return cut, joined
+
+
+def test_every_planted_fault_is_found_and_only_its_blocks_are_made_again(tmp_path: Path) -> None:
+    labels = np.random.default_rng(0).integers(1, 4, (6, 10, 10)).repeat(4, 0).repeat(4, 1).repeat(4, 2)
+    affinities = store(tmp_path / "affinities.json", perfect_affinities(labels), offsets=NEAREST)
+    cut, joined = planted(tmp_path, affinities)
+    before = contents(cut)
+    files = shards(cut)
+    flip(files[0], 0.3, 2)
+    files[4].unlink()
+    tables = sorted(joined.with_suffix(".tables").iterdir())
+    flip(tables[1], 0.5, 0)
+    found = {manifest.name: faults for manifest, faults in verify(tmp_path, 2) if faults}
+    assert sorted(found) == ["edges.json", "fragments.json"]
+    named = [fault.what.split()[0] for fault in found["fragments.json"] + found["edges.json"]]
+    assert named == [str(path) for path in (files[0], files[4], tables[1])]
+    for name, faults in found.items():
+        repair(tmp_path / name, faults)
+    assert files[0].exists()  # nothing is removed
+    planted(tmp_path, affinities)
+    assert contents(cut) == before
+    status = [json.loads((tmp_path / f"{name}.status.json").read_text()) for name in ("fragments", "edges")]
+    assert [one["blocks"]["done"] for one in status] == [2, 1]
+    assert not any(faults for _, faults in verify(tmp_path, 1))
+
+
+def test_results_of_another_run_are_found(whole: Path, tmp_path: Path) -> None:
+    affinities = store(tmp_path / "affinities.json", perfect_affinities(np.ones(SHAPE, np.uint8)), offsets=NEAREST)
+    planted(tmp_path, affinities)
+    other = tmp_path / "other"
+    other.mkdir()
+    labels = np.eye(40, dtype=np.uint8)[None].repeat(24, 0)
+    store(other / "affinities.json", perfect_affinities(labels), offsets=NEAREST)
+    shutil.copy(other / "affinities.json", affinities)
+    found = {manifest.name: faults for manifest, faults in verify(tmp_path, 1)}
+    assert any("was not made of" in fault.what for fault in found["fragments.json"])
+
+
+def test_the_command_says_what_to_run(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    said = invoke("verify", tmp_path / "run")
+    assert said.exit_code == 0
+    assert said.stdout == "1 results, 0 damaged\n"
+    shards(manifest, 1)[0].unlink()
+    said = invoke("verify", tmp_path / "run", "--repair", "--workers", "1")
+    assert said.exit_code == 1
+    assert f"--forcerun {manifest}" in said.stdout
+    make(tmp_path / "run")
+    assert contents(manifest) == contents(whole)
+
+
+def test_a_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="no stage of kdseg has finished"):
+        list(verify(tmp_path, 1))
