@@ -273,4 +273,4 @@ def test_compression_is_a_choice(tmp_path: Path, compress: bool) -> None:
     make(tmp_path / "v.zarr", compress=compress)
     values = json.loads((tmp_path / "v.zarr/0/zarr.json").read_text())
     names = [codec["name"] for codec in values["codecs"][0]["configuration"]["codecs"]]
-    assert names == (["bytes", "blosc"] if compress else ["bytes"])
+    assert names == (["bytes", "blosc", "crc32c"] if compress else ["bytes"])
