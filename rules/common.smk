@@ -7,6 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from kdseg.config import questions, tasks, validate
+from kdseg.config.cluster import LocalOptions
 from kdseg.config.compare import choice, rate_trials, trial_name
 from kdseg.config.shipped import model_file
 from kdseg.config.teachers import AffinitiesTeacher
@@ -338,8 +339,8 @@ def flag(name, value):
 
 # Flags that change how a stage runs, not what it computes: they are no params, so that a change reruns nothing.
 OVERWRITE = " --overwrite" if RUN.overwrite else ""
-CLUSTER = flag("--cluster", None if LOCAL else RUN.cluster.model_dump_json())
-CPU_CLUSTER = flag(
-    "--cluster", None if CPU_LOCAL else RUN.cpu_cluster.model_dump_json()
+CLUSTER, CPU_CLUSTER = (
+    flag("--cluster", None if one == LocalOptions() else one.model_dump_json())
+    for one in (RUN.cluster, RUN.cpu_cluster)
 )
 REMOTE = flag("--storage.remote", RUN.storage.remote)

@@ -225,6 +225,20 @@ def test_post_processing_is_tuned_for_each_scored_model(tmp_path, values):
     assert "rule fragments" not in text
 
 
+def test_stages_are_told_of_clusters_that_are_not_the_default(tmp_path, values):
+    config = tmp_path / "config.yaml"
+    values |= {"cluster": {"kind": "local", "dashboard": True}, "cpu_cluster": {"kind": "local"}}
+    config.write_text(yaml.safe_dump(values))
+    text = snakemake(tmp_path, config, "results/test/student/tune/edges.json", "--dry-run", "--printshellcmds")
+    told = {}
+    for words in (shlex.split(line) for line in text.splitlines() if "python -m kdseg " in line):
+        stage = words[words.index("kdseg") + 1]
+        told[stage] = words[words.index("--cluster") + 1] if "--cluster" in words else None
+    assert json.loads(told.pop("predict")) == {"kind": "local", "dashboard": True}
+    assert {"fragments", "edges"} <= set(told)
+    assert set(told.values()) == {None}
+
+
 def test_segmentations_take_what_a_search_chose(tmp_path, values):
     config = tmp_path / "config.yaml"
     values["evaluate"] |= {"models": ["teacher", "student"]}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from kdseg.config.base import Count, Positive, Section
 
@@ -13,6 +13,8 @@ class LocalOptions(Section):
     """Processes of this machine: one per GPU (`gpus`), or on CPUs one per worker (`workers`), one thread each."""
 
     kind: Literal["local"] = "local"
+    dashboard: bool = False
+    """Dask's pages about the workers of predictions, on loopback only, at an address in the log."""
 
 
 class SlurmOptions(Section):
@@ -39,6 +41,19 @@ class SlurmOptions(Section):
     """Network interface that jobs reach this machine by, e.g. `ib0`; default: SLURM's own."""
     wait_minutes: Positive = 24 * 60
     """Time to wait for the first job to start."""
+    dashboard: bool = False
+    """Dask's pages about its workers: on this machine's loopback only, at an address in the log."""
+
+
+class TlsOptions(Section):
+    """Files in PEM format with which a client and a scheduler prove to each other who they are."""
+
+    ca_file: str
+    """Certificate of the authority that signed those of the scheduler and of the client."""
+    cert: str
+    """Certificate of the client."""
+    key: str | None = None
+    """Private key of the client; default: it is in `cert`, too."""
 
 
 class SchedulerOptions(Section):
@@ -46,9 +61,19 @@ class SchedulerOptions(Section):
 
     kind: Literal["scheduler"]
     address: Annotated[str, Field(pattern=r"^[a-z]+://\S+$")]
-    """Of its scheduler, e.g. `tcp://login1:8786`."""
+    """Of its scheduler, e.g. `tls://login1:8786`. Who can reach one at `tcp://` can run programs as its owner."""
+    tls: TlsOptions | None = None
+    """Credentials for a scheduler at `tls://`."""
     wait_minutes: Positive = 5
     """Time to wait for its first worker."""
+
+    @model_validator(mode="after")
+    def _credentials_for_tls(self) -> Self:
+        if self.address.startswith("tls://") and self.tls is None:
+            raise ValueError(f"{self.address} needs credentials: add `tls: {{ca_file: …, cert: …, key: …}}`")
+        if self.tls is not None and not self.address.startswith("tls://"):
+            raise ValueError(f"`tls` is for an address that begins with tls://, got {self.address}")
+        return self
 
 
 ClusterOptions = Annotated[LocalOptions | SlurmOptions | SchedulerOptions, Field(discriminator="kind")]

@@ -1,5 +1,8 @@
 """Dask workers on this machine, on SLURM, or of a running scheduler. Only this module and `slurm` import distributed.
 
+Dask runs whatever a client sends it: clusters that are started here listen with TLS and serve only who has their
+credentials, which are made anew each time. Their HTTP servers, which ask for none, are closed.
+
 A worker is one process that computes one block at a time. It has a second thread, or on a GPU a third, that reads
 the next block and writes the last one meanwhile: see `kdseg.running.attempt`.
 """
@@ -13,17 +16,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from itertools import islice
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker, LocalCluster, Scheduler, Security, Worker, WorkerPlugin
 
-from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions
+from kdseg.config.cluster import ClusterOptions, LocalOptions, SchedulerOptions, SlurmOptions, TlsOptions
 from kdseg.errors import ConfigError, StageError
 from kdseg.geometry import Block
 from kdseg.running.attempt import WORKER_ENDED, Do, Finished, Outcome, Patience
-from kdseg.running.slurm import slurm_jobs
+from kdseg.running.slurm import ON_LOOPBACK, slurm_jobs
 
 log = logging.getLogger(__name__)
 # Its import has set it to INFO: every coming and going of workers, here and in the workers, which import this, too.
@@ -68,13 +72,14 @@ class Workers(NamedTuple):
 
 
 @contextmanager
-def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[Workers]:
+def workers_of(cluster: ClusterOptions, workers: int, threads: int, folder: Path) -> Iterator[Workers]:
     """Yield the workers that a configuration names; those that were started here end with the body.
 
     Args:
         cluster: which.
         workers: processes, where they are ours to start on this machine; SLURM is told how many jobs.
         threads: of each process; a scheduler that runs already has its own.
+        folder: what jobs of SLURM find on all machines, for their credentials.
 
     Raises:
         ConfigError: if what the cluster needs is not installed, or its scheduler does not answer.
@@ -91,9 +96,9 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
     }
     with dask.config.set(settings):
         if isinstance(cluster, LocalOptions):
-            started = _local(workers, threads)
+            started = _local(cluster, workers, threads)
         elif isinstance(cluster, SlurmOptions):
-            started = _slurm(cluster, threads)
+            started = _slurm(cluster, threads, folder)
         else:
             started = _running(cluster)
         with started as found:
@@ -101,7 +106,7 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int) -> Iterator[
 
 
 @contextmanager
-def _local(workers: int, threads: int) -> Iterator[Workers]:
+def _local(cluster: LocalOptions, workers: int, threads: int) -> Iterator[Workers]:
     """Start fresh processes (no fork) that listen on the loopback only."""
     with (
         # a busy machine takes longer to start a worker again than the 15 s after which its nanny would be ended
@@ -110,19 +115,45 @@ def _local(workers: int, threads: int) -> Iterator[Workers]:
             n_workers=workers,
             threads_per_worker=threads,
             processes=True,
-            dashboard_address="127.0.0.1:0",
+            dashboard_address=ON_LOOPBACK,
+            scheduler_kwargs={"dashboard": cluster.dashboard},
             host="127.0.0.1",
+            protocol="tls",
+            security=Security.temporary(),  # other users reach the loopback, too
             memory_limit=None,
             silence_logs=logging.ERROR,
         ) as started,
         Client(started) as client,
     ):
+        _close_http(client, started.scheduler, cluster.dashboard)
         yield Workers(client, _RESTART_S)
 
 
+class _WithoutHttp(WorkerPlugin):
+    """Closes the HTTP server of a worker, which Dask opens without a dashboard, too."""
+
+    def setup(self, worker: Worker) -> None:
+        """Do it as soon as the worker is known."""
+        worker.http_server.stop()
+
+
+def _close_http(client: Client, scheduler: Scheduler, dashboard: bool) -> None:
+    """Close the HTTP servers of workers, and the scheduler's unless it is wanted."""
+    client.register_plugin(_WithoutHttp())
+    if dashboard:
+        log.info("Dask's dashboard is at http://127.0.0.1:%d/status", scheduler.services["dashboard"].port)
+    else:
+        client.sync(_stop_http, scheduler)
+
+
+async def _stop_http(scheduler: Scheduler) -> None:
+    scheduler.http_server.stop()
+
+
 @contextmanager
-def _slurm(cluster: SlurmOptions, threads: int) -> Iterator[Workers]:
-    with slurm_jobs(cluster, threads, _SINGLE_THREADED) as jobs, Client(jobs.cluster) as client:
+def _slurm(cluster: SlurmOptions, threads: int, folder: Path) -> Iterator[Workers]:
+    with slurm_jobs(cluster, threads, _SINGLE_THREADED, folder) as jobs, Client(jobs.cluster) as client:
+        _close_http(client, jobs.cluster.scheduler, cluster.dashboard)
         log.info("submitted %d jobs to SLURM, waiting for the first to start", cluster.jobs)
         _expect_worker(client, cluster.wait_minutes, "squeue says what the jobs wait for", jobs.check)
         yield Workers(client, cluster.wait_minutes * 60, lambda: jobs.revive(_names(client)), cluster.jobs)
@@ -135,13 +166,28 @@ def _names(client: Client) -> set[str]:
 
 @contextmanager
 def _running(cluster: SchedulerOptions) -> Iterator[Workers]:
+    security = None if cluster.tls is None else _security(cluster.tls)
     try:
-        client = Client(cluster.address, timeout=min(30.0, cluster.wait_minutes * 60))
+        client = Client(cluster.address, timeout=min(30.0, cluster.wait_minutes * 60), security=security)
     except (OSError, TimeoutError, ValueError) as error:
-        raise ConfigError(f"no Dask scheduler answers at {cluster.address}: {error}") from error
+        how = "" if cluster.tls is None else " to the credentials of `tls`"
+        raise ConfigError(f"no Dask scheduler answers at {cluster.address}{how}: {error}") from error
     with client:
         _expect_worker(client, cluster.wait_minutes, "start one by: dask worker ADDRESS --nthreads 2")
         yield Workers(client, cluster.wait_minutes * 60)
+
+
+def _security(tls: TlsOptions) -> Security:
+    security = Security(
+        require_encryption=True, tls_ca_file=tls.ca_file, tls_client_cert=tls.cert, tls_client_key=tls.key
+    )
+    try:
+        security.get_connection_args("client")
+    except OSError as error:  # an `ssl.SSLError`, too
+        raise ConfigError(
+            f"the files of `tls` ({tls.ca_file}, {tls.cert}, {tls.key}) cannot be used: {error}"
+        ) from error
+    return security
 
 
 def _expect_worker(client: Client, minutes: float, advice: str, check: Callable[[], None] = lambda: None) -> None:

@@ -63,8 +63,8 @@ def place_of(task: BlockTask) -> Place:
 
 
 @contextmanager
-def engine(place: Place, todo: int) -> Iterator[Engine]:
-    """Yield what does ``todo`` blocks; its workers end with the body."""
+def engine(place: Place, todo: int, folder: Path) -> Iterator[Engine]:
+    """Yield what does ``todo`` blocks; its workers end with the body, and so does what they left in ``folder``."""
     here = isinstance(place.cluster, LocalOptions)
     workers = min(place.workers or 1, todo)
     if here and place.threads == 1 and workers == 1:
@@ -76,7 +76,7 @@ def engine(place: Place, todo: int) -> Iterator[Engine]:
     else:
         from kdseg.running.cluster import run_tasks, workers_of
 
-        with workers_of(_at_most(place.cluster, todo), workers, place.threads) as found:
+        with workers_of(_at_most(place.cluster, todo), workers, place.threads, folder) as found:
             yield partial(run_tasks, found, Patience())
 
 
@@ -139,7 +139,7 @@ def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place
     )
     with telemetry:
         if todo:
-            with engine(place, todo) as found:
+            with engine(place, todo, progress) as found:
                 _Run(name, found, grid, telemetry).all(partial(attempt, work))
         missing = grid.finished.size - int(grid.finished.sum())
         if missing:

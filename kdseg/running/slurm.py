@@ -6,16 +6,20 @@ cannot be loaded or a node that is broken, only SLURM knows: `squeue` is asked.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from distributed import Status
+from distributed import Security, Status
 
 from kdseg.config.cluster import SlurmOptions
 from kdseg.errors import ConfigError, StageError
@@ -24,6 +28,8 @@ log = logging.getLogger(__name__)
 
 ASK_S = 60.0
 """Seconds between two looks at SLURM's queue; then jobs that it refused, or that are gone, are submitted again."""
+ON_LOOPBACK = "127.0.0.1:0"
+"""Address of what only processes of the same machine may reach, at any port."""
 
 
 class Jobs:
@@ -101,25 +107,63 @@ def _queued() -> set[str] | None:
 
 
 @contextmanager
-def slurm_jobs(options: SlurmOptions, threads: int, environment: dict[str, str]) -> Iterator[Jobs]:
+def slurm_jobs(options: SlurmOptions, threads: int, environment: dict[str, str], folder: Path) -> Iterator[Jobs]:
     """Yield jobs that are submitted; they are cancelled with the body.
 
     Args:
         options: what to ask SLURM for.
         threads: of each worker.
         environment: variables of each.
+        folder: what jobs find on all machines; their credentials lie below it meanwhile.
 
     Raises:
         ConfigError: if dask-jobqueue is missing, or cannot do what is asked for.
+    """
+    refused: list[str] = []
+    cluster_of_jobs = _class(refused)
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)  # of a job that is refused: `check` says it
+    with TemporaryDirectory(prefix=".dask-", dir=folder.absolute()) as private:
+        try:
+            cluster = cluster_of_jobs(
+                queue=options.queue,
+                account=options.account,
+                cores=threads,
+                processes=1,
+                job_cpu=options.cores,
+                memory=options.memory,
+                walltime=options.walltime,
+                job_extra_directives=list(options.directives),
+                job_script_prologue=[*(f"export {k}={v}" for k, v in environment.items()), *options.prologue],
+                interface=options.interface,
+                python=sys.executable,
+                protocol="tls://",
+                security=_credentials(Path(private)),
+                scheduler_options={"dashboard": options.dashboard, "dashboard_address": ON_LOOPBACK},
+                worker_extra_args=["--no-dashboard", "--dashboard-address", ON_LOOPBACK],
+                silence_logs=logging.ERROR,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(f"cannot start a cluster of kind slurm: {error}") from error
+        with cluster as started:
+            yield Jobs(options, started, refused)
+
+
+def _class(refused: list[str]) -> Any:
+    """Return dask-jobqueue's class of clusters, with jobs that note why SLURM refuses them.
+
+    Raises:
+        ConfigError: if it is not installed.
     """
     try:
         from dask_jobqueue import SLURMCluster  # type: ignore[attr-defined]
         from dask_jobqueue.slurm import SLURMJob
     except ImportError:
         raise ConfigError("a cluster of kind slurm needs dask-jobqueue: pip install 'kdseg[slurm]'") from None
-    refused: list[str] = []
 
     class Job(SLURMJob):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **{**named, "security": _quoted(named["security"])})
+
         async def _submit_job(self, script: str) -> Any:
             try:
                 return await super()._submit_job(script)
@@ -131,24 +175,27 @@ def slurm_jobs(options: SlurmOptions, threads: int, environment: dict[str, str])
     class Cluster(SLURMCluster):
         job_cls = Job
 
-    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)  # of a job that is refused: `check` says it
-    try:
-        cluster = Cluster(
-            queue=options.queue,
-            account=options.account,
-            cores=threads,
-            processes=1,
-            job_cpu=options.cores,
-            memory=options.memory,
-            walltime=options.walltime,
-            job_extra_directives=list(options.directives),
-            job_script_prologue=[*(f"export {k}={v}" for k, v in environment.items()), *options.prologue],
-            interface=options.interface,
-            python=sys.executable,
-            scheduler_options={"dashboard": False},
-            silence_logs=logging.ERROR,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"cannot start a cluster of kind slurm: {error}") from error
-    with cluster as started:
-        yield Jobs(options, started, refused)
+    return Cluster
+
+
+def _credentials(folder: Path) -> Security:
+    """Write fresh credentials into a private folder, where jobs read them: only who has them may connect."""
+    made = Security.temporary()
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    key.touch(0o600)
+    cert.write_text(made.tls_ca_file)
+    key.write_text(made.tls_worker_key)
+    files = {
+        f"tls_{role}_{part}": str(path)
+        for role in ("client", "scheduler", "worker")
+        for part, path in (("cert", cert), ("key", key))
+    }
+    return Security(require_encryption=True, tls_ca_file=str(cert), **files)
+
+
+def _quoted(security: Security) -> Security:
+    """Return credentials whose paths may stand in a job's command, where dask-jobqueue puts them as they are."""
+    quoted = copy.copy(security)
+    for field in ("tls_ca_file", "tls_worker_cert", "tls_worker_key"):
+        setattr(quoted, field, shlex.quote(getattr(security, field)))
+    return quoted

@@ -213,7 +213,7 @@ def slowly(number):
     return -number
 
 
-def test_tasks_stream_through_a_bounded_window():
+def test_tasks_stream_through_a_bounded_window(tmp_path):
     taken = []
 
     def items():
@@ -221,7 +221,7 @@ def test_tasks_stream_through_a_bounded_window():
             taken.append(number)
             yield number
 
-    with workers_of(LocalOptions(), 1, 1) as workers:
+    with workers_of(LocalOptions(), 1, 1, tmp_path) as workers:
         results = run_tasks(workers, Patience(), slowly, items())
         assert next(results).error is None
         assert len(taken) <= AHEAD + 1

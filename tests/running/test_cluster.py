@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
 import pytest
 from command import invoke
+from distributed import Security
+from listening import asks_for_credentials, listening, try_as_another_user
 from pipeline import STORAGE, store, voxels
 from toy_models import save
 
@@ -66,9 +69,9 @@ def reference(folder):
     return run(folder, "here", '{"kind": "local"}')
 
 
-@pytest.fixture
-def scheduler(tmp_path):
-    """A scheduler and a worker of Dask, started as a user starts them."""
+@contextmanager
+def started(tmp_path, *more):
+    """Start a scheduler and a worker of Dask as a user does, and yield the address."""
     file = tmp_path / "scheduler.json"
     commands = (
         ["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(file)],
@@ -86,7 +89,7 @@ def scheduler(tmp_path):
     running = []
     try:
         for command in commands:
-            program = [sys.executable, "-m", "distributed.cli.dask_" + command[0], *map(str, command[1:])]
+            program = [sys.executable, "-m", "distributed.cli.dask_" + command[0], *command[1:], *more]
             running.append(subprocess.Popen(program))
             while not file.exists():
                 time.sleep(0.1)
@@ -97,9 +100,47 @@ def scheduler(tmp_path):
             process.wait(20)
 
 
+@pytest.fixture
+def scheduler(tmp_path):
+    with started(tmp_path) as address:
+        yield address
+
+
+def credentials(folder):
+    """Write credentials into a new folder and return the section of the configuration that names them."""
+    folder.mkdir()
+    made, section = Security.temporary(), {}
+    for option, text in (("ca_file", made.tls_ca_file), ("cert", made.tls_client_cert), ("key", made.tls_client_key)):
+        path = folder / f"{option}.pem"
+        path.write_text(text)
+        section[option] = str(path)
+    return section
+
+
 def test_a_scheduler_that_runs_already(folder, reference, scheduler):
     found = run(folder, "there", f'{{"kind": "scheduler", "address": "{scheduler}"}}')
     assert (found == reference).all()
+
+
+def test_a_scheduler_that_asks_for_credentials(folder, reference, tmp_path):
+    ours, others = credentials(tmp_path / "ours"), credentials(tmp_path / "others")
+    flags = [text for option, path in ours.items() for text in (f"--tls-{option.replace('_', '-')}", path)]
+    with started(tmp_path, "--protocol", "tls", *flags) as address:
+        cluster = {"kind": "scheduler", "address": address}
+        assert (run(folder, "secured", json.dumps({**cluster, "tls": ours})) == reference).all()
+        for problem, tls in (
+            (
+                "no Dask scheduler answers at tls://.* to the credentials of `tls`: TLS certificate does not match",
+                others,
+            ),
+            (
+                "no Dask scheduler answers at tls://.* to the credentials of `tls`: ",
+                {**others, "ca_file": ours["ca_file"]},
+            ),
+            (r"the files of `tls` .*gone\.pem.* cannot be used: .*No such file", {**ours, "cert": "gone.pem"}),
+        ):
+            with pytest.raises(ConfigError, match=problem):
+                run(folder, "strange", json.dumps({**cluster, "tls": tls}))
 
 
 def segmented(folder, name, where="local"):
@@ -158,6 +199,14 @@ def test_what_workers_elsewhere_have_is_not_guessed(folder):
         ('{"kind": "pbs"}', "kind"),
         ('{"jobs": 3}', "cluster: 'kind' is missing"),
         ('{"kind": "slurm", "memory": "16"}', "memory"),
+        (
+            '{"kind": "scheduler", "address": "tls://login1:8786"}',
+            r"tls://login1:8786 needs credentials: add `tls: {ca_",
+        ),
+        (
+            '{"kind": "scheduler", "address": "tcp://login1:8786", "tls": {"ca_file": "a", "cert": "b"}}',
+            "`tls` is for an address that begins with tls://, got tcp://login1:8786",
+        ),
         ('{"kind": "slurm", "walltime": 43200}', "walltime: expected text: put it in quotes"),
         ('{"kind": "slurm", "directives": "--gres=gpu:1"}', r"directives: expected a list, `\[a, b, c\]`"),
     ],
@@ -289,9 +338,28 @@ def test_a_job_that_ends_before_its_worker_came_is_submitted_again(tmp_path, mon
     options = SlurmOptions.model_validate_json(
         SLURM.replace('"cores"', '"prologue": ["mkdir tried && exit 3"], "cores"')
     )
-    with workers_of(options, 2, 1) as workers:
+    with workers_of(options, 2, 1, tmp_path) as workers:
         for _ in run_tasks(workers, Patience(), time.sleep, [0.5] * 600):
             if len(workers.client.nthreads()) == 2:
                 break
         else:
             pytest.fail("the second worker never came")
+
+
+@needs_slurm
+def test_nobody_else_reaches_the_jobs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "a folder"
+    folder.mkdir()
+    before = listening(psutil.Process())
+    with workers_of(SlurmOptions.model_validate_json(SLURM), 2, 1, folder) as workers:
+        (private,) = folder.iterdir()
+        assert private.stat().st_mode & 0o777 == 0o700
+        assert [one.result for one in run_tasks(workers, Patience(), abs, [-1])] == [1]
+        worker, nanny = next(iter(workers.client.run(lambda: (os.getpid(), os.getppid())).values()))
+        for found in listening(psutil.Process()) - before, listening(*map(psutil.Process, (worker, nanny))):
+            assert found
+            assert all(asks_for_credentials(*one) for one in found), found
+        assert try_as_another_user(workers.client.scheduler.address, tmp_path / "mark") == ["refused", "refused"]
+    assert not (tmp_path / "mark").exists()
+    assert not list(folder.iterdir())

@@ -134,10 +134,11 @@ def test_dask_is_silent(tmp_path):
     program.write_text(
         "import logging\n"
         "logging.basicConfig(level=logging.INFO)\n"
+        "from pathlib import Path\n"
         "from kdseg.running.cluster import workers_of\n"
         "from kdseg.config.cluster import LocalOptions\n"
         "if __name__ == '__main__':\n"
-        "    with workers_of(LocalOptions(), 1, 1) as found:\n"
+        "    with workers_of(LocalOptions(), 1, 1, Path()) as found:\n"
         "        assert found.client.nthreads()\n"
     )
     child = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
@@ -160,7 +161,7 @@ def test_a_worker_that_is_stopped_is_replaced(tmp_path, monkeypatch, processes):
     monkeypatch.setattr(Patience, "LEAST_S", 3.0)
     monkeypatch.setattr(cluster, "_LOOK_S", 0.5)
     monkeypatch.setattr(cluster, "_RESTART_S", 40.0)
-    with workers_of(LocalOptions(), processes, 1) as workers:
+    with workers_of(LocalOptions(), processes, 1, tmp_path) as workers:
         found = list(run_tasks(workers, Patience(), partial(stopped_once, tmp_path), iter(range(16))))
     assert (tmp_path / "met").exists()
     died = {one.item for one in found if one.died}
