@@ -1,7 +1,7 @@
 """CPU time of the checksums of one shard of 128^3, beside that of its storage: `python benchmarks/checksums.py`.
 
-Affinities of noise, uncompressed, and ids of segments, compressed; written and read by one thread. `kdseg segment` says how
-long its stages take: benchmarks/README.md has the shares.
+Affinities of noise, uncompressed, and ids of segments, compressed; written and read by one thread. benchmarks/README.md
+has their shares of the stages.
 """
 
 from __future__ import annotations
