@@ -6,8 +6,10 @@ import multiprocessing
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +65,10 @@ class Fault(NamedTuple):
     made_by: tuple[Done, ...] = ()
 
 
+Reader = Callable[[list[File]], Iterable[tuple[int, str | None]]]
+"""Returns size in bytes and fault, if there is one, of each file."""
+
+
 def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
     """Yield the manifests of finished stages, and what is wrong with the files of each.
 
@@ -74,13 +80,20 @@ def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
         MissingError: if no stage has finished.
     """
     quiet = not sys.stderr.isatty()
-    with (
-        ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool,
-        tqdm(unit="B", unit_scale=True, disable=quiet) as bar,
-    ):
+    with _readers(workers) as reader, tqdm(unit="B", unit_scale=True, disable=quiet) as bar:
         for manifest in _finished(run):
             bar.set_description(str(manifest))
-            yield manifest, list(_faults(manifest, pool, bar.update))
+            yield manifest, list(_faults(manifest, reader, bar.update))
+
+
+@contextmanager
+def _readers(workers: int) -> Iterator[Reader]:
+    """Yield what compares files, in their order: processes, or this one if there is to be but one."""
+    if workers == 1:
+        yield partial(map, _wrong)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        yield partial(pool.map, _wrong, chunksize=_BATCH)
 
 
 def _finished(path: Path) -> list[Path]:
@@ -98,7 +111,7 @@ def _finished(path: Path) -> list[Path]:
     return there
 
 
-def _faults(manifest: Path, pool: Executor, count: Callable[[int], object]) -> Iterator[Fault]:
+def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> Iterator[Fault]:
     """Yield what is wrong with a manifest, and with the files that its stage left; ``count`` is told of bytes read."""
     try:
         made = read(manifest)
@@ -111,7 +124,7 @@ def _faults(manifest: Path, pool: Executor, count: Callable[[int], object]) -> I
         yield Fault(str(error))
         return
     yield from _small(made)
-    for file, (size, wrong) in zip(files, pool.map(_wrong, files, chunksize=_BATCH), strict=True):
+    for file, (size, wrong) in zip(files, reader(files), strict=True):
         count(size)
         if wrong:
             yield Fault(wrong, file.made_by)
