@@ -209,6 +209,7 @@ CASES = [
     for read in inputs
     for kind in kinds(read)
     for fault in FAULTS
+    if not (kind == f"{read}.json" and fault is gone)  # it has not finished, and the workflow runs it
 ]
 NAMES = [f"{made}-{kind}-{fault.__name__}" for made, _, kind, fault in CASES]
 WAYS_OUT = ("kdseg clear", "kdseg verify", "rerun", "run the stage")

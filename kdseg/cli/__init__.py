@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,7 @@ from cyclopts import App, CycloptsError, Group
 from kdseg import __version__
 from kdseg.cli.evaluation import add_evaluation
 from kdseg.cli.generated import UsageError, in_a_line, whole_task
+from kdseg.cli.machine import of_the_machine
 from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
 from kdseg.errors import KdsegError
@@ -29,8 +31,8 @@ TROUBLE = {"same": 2}
 def main(tokens: Sequence[str] | None = None) -> None:
     """Run one command.
 
-    Errors that were raised on purpose, or by the disk, are one line, with the exit code 1 (or `TROUBLE`); with 2 if
-    flags or a task are not understood.
+    Errors that were raised on purpose, or by the machine, are one line, with the exit code 1 (or `TROUBLE`); with 2 if
+    flags or a task are not understood, with 130 after Ctrl-C.
 
     Args:
         tokens: its name and flags; default: those of this process.
@@ -47,12 +49,21 @@ def main(tokens: Sequence[str] | None = None) -> None:
         _end(command, in_a_line(error), 2)
     except UsageError as error:
         _end(command, str(error), 2)
-    except (KdsegError, OSError, json.JSONDecodeError) as error:
+    except KeyboardInterrupt:
+        _end(command, "interrupted; what is done is kept, run it again to go on", 128 + signal.SIGINT)
+    except (KdsegError, json.JSONDecodeError) as error:
         _end(command, str(error), TROUBLE.get(command, 1))
+    except Exception as error:
+        said = of_the_machine(error)
+        if said is None:
+            raise
+        _end(command, said, TROUBLE.get(command, 1))
 
 
 def _app(words: Sequence[str]) -> App:
-    app = App(name="kdseg", help=HELP, version=__version__, result_action="return_value")
+    app = App(
+        name="kdseg", help=HELP, version=__version__, result_action="return_value", suppress_keyboard_interrupt=False
+    )
     run, look, tools, stages = (
         Group(name, sort_key=k) for k, name in enumerate(("Run", "Look", "Tools", "Stages of the workflow"))
     )

@@ -216,12 +216,13 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     voxels = held.stats.get("voxels")
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
-    tables = [path for path in (held.table, held.parquet, held.checksums) if path.is_file()]
+    small = [path for path in (held.table, held.parquet, held.checksums) if path.is_file()]
+    small += [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
         **made_of,
         "store": store,
-        "files": {path.name: file_fingerprint(path) for path in tables},
+        "files": {path.relative_to(held.manifest.parent).as_posix(): file_fingerprint(path) for path in small},
         "run": uuid.uuid4().hex,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "kdseg": __version__,

@@ -27,7 +27,8 @@ class Manifest(BaseModel):
         inputs: fingerprint of each input.
         fingerprint: hash of stage, options and inputs.
         store: where the result lies, whether it is still there or not; None if all of it is in ``stats``.
-        files: SHA-256 of each table beside the manifest, by its name.
+        files: SHA-256 of each small file of the result, by its path from the folder of the manifest: tables, metadata of
+            volumes.
         run: unique to this execution of the stage.
         finished: time, ISO 8601, UTC.
         version: of kdseg.
@@ -74,11 +75,23 @@ class Manifest(BaseModel):
             MissingError: if it is gone.
             UnreadableError: if it is another one: damaged, changed, or of another run.
         """
-        path = self.path.with_suffix(suffix)
+        return self.sound(self.path.with_suffix(suffix).name)
+
+    def sound(self, name: str) -> Path:
+        """Return the path of a small file of the result, which is the one that the stage left.
+
+        Args:
+            name: its path from the folder of the manifest, one of ``files``.
+
+        Raises:
+            MissingError: if it is gone.
+            UnreadableError: if it is another one: damaged, changed, or of another run.
+        """
+        path = self.path.parent / name
         again = f"kdseg clear {self.path}, then rerun its stage"
         if not path.is_file():
             raise MissingError(f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again}")
-        if self.files.get(path.name) != file_fingerprint(path):
+        if self.files.get(name) != file_fingerprint(path):
             raise UnreadableError(
                 f"{path} is not the file that `kdseg {self.stage}` left, whose SHA-256 is in {self.path}: it was "
                 f"changed, damaged, or is of another run; {again}"
@@ -154,6 +167,10 @@ def read(manifest: Path) -> Manifest:
     """
     values = read_json(manifest)
     store = values.get("store")
+    if store is not None and Path(str(store)).stem != manifest.stem:
+        raise UnreadableError(
+            f"{manifest} is that of {store}, in the place of another one: put it back, or rerun its stage"
+        )
     try:
         return Manifest.model_validate(
             {

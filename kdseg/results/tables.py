@@ -38,6 +38,7 @@ def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} to write {path.name} to")
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+        archive.comment = path.name.encode()  # so that it is not read in the place of another one
         for name, column in columns.items():
             # a `ZipInfo` made by hand holds no time: equal tables are equal files
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -55,10 +56,12 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         MissingError: if there is no such file.
-        UnreadableError: if the file is cut off, damaged, or no table.
+        UnreadableError: if the file is cut off, damaged, no table, or one that was written under another name.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if archive.comment != path.name.encode():
+                raise ValueError(f"it is {archive.comment.decode()!r}, in the place of another one")
             return {info.filename.removesuffix(".npy"): _column(archive, info) for info in archive.infolist()}
     except FileNotFoundError:
         raise MissingError(f"no table at {path}; run the stage that writes it") from None

@@ -10,6 +10,7 @@ Blocks are handed to daisy in rounds, so that blocks that failed can be tried ag
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 import pickle
 import signal
@@ -19,7 +20,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
-from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ STOPPED_S = 30.0
 """Seconds for which a worker may be stopped, as by SIGSTOP, before it is killed."""
 _LOOK_S = 0.2
 """Seconds between two looks at the workers while none says anything."""
+_START_S = 0.01
+"""Seconds between two looks while daisy starts, which takes Ctrl-C for itself then."""
 _RESTARTS = 8
 """Workers that may be killed in a round, beside one each, before the blocks that are left wait for the next round."""
 _DAY = 24 * 3600.0
@@ -83,7 +85,7 @@ class _Round:
         self.begun: dict[int, tuple[int, float, float]] = {}
         self.told: set[int] = set()
         self.why: dict[int, str] = {}
-        self.over = RawValue("b", 0)
+        self.over = mmap.mmap(-1, 1)  # shared with forks, and of no file: writing to one on a full disk kills (SIGBUS)
         self.here, self.there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.failed: BaseException | None = None
 
@@ -98,8 +100,8 @@ class _Round:
             scheduling.start()
             try:
                 yield from self._finished(scheduling)
-            except GeneratorExit:
-                self.over.value = 1
+            except (GeneratorExit, KeyboardInterrupt):
+                self.over[0] = 1
                 for _ in self._finished(scheduling):  # what is being done: daisy waits for it
                     pass
                 raise
@@ -107,10 +109,11 @@ class _Round:
             raise StageError(f"no worker began a block ({self.failed}): see the log; fix the cause and rerun")
 
     def _finished(self, scheduling: threading.Thread) -> Iterator[Finished]:
-        self.here.settimeout(_LOOK_S)
         looked = time.monotonic()
         while True:
             going_on = scheduling.is_alive()
+            _hear_interruptions()
+            self.here.settimeout(_LOOK_S if self.begun or self.told else _START_S)
             try:
                 number, process, outcome = pickle.loads(self.here.recv(_LONGEST))
             except TimeoutError:
@@ -154,6 +157,8 @@ class _Round:
 
     def _schedule(self, ask: forks.Ask, workers: int) -> None:
         """Have daisy hand out all blocks, once each."""
+        # daisy's threads and processes inherit this: on Ctrl-C, which all processes get, they would print tracebacks
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         daisy.logging.set_log_basedir(None)
         unit = daisy.Roi((0,), (1,))
         task = daisy.Task(
@@ -183,7 +188,7 @@ class _Round:
             with client.acquire_block() as cell:
                 if cell is None:
                     return
-                if self.over.value:
+                if self.over[0]:
                     cell.status = daisy.BlockStatus.FAILED
                     continue
                 number = int(cell.write_roi.offset[0])
@@ -192,6 +197,12 @@ class _Round:
 
     def _tell(self, number: int, outcome: Any) -> None:
         self.there.sendall(pickle.dumps((number, os.getpid(), outcome)))
+
+
+def _hear_interruptions() -> None:
+    """Take Ctrl-C back from daisy, which would leave its workers in the middle of a message."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
 
 
 def _state(process: int) -> str:

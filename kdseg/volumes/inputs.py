@@ -34,12 +34,12 @@ def open_input(manifest: Path) -> Input:
     """Open the volume that a finished stage left beside its manifest.
 
     Raises:
-        UnreadableError: if the checksums beside it are not those that the stage left.
+        UnreadableError: if its metadata, or the checksums beside it, are not those that the stage left.
     """
     made = read(manifest)
-    known = table_of(made.path)
-    if known.name in made.files:
-        made.table(known.suffixes[-2] + known.suffix)
+    for name in made.files:
+        if name.endswith(("zarr.json", table_of(made.path).name)):
+            made.sound(name)
     return Input(open_volume(made.result), made.fingerprint, made.result)
 
 

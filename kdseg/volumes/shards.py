@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import UnreadableError
+from kdseg.geometry import Triple
 from kdseg.results.tables import read_table
 
 SHARD = np.dtype([("size", "<i8"), ("crc32", "<u4")])
@@ -35,30 +36,36 @@ def table_of(store: Path) -> Path:
     return store.with_suffix(".checksums.npz")
 
 
-def checksums(store: Path, level: int) -> NDArray[np.void] | None:
+def checksums(store: Path, level: int, grid: Triple) -> NDArray[np.void] | None:
     """Return what is known of the files of one resolution level, (z, y, x) of `SHARD`; None if nothing is.
 
+    Args:
+        store: the volume.
+        level: of its resolutions.
+        grid: number of files along each axis.
+
     Raises:
-        UnreadableError: if the table is damaged, or does not know the level.
+        UnreadableError: if the table is damaged, or of another volume.
     """
     path = table_of(store)
     try:
         changed = path.stat().st_mtime_ns
     except FileNotFoundError:
         return None
-    found = _levels(path, changed)
-    if level not in found:
-        raise UnreadableError(f"{path} does not know resolution level {level}; {_again(path)}")
-    return found[level]
+    found = _levels(path, changed).get(level)
+    if found is None or found.shape != grid:
+        raise UnreadableError(f"{path} is not of {store}, whose level {level} has {grid} files; {_again(path)}")
+    return found
 
 
 @lru_cache(maxsize=_TABLES)
 def _levels(path: Path, _changed: int) -> dict[int, NDArray[np.void]]:
     columns, found = read_table(path), dict[int, NDArray[np.void]]()
-    for level in range(len(columns) // 2):
-        size = columns[f"size_{level}"]
+    level = 0
+    while (size := columns.get(f"size_{level}")) is not None:
         found[level] = np.empty(size.shape, SHARD)
         found[level]["size"], found[level]["crc32"] = size, columns[f"crc32_{level}"]
+        level += 1
     return found
 
 

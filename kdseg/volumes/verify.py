@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
-from kdseg.geometry import Triple, triple
+from kdseg.geometry import Triple, grid_shape, triple
 from kdseg.results.claims import Claim, private_folder
 from kdseg.results.locks import locked
 from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, fingerprint, read
@@ -148,7 +148,7 @@ def _small(made: Manifest) -> Iterator[Fault]:
     if made.store is not None and "weights" in made.stats:
         files[made.store.name] = made.stats["weights"]
     for name, said in files.items():
-        path = made.path.with_name(name)
+        path = made.path.parent / name
         if not path.exists():
             yield Fault(f"{path} is gone since it was written")
         elif file_fingerprint(path) != said:
@@ -170,10 +170,11 @@ def _files(made: Manifest) -> Iterator[File]:
 def _shards(made: Manifest) -> Iterator[File]:
     store, level = made.result, 0
     while (store / str(level)).exists():
-        volume, known = open_volume(store, level=level), checksums(store, level)
+        volume = open_volume(store, level=level)
+        unit = volume.write_unit
+        known = checksums(store, level, grid_shape(volume.shape, unit))
         if known is None:  # a table that is gone is found by the manifest
             return
-        unit = volume.write_unit
         for index, path in volume.files(volume.roi):
             made_by = (Done(private_folder(made.path) / f"level{level}.txt", index),)
             yield File(path, known[index].tobytes(), made_by if level else _cell_made_by(made, index, unit))

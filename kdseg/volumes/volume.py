@@ -26,7 +26,7 @@ from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
-from kdseg.geometry import Roi, Triple, VoxelSize, triple
+from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
 from kdseg.results import remote
 from kdseg.volumes.metadata import AXES, image_attributes, in_nm, plain, transforms
 from kdseg.volumes.phantom.unstored import Computed, open_computed
@@ -151,8 +151,8 @@ class Volume:
         """
         known = None
         if not isinstance(self.array, Computed) and isinstance(self.array.store, LocalStore):
-            level = self.array.path.rpartition("/")[2]
-            known = checksums(self.array.store.root, int(level)) if level.isdecimal() else None
+            level, grid = self.array.path, grid_shape(self.shape, self.write_unit)
+            known = checksums(self.array.store.root, int(level), grid) if level.isdecimal() else None
         for index, file in self.files(roi):
             if known is not None:
                 expect_sound(file, known[index])

@@ -7,10 +7,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from report_page import Page, configuration
 
 from kdseg.config import AgglomerateOptions, FragmentsOptions, TuneSegmentationOptions
+from kdseg.errors import UnreadableError
 from kdseg.evaluation.candidates import candidates
 from kdseg.evaluation.tune_segmentation import COLUMNS
 from kdseg.report.figures import standalone
@@ -118,6 +120,16 @@ def test_the_worst_part_decides_where_it_shall(tmp_path: Path) -> None:
     assert "VOI on 2 parts (worst) is least with boundary 0.5 at threshold 0.5: 1.750 bits" in found.sentence
     assert [row[0] for row in found.rows] == ["boundary 0.5 (as configured)", "boundary 0.501", "boundary 0.502"]
     assert {row["model"] for row in found.figures[1].rows} == {"chosen"}
+
+
+def test_scores_of_another_search_are_refused(tmp_path: Path) -> None:
+    search(tmp_path)
+    search(tmp_path / "other", VOI + 1)
+    table = next(tmp_path.glob("**/fast/tuned.parquet"))
+    swapped = [path for path in tmp_path.glob("**/tuned.parquet") if "other" in path.parts]
+    table.write_bytes(swapped[0].read_bytes())
+    with pytest.raises(UnreadableError, match=r"tuned\.parquet is not the file.*kdseg clear \S*tuned\.json"):
+        landscapes(collect(configuration(tmp_path)))
 
 
 def test_a_line_per_candidate_can_be_drawn(tmp_path: Path) -> None:

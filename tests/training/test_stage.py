@@ -11,7 +11,7 @@ from pipeline import store
 from small_trainings import OFFSETS, options
 
 from kdseg.config.tasks import TrainTask, VolumeInputs
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, UnreadableError
 from kdseg.networks.checkpoint import load_model
 from kdseg.results.claims import claim
 from kdseg.results.manifests import read
@@ -80,3 +80,11 @@ def test_results_of_teachers_that_the_options_do_not_name_are_refused(
     }
     with pytest.raises(ConfigError, match=r"but the options name (\[\]|none)"):
         stage.run(task(tmp_path / "m.json", {}, **{role: values[role]}))
+
+
+def test_a_damaged_note_of_the_threads_is_not_gone_on_with(tmp_path: Path) -> None:
+    note = tmp_path / ".model" / "threads.json"
+    assert [stage._as_begun(note, threads) for threads in (2, 3)] == [2, 2]
+    note.write_bytes(note.read_bytes().replace(b": 2", b": 3"))
+    with pytest.raises(UnreadableError, match=r"threads\.json was changed.*delete it, .* kdseg clear \S*/model\.json$"):
+        stage._as_begun(note, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import defaultdict
 from fractions import Fraction
 from pathlib import Path
@@ -124,6 +125,18 @@ def test_segment_properties_are_those_of_the_voxels(made: tuple[Path, NDArray[np
             assert values[f"begin_{letter}"][row] == places[:, axis].min()
             assert values[f"end_{letter}"][row] == places[:, axis].max() + 1
             assert values[f"centroid_{letter}"][row] == pytest.approx(places[:, axis].mean(), rel=1e-6)
+
+
+def test_properties_of_a_table_that_was_changed_are_refused(
+    made: tuple[Path, NDArray[np.uint8]], tmp_path: Path
+) -> None:
+    for suffix in (".json", ".parquet"):
+        shutil.copy((made[0] / "segmentation").with_suffix(suffix), tmp_path)
+    (tmp_path / "segmentation.parquet").write_bytes(b"PAR1")
+    done = invoke("properties", "--segmentation", str(tmp_path / "segmentation.json"), str(tmp_path / "out"))
+    assert done.exit_code == 1
+    assert "segmentation.parquet is not the file that `kdseg relabel` left" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_properties_of_an_unfinished_segmentation_are_refused(tmp_path: Path) -> None:
