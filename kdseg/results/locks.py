@@ -115,8 +115,11 @@ def _take(handle: int, path: Path) -> None:
         "job": os.environ.get("SLURM_JOB_ID"),
         "since": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    os.truncate(handle, 0)
-    os.pwrite(handle, json.dumps(me).encode(), 0)
+    try:
+        os.truncate(handle, 0)
+        os.pwrite(handle, json.dumps(me).encode(), 0)
+    except OSError as error:
+        raise UnreadableError(f"cannot write {path}: {error}") from error
 
 
 def _wait_for_silence(handle: int, path: Path, said: str) -> None:
