@@ -10,6 +10,7 @@ from typing import Any
 
 from kdseg.cli.chain import Stages, carry_out, converted, how_to_go_on, segmented
 from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, tasks, validate
+from kdseg.config.base import EXPECTED, FOLDER
 from kdseg.config.questions import NeuronsTask
 from kdseg.config.shipped import cards
 from kdseg.errors import ConfigError, VoxelSizeError
@@ -105,8 +106,8 @@ def stages(config: Config, task: NeuronsTask) -> Stages:
 
 def _expect_folder(task: NeuronsTask) -> None:
     out, raw = task.out.resolve(), Path(_anywhere(task.raw))
-    if re.search(r"[\s'\"$`\\{}]", str(out)):
-        raise ConfigError(f"OUT {str(out)!r} has blanks, quotes, braces or dollars in its path: name another folder")
+    if not re.fullmatch(FOLDER, str(out)):
+        raise ConfigError(f"OUT {str(out)!r}: {EXPECTED[FOLDER]}: name another folder")
     if raw.is_relative_to(out):
         raise ConfigError(
             f"RAW {task.raw} lies below OUT {task.out}, which results are written to: name another folder"

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from kdseg.config.base import Count, Name, Section, Step
+from kdseg.config.base import EXPECTED, FOLDER, Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
@@ -65,8 +65,8 @@ FOLDERS = ("volumes", "baseline", "logs", "benchmarks")
 class Config(Section):
     """Everything one run needs."""
 
-    results: Annotated[str, Field(pattern=r"^[^\s'\"$`\\{}]+$")] = "results"
-    """Folder of all that is written; its path has no blanks, quotes or braces."""
+    results: Annotated[str, Field(pattern=FOLDER)] = "results"
+    """Folder of all that is written; its path has letters, digits and `./_+=,@-` alone."""
     title: str = "kdseg"
     """Headline of the report."""
     overwrite: bool = False
@@ -413,6 +413,7 @@ def explain(error: ValidationError, whole: str = "configuration") -> str:
         quoted = problem["type"] != "missing" and not isinstance(problem["input"], dict)
         got = f" (got {problem['input']!r:.120})" if quoted else ""
         message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        message = EXPECTED.get(problem.get("ctx", {}).get("pattern"), message)
         if problem["type"] == "union_tag_not_found":
             message = f"{problem['ctx']['discriminator']} is missing: it says which options can follow"
         lines.append(f"{where}: {message}{got}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -144,7 +145,7 @@ def slurm_jobs(options: SlurmOptions, threads: int, environment: dict[str, str])
             job_extra_directives=list(options.directives),
             job_script_prologue=[*(f"export {k}={v}" for k, v in environment.items()), *options.prologue],
             interface=options.interface,
-            python=sys.executable,
+            python=shlex.quote(sys.executable),
             scheduler_options={"dashboard": False},
             silence_logs=logging.ERROR,
         )
