@@ -13,7 +13,7 @@ from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, tas
 from kdseg.config.base import EXPECTED, FOLDER
 from kdseg.config.questions import NeuronsTask
 from kdseg.config.shipped import cards
-from kdseg.errors import ConfigError, VoxelSizeError
+from kdseg.errors import ConfigError, VoxelSizeError, masked
 from kdseg.geometry import VoxelSize, in_sections, knows_voxels
 from kdseg.results.manifests import read
 
@@ -75,7 +75,7 @@ def configuration(task: NeuronsTask) -> Config:
             chosen["agglomerate"] = {**chosen.get("agglomerate", {}), "thresholds": thresholds}
     return validate(
         {
-            "title": f"{Path(task.raw).name} by {task.model}",
+            "title": f"{Path(masked(task.raw)).name} by {task.model}",
             "results": str(task.out.resolve()),
             "device": task.device,
             "workers": task.workers or len(os.sched_getaffinity(0)),
