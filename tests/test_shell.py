@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+from functools import reduce
 
 import pytest
 import yaml
@@ -191,3 +192,14 @@ def test_no_option_of_slurm_but_the_prologue_is_run_by_the_script_of_a_job(tmp_p
                 assert (tmp_path / "canary").exists() == (key == "prologue"), given
                 (tmp_path / "canary").unlink(missing_ok=True)
     assert set(run) == {"directives", "prologue"}
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "x\n=1"])
+def test_no_name_is_a_formula_of_a_spreadsheet(values, name):
+    """Tables for spreadsheets hold names as they are."""
+    for path in (("volumes",), ("models",), ("compare", "methods")):
+        changed = unshared(values)
+        names = reduce(dict.__getitem__, path, changed)
+        names[name] = next(iter(names.values()))
+        with pytest.raises(ConfigError, match=r"expected letters from A to Z, digits, _ and -, the first one a letter"):
+            validate(changed)
