@@ -26,9 +26,32 @@ Docstrings list what their function raises itself. Any stage may raise besides, 
 
 from __future__ import annotations
 
+import re
+
+_URL = r"(?i)(?<![\w.])([a-z][\w+-]*://|(?:https?|ftp|s3|gs):/)"
+"""Beginning of a URL; one that was taken for a path has a slash less."""
+_SECRETS = (
+    # before the last @ of the host; a password may hold a slash by mistake, where a port would not
+    (re.compile(_URL + r"(?:[^\s/]*|[^\s/:]*:(?!\d*/)\S*)@"), r"\1***@"),
+    (re.compile(_URL + r"([^\s?]*)\?\S*"), r"\1\2?***"),
+)
+
+
+def masked(text: str) -> str:
+    """Return a text as it may be shown: addresses in it lose user and password, and what follows a question mark."""
+    for secret, shown in _SECRETS:
+        text = secret.sub(shown, text)
+    return text
+
 
 class KdsegError(Exception):
-    """Base of every error raised on purpose; the command line prints it in one line and exits with 1."""
+    """Base of every error raised on purpose; the command line prints it in one line and exits with 1.
+
+    Its message is `masked`.
+    """
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(masked(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class ConfigError(KdsegError, ValueError):

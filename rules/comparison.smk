@@ -35,7 +35,7 @@ rule trial:
             )
         ),
     shell:
-        f"python -m kdseg trial --task {{params.task:q}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg trial --task {{params.task:q}}{OVERWRITE} > {{log:q}} 2>&1"
 
 
 checkpoint choose:
@@ -62,7 +62,7 @@ checkpoint choose:
             )
         ),
     shell:
-        "python -m kdseg choose --task {params.task:q} > {log} 2>&1"
+        "python -m kdseg choose --task {params.task:q} > {log:q} 2>&1"
 
 
 rule compare:
@@ -88,5 +88,5 @@ rule compare:
         ),
         text=results("compare.txt"),
     shell:
-        "python -m kdseg compare --task {params.task:q} > {log} 2>&1"
-        " && cat {params.text}"
+        "python -m kdseg compare --task {params.task:q} > {log:q} 2>&1"
+        " && cat -- {params.text:q}"

@@ -29,7 +29,7 @@ rule convert:
             )
         ),
     shell:
-        f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"
 
 
 rule adopt:
@@ -65,7 +65,7 @@ rule adopt:
             )
         ),
     shell:
-        f"python -m kdseg adopt --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg adopt --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"
 
 
 use rule convert as convert_segmentation with:

@@ -35,7 +35,7 @@ rule sweep:
             )
         ),
     shell:
-        f"python -m kdseg sweep --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+        f"python -m kdseg sweep --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 
 
 rule score:
@@ -73,7 +73,7 @@ rule score:
             )
         ),
     shell:
-        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 
 
 rule score_baseline:
@@ -109,7 +109,7 @@ rule score_baseline:
             )
         ),
     shell:
-        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+        f"python -m kdseg score --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 
 
 rule tune_model:
@@ -141,7 +141,7 @@ rule tune_model:
             )
         ),
     shell:
-        f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+        f"python -m kdseg tune-segmentation --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 
 
 use rule tune_model as tune_together with:
@@ -199,4 +199,4 @@ rule report:
             tasks.ReportTask(config=RUN, out=results("report.html"))
         ),
     shell:
-        "python -m kdseg report --task {params.task:q} > {log} 2>&1"
+        "python -m kdseg report --task {params.task:q} > {log:q} 2>&1"

@@ -41,7 +41,7 @@ rule predict:
             )
         ),
     shell:
-        f"python -m kdseg predict --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg predict --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE} > {{log:q}} 2>&1"
 
 
 use rule predict as teach with:
@@ -106,7 +106,7 @@ rule fragments:
             )
         ),
     shell:
-        f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER if RUN.predict.fused else CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER if RUN.predict.fused else CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"
 
 
 rule edges:
@@ -141,7 +141,7 @@ rule edges:
             )
         ),
     shell:
-        f"python -m kdseg edges --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+        f"python -m kdseg edges --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 
 
 rule agglomerate:
@@ -179,7 +179,7 @@ rule agglomerate:
             )
         ),
     shell:
-        f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log}} 2>&1"
+        f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 
 
 rule relabel:
@@ -219,4 +219,4 @@ rule relabel:
             )
         ),
     shell:
-        f"python -m kdseg relabel --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log}} 2>&1"
+        f"python -m kdseg relabel --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"

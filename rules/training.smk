@@ -35,8 +35,8 @@ rule rate:
             )
         ),
     shell:
-        f"python -m kdseg rate --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log}} 2>&1"
-        " && tail -n 1 {log}"
+        f"python -m kdseg rate --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log:q}} 2>&1"
+        " && tail -n 1 -- {log:q}"
 
 
 rule pretrained:
@@ -60,7 +60,7 @@ rule pretrained:
             )
         ),
     shell:
-        f"python -m kdseg pretrained --task {{params.task:q}}{OVERWRITE} > {{log}} 2>&1"
+        f"python -m kdseg pretrained --task {{params.task:q}}{OVERWRITE} > {{log:q}} 2>&1"
 
 
 rule train:
@@ -104,7 +104,7 @@ rule train:
         ),
     shell:
         f"python {{params.launch}} -m kdseg train --task {{params.task:q}} --workers {{threads}}{OVERWRITE}"
-        " > {log} 2>&1"
+        " > {log:q} 2>&1"
 
 
 rule models:

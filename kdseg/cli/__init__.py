@@ -17,7 +17,7 @@ from kdseg.cli.generated import UsageError, in_a_line, whole_task
 from kdseg.cli.machine import of_the_machine
 from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
-from kdseg.errors import KdsegError
+from kdseg.errors import KdsegError, masked
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
@@ -26,6 +26,14 @@ by hand (docs/segmentation.md).
 """
 TROUBLE = {"same": 2}
 """Exit codes on errors, where 1 means something else: as of cmp and diff."""
+
+
+class _Formatter(logging.Formatter):
+    """Writes lines of the log without the secrets of addresses."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one entry."""
+        return masked(super().format(record))
 
 
 def main(tokens: Sequence[str] | None = None) -> None:
@@ -40,7 +48,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
     # Read when torch is loaded, hence now. Its threads would spin while they wait for each other: beside other jobs a
     # step of a training took up to ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     words = list(sys.argv[1:] if tokens is None else tokens)
     command = words[0] if words else ""
     try:
@@ -76,5 +86,5 @@ def _app(words: Sequence[str]) -> App:
 
 
 def _end(command: str, message: str, code: int) -> None:
-    print(f"kdseg {command}: {message}", file=sys.stderr)
+    print(f"kdseg {command}: {masked(message)}", file=sys.stderr)
     sys.exit(code)

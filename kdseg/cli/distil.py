@@ -10,7 +10,7 @@ from kdseg.config import Config, tasks, validate
 from kdseg.config.base import Extent
 from kdseg.config.questions import DistilTask
 from kdseg.config.teachers import FileTeacher
-from kdseg.errors import ConfigError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, ShapeError, VoxelSizeError, masked
 from kdseg.geometry import Offsets, Triple, VoxelSize, triple
 from kdseg.segmentation.links import nearest_channels
 
@@ -73,7 +73,7 @@ def configuration(task: DistilTask) -> Config:
     student = {"kind": "unet", "widths": task.widths, "downsample": downsample, "kernels": kernels}
     return validate(
         {
-            "title": f"{task.teacher.name} distilled on {Path(task.raw).name}",
+            "title": f"{task.teacher.name} distilled on {Path(masked(task.raw)).name}",
             "results": str(task.out),
             "device": task.device,
             "workers": task.workers,

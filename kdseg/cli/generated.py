@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 
 from kdseg.config import ModelOptions, explain
 from kdseg.config.base import Section
+from kdseg.errors import masked
 
 T = TypeVar("T", bound=Section)
 FLAGS = {"ignore_labels": "--ignore-label", "ignore_segments": "--ignore-segment"}
@@ -111,13 +112,13 @@ def _parsed(text: str, flag: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise UsageError(f"{flag}: expected JSON, got {text!r:.120}: {error}") from None
+        raise UsageError(f"{flag}: expected JSON, got {masked(repr(text)):.120}: {error}") from None
 
 
 def _made(task: type[T], base: Any, given: Mapping[str, Any]) -> T:
     """Return a task made of JSON values and of what flags give."""
     if not isinstance(base, dict):
-        raise UsageError(f"--task: expected the fields of a task as JSON, got {base!r:.120}")
+        raise UsageError(f"--task: expected the fields of a task as JSON, got {masked(repr(base)):.120}")
     values = dict(base)
     for key, value in given.items():
         if isinstance(value, str) and _is_text(task.model_fields[key]) and value.startswith(("{", "[")):

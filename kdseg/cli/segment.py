@@ -10,9 +10,10 @@ from typing import Any
 
 from kdseg.cli.chain import Stages, carry_out, converted, how_to_go_on, segmented
 from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, tasks, validate
+from kdseg.config.base import EXPECTED, FOLDER
 from kdseg.config.questions import NeuronsTask
 from kdseg.config.shipped import cards
-from kdseg.errors import ConfigError, VoxelSizeError
+from kdseg.errors import ConfigError, VoxelSizeError, masked
 from kdseg.geometry import VoxelSize, in_sections, knows_voxels
 from kdseg.results.manifests import read
 
@@ -74,7 +75,7 @@ def configuration(task: NeuronsTask) -> Config:
             chosen["agglomerate"] = {**chosen.get("agglomerate", {}), "thresholds": thresholds}
     return validate(
         {
-            "title": f"{Path(task.raw).name} by {task.model}",
+            "title": f"{Path(masked(task.raw)).name} by {task.model}",
             "results": str(task.out.resolve()),
             "device": task.device,
             "workers": task.workers or len(os.sched_getaffinity(0)),
@@ -105,8 +106,8 @@ def stages(config: Config, task: NeuronsTask) -> Stages:
 
 def _expect_folder(task: NeuronsTask) -> None:
     out, raw = task.out.resolve(), Path(_anywhere(task.raw))
-    if re.search(r"[\s'\"$`\\{}]", str(out)):
-        raise ConfigError(f"OUT {str(out)!r} has blanks, quotes, braces or dollars in its path: name another folder")
+    if not re.fullmatch(FOLDER, str(out)):
+        raise ConfigError(f"OUT {str(out)!r}: {EXPECTED[FOLDER]}: name another folder")
     if raw.is_relative_to(out):
         raise ConfigError(
             f"RAW {task.raw} lies below OUT {task.out}, which results are written to: name another folder"

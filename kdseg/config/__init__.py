@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from kdseg.config.base import Count, Name, Section, Step
+from kdseg.config.base import EXPECTED, FOLDER, Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.matching import mismatches, unfit
 from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.secrets import hidden
 from kdseg.config.sections import reaches, within_sections
 from kdseg.config.segmentation import (
     VALIDATED,
@@ -34,7 +35,7 @@ from kdseg.config.segmentation import (
 )
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
-from kdseg.errors import ConfigError, MissingError
+from kdseg.errors import ConfigError, MissingError, masked
 from kdseg.geometry import fits_or_covers, in_sections, is_multiple
 
 __all__ = [
@@ -65,8 +66,8 @@ FOLDERS = ("volumes", "baseline", "logs", "benchmarks")
 class Config(Section):
     """Everything one run needs."""
 
-    results: Annotated[str, Field(pattern=r"^[^\s'\"$`\\{}]+$")] = "results"
-    """Folder of all that is written; its path has no blanks, quotes or braces."""
+    results: Annotated[str, Field(pattern=FOLDER)] = "results"
+    """Folder of all that is written; its path has letters, digits and `./_+=,@-` alone."""
     title: str = "kdseg"
     """Headline of the report."""
     overwrite: bool = False
@@ -359,13 +360,13 @@ class Config(Section):
 
 
 def validate(values: dict[str, Any]) -> Config:
-    """Return the validated configuration.
+    """Return the validated configuration; secrets in its addresses are `hidden`.
 
     Raises:
         ConfigError: one line per problem, with the path of the key and what was got.
     """
     try:
-        return Config.model_validate(values)
+        return Config.model_validate(hidden(values))
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
 
@@ -411,8 +412,9 @@ def explain(error: ValidationError, whole: str = "configuration") -> str:
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or whole
         quoted = problem["type"] != "missing" and not isinstance(problem["input"], dict)
-        got = f" (got {problem['input']!r:.120})" if quoted else ""
+        got = f" (got {masked(repr(problem['input'])):.120})" if quoted else ""
         message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        message = EXPECTED.get(problem.get("ctx", {}).get("pattern", ""), message)
         if problem["type"] == "union_tag_not_found":
             message = f"{problem['ctx']['discriminator']} is missing: it says which options can follow"
         lines.append(f"{where}: {message}{got}")

@@ -22,7 +22,21 @@ Nanometres = tuple[
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"
+FOLDER = r"^[\w./+=,@][\w./+=,@-]*$"
+"""Paths that mean themselves to a shell, to Snakemake, and to a program that takes flags: each of them gets it."""
+WORD = r"^[\w.+=,@:][\w.+=,@:-]*$"
+LINE = r"^-.*$"
+BUCKET = r"^(s3|gs)://[^/\s@:?]+(/[^\s?]+)?$"
+EXPECTED = {
+    NAME: "expected letters from A to Z, digits, _ and -, the first one a letter or digit, since it becomes a folder",
+    FOLDER: "expected a path of letters, digits and ./_+=,@- that does not begin with -",
+    WORD: "expected letters, digits and ._+=,@:- that do not begin with -, since it becomes a line of a job's script",
+    LINE: "expected one option of sbatch, in one line that begins with -, e.g. --gres=gpu:1",
+    BUCKET: "expected s3://bucket/prefix or gs://bucket/prefix, without credentials: these belong in the environment",
+}
+"""Messages by the pattern that a text does not match."""
+Name = Annotated[str, Field(pattern=NAME)]
 """Names of volumes, models and methods become folders."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdseg.config.base import Count, Positive, Section
+from kdseg.config.base import LINE, WORD, Count, Positive, Section
 
 
 class LocalOptions(Section):
@@ -23,9 +23,9 @@ class SlurmOptions(Section):
     kind: Literal["slurm"]
     jobs: Count = 1
     """Jobs to submit; with `device: cuda` each predicts on the first GPU that it sees."""
-    queue: str | None = None
+    queue: Annotated[str | None, Field(pattern=WORD)] = None
     """Partition."""
-    account: str | None = None
+    account: Annotated[str | None, Field(pattern=WORD)] = None
     cores: Count = 2
     """CPUs per job: in predictions one computes, what is left reads and writes; other stages need one."""
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)? ?[kMGT]i?B$")] = "16GB"
@@ -33,11 +33,11 @@ class SlurmOptions(Section):
     walltime: Annotated[str, Field(pattern=r"^(\d+-)?\d+:\d\d:\d\d$")] = "04:00:00"
     """Of a job. One that ends before the volume is done is submitted again; ten more than `jobs` in a row without a
     block that was finished end the run."""
-    directives: tuple[str, ...] = ()
+    directives: tuple[Annotated[str, Field(pattern=LINE)], ...] = ()
     """More options of sbatch, e.g. `--gres=gpu:1`."""
     prologue: tuple[str, ...] = ()
     """Lines of shell before the worker starts, e.g. `module load cuda`."""
-    interface: str | None = None
+    interface: Annotated[str | None, Field(pattern=WORD)] = None
     """Network interface that jobs reach this machine by, e.g. `ib0`; default: SLURM's own."""
     wait_minutes: Positive = 24 * 60
     """Time to wait for the first job to start."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from kdseg.config.base import Count, Extent, Nanometres, Section, Step
+from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Section, Step
 
 _URL = re.compile(r"[a-z][a-z0-9+-]*://")
 
@@ -112,7 +112,7 @@ class StorageOptions(Section):
     """Unit of writing: one file. Every block is a multiple of it."""
     levels: Count = 3
     """Resolution levels of the pyramids of raw data and segmentations, for viewers."""
-    remote: Annotated[str | None, Field(pattern=r"^(s3|gs)://[^/\s]+(/\S+)?$", exclude=True)] = None
+    remote: Annotated[str | None, Field(pattern=BUCKET, exclude=True)] = None
     """URL such as `s3://bucket/prefix`, below which volumes are made; tables, manifests and networks stay here."""
     # Left out of what is made of the options: it says where, not what, so changing it makes no result stale.
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.questions import EvaluateTask
-from kdseg.errors import ConfigError, VoxelSizeError
+from kdseg.errors import ConfigError, VoxelSizeError, masked
 from kdseg.evaluation.alignment import Alignment, align, expect_ids
 from kdseg.evaluation.boundary_counting import CONVENTIONS, count_boundaries, dust_labels
 from kdseg.evaluation.counting import Count, block_counts, count_blocks, objects, read_count, read_rows
@@ -194,7 +194,7 @@ def _facts(task: EvaluateTask, what: Count, aligned: Alignment) -> dict[str, Any
     names = ("labels", "segmentation", "mask")
     volumes = {
         name: {
-            "address": placed.source.address,
+            "address": masked(placed.source.address),
             "dtype": str(placed.source.data.dtype),
             "shape": list(placed.source.roi.shape),
             "ratio": list(placed.ratio),

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from kdseg import __version__
 from kdseg.config import Config
+from kdseg.errors import masked
 from kdseg.report.curves import styles, sweep_figures, threshold_figures, training_figures
 from kdseg.report.figures import CONFIG, INK, STYLES, library
 from kdseg.report.graph import graph
@@ -128,7 +129,7 @@ def versions(results: Results) -> dict[str, str]:
 def config_yaml(config: Config) -> str:
     """Return a configuration as YAML, defaults filled in."""
     values = config.model_dump(mode="json")
-    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
+    return masked(yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110))
 
 
 def _legends(results: Results) -> dict[str, list[tuple[str, str]]]:

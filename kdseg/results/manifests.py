@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdseg.errors import DataError, MissingError, UnreadableError
+from kdseg.errors import DataError, MissingError, UnreadableError, masked
 from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import write_text
@@ -145,16 +145,21 @@ def file_fingerprint(path: Path) -> str:
 def source_fingerprint(path: Path | str) -> str:
     """Return a hash of names, sizes and times of a user's file or folder, which may be too large to read.
 
-    Of a URL it is a hash of the URL and the metadata there: voxels that change in a bucket are not noticed.
+    Of a URL it is a hash of the URL, without passwords, and the metadata there: voxels that change in a bucket are not
+    noticed.
 
     Raises:
         MissingError: if there is nothing.
+        UnreadableError: if there is a pipe, a socket or a device, which a reader would wait for.
     """
     if isinstance(path, str):
-        return fingerprint("source", {"url": path, "metadata": remote.metadata(path)}, {})
+        return fingerprint("source", {"url": masked(path), "metadata": remote.metadata(path)}, {})
     if not path.exists():
         raise MissingError(f"nothing at {path}")
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    found = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path]
+    files = sorted(file for file in found if file.is_file())
+    if odd := [file for file in found if not file.is_file() and file.exists()]:  # else a link to nothing
+        raise UnreadableError(f"{odd[0]} is no file, but a pipe, socket or device: remove it")
     facts = {str(file.relative_to(path.parent)): file.stat() for file in files}
     return fingerprint("source", {name: [one.st_size, one.st_mtime_ns] for name, one in facts.items()}, {})
 

@@ -14,6 +14,7 @@ is by fsspec, whose file systems survive a fork of the process (those of obstore
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from kdseg.errors import ConfigError, MissingError, UnreadableError
 
 _REMOTE = re.compile(r"^(s3|gs|https?)://")
 _OURS = re.compile(r"^(s3|gs)://[^/]+/(.+/)?[^/]+-[0-9a-f]{12}\.zarr$")
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 COMPUTED = "phantom"
 """Key of a file that stands for a volume which is computed when it is read."""
@@ -45,15 +47,38 @@ def resolve(address: str | Path) -> str | Path:
 
     Returns:
         A URL as a string, or a path.
+
+    Raises:
+        ConfigError: if a URL names a variable of the environment that is not set, or has credentials of a bucket.
+        UnreadableError: if a URL has a query.
     """
     if isinstance(address, str) and is_remote(address):
-        return address.rstrip("/")
+        return _revealed(address.rstrip("/"))
     path = Path(address)
     for link in (path, *path.parents):
         if is_link(link):
             inside = path.relative_to(link).as_posix()
-            return read_link(link) if inside == "." else f"{read_link(link)}/{inside}"
+            return _revealed(read_link(link) if inside == "." else f"{read_link(link)}/{inside}")
     return path
+
+
+def _revealed(url: str) -> str:
+    """Return a URL with the values of the environment variables that it names, ``${NAME}``."""
+    missing = [name for name in _VARIABLE.findall(url) if name not in os.environ]
+    if missing:
+        raise ConfigError(f"{url} needs the environment variables {missing}, which are not set: set them")
+    found = _VARIABLE.sub(lambda name: os.environ[name[1]], url)
+    scheme, _, rest = found.partition("://")
+    if "?" in rest:
+        raise UnreadableError(
+            f"{found} has a query, so it is the address of one file, but a zarr is many: copy it here"
+        )
+    if "@" in rest.partition("/")[0] and not scheme.startswith("http"):
+        raise ConfigError(
+            f"{found}: credentials of a bucket come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+            "AWS_PROFILE), not from the address: remove them"
+        )
+    return found
 
 
 def is_link(store: Path) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Literal, NamedTuple
 
-from kdseg.errors import KdsegError
+from kdseg.errors import KdsegError, masked
 from kdseg.geometry import Block
 from kdseg.results.claims import peak_mb
 
@@ -172,7 +172,7 @@ def attempt(work: BlockWork, block: Block) -> Outcome:
 
 def _in_words(error: Exception) -> str:
     said = str(error) if isinstance(error, KdsegError) else f"{_name(error)}: {error}"
-    return said[:_LONGEST]
+    return masked(said)[:_LONGEST]
 
 
 def trouble_of(error: BaseException) -> Trouble:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.questions import AdoptTask
-from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError, masked
 from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, channels_of
 from kdseg.results.claims import claim
 from kdseg.results.manifests import source_fingerprint
@@ -68,7 +68,7 @@ def run(task: AdoptTask) -> None:
         )
     _say_inverted(source, part, nearest_channels(steps))
     made_of: dict[str, Any] = {
-        "address": address,
+        "address": masked(address),
         "offsets": [list(step) for step in steps],
         "channels": list(part.channels),
         "voxel_size": list(part.voxel_size),

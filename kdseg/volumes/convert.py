@@ -11,7 +11,7 @@ import numpy as np
 
 from kdseg.config.data import Background, PhantomOptions
 from kdseg.config.tasks import ConvertTask, Kind
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, masked
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
 from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import source_fingerprint, write_json
@@ -88,7 +88,7 @@ def _run_source(task: ConvertTask) -> None:
         source = open_source(address)
         inputs[kind] = source_fingerprint(source_path(address))
         plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
-    made_of = _made_of(task, address, plan)
+    made_of = _made_of(task, address, options.raw, plan)
     with claim(
         task.manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:
@@ -116,11 +116,11 @@ def _say_background(labels: Volume, said: Background) -> None:
         log.info("convert-labels: label 0 is taken for %s (`background`)", said)
 
 
-def _made_of(task: ConvertTask, address: str, plan: Plan) -> dict[str, Any]:
+def _made_of(task: ConvertTask, address: str, raw: str, plan: Plan) -> dict[str, Any]:
     return {
         "kind": task.kind,
-        "address": address,
-        "raw": task.options.raw,
+        "address": masked(address),
+        "raw": masked(raw),
         "roi": {"offset": list(plan.roi.offset), "shape": list(plan.roi.shape)},
         "voxel_size": list(plan.voxel_size),
         "offset": list(plan.offset),

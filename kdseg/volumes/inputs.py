@@ -12,7 +12,6 @@ from kdseg.config.tasks import VolumeInputs
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Triple
 from kdseg.results.manifests import read
-from kdseg.volumes.shards import table_of
 from kdseg.volumes.volume import Volume, open_volume
 
 
@@ -31,15 +30,8 @@ class Input(NamedTuple):
 
 
 def open_input(manifest: Path) -> Input:
-    """Open the volume that a finished stage left beside its manifest.
-
-    Raises:
-        UnreadableError: if its metadata, or the checksums beside it, are not those that the stage left.
-    """
+    """Open the volume that a finished stage left beside its manifest."""
     made = read(manifest)
-    for name in made.files:
-        if name.endswith(("zarr.json", table_of(made.path).name)):
-            made.sound(name)
     return Input(open_volume(made.result), made.fingerprint, made.result)
 
 

@@ -95,7 +95,8 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
     Raises:
         MissingError: if tensorstore is not installed, or there is no such scale or no folder of its chunks.
         ShapeError: if it has several channels.
-        UnreadableError: if `info` is damaged, or not that of a volume, or chunks are files that were packed.
+        UnreadableError: if `info` is damaged, or not that of a volume, or names chunks in another folder, or chunks are
+            files that were packed.
     """
     try:
         info = json.loads((path / "info").read_text())
@@ -117,7 +118,10 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         raise MissingError(f"{path} has no scale {key!r}, expected {path}: and one of {list(scales)}")
     if channels != 1:
         raise ShapeError(f"{path} has {channels} channels, expected (z, y, x) of one channel: extract it")
-    _check_chunks(path / str(scale["key"]))
+    folder = path / str(scale["key"])
+    if not folder.absolute().is_relative_to(path.absolute()) or ".." in folder.parts[len(path.parts) :]:
+        raise UnreadableError(f"{path}/info names chunks in {folder}, outside of its own folder: correct the key")
+    _check_chunks(folder)
     if find_spec("tensorstore") is None:
         raise MissingError(
             f"{path} is in Neuroglancer's precomputed format, which tensorstore reads, and that is not installed: "

@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
 from kdseg.results import remote
+from kdseg.volumes.hdf5 import Hdf5Array, datasets, expect_within
 from kdseg.volumes.precomputed import is_precomputed, open_precomputed, split_scale
 from kdseg.volumes.tiff import SUFFIXES, open_stack
 from kdseg.volumes.volume import open_volume
@@ -176,15 +177,19 @@ def open_channels(address: str) -> ChannelSource:
         offset = volume.offset if volume.placed else None
         return ChannelSource(address, volume.channels, volume.shape, volume.dtype, volume.voxel_size, offset)
     try:
+        _expect_file(Path(hdf5["file"]))
+        expect_within(Path(hdf5["file"]), hdf5["dataset"] or "")
         with h5py.File(hdf5["file"], "r") as file:
             node = file.get(hdf5["dataset"] or "/")
             if not isinstance(node, h5py.Dataset):
-                raise MissingError(f"{address} is not a dataset: expected {hdf5['file']}: and one of {_datasets(file)}")
+                raise MissingError(f"{address} is not a dataset: expected {hdf5['file']}: and one of {datasets(file)}")
             if node.ndim != 4 or 0 in node.shape:
                 raise ShapeError(f"{address} has the shape {node.shape}, expected (c, z, y, x)")
             c, z, y, x = node.shape
             found = (_attribute(address, node, name) for name in ("resolution", "offset"))
             return ChannelSource(address, c, (z, y, x), node.dtype, *found)
+    except KdsegError:
+        raise
     except FileNotFoundError:
         raise MissingError(f"nothing at {hdf5['file']}") from None
     except (OSError, RuntimeError, KeyError) as error:
@@ -230,25 +235,18 @@ class _ZarrArray:
         return open_volume(self.address).read(Roi((z.start, y.start, x.start), (len(z), len(y), len(x))))
 
 
-@dataclass(frozen=True)
-class _Hdf5Array:
-    path: Path
-    dataset: str
-    shape: Triple
-    dtype: np.dtype[Any]
-    ndim: int = 3
-
-    def __getitem__(self, key: Slices) -> NDArray[Any]:
-        try:
-            with h5py.File(self.path, "r") as file:
-                return np.asarray(file[self.dataset][key])
-        except (OSError, KeyError, RuntimeError) as error:
-            raise UnreadableError(f"cannot read {self.path}:{self.dataset}: {error}; the file is damaged") from error
+def _expect_file(path: Path) -> None:
+    """Refuse pipes, sockets and devices, which would be waited for."""
+    if path.exists() and not path.is_file():
+        raise UnreadableError(f"{path} is no file, but a folder, pipe, socket or device: give a file")
 
 
 def _is_zarr(path: Path) -> bool:
     named = any(part.endswith(".zarr") for part in path.parts)
-    return named or any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup"))
+    metadata = [path / name for name in ("zarr.json", ".zarray", ".zgroup", ".zattrs")]
+    for file in metadata:
+        _expect_file(file)
+    return named or any(file.exists() for file in metadata[:-1])
 
 
 def _open_zarr(address: str) -> Source:
@@ -262,32 +260,23 @@ def _open_zarr(address: str) -> Source:
 
 def _open_hdf5(address: str, path: Path, dataset: str) -> Source:
     try:
+        _expect_file(path)
+        expect_within(path, dataset)
         with h5py.File(path, "r") as file:
             node = file.get(dataset) if dataset.strip("/") else None
             if not isinstance(node, h5py.Dataset):
-                raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {_datasets(file)}")
+                raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {datasets(file)}")
             if node.ndim != 3:
                 raise ShapeError(f"{address} has the shape {node.shape}, expected (z, y, x)")
-            array = _Hdf5Array(path, dataset, node.shape, node.dtype)
+            array = Hdf5Array(path, dataset, node.shape, node.dtype)
             voxel_size = _attribute(address, node, "resolution")
             offset = _attribute(address, node, "offset")
             source = _source(address, array, voxel_size, offset or (0.0, 0.0, 0.0), node.chunks or (1, *node.shape[1:]))
             return replace(source, placed=offset is not None)
-    except MissingError:
+    except KdsegError:
         raise
     except (OSError, RuntimeError, KeyError) as error:
         raise UnreadableError(f"cannot open {path} as HDF5: {error}; the file is damaged or no HDF5") from error
-
-
-def _datasets(file: h5py.File) -> list[str]:
-    names: list[str] = []
-
-    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
-            names.append("/" + name)
-
-    file.visititems(visit)
-    return names
 
 
 def _attribute(address: str, node: h5py.Dataset, name: str) -> VoxelSize | None:

@@ -6,12 +6,13 @@ only the strips or tiles that meet the region are decoded.
 
 from __future__ import annotations
 
+import lzma
 import math
 import re
 import struct
 import xml.etree.ElementTree as ElementTree
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,12 @@ from kdseg.geometry import Slices, Triple, VoxelSize
 from kdseg.volumes.metadata import TO_NM
 
 SUFFIXES = (".tif", ".tiff")
+_UNPACK: dict[int, Callable[[], Any]] = {
+    8: zlib.decompressobj,
+    32946: zlib.decompressobj,
+    34925: lzma.LZMADecompressor,
+}
+"""Compressions of TIFF that tifffile unpacks without imagecodecs."""
 _DAMAGE = (
     OSError,
     ValueError,
@@ -34,6 +41,7 @@ _DAMAGE = (
     TypeError,
     struct.error,
     zlib.error,
+    lzma.LZMAError,
     tifffile.TiffFileError,
 )
 
@@ -103,6 +111,8 @@ def open_stack(path: Path) -> TiffStack:
         files = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
         if not files:
             raise MissingError(f"{path} holds no TIFF files; expected sections named *.tif or *.tiff")
+        if odd := [file for file in files if not file.is_file()]:  # a pipe would be waited for
+            raise UnreadableError(f"{odd[0]} is no file, or a link to none: remove it, or give it another ending")
         return _joined([_open_file(file, single=True) for file in files])
     if not path.is_file():
         raise MissingError(f"no TIFF file or folder of TIFF files at {path}")
@@ -169,12 +179,24 @@ def _decode(page: Any, y: range, x: range, out: NDArray[Any]) -> None:
             index = row * across + column
             page.parent.filehandle.seek(page.dataoffsets[index])
             data = page.parent.filehandle.read(page.databytecounts[index])
+            _expect_small(page, data)
             decoded, _, (_, rows, columns, _) = page.decode(data, index, jpegtables=page.jpegtables)
             top, left = row * height, column * width
             ys = range(max(y.start, top), min(y.stop, top + rows))
             xs = range(max(x.start, left), min(x.stop, left + columns))
             cut = decoded[0, ys.start - top : ys.stop - top, xs.start - left : xs.stop - left, 0]
             out[ys.start - y.start : ys.stop - y.start, xs.start - x.start : xs.stop - x.start] = cut
+
+
+def _expect_small(page: Any, data: bytes) -> None:
+    """Refuse a strip that unpacks to much more than its voxels; without imagecodecs tifffile unpacks all of it."""
+    unpack = _UNPACK.get(int(page.compression))
+    most = 2 * math.prod(page.chunks) * page.dtype.itemsize + 2**16  # some programs pad
+    if unpack is not None and len(unpack().decompress(data, most + 1)) > most:
+        raise UnreadableError(
+            f"{page.parent.filename} has a strip or tile that unpacks to more than {most} bytes, expected "
+            f"{page.chunks} voxels: it is damaged"
+        )
 
 
 def _joined(stacks: list[TiffStack]) -> TiffStack:

@@ -1,6 +1,8 @@
 """The self-test of convolutions: right ones pass, wrong ones are told whatever is wrong with them."""
 
 import multiprocessing
+import os
+import tempfile
 import time
 
 import pytest
@@ -71,3 +73,15 @@ def test_processes_take_turns():
         for process in processes:
             process.join()
         assert list(order) == ["in", "out"] * 3
+
+
+def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    lock = tmp_path / f"kdseg-{os.getuid()}-test.lock"
+    lock.symlink_to(tmp_path / "of somebody")
+    with pytest.raises(OSError, match=lock.name), turn("test"):
+        pass
+    assert not (tmp_path / "of somebody").exists()
+    lock.unlink()
+    with turn("test"):
+        assert lock.stat().st_mode & 0o777 == 0o600

@@ -90,9 +90,13 @@ def turn(name: str) -> Iterator[None]:
         name: of what is done in turns.
     """
     path = Path(tempfile.gettempdir()) / f"kdseg-{os.getuid()}-{name}.lock"
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
+    # of this user alone, and no link that somebody else made in a folder of all
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # it ends with the process, however that ends
         yield
+    finally:
+        os.close(handle)
 
 
 def fitting_extent(free: int, dtype: torch.dtype) -> Triple:

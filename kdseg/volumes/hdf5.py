@@ -1,0 +1,134 @@
+"""Datasets of HDF5, and the files that they lie in: links, external storage and virtual datasets name others.
+
+A file from elsewhere can name any file of this machine, whose bytes would be read as voxels: those outside of its own
+folder are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from kdseg.errors import UnreadableError
+from kdseg.geometry import Slices, Triple
+
+ANYWHERE = "KDSEG_HDF5_ANYWHERE"
+"""Variable of the environment that allows files in other folders, if it is 1."""
+_CHAIN = 100
+"""Links that are followed one after the other."""
+
+
+@dataclass(frozen=True)
+class Hdf5Array:
+    """A dataset (z, y, x) that is opened whenever it is read."""
+
+    path: Path
+    dataset: str
+    shape: Triple
+    dtype: np.dtype[Any]
+    ndim: int = 3
+
+    def __getitem__(self, key: Slices) -> NDArray[Any]:
+        """Return the voxels of a box.
+
+        Raises:
+            UnreadableError: if the file is damaged there.
+        """
+        try:
+            with h5py.File(self.path, "r") as file:
+                return np.asarray(file[self.dataset][key])
+        except (OSError, KeyError, RuntimeError) as error:
+            raise UnreadableError(f"cannot read {self.path}:{self.dataset}: {error}; the file is damaged") from error
+
+
+def datasets(file: h5py.File) -> list[str]:
+    """Return the names of all datasets of a file."""
+    names: list[str] = []
+
+    def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            names.append("/" + name)
+
+    file.visititems(visit)
+    return names
+
+
+def expect_within(path: Path, dataset: str) -> None:
+    """Refuse a dataset parts of which lie outside of the folder of its file, before such a part is opened.
+
+    Args:
+        path: of the file; in links, relative names are those beside it.
+        dataset: name in the file; one that is not there is for others to refuse.
+
+    Raises:
+        UnreadableError: if there is one, or a link leads to no file, or to itself.
+    """
+    if os.environ.get(ANYWHERE) != "1":
+        _Check(path).follow(path, dataset, 0)
+
+
+class _Check:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folders = {path.parent.resolve(), path.resolve().parent}
+        self.seen: set[tuple[Path, str]] = set()
+
+    def follow(self, path: Path, name: str, links: int) -> None:
+        """Follow a name in a file, link by link, to its dataset."""
+        if links > _CHAIN:
+            raise UnreadableError(f"{self.path}: the link {name!r} leads to itself: make the file again")
+        if (path, name) in self.seen:
+            return
+        self.seen.add((path, name))
+        with h5py.File(path, "r") as file:
+            node: h5py.Group | h5py.Dataset = file
+            parts = [part for part in name.split("/") if part not in ("", ".")]
+            for number, part in enumerate(parts):
+                if not isinstance(node, h5py.Group):
+                    return
+                link, rest = node.get(part, getlink=True), "/".join(parts[number + 1 :])
+                if isinstance(link, h5py.ExternalLink):
+                    self.open(path, link.filename, f"{link.path}/{rest}", links)
+                    return
+                if isinstance(link, h5py.SoftLink):
+                    start = "" if link.path.startswith("/") else node.name
+                    self.follow(path, f"{start}/{link.path}/{rest}", links + 1)
+                    return
+                if link is None:
+                    return
+                node = node[part]
+            if isinstance(node, h5py.Dataset):
+                self.dataset(path, node)
+
+    def dataset(self, path: Path, node: h5py.Dataset) -> None:
+        """Look at the files that a dataset names."""
+        for name, _, _ in node.external or ():
+            self.expect(Path(name))  # HDF5 takes relative names from the working directory
+        for source in node.virtual_sources() if node.is_virtual else ():
+            name = source.file_name.replace("%b", "0")  # blocks of a series, which lie in one folder
+            self.open(path, path.name if name == "." else name, source.dset_name.replace("%b", "0"), 0)
+
+    def open(self, path: Path, name: str, dataset: str, links: int) -> None:
+        """Go on in another file, where there is one: HDF5 looks for it beside this one, then here."""
+        for other in (path.parent / name, path.resolve().parent / name, Path(name)):
+            if os.path.lexists(other):
+                self.expect(other)
+                self.follow(other, dataset, links + 1)
+                return
+
+    def expect(self, other: Path) -> None:
+        """Refuse a file in another folder, or what is none."""
+        found = other.resolve()
+        if not any(found.is_relative_to(folder) for folder in self.folders):
+            raise UnreadableError(
+                f"{self.path} takes voxels from {other}, outside of its own folder: copy them into one file by "
+                f"h5repack, or set {ANYWHERE}=1 in the environment if you trust it"
+            )
+        if other.exists() and not other.is_file():
+            raise UnreadableError(f"{self.path} takes voxels from {other}, which is no file: copy them into one file")

@@ -1,0 +1,252 @@
+"""Sources that would read files which they should not, or wait for ever."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import lzma
+import os
+import socket
+import struct
+import threading
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import tifffile
+from toy_volumes import write_zarr
+
+from kdseg.errors import KdsegError, UnreadableError
+from kdseg.results.manifests import source_fingerprint
+from kdseg.volumes.hdf5 import ANYWHERE
+from kdseg.volumes.sources import open_channels, open_source
+
+Way = Callable[[h5py.File, Path], None]
+DATA = np.arange(4 * 6 * 8, dtype=np.uint8).reshape(4, 6, 8)
+
+
+def external_link(file: h5py.File, target: Path) -> None:
+    file["raw"] = h5py.ExternalLink(str(target), "/data")
+
+
+def link_to_a_group(file: h5py.File, target: Path) -> None:
+    file["group"] = h5py.ExternalLink(str(target), "/")
+    file["raw"] = h5py.SoftLink("group/data")
+
+
+def virtual(file: h5py.File, target: Path) -> None:
+    layout = h5py.VirtualLayout(DATA.shape, DATA.dtype)
+    layout[...] = h5py.VirtualSource(str(target), "data", DATA.shape)
+    file.create_virtual_dataset("raw", layout)
+
+
+def virtual_of_virtual(file: h5py.File, target: Path) -> None:
+    virtual(file, target)
+    file.move("raw", "inner")
+    layout = h5py.VirtualLayout(DATA.shape, DATA.dtype)
+    layout[...] = h5py.VirtualSource(".", "inner", DATA.shape)
+    file.create_virtual_dataset("raw", layout)
+
+
+def storage(file: h5py.File, target: Path) -> None:
+    size = target.stat().st_size
+    file.create_dataset("raw", DATA.shape, DATA.dtype, external=[(str(target), size - DATA.size, DATA.size)])
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    """Return a file whose dataset `data` lies at its end."""
+    path = tmp_path / "private" / "target.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["data"] = DATA
+    return path
+
+
+WAYS = [external_link, link_to_a_group, virtual, virtual_of_virtual, storage]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("relative", [False, True])
+def test_voxels_of_files_elsewhere_are_refused_until_they_are_allowed(
+    tmp_path: Path,
+    target: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[h5py.File, Path], None],
+    relative: bool,
+) -> None:
+    path = tmp_path / "given" / "x.h5"
+    path.parent.mkdir()
+    monkeypatch.chdir(path.parent)
+    with h5py.File(path, "w") as file:
+        way(file, Path("../private/target.h5") if relative else target)
+    with pytest.raises(UnreadableError, match=rf"x\.h5 takes voxels from .*target\.h5, outside of .*{ANYWHERE}=1"):
+        open_source(f"{path}:/raw")
+    monkeypatch.setenv(ANYWHERE, "1")
+    source = open_source(f"{path}:/raw")
+    assert source.read(source.roi).shape == DATA.shape
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_voxels_of_files_in_the_same_folder_are_read(
+    tmp_path: Path, target: Path, monkeypatch: pytest.MonkeyPatch, way: Way
+) -> None:
+    monkeypatch.chdir(target.parent)
+    with h5py.File("x.h5", "w") as file:
+        way(file, Path("target.h5"))
+    source = open_source("x.h5:/raw")
+    found = source.read(source.roi)
+    assert way is storage or (found == DATA).all()
+    (tmp_path / "link.h5").symlink_to(target.parent / "x.h5")
+    monkeypatch.chdir(tmp_path)
+    if way is not storage:  # whose names are those of the working directory
+        source = open_source("link.h5:/raw")
+        assert (source.read(source.roi) == DATA).all()
+
+
+def test_a_link_beside_the_file_does_not_lead_out(tmp_path: Path, target: Path) -> None:
+    path = tmp_path / "given" / "x.h5"
+    path.parent.mkdir()
+    (path.parent / "near.h5").symlink_to(target)
+    with h5py.File(path, "w") as file:
+        external_link(file, Path("near.h5"))
+    with pytest.raises(UnreadableError, match="outside of its own folder"):
+        open_source(f"{path}:/raw")
+
+
+def test_channels_of_files_elsewhere_are_refused(tmp_path: Path, target: Path) -> None:
+    with h5py.File(target, "a") as file:
+        file["more"] = DATA[None]
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["raw"] = h5py.ExternalLink("/etc/../" + str(target), "/more")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "x.h5").rename(tmp_path / "given" / "x.h5")
+    with pytest.raises(UnreadableError, match="outside of its own folder"):
+        open_channels(f"{tmp_path}/given/x.h5:/raw")
+
+
+def test_links_that_lead_to_themselves_or_to_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["soft"] = h5py.SoftLink("/soft")
+        file["round"] = h5py.ExternalLink("x.h5", "/round/a")
+        file["pipe"] = h5py.ExternalLink("pipe", "/a")
+    for name, said in (
+        ("soft", "has no dataset|cannot open"),
+        ("round", "leads to itself"),
+        ("pipe", "which is no file"),
+    ):
+        with pytest.raises(KdsegError, match=said):
+            open_source(f"{tmp_path}/x.h5:/{name}")
+
+
+def odd(path: Path, kind: str) -> None:
+    """Make what is no file."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one, contextlib.chdir(path.parent):  # names of sockets are short
+            one.bind(path.name)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.symlink_to(path.name)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "loop"])
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    stack = tmp_path / "stack"
+    stack.mkdir()
+    tifffile.imwrite(stack / "s1.tif", DATA[0])
+    odd(stack / "s2.tif", kind)
+    with pytest.raises(UnreadableError, match=r"s2\.tif is no file"):
+        open_source(str(stack))
+    for name in ("x.h5", "x.tif", "x.zarr"):
+        odd(tmp_path / name, kind)
+        with pytest.raises(KdsegError, match=rf"{name}"):
+            open_source(f"{tmp_path}/{name}" + (":/a" if name == "x.h5" else ""))
+    for name in ("zarr.json", ".zarray"):
+        folder = tmp_path / f"of-{name}"
+        folder.mkdir()
+        odd(folder / name, kind)
+        with pytest.raises(KdsegError, match=f"of-{name}"):
+            open_source(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device", "loop"])
+def test_a_folder_with_what_is_no_file_has_no_fingerprint(tmp_path: Path, kind: str) -> None:
+    path = Path(write_zarr(tmp_path / "x.zarr", 3, DATA))
+    before = source_fingerprint(path)
+    odd(path / "c" / "odd", kind)
+    if kind == "loop":  # nothing that could be read
+        assert source_fingerprint(path) == before
+    else:
+        with pytest.raises(UnreadableError, match="c/odd is no file"):
+            source_fingerprint(path)
+    (path / "c" / "round").symlink_to(path)
+    (path / "c" / "odd").unlink()
+    assert source_fingerprint(path) == before
+
+
+def bomb(path: Path, compression: str, packed: bytes) -> str:
+    """Write a TIFF section whose only strip unpacks to more than its voxels."""
+    tifffile.imwrite(path, DATA[0], compression=compression)
+    with tifffile.TiffFile(path) as file:
+        counts, offsets = (file.pages.first.tags[f"Strip{name}"] for name in ("ByteCounts", "Offsets"))
+    content = bytearray(path.read_bytes())
+    for tag, value in ((offsets, len(content)), (counts, len(packed))):
+        content[tag.offset + 2 : tag.offset + 12] = struct.pack("<HII", 4, 1, value)
+    path.write_bytes(content + packed)
+    return str(path.parent)
+
+
+@pytest.mark.parametrize(("compression", "pack"), [("zlib", zlib.compress), ("lzma", lzma.compress)])
+def test_a_strip_that_unpacks_to_more_than_its_voxels_is_refused_before_it_has_the_memory(
+    tmp_path: Path, compression: str, pack: Callable[[bytes], bytes]
+) -> None:
+    whole = open_source(bomb(tmp_path / "a.tif", compression, pack(DATA[0].tobytes())))
+    assert (whole.read(whole.roi) == DATA[0]).all()
+    source = open_source(bomb(tmp_path / "a.tif", compression, pack(bytes(2**25))))
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match=r"a\.tif has a strip or tile that unpacks to more than 65632 bytes"):
+        source.read(source.roi)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("key", ["../private", "a/../../private", "{}/private"])
+def test_chunks_of_another_folder_are_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "given" / "a").mkdir(parents=True)
+    key = key.format(tmp_path)
+    scale = {"key": key, "size": [8, 6, 4], "resolution": [1, 1, 1], "chunk_sizes": [[8, 6, 4]], "encoding": "raw"}
+    info = {"num_channels": 1, "data_type": "uint8", "scales": [scale], "type": "image"}
+    (tmp_path / "given" / "info").write_text(json.dumps(info))
+    with pytest.raises(UnreadableError, match=r"names chunks in .*, outside of its own folder"):
+        open_source(str(tmp_path / "given"))
+
+
+def test_a_web_server_does_not_lead_to_files_here(tmp_path: Path) -> None:
+    write_zarr(tmp_path / "x.zarr", 3, DATA)
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", f"file://{tmp_path}{self.path}")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UnreadableError, match=r"cannot reach .*x\.zarr"):
+            open_source(f"http://127.0.0.1:{server.server_port}/x.zarr")
+        server.shutdown()
