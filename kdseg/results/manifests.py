@@ -27,8 +27,8 @@ class Manifest(BaseModel):
         inputs: fingerprint of each input.
         fingerprint: hash of stage, options and inputs.
         store: where the result lies, whether it is still there or not; None if all of it is in ``stats``.
-        files: SHA-256 of each small file of the result, by its path from the folder of the manifest: tables, metadata of
-            volumes.
+        files: SHA-256 of each small file of the result, by its path from the folder of the manifest: tables, metadata
+            of volumes.
         run: unique to this execution of the stage.
         finished: time, ISO 8601, UTC.
         version: of kdseg.
@@ -55,7 +55,8 @@ class Manifest(BaseModel):
 
         Raises:
             MissingError: if it is gone.
-            UnreadableError: if the stage has no result but the manifest.
+            UnreadableError: if the stage has no result but the manifest, or if a volume's metadata or checksums are not
+                those that it left.
         """
         if self.store is None:
             raise UnreadableError(f"{self.path} ({self.stage}) has no store beside it; name another manifest")
@@ -63,6 +64,9 @@ class Manifest(BaseModel):
             raise MissingError(
                 f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
             )
+        for name in self.files:
+            if name.endswith(("zarr.json", ".checksums.npz")):
+                self.sound(name)
         return self.store
 
     def table(self, suffix: str) -> Path:

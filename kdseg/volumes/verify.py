@@ -119,11 +119,11 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
         expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
         if made.fingerprint != fingerprint(made.stage, made.options, made.inputs):
             yield Fault(f"{manifest} was changed: its fingerprint is not that of its options and inputs")
+        yield from _small(made)
         files = list(_files(made))
     except KdsegError as error:
         yield Fault(str(error))
         return
-    yield from _small(made)
     for file, (size, wrong) in zip(files, reader(files), strict=True):
         count(size)
         if wrong:
@@ -159,16 +159,18 @@ def _files(made: Manifest) -> Iterator[File]:
     """Yield the files that blocks of a stage have written, there or not; none in a bucket."""
     if made.store is None:
         return
-    if made.result.is_dir() and made.result.suffix == ".zarr":
-        yield from _shards(made)
+    if not made.store.exists():
+        raise MissingError(f"{made.store} is gone: kdseg clear {made.path}, then rerun its stage")
+    if made.store.is_dir() and made.store.suffix == ".zarr":
+        yield from _shards(made, made.store)
     tables = made.path.with_suffix(".tables")
     for path in sorted(tables.iterdir()) if tables.is_dir() else ():
         if name := _NAME.fullmatch(path.name):
             yield File(path, b"", _table_made_by(made, name))
 
 
-def _shards(made: Manifest) -> Iterator[File]:
-    store, level = made.result, 0
+def _shards(made: Manifest, store: Path) -> Iterator[File]:
+    level = 0
     while (store / str(level)).exists():
         volume = open_volume(store, level=level)
         unit = volume.write_unit
