@@ -27,11 +27,19 @@ def test_reads_what_was_written(tmp_path: Path) -> None:
 
 
 def test_equal_tables_are_equal_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_table(tmp_path / "one.npz", EDGES._asdict())
-    now = time.time()
+    path = tmp_path / "one.npz"
+    write_table(path, EDGES._asdict())
+    before, now = path.read_bytes(), time.time()
     monkeypatch.setattr("time.time", lambda: now + 1e6)
-    write_table(tmp_path / "two.npz", EDGES._asdict())
-    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+    write_table(path, EDGES._asdict())
+    assert path.read_bytes() == before
+
+
+def test_a_table_is_not_read_in_the_place_of_another_one(tmp_path: Path) -> None:
+    write_table(tmp_path / "one.npz", EDGES._asdict())
+    (tmp_path / "one.npz").rename(tmp_path / "two.npz")
+    with pytest.raises(UnreadableError, match=r"it is 'one\.npz', in the place of another one"):
+        read_table(tmp_path / "two.npz")
 
 
 def test_every_cut_and_every_flipped_byte_of_the_data_is_seen(tmp_path: Path) -> None:
