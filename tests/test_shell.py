@@ -186,7 +186,7 @@ def test_no_option_of_slurm_but_the_prologue_is_run_by_the_script_of_a_job(tmp_p
             with contextlib.suppress(ValidationError):
                 options = SlurmOptions.model_validate(given)
                 run.append(key)
-                with slurm_jobs(options, 1, {}) as jobs:
+                with slurm_jobs(options, 1, {}, tmp_path) as jobs:
                     script.write_text(jobs.cluster.job_script())
                 subprocess.run(["bash", script], cwd=tmp_path, capture_output=True, check=False)
                 assert (tmp_path / "canary").exists() == (key == "prologue"), given

@@ -12,7 +12,7 @@ from kdseg.config.segmentation import WatershedOptions
 from kdseg.config.tasks import AgglomerateTask, EdgesTask, ScoreTask, SegmentTask
 from kdseg.errors import ConfigError, DataError, ShapeError, StageError
 from kdseg.evaluation import score
-from kdseg.geometry import Roi
+from kdseg.geometry import Roi, blocks
 from kdseg.results.manifests import read
 from kdseg.results.parquet import read_parquet
 from kdseg.results.tables import read_table, write_table
@@ -22,6 +22,7 @@ from kdseg.segmentation.graph import stage as edges_stage
 from kdseg.segmentation.graph.rag import Edges, block_edges
 from kdseg.segmentation.lut import apply, lut
 from kdseg.segmentation.segments import stage as segment
+from kdseg.volumes.inputs import open_input
 from kdseg.volumes.phantom import phantom_block
 
 SHAPE = (40, 70, 64)
@@ -149,8 +150,21 @@ def test_a_lost_file_of_fragments_does_not_become_background(tmp_path, noisy):
     names = {name: tmp_path / f"{name}.json" for name in ("fragments", "edges", "agglomeration")}
     next(path for path in sorted((read(fragment).result / "0" / "c").rglob("*")) if path.is_file()).unlink()
     how = SegmentOptions(block=(64, 64, 32), threshold=0.5)
-    with pytest.raises(StageError, match="a file of it was lost or changed"):
+    with pytest.raises(StageError, match="is gone since it was written"):
         segment.run(SegmentTask(**names, manifest=tmp_path / "again.json", options=how, storage=STORAGE))
+
+
+def test_lost_fragments_of_a_bucket_do_not_become_background(tmp_path, noisy):
+    """Buckets have no checksums of files: there the region graph knows how many voxels there were."""
+    affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)
+    fragment = run_fragments(tmp_path, affinities, OPTIONS)
+    run_rest(tmp_path, affinities, fragment, block=(32, 32, 32))
+    volume = open_input(fragment).volume
+    block = next(blocks(volume.roi, (32, 32, 32)))
+    ids, edges = volume.read(block.roi), read(tmp_path / "edges.json")
+    segment._expect_all(fragment, edges, volume.roi, block, ids)
+    with pytest.raises(DataError, match="a file of it was lost or changed"):
+        segment._expect_all(fragment, edges, volume.roi, block, np.zeros_like(ids))
 
 
 def test_engine_waterz_agrees_on_one_block(tmp_path, noisy, labels):

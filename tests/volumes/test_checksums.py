@@ -205,6 +205,7 @@ def test_no_manifest_stands_over_a_hole(whole: Path, tmp_path: Path, cut: bool) 
     with pytest.raises(StageError, match=r"1 finished blocks.*rerun"):
         make(tmp_path)
     assert not manifest.exists()
+    assert not manifest.with_suffix(".checksums.npz").exists()  # what is done again may be read before it is known
     make(tmp_path)
     assert contents(manifest) == before
 
