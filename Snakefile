@@ -6,7 +6,7 @@ it: Snakemake deletes the outputs of a failed job, and a store resumes where it 
 
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.26")
 
 if not config:
 
