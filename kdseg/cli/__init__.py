@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from kdseg.cli.generated import UsageError, in_a_line, whole_task
 from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
 from kdseg.errors import KdsegError
+
+log = logging.getLogger(__name__)
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
@@ -39,6 +42,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
     # step of a training took up to ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    if job := os.environ.get("SLURM_JOB_ID"):
+        # Snakemake shows this log even if the job was killed before it began to write it: then it is an earlier job's.
+        log.info("job %s of SLURM, on %s", job, socket.gethostname())
     words = list(sys.argv[1:] if tokens is None else tokens)
     command = words[0] if words else ""
     try:
