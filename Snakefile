@@ -14,11 +14,19 @@ if not config:
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/training.smk"
 include: "rules/segmentation.smk"
 include: "rules/evaluation.smk"
 include: "rules/comparison.smk"
+
+
+# Seconds each, and a job of SLURM would wait longer than that: they run where Snakemake does.
+localrules:
+    report,
+    choose,
+    compare,
 
 
 rule all:
