@@ -6,7 +6,7 @@ it: Snakemake deletes the outputs of a failed job, and a store resumes where it 
 
 from snakemake.utils import min_version
 
-min_version("9.0")
+min_version("9.26")
 
 if not config:
 
@@ -14,11 +14,19 @@ if not config:
 
 
 include: "rules/common.smk"
+include: "rules/resources.smk"
 include: "rules/data.smk"
 include: "rules/training.smk"
 include: "rules/segmentation.smk"
 include: "rules/evaluation.smk"
 include: "rules/comparison.smk"
+
+
+# Seconds each, and a job of SLURM would wait longer than that: they run where Snakemake does.
+localrules:
+    report,
+    choose,
+    compare,
 
 
 rule all:

@@ -16,9 +16,7 @@ rule trial:
         "../envs/kdseg.yaml"
     threads: 1
     resources:
-        gpu=min(GPUS, 1),
-        mem_mb=16_000,
-        runtime="4h",
+        **asks(4 * HOUR, 16_000, gpu=min(GPUS, 1)),
     params:
         task=lambda wildcards: as_json(
             tasks.TrialTask(
@@ -52,8 +50,7 @@ checkpoint choose:
         "../envs/kdseg.yaml"
     threads: 1
     resources:
-        mem_mb=4_000,
-        runtime="1h",
+        **asks(HOUR, 4_000),
     params:
         task=lambda wildcards: as_json(
             tasks.ChooseTask(
@@ -80,8 +77,7 @@ rule compare:
         "../envs/kdseg.yaml"
     threads: 1
     resources:
-        mem_mb=8_000,
-        runtime="1h",
+        **asks(HOUR, 8_000),
     params:
         task=lambda wildcards: as_json(
             tasks.CompareTask(config=RUN, out=results("compare.html"))

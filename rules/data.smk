@@ -15,10 +15,9 @@ rule convert:
         kind="raw|labels|baseline|mask",
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=8_000,
-        runtime="1d",
+        **asks(DAY, 8_000),
     params:
         task=lambda wildcards: as_json(
             tasks.ConvertTask(
@@ -45,10 +44,9 @@ rule adopt:
         results("{teacher}/{volume}/benchmarks/adopt.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=8_000,
-        runtime="1d",
+        **asks(DAY, 8_000),
     params:
         task=lambda wildcards: as_json(
             questions.AdoptTask(

@@ -15,10 +15,9 @@ rule sweep:
         results("{model}/{volume}/benchmarks/sweep.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=8_000,
-        runtime="4h",
+        **asks(4 * HOUR, 8_000),
     params:
         task=lambda wildcards: as_json(
             tasks.SweepTask(
@@ -52,10 +51,9 @@ rule score:
         results("{model}/{volume}/benchmarks/score.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=8_000,
-        runtime="4h",
+        **asks(4 * HOUR, 8_000, sharing=2),
     params:
         task=lambda wildcards: as_json(
             tasks.ScoreTask(
@@ -89,10 +87,9 @@ rule score_baseline:
         results("baseline/{volume}/benchmarks/score.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=8_000,
-        runtime="4h",
+        **asks(4 * HOUR, 8_000),
     params:
         task=lambda wildcards: as_json(
             tasks.ScoreTask(
@@ -124,10 +121,9 @@ rule tune_model:
         results("{model}/benchmarks/tune_segmentation.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=32_000,
-        runtime="1d",
+        **asks(DAY, 32_000),
     params:
         task=lambda wildcards: as_json(
             tasks.TuneSegmentationTask(
@@ -192,8 +188,7 @@ rule report:
         "../envs/kdseg.yaml"
     threads: 1
     resources:
-        mem_mb=8_000,
-        runtime="1h",
+        **asks(HOUR, 8_000),
     params:
         task=lambda wildcards: as_json(
             tasks.ReportTask(config=RUN, out=results("report.html"))

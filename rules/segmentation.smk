@@ -19,11 +19,9 @@ rule predict:
         results("{model}/{volume}/benchmarks/predict.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: PREDICT_CORES
+    threads: cores(PREDICT_CORES, PREDICT_GPUS)
     resources:
-        gpu=PREDICT_GPUS,
-        mem_mb=32_000,
-        runtime="1d",
+        **asks(DAY, PREDICT_MB, gpu=PREDICT_GPUS),
     params:
         task=lambda wildcards: as_json(
             tasks.PredictTask(
@@ -88,11 +86,9 @@ rule fragments:
         results("{model}/{volume}/benchmarks/fragments.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: PREDICT_CORES if RUN.predict.fused else CPU_CORES
+    threads: cores(FRAGMENTS_CORES, FRAGMENTS_GPUS)
     resources:
-        gpu=PREDICT_GPUS if RUN.predict.fused else 0,
-        mem_mb=32_000,
-        runtime="1d",
+        **asks(DAY, FRAGMENTS_MB, gpu=FRAGMENTS_GPUS),
     params:
         task=lambda wildcards: as_json(
             tasks.FragmentsTask(
@@ -123,10 +119,9 @@ rule edges:
         results("{model}/{volume}/benchmarks/edges.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=32_000,
-        runtime="1d",
+        **asks(DAY, EDGES_MB, sharing=2),
     params:
         task=lambda wildcards: as_json(
             tasks.EdgesTask(
@@ -160,10 +155,9 @@ rule agglomerate:
         results("{model}/{volume}/benchmarks/agglomerate.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=32_000,
-        runtime="1d",
+        **asks(DAY, AGGLOMERATE_MB, sharing=2),
     params:
         task=lambda wildcards: as_json(
             tasks.AgglomerateTask(
@@ -198,10 +192,9 @@ rule relabel:
         results("{model}/{volume}/benchmarks/relabel.tsv")
     conda:
         "../envs/kdseg.yaml"
-    threads: CPU_CORES
+    threads: cores(CPU_CORES)
     resources:
-        mem_mb=32_000,
-        runtime="1d",
+        **asks(DAY, RELABEL_MB, sharing=2),
     params:
         task=lambda wildcards: as_json(
             tasks.SegmentTask(

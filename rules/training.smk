@@ -17,11 +17,9 @@ rule rate:
         model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: cores(TRAIN_CORES, GPUS)
     resources:
-        gpu=min(GPUS, 1),
-        mem_mb=32_000,
-        runtime="4h",
+        **asks(4 * HOUR, train_mb, gpu=min(GPUS, 1)),
     params:
         task=lambda wildcards: as_json(
             tasks.RateTask(
@@ -79,11 +77,9 @@ rule train:
         model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
     conda:
         "../envs/kdseg.yaml"
-    threads: 8
+    threads: cores(TRAIN_CORES, GPUS)
     resources:
-        gpu=GPUS,
-        mem_mb=32_000,
-        runtime="2d",
+        **asks(train_minutes, train_mb, gpu=GPUS),
     params:
         task=lambda wildcards: as_json(
             tasks.TrainTask(

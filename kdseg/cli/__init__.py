@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 
@@ -18,6 +19,8 @@ from kdseg.cli.machine import of_the_machine
 from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
 from kdseg.errors import KdsegError, masked
+
+log = logging.getLogger(__name__)
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
@@ -51,6 +54,9 @@ def main(tokens: Sequence[str] | None = None) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    if job := os.environ.get("SLURM_JOB_ID"):
+        # Snakemake shows this log even if the job was killed before it began to write it: then it is an earlier job's.
+        log.info("job %s of SLURM, on %s", job, socket.gethostname())
     words = list(sys.argv[1:] if tokens is None else tokens)
     command = words[0] if words else ""
     try:

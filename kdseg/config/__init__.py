@@ -17,7 +17,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kdseg.config.base import EXPECTED, FOLDER, Count, Name, Section, Step
-from kdseg.config.cluster import ClusterOptions, LocalOptions
+from kdseg.config.cluster import ClusterOptions, LocalOptions, PartitionsOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.matching import mismatches, unfit
@@ -83,6 +83,8 @@ class Config(Section):
     """Processes of predictions: on this machine, in jobs on SLURM, or of a Dask scheduler. Changes no result."""
     cpu_cluster: ClusterOptions = LocalOptions()
     """Likewise of all other stages that go block by block."""
+    partitions: Annotated[PartitionsOptions, Field(exclude=True)] = PartitionsOptions()
+    """Where jobs of the workflow run, with `--profile profiles/slurm`. Changes no result."""
     sections: bool = False
     """Each z is an image of its own, as in stacks of 2-D images: nothing is learned, joined or scored across sections.
     Changes defaults, so that nothing else need say it: see docs/data.md."""

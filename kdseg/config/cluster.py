@@ -45,6 +45,15 @@ class SlurmOptions(Section):
     """Dask's pages about its workers: on this machine's loopback only, at an address in the log."""
 
 
+class PartitionsOptions(Section):
+    """SLURM's partitions for the jobs of the workflow; `sinfo` lists them, and what they allow is asked for at most."""
+
+    cpu: str | None = None
+    """Default: the profile's, or SLURM's own."""
+    gpu: str | None = None
+    """Of jobs that need a GPU; default: as `cpu`."""
+
+
 class TlsOptions(Section):
     """Files in PEM format with which a client and a scheduler prove to each other who they are."""
 
