@@ -59,6 +59,7 @@ def base(values):
     base["evaluate"] |= {"models": ["student"], "volumes": ["tune", "real"]}
     base["compare"]["volumes"] = ["tune"]
     base["tune_segmentation"] = {"regions": [{"volume": "tune"}], "score": ["mean"], "apply": "none"}
+    base["partitions"] = {"cpu": "long", "gpu": "gpu"}
     return base | {"results": "made/it", "title": "Title", "device": "cpu"}
 
 

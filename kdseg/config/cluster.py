@@ -48,9 +48,9 @@ class SlurmOptions(Section):
 class PartitionsOptions(Section):
     """SLURM's partitions for the jobs of the workflow; `sinfo` lists them, and what they allow is asked for at most."""
 
-    cpu: str | None = None
+    cpu: Annotated[str | None, Field(pattern=WORD)] = None
     """Default: the profile's, or SLURM's own."""
-    gpu: str | None = None
+    gpu: Annotated[str | None, Field(pattern=WORD)] = None
     """Of jobs that need a GPU; default: as `cpu`."""
 
 

@@ -167,7 +167,8 @@ def claim(
         else:
             _forget_progress(held)
         write_sealed(held.claimed, made_of)
-        held.checksums.unlink(missing_ok=True)  # blocks may be done again, and read, before they are known anew
+        for path in (held.manifest, held.checksums):  # blocks may be done again, and read, before they are known anew
+            path.unlink(missing_ok=True)
         if volume and bucket is not None and not held.store.exists():
             write_json(held.store, {"url": remote.new_url(bucket, manifest.stem)})
         started = time.monotonic()
@@ -217,7 +218,7 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
     small = [path for path in (held.table, held.parquet, held.checksums) if path.is_file()]
-    small += [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
+    small += [held.store] if held.store.is_file() else [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
         **made_of,

@@ -65,7 +65,7 @@ class Manifest(BaseModel):
                 f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
             )
         for name in self.files:
-            if name.endswith(("zarr.json", ".checksums.npz")):
+            if name.endswith(("zarr.json", ".zarr", ".checksums.npz")):
                 self.sound(name)
         return self.store
 

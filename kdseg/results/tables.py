@@ -6,6 +6,7 @@ alone. A file appears complete or not at all, and equal tables are equal files.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -59,9 +60,12 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
         UnreadableError: if the file is cut off, damaged, no table, or one that was written under another name.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
             if archive.comment != path.name.encode():
                 raise ValueError(f"it is {archive.comment.decode()!r}, in the place of another one")
+            file.seek(-len(archive.comment), os.SEEK_END)
+            if file.read() != archive.comment:
+                raise ValueError("something follows its end")
             return {info.filename.removesuffix(".npy"): _column(archive, info) for info in archive.infolist()}
     except FileNotFoundError:
         raise MissingError(f"no table at {path}; run the stage that writes it") from None
@@ -70,8 +74,18 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
     except Exception as error:  # of damaged bytes NumPy, its tokenizer and zipfile raise a dozen kinds
         raise UnreadableError(
             f"{path} is cut off, damaged or no table ({error}); remove the result and run its stage again: kdseg clear "
-            f"{path.parent.with_suffix('.json')}"
+            f"{_manifest(path)}"
         ) from error
+
+
+def _manifest(table: Path) -> Path:
+    """Return the manifest that a table belongs to."""
+    for folder in table.parents:
+        if folder.suffix == ".tables":
+            return folder.with_suffix(".json")
+        if folder.name.startswith(".") and folder.name != "..":
+            return folder.with_name(f"{folder.name[1:]}.json")
+    return table.with_name(f"{table.name.partition('.')[0]}.json")
 
 
 def _column(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,12 @@ class _Round:
                 self._tell(number, self.do(self.blocks[number]))
 
     def _tell(self, number: int, outcome: Any) -> None:
-        self.there.sendall(pickle.dumps((number, os.getpid(), outcome)))
+        message = pickle.dumps((number, os.getpid(), outcome))
+        if len(message) > _LONGEST:
+            said = f"it has {len(outcome.written)} bytes of checksums, too many: choose larger shards or smaller blocks"
+            outcome = replace(outcome, written=b"", trouble="permanent", error=said)
+            message = pickle.dumps((number, os.getpid(), outcome))
+        self.there.sendall(message)
 
 
 def _hear_interruptions() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from kdseg.geometry import Block, Roi, Triple, block_at, blocks, triple
 from kdseg.results.files import write_text
 
 log = logging.getLogger(__name__)
+
+_PLACE = re.compile(r"([0-9]+) ([0-9]+) ([0-9]+) ")
 
 
 class FinishedBlocks:
@@ -106,8 +109,16 @@ class FinishedBlocks:
         return tuple(i - low for i, low in zip(index, self.low, strict=True))
 
 
+def listed(path: Path) -> Iterator[Triple]:
+    """Yield the places in the grid of the blocks of a list, sound lines or not; nothing of what is no place."""
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        if place := _PLACE.match(line):
+            yield triple(map(int, place.groups()))
+
+
 def forget(path: Path, lost: Collection[Triple]) -> None:
     """Take blocks from a list of finished ones, so that they are done again."""
     if path.exists():
-        kept = (line for line in path.read_text().splitlines() if triple(map(int, line.split()[:3])) not in lost)
+        places = ((line, _PLACE.match(line)) for line in path.read_text(errors="replace").splitlines())
+        kept = (line for line, place in places if place and triple(map(int, place.groups())) not in lost)
         write_text(path, "".join(f"{line}\n" for line in kept))

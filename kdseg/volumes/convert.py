@@ -17,7 +17,7 @@ from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import source_fingerprint, write_json
 from kdseg.running.runner import BlockFunction, place_of, run_blocks
 from kdseg.volumes.background import KEY, looks_like_membrane
-from kdseg.volumes.checksums import keep_checksums
+from kdseg.volumes.checksums import expect_whole, keep_checksums
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
@@ -81,12 +81,12 @@ def _run_source(task: ConvertTask) -> None:
     if address is None or options.raw is None:
         raise ConfigError(f"the volume has no {kind}: set `{kind}` to the address of a dataset")
     source = raw = open_source(options.raw)
-    inputs = {"raw": source_fingerprint(source_path(options.raw))}
+    inputs = {"source/raw": source_fingerprint(source_path(options.raw))}
     if kind == "raw":
         plan = plan_raw(raw, options)
     else:
         source = open_source(address)
-        inputs[kind] = source_fingerprint(source_path(address))
+        inputs[f"source/{kind}"] = source_fingerprint(source_path(address))
         plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
     made_of = _made_of(task, address, options.raw, plan)
     with claim(
@@ -155,8 +155,10 @@ def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function
     total = Roi((0, 0, 0), shape)
     run_blocks(f"convert-{task.kind}", total, block, function, place_of(task), held.progress(block))
     method: Literal["mean", "mode"] = "mean" if task.kind == "raw" else "mode"
-    build_levels(held.store, task.storage.levels, method, place=place_of(task), progress=held.private)
-    keep_checksums(held, f"convert-{task.kind}", block, task.storage.levels)
+    name, levels = f"convert-{task.kind}", task.storage.levels
+    expect = partial(expect_whole, held, name, block)
+    build_levels(held.store, levels, method, place=place_of(task), progress=held.private, expect=expect)
+    keep_checksums(held, name, block, levels)
     held.stats["voxels"] = total.size
 
 

@@ -7,6 +7,7 @@ of times, and so changes neither mean nor mode.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,7 +24,9 @@ from kdseg.volumes.volume import open_volume
 Method = Literal["mean", "mode"]
 
 
-def build_levels(path: Path, levels: int, method: Method, *, place: Place, progress: Path) -> None:
+def build_levels(
+    path: Path, levels: int, method: Method, *, place: Place, progress: Path, expect: Callable[[int], object]
+) -> None:
     """Fill the levels 1, 2, … of a volume from its level 0, one shard of a level at a time.
 
     Args:
@@ -32,8 +35,10 @@ def build_levels(path: Path, levels: int, method: Method, *, place: Place, progr
         method: ``mean`` of intensities or ``mode`` of labels.
         place: where the blocks are done.
         progress: folder for the lists of finished blocks.
+        expect: refuses a level of which a file was lost, which would be read as zeros; called before it is halved.
     """
     for level in range(1, levels):
+        expect(level - 1)
         volume = open_volume(path, level=level)
         function = partial(downsample_block, path, level, method)
         run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, progress)

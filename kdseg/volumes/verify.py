@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
-from kdseg.geometry import Triple, grid_shape, triple
+from kdseg.geometry import Triple, block_name, grid_shape, triple
 from kdseg.results.claims import Claim, private_folder
 from kdseg.results.locks import locked
 from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read
 from kdseg.results.tables import read_table
-from kdseg.running.progress import forget
+from kdseg.running.progress import forget, listed
 from kdseg.volumes.shards import SHARD, checksums, difference
 from kdseg.volumes.volume import open_volume
 
@@ -115,13 +115,21 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
     """Yield what is wrong with a manifest, and with the files that its stage left; ``count`` is told of bytes read."""
     try:
         made = read(manifest)
-        beside = {name: manifest.parent / f"{name}.json" for name in made.inputs}
-        expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
-        yield from _small(made)
-        files = list(_files(made))
     except KdsegError as error:
         yield Fault(str(error))
         return
+    # of a network the weights are the input, not the manifest
+    beside = {name: manifest.parent / f"{name}.json" for name in made.inputs if name != "model"}
+    try:
+        expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
+    except KdsegError as error:
+        yield Fault(str(error))
+    yield from _small(made)
+    files = list[File]()
+    try:
+        files += _files(made)
+    except KdsegError as error:
+        yield Fault(str(error))
     for file, (size, wrong) in zip(files, reader(files), strict=True):
         count(size)
         if wrong:
@@ -162,9 +170,20 @@ def _files(made: Manifest) -> Iterator[File]:
     if made.store.is_dir() and made.store.suffix == ".zarr":
         yield from _shards(made, made.store)
     tables = made.path.with_suffix(".tables")
-    for path in sorted(tables.iterdir()) if tables.is_dir() else ():
-        if name := _NAME.fullmatch(path.name):
-            yield File(path, b"", _table_made_by(made, name))
+    names = {path.name for path in tables.iterdir()} if tables.is_dir() else set()
+    for written in sorted(names | set(_expected_tables(made))):
+        if name := _NAME.fullmatch(written):
+            yield File(tables / written, b"", _table_made_by(made, name))
+
+
+def _expected_tables(made: Manifest) -> Iterator[str]:
+    """Yield the names of the tables of finished blocks of a region graph or an agglomeration."""
+    private = private_folder(made.path)
+    for path in private.glob("*x*x*/edges.txt"):
+        yield from (block_name(cell) for cell in listed(path))
+    for path in private.glob("level*/agglomerate*.txt"):
+        level = path.parent.name.removeprefix("level")
+        yield from (f"{level}_{block_name(cell)}" for cell in listed(path))
 
 
 def _shards(made: Manifest, store: Path) -> Iterator[File]:
@@ -186,7 +205,7 @@ def _table_made_by(made: Manifest, name: re.Match[str]) -> tuple[Done, ...]:
     cell = triple(int(i) for i in index)
     if level is not None:
         return tuple(Done(path, cell) for path in (private_folder(made.path) / f"level{level}").glob("*.txt"))
-    kept = made.options.get("kept")
+    kept = made.stats.get("kept")
     return _cell_made_by(made, cell, made.block if kept is None else triple(kept["unit"]))
 
 

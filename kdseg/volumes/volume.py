@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
@@ -151,8 +152,9 @@ class Volume:
         """
         known = None
         if not isinstance(self.array, Computed) and isinstance(self.array.store, LocalStore):
-            level, grid = self.array.path, grid_shape(self.shape, self.write_unit)
-            known = checksums(self.array.store.root, int(level), grid) if level.isdecimal() else None
+            folder = self.array.store.root / self.array.path
+            grid, level = grid_shape(self.shape, self.write_unit), folder.name
+            known = checksums(folder.parent, int(level), grid) if level.isdecimal() else None
         for index, file in self.files(roi):
             if known is not None:
                 expect_sound(file, known[index])
@@ -220,8 +222,9 @@ class Volume:
             # looking for chunks of zeros only would take longer than to write them
             array = array.with_config({"write_empty_chunks": True})
         try:
-            for _, file in self.files(roi):  # of a shard that the volume ends in, zarr would read what is there first
-                file.unlink(missing_ok=True)
+            for index, file in self.files(roi):
+                if any((i + 1) * u > n for i, u, n in zip(index, self.write_unit, self.shape, strict=True)):
+                    file.unlink(missing_ok=True)  # zarr would read it first, since the volume ends in this shard
             with self._reaching():
                 array[(..., *roi.slices(self.roi))] = data
         except KdsegError:
@@ -318,6 +321,8 @@ def create_volume(
     where = remote.resolve(path)
     if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
         raise _read_only(where)
+    if isinstance(where, Path):
+        (where / "zarr.json").unlink(missing_ok=True)  # an earlier attempt's, which may be damaged: it is written anew
     try:
         with _reaching(where):
             group = zarr.open_group(_store(where), mode="a", zarr_format=3)
@@ -370,24 +375,29 @@ def _array(
 ) -> zarr.Array[Any]:
     # CRC-32C is for readers that do not know our checksums; on uncompressed chunks it would be 5 % of a fast prediction
     codecs: list[BytesBytesCodec] = [BloscCodec(cname="zstd", clevel=1), Crc32cCodec()] if compress else []
+    create = partial(
+        group.create_array,
+        str(level),
+        shape=(*lead, *shape),
+        chunks=(*lead, *chunk),
+        shards=(*lead, *shard),
+        dtype=dtype,
+        fill_value=0,
+        compressors=codecs or None,
+        dimension_names=[*("c" for _ in lead), *AXES],
+    )
     try:
-        return group.create_array(
-            str(level),
-            shape=(*lead, *shape),
-            chunks=(*lead, *chunk),
-            shards=(*lead, *shard),
-            dtype=dtype,
-            fill_value=0,
-            compressors=codecs,
-            dimension_names=[*("c" for _ in lead), *AXES],
-        )
+        return create()
     except (ContainsArrayError, ContainsGroupError):
         array = cast("zarr.Array[Any]", group[str(level)])
-        if array.shape != (*lead, *shape) or array.dtype != dtype:
-            raise ShapeError(
-                f"{group.store_path}/{level} holds {array.dtype} {array.shape}, expected {dtype} {(*lead, *shape)}"
-            ) from None
+    if array.shape != (*lead, *shape) or array.dtype != dtype:
+        raise ShapeError(
+            f"{group.store_path}/{level} holds {array.dtype} {array.shape}, expected {dtype} {(*lead, *shape)}"
+        )
+    if not isinstance(group.store, LocalStore):
         return array
+    (group.store.root / group.path / str(level) / "zarr.json").unlink()  # as above
+    return create()
 
 
 def _halved(shape: Triple, level: int) -> Triple:

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from command import invoke
@@ -99,6 +100,65 @@ def test_a_shard_that_is_gone_is_not_read_as_zeros(whole: Path, tmp_path: Path) 
         readable(manifest)
 
 
+def test_no_way_to_open_a_level_goes_past_its_checksums(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path)
+    shards(manifest)[0].unlink()
+    volume = open_volume(manifest.with_suffix(".zarr") / "0")
+    with pytest.raises(UnreadableError, match="gone since it was written"):
+        volume.read(volume.roi)
+
+
+def test_metadata_that_were_damaged_are_written_again(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path)
+    for name in ("zarr.json", "1/zarr.json"):
+        path = manifest.with_suffix(".zarr") / name
+        path.write_text(path.read_text().replace('"fill_value": 0', '"fill_value": 3').replace('"unit"', '"unlt"'))
+    with pytest.raises(UnreadableError, match="SHA-256"):
+        readable(manifest)
+    found = {fault.what.split()[0] for _, faults in verify(tmp_path, 1) for fault in faults}
+    assert {str(manifest.with_suffix(".zarr") / name) for name in ("1/zarr.json", "zarr.json")} <= found
+    make(tmp_path)
+    assert contents(manifest) == contents(whole)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_no_level_is_made_of_a_hole(whole: Path, tmp_path: Path, emptied: bool) -> None:
+    manifest = copy(whole, tmp_path)
+    shutil.rmtree(manifest.with_suffix(".zarr") / "1" / "c")
+    (tmp_path / ".raw" / "level1.txt").unlink()
+    manifest.unlink()  # as if the machine had crashed before the second level was begun
+    lost = shards(manifest)[5]
+    lost.unlink()
+    if emptied:
+        lost.touch()
+    with pytest.raises(StageError, match=r"1 finished blocks.*rerun"):
+        make(tmp_path)
+    make(tmp_path)
+    assert contents(manifest) == contents(whole)
+
+
+def test_a_phantom_that_is_not_stored_is_the_one_of_its_manifest(tmp_path: Path) -> None:
+    options = VolumeOptions(phantom=PhantomOptions(shape=SHAPE, stored=False))
+    manifest = tmp_path / "raw.json"
+    convert.run(ConvertTask(kind="raw", manifest=manifest, options=options, storage=STORAGE))
+    file = manifest.with_suffix(".zarr")
+    file.write_text(file.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(UnreadableError, match="SHA-256"):
+        open_input(manifest)
+    ((_, faults),) = verify(tmp_path, 1)
+    assert len(faults) == 1
+
+
+def test_converted_data_of_a_user_are_whole(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["raw"] = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
+        file["raw"].attrs["resolution"] = (10.0, 10.0, 10.0)
+    options = VolumeOptions(raw=f"{tmp_path}/mine.h5:/raw")
+    manifest = tmp_path / "run" / "raw.json"
+    convert.run(ConvertTask(kind="raw", manifest=manifest, options=options, storage=STORAGE))
+    assert list(verify(manifest, 1)) == [(manifest, [])]
+
+
 def test_two_shards_of_one_size_are_not_taken_for_each_other(tmp_path: Path) -> None:
     storage = STORAGE.model_copy(update={"levels": 1})
     manifest = make(tmp_path / "a", storage=storage)
@@ -175,6 +235,10 @@ def test_a_file_where_none_was_written(tmp_path: Path) -> None:
     foreign.write_bytes(shards(manifest)[0].read_bytes())
     with pytest.raises(UnreadableError, match="was not written by the stage"):
         readable(manifest)
+    # a file of an earlier attempt with other blocks, where this one had nothing to do
+    fragments.run(FragmentsTask(affinities=affinities, mask=mask, manifest=manifest, options=options, storage=STORAGE))
+    assert not foreign.exists()
+    assert readable(manifest).any()
 
 
 def test_checksums_do_not_depend_on_workers(whole: Path, tmp_path: Path) -> None:
@@ -230,17 +294,19 @@ def test_every_planted_fault_is_found_and_only_its_blocks_are_made_again(tmp_pat
     files[-1].unlink()  # not the block of its own place: a block is two shards high
     tables = sorted(joined.with_suffix(".tables").iterdir())
     flip(tables[1], 0.5, 0)
+    tables[3].unlink()
     found = {manifest.name: faults for manifest, faults in verify(tmp_path, 2) if faults}
     assert sorted(found) == ["edges.json", "fragments.json"]
-    named = [fault.what.split()[0] for fault in found["fragments.json"] + found["edges.json"]]
-    assert named == [str(path) for path in (files[0], files[-1], tables[1])]
+    named = [fault.what for fault in found["fragments.json"] + found["edges.json"]]
+    planted_in = (files[0], files[-1], tables[1], tables[3])
+    assert all(str(path) in what for what, path in zip(named, planted_in, strict=True))
     for name, faults in found.items():
         repair(tmp_path / name, faults)
     assert files[0].exists()  # nothing is removed
     planted(tmp_path, affinities)
     assert contents(cut) == before
     status = [json.loads((tmp_path / f"{name}.status.json").read_text()) for name in ("fragments", "edges")]
-    assert [one["blocks"]["done"] for one in status] == [2, 1]
+    assert [one["blocks"]["done"] for one in status] == [2, 2]
     assert not any(faults for _, faults in verify(tmp_path, 1))
 
 

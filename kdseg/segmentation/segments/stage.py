@@ -20,7 +20,7 @@ from kdseg.segmentation.agglomeration.store import Tree, table_path
 from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
 from kdseg.segmentation.lut import apply
 from kdseg.segmentation.tuned import with_tuned_options
-from kdseg.volumes.checksums import keep_checksums
+from kdseg.volumes.checksums import expect_whole, keep_checksums
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.pyramid import build_levels
 from kdseg.volumes.volume import Volume, create_volume, open_volume
@@ -55,7 +55,8 @@ def run(task: SegmentTask) -> None:
     with claim(
         task.manifest, "relabel", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:
-        source = open_input(fragments).volume
+        made = open_input(fragments)
+        source = made.volume
         if source.voxel_size is None:
             raise ShapeError(f"{fragments} has no voxel size")
         create_volume(
@@ -75,10 +76,11 @@ def run(task: SegmentTask) -> None:
         for level in reversed(range(tree.layout.levels)):
             slices, marks = partial(lut_block, agglomeration, threshold, luts, level), held.private / f"luts-{level}"
             run_blocks("look-up tables", source.roi, tree.layout.node(level), slices, place, marks)
-        function = partial(segment_block, fragments, read(edges), luts, chunk, held.store)
+        function = partial(segment_block, made.store, read(edges), luts, chunk, held.store)
         block = task.options.block
         run_blocks("relabel", source.roi, block, function, place, held.progress(block))
-        build_levels(held.store, storage.levels, "mode", place=place, progress=held.private)
+        expect = partial(expect_whole, held, "relabel", block)
+        build_levels(held.store, storage.levels, "mode", place=place, progress=held.private, expect=expect)
         keep_checksums(held, "relabel", block, storage.levels)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
@@ -100,9 +102,9 @@ def segment_block(fragments: Path, edges: Manifest, luts: Path, chunk: Triple, o
     tables = [read_table(table_path(luts, 0, leaf.index)) for leaf in blocks(block.roi, chunk)]
     fragment, segment = (np.concatenate([table[name] for table in tables]) for name in ("fragment", "segment"))
     order = np.argsort(fragment)
-    source = open_input(fragments).volume
+    source = open_volume(fragments)
     ids = source.read(block.roi)
-    _expect_all(fragments, edges, source.roi, block, ids)
+    _expect_all(fragments.with_suffix(".json"), edges, source.roi, block, ids)
     return open_volume(out).write(block.roi, apply(ids, fragment[order], segment[order]))
 
 
