@@ -264,7 +264,7 @@ def test_a_damaged_source_is_refused_and_once_mended_it_is_another_source(tmp_pa
     manifest = tmp_path / "out" / "raw.json"
     assert not manifest.exists()
     array[3, 4, 40] = data[3, 4, 40]
-    with pytest.raises(ClaimError, match=r"inputs\.raw was"):
+    with pytest.raises(ClaimError, match=r"inputs\.source/raw was"):
         run("raw", tmp_path, options)
     run("raw", tmp_path, options, overwrite=True)
     np.testing.assert_array_equal(stored(manifest), to_uint8(data, 0, 1))
