@@ -138,7 +138,7 @@ def _verify(
     repair: Annotated[bool, Parameter(negative=())] = False,
     workers: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
 ) -> None:
-    """Compare all files of RUN with what the stages that wrote them say of them; exit 1 if one differs.
+    """Compare volumes, tables, networks and manifests of RUN with what their stages wrote; exit 1 if one differs.
 
     Args:
         run: a folder of results, e.g. `results/mine`, or the manifest of one stage.

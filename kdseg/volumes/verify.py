@@ -1,4 +1,4 @@
-"""All files of a run, compared with what the stages that wrote them say of them."""
+"""Volumes, tables, networks and manifests of a run, compared with what the stages that wrote them say of them."""
 
 from __future__ import annotations
 
