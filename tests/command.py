@@ -1,7 +1,8 @@
-"""The command line within the process of a test."""
+"""The command line within the process of a test, and processes that a test interrupts."""
 
 from __future__ import annotations
 
+import signal
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from typing import NamedTuple
@@ -29,3 +30,8 @@ def invoke(*arguments: object) -> Result:
         except SystemExit as end:
             code = int(end.code or 0)
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def interruptible() -> None:
+    """Have this process end at Ctrl-C, though tests may run in the background, where it is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

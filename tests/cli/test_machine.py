@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import invoke
+from command import interruptible, invoke
 from toy_volumes import write_volume
 
 from kdseg.cli.machine import of_the_machine
@@ -131,7 +131,14 @@ def test_full_disks_of_temporary_files_kill_no_stage(tmp_path: Path) -> None:
 def interrupted(words: list[str], line: str, seconds: float) -> tuple[int, list[str]]:
     """Press Ctrl-C, which all processes of a terminal get, after a line; return the status and what was said."""
     command = [sys.executable, "-m", "kdseg", *words]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=interruptible,
+    )
     assert run.stdout is not None
     for said in run.stdout:
         if line in said:

@@ -9,6 +9,7 @@ import time
 from functools import partial
 
 import pytest
+from command import interruptible
 
 from kdseg.errors import DataError, StageError
 from kdseg.geometry import Roi, blocks
@@ -216,7 +217,8 @@ run_blocks("slow", Roi((0, 0, 0), (800, 8, 8)), (8, 8, 8), slow, Place(2), folde
 def test_an_interruption_ends_the_stage(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    run = subprocess.Popen([sys.executable, "-c", INTERRUPTED, str(out)], stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", INTERRUPTED, str(out)]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     while len(list(out.iterdir())) < 5:
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
