@@ -126,6 +126,11 @@ def block_at(index: Triple, total: Roi, block: Triple) -> Block:
     return Block(index, Roi((z * block[0], y * block[1], x * block[2]), block).intersect(total))
 
 
+def cell_with(index: Triple, unit: Triple, block: Triple) -> Triple:
+    """Return the cell of a grid of ``block`` voxels in which the cell ``index`` of a finer grid of ``unit`` begins."""
+    return triple(i * u // b for i, u, b in zip(index, unit, block, strict=True))
+
+
 def block_number(index: Triple, grid: Triple) -> int:
     """Return the C-order number of the cell ``index`` in a grid of ``grid`` cells."""
     return (index[0] * grid[1] + index[1]) * grid[2] + index[2]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from kdseg.running.attempt import FULL
+
 _LOST = (errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.EREMOTEIO, errno.EROFS)
 _TORCH = ("DefaultCPUAllocator", "CUDA out of memory", "unable to allocate shared memory")
 """Parts of what torch says where memory runs out, in errors of no class of their own."""
@@ -20,7 +21,7 @@ def of_the_machine(error: Exception) -> str | None:
         )
     if not isinstance(error, OSError):
         return None
-    if error.errno in _NO_ROOM:
+    if error.errno in FULL:
         return f"{said}: make room; what is done is kept, run it again to go on"
     if error.errno in _LOST:
         return f"{said}: the disk does not answer as it should; run it again when it does, what is done is kept"

@@ -21,8 +21,9 @@ from kdseg.networks.checkpoint import LoadedModel, load_model
 from kdseg.networks.models.device import Precision, resolve_device, resolve_precision
 from kdseg.networks.weights import weights
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
-from kdseg.results.claims import Claim, peak_mb, resident_mb
+from kdseg.results.claims import Claim
 from kdseg.results.manifests import file_fingerprint
+from kdseg.results.memory import peak_mb, resident_mb
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.running.attempt import BlockWork
 from kdseg.running.cluster import worker_number

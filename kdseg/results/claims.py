@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import shutil
 import time
 import uuid
@@ -32,9 +31,10 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
-from kdseg.results.files import remove_unfinished
+from kdseg.results.files import CHECKSUMS, remove_unfinished
 from kdseg.results.locks import locked
 from kdseg.results.manifests import file_fingerprint, fingerprint, write_json
+from kdseg.results.memory import peak_mb
 from kdseg.results.sealed import read_sealed, write_sealed
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class Claim:
     @property
     def checksums(self) -> Path:
         """The checksums of the files of the volume beside the manifest."""
-        return self.manifest.with_suffix(".checksums.npz")
+        return self.manifest.with_suffix(CHECKSUMS)
 
     @property
     def model(self) -> Path:
@@ -196,21 +196,6 @@ def clear(manifest: Path) -> list[Path | str]:
         # The lock goes while it is held: who waits for it finds another file at its path, and takes that.
         shutil.rmtree(held.private)
     return found
-
-
-def peak_mb() -> float:
-    """Return the largest resident memory that this process or one of its finished children had, in MB."""
-    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(usage) / 1024
-
-
-def resident_mb() -> float:
-    """Return the memory that this process has now, in MB; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0.0
-    return pages * resource.getpagesize() / 2**20
 
 
 def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:

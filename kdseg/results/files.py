@@ -11,6 +11,8 @@ from uuid import uuid4
 
 from kdseg.errors import KdsegError, UnreadableError
 
+CHECKSUMS = ".checksums.npz"
+"""Ending of the table that lies beside a volume; see `kdseg.volumes.shards`."""
 UNFINISHED = ".part"
 """Ending of a file that is being written."""
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdseg.errors import DataError, MissingError, UnreadableError, masked
 from kdseg.geometry import Triple
 from kdseg.results import remote
-from kdseg.results.files import write_text
+from kdseg.results.files import CHECKSUMS, write_text
 from kdseg.results.sealed import read_sealed
 
 
@@ -65,7 +65,7 @@ class Manifest(BaseModel):
                 f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
             )
         for name in self.files:
-            if name.endswith(("zarr.json", ".zarr", ".checksums.npz")):
+            if name.endswith(("zarr.json", ".zarr", CHECKSUMS)):
                 self.sound(name)
         return self.store
 

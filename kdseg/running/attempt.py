@@ -20,13 +20,14 @@ from typing import Literal, NamedTuple
 
 from kdseg.errors import KdsegError, masked
 from kdseg.geometry import Block
-from kdseg.results.claims import peak_mb
+from kdseg.results.memory import peak_mb
 
 log = logging.getLogger(__name__)
 
 Trouble = Literal["transient", "permanent", "disk_full"]
 """Kinds of errors: transient: retry; permanent: give the block up; disk_full: stop the run."""
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that has no room, or none for this user."""
 _NO_ROOM = "OutOfMemoryError"
 """Torch's error when the memory of a GPU is full."""
 _LOST = "AcceleratorError"
@@ -179,7 +180,7 @@ def trouble_of(error: BaseException) -> Trouble:
     """Return the kind of an error, by its causes."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
+        if isinstance(seen, OSError) and seen.errno in FULL:
             return "disk_full"
         seen = seen.__cause__ or seen.__context__
     transient = isinstance(error, OSError | MemoryError) or _name(error) == _NO_ROOM

@@ -111,14 +111,16 @@ class FinishedBlocks:
 
 def listed(path: Path) -> Iterator[Triple]:
     """Yield the places in the grid of the blocks of a list, sound lines or not; nothing of what is no place."""
+    yield from (place for _, place in _lines(path))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Triple]]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         if place := _PLACE.match(line):
-            yield triple(map(int, place.groups()))
+            yield line, triple(map(int, place.groups()))
 
 
 def forget(path: Path, lost: Collection[Triple]) -> None:
     """Take blocks from a list of finished ones, so that they are done again."""
-    if path.exists():
-        places = ((line, _PLACE.match(line)) for line in path.read_text(errors="replace").splitlines())
-        kept = (line for line, place in places if place and triple(map(int, place.groups())) not in lost)
-        write_text(path, "".join(f"{line}\n" for line in kept))
+    kept = (line for line, place in _lines(path) if place not in lost)
+    write_text(path, "".join(f"{line}\n" for line in kept))

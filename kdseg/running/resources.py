@@ -28,7 +28,7 @@ ANSWER_S = 60.0
 
 @dataclass(frozen=True)
 class Limits:
-    """What one job may have in a partition; None: no limit that is known."""
+    """Limits of one job in a partition; None: none that is known."""
 
     minutes: int | None = None
     mem_mb: int | None = None

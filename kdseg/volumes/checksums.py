@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import StageError
-from kdseg.geometry import Triple, grid_shape, triple
+from kdseg.geometry import Triple, cell_with, grid_shape
 from kdseg.results import remote
 from kdseg.results.claims import Claim
 from kdseg.results.tables import write_table
@@ -16,53 +17,58 @@ from kdseg.running.progress import FinishedBlocks, forget
 from kdseg.volumes.shards import SHARD, UNWRITTEN
 from kdseg.volumes.volume import Volume, open_volume
 
+Build = Callable[[int], object]
+"""Makes a resolution level."""
 
-def keep_checksums(held: Claim, name: str, block: Triple, levels: int = 1) -> None:
+
+def _nothing(_level: int) -> None:
+    """Make no level: there is but one."""
+
+
+def keep_checksums(held: Claim, name: str, block: Triple, levels: int = 1, build: Build = _nothing) -> None:
     """Write what is known of the files of a volume, all of whose blocks are done; of those in a bucket nothing.
 
     Args:
         held: the stage's claim.
         name: of its blocks, see `kdseg.running.runner.run_blocks`.
         block: extent in voxels.
-        levels: resolution levels, made by `kdseg.volumes.pyramid.build_levels`.
+        levels: resolution levels.
+        build: makes one of the levels 1, 2, … of the one below it, of which no file is missing: it would read as zeros.
 
     Raises:
         StageError: if a file is gone, or was cut, since an earlier attempt wrote it; its block will be done again.
     """
-    if remote.is_link(held.store):
-        return
     columns: dict[str, NDArray[Any]] = {}
     for level in range(levels):
-        known = expect_whole(held, name, block, level)
-        columns[f"size_{level}"], columns[f"crc32_{level}"] = known["size"], known["crc32"]
-    write_table(held.checksums, columns)
+        if level:
+            build(level)
+        if not remote.is_link(held.store):
+            known = _expect_whole(held, name, block, level)
+            columns |= {f"size_{level}": known["size"], f"crc32_{level}": known["crc32"]}
+    if columns:
+        write_table(held.checksums, columns)
 
 
-def expect_whole(held: Claim, name: str, block: Triple, level: int) -> NDArray[np.void]:
-    """Return what is known of the files of a level, all of whose blocks are done, as they were written last.
+def _expect_whole(held: Claim, name: str, block: Triple, level: int) -> NDArray[np.void]:
+    """Return what is known of the files of a level, as they were written last.
 
     A file that an earlier attempt left where none is to be, since all its voxels are 0, is removed.
-
-    Raises:
-        StageError: if a file is gone, or was cut, since an earlier attempt wrote it; its block will be done again.
     """
     volume = open_volume(held.store, level=level)
     finished = _finished_blocks(held, name, block, volume, level)
     known = np.zeros(grid_shape(volume.shape, volume.write_unit), SHARD)
     known["size"] = UNWRITTEN
-    if remote.is_link(held.store):
-        return known
-    lost: list[Triple] = []
     for done, written in finished.written():
         z, y, x = volume.shards(done.roi)
         part = known[z.start : z.stop, y.start : y.stop, x.start : x.stop]
         part[...] = np.frombuffer(written, SHARD).reshape(part.shape)
+    lost: list[Triple] = []
     for index, file in volume.files(volume.roi):
         size = file.stat().st_size if file.exists() else UNWRITTEN
         if known["size"][index] == UNWRITTEN:
             file.unlink(missing_ok=True)
         elif size != known["size"][index]:
-            lost.append(triple(i * u // b for i, u, b in zip(index, volume.write_unit, finished.block, strict=True)))
+            lost.append(cell_with(index, volume.write_unit, finished.block))
     if lost:
         forget(finished.path, set(lost))
         raise StageError(

@@ -17,11 +17,11 @@ from kdseg.results.claims import Claim, claim
 from kdseg.results.manifests import source_fingerprint, write_json
 from kdseg.running.runner import BlockFunction, place_of, run_blocks
 from kdseg.volumes.background import KEY, looks_like_membrane
-from kdseg.volumes.checksums import expect_whole, keep_checksums
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
-from kdseg.volumes.pyramid import build_levels
+from kdseg.volumes.pyramid import build_level
 from kdseg.volumes.sources import open_source, source_path
 from kdseg.volumes.volume import Volume, create_volume, open_volume
 
@@ -156,9 +156,8 @@ def _fill(held: Claim, task: ConvertTask, shape: Triple, block: Triple, function
     run_blocks(f"convert-{task.kind}", total, block, function, place_of(task), held.progress(block))
     method: Literal["mean", "mode"] = "mean" if task.kind == "raw" else "mode"
     name, levels = f"convert-{task.kind}", task.storage.levels
-    expect = partial(expect_whole, held, name, block)
-    build_levels(held.store, levels, method, place=place_of(task), progress=held.private, expect=expect)
-    keep_checksums(held, name, block, levels)
+    build = partial(build_level, held.store, method, place_of(task), held.private)
+    keep_checksums(held, name, block, levels, build)
     held.stats["voxels"] = total.size
 
 

@@ -7,7 +7,6 @@ of times, and so changes neither mean nor mode.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -24,24 +23,19 @@ from kdseg.volumes.volume import open_volume
 Method = Literal["mean", "mode"]
 
 
-def build_levels(
-    path: Path, levels: int, method: Method, *, place: Place, progress: Path, expect: Callable[[int], object]
-) -> None:
-    """Fill the levels 1, 2, … of a volume from its level 0, one shard of a level at a time.
+def build_level(path: Path, method: Method, place: Place, progress: Path, level: int) -> None:
+    """Fill one of the levels 1, 2, … of a volume from the level below it, one shard at a time.
 
     Args:
-        path: volume made with `kdseg.volumes.volume.create_volume` and as many levels; level 0 is complete.
-        levels: number of levels with the full resolution; 1 leaves nothing to do.
+        path: volume made with `kdseg.volumes.volume.create_volume` and as many levels.
         method: ``mean`` of intensities or ``mode`` of labels.
         place: where the blocks are done.
-        progress: folder for the lists of finished blocks.
-        expect: refuses a level of which a file was lost, which would be read as zeros; called before it is halved.
+        progress: folder for the list of finished blocks.
+        level: to fill; the one below it is complete.
     """
-    for level in range(1, levels):
-        expect(level - 1)
-        volume = open_volume(path, level=level)
-        function = partial(downsample_block, path, level, method)
-        run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, progress)
+    volume = open_volume(path, level=level)
+    function = partial(downsample_block, path, level, method)
+    run_blocks(f"level{level}", volume.roi, volume.write_unit, function, place, progress)
 
 
 def downsample_block(path: Path, level: int, method: Method, block: Block) -> bytes:

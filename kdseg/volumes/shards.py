@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Triple
+from kdseg.results.files import CHECKSUMS
 from kdseg.results.tables import read_table
 
 SHARD = np.dtype([("size", "<i8"), ("crc32", "<u4")])
-"""What is known of a file: its size in bytes and its CRC-32.
+"""Size of a file in bytes, and its CRC-32.
 
 Not CRC-32C: zarr ends chunks and indices with it, and the CRC of what ends with its own CRC is the same whatever it is:
 any shard could stand for another."""
@@ -29,11 +30,6 @@ _TABLES = 16
 """Tables that are kept in memory."""
 _sound: dict[Path, tuple[int, int, int]] = {}
 """Files that were compared by this process, as they were then: inode, size and time of the last change."""
-
-
-def table_of(store: Path) -> Path:
-    """Return where the checksums of a volume lie."""
-    return store.with_suffix(".checksums.npz")
 
 
 def checksums(store: Path, level: int, grid: Triple) -> NDArray[np.void] | None:
@@ -47,7 +43,7 @@ def checksums(store: Path, level: int, grid: Triple) -> NDArray[np.void] | None:
     Raises:
         UnreadableError: if the table is damaged, or of another volume.
     """
-    path = table_of(store)
+    path = store.with_suffix(CHECKSUMS)
     try:
         changed = path.stat().st_mtime_ns
     except FileNotFoundError:

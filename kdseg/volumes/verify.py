@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
-from kdseg.geometry import Triple, block_name, grid_shape, triple
+from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
 from kdseg.results.claims import Claim, private_folder
 from kdseg.results.locks import locked
 from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read
@@ -28,6 +29,8 @@ from kdseg.volumes.volume import open_volume
 
 _BATCH = 16
 """Files that a process is given at a time."""
+_AHEAD = 4096
+"""Files that are known at a time: memory does not grow with the volume."""
 _NAME = re.compile(r"(?:(\d+)_)?(\d+)_(\d+)_(\d+)\.npz")
 """Names of the tables of blocks; those of the nodes of an agglomeration begin with a level."""
 
@@ -125,15 +128,15 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
     except KdsegError as error:
         yield Fault(str(error))
     yield from _small(made)
-    files = list[File]()
     try:
-        files += _files(made)
+        files = _files(made)
+        while some := list(islice(files, _AHEAD)):
+            for file, (size, wrong) in zip(some, reader(some), strict=True):
+                count(size)
+                if wrong:
+                    yield Fault(wrong, file.made_by)
     except KdsegError as error:
         yield Fault(str(error))
-    for file, (size, wrong) in zip(files, reader(files), strict=True):
-        count(size)
-        if wrong:
-            yield Fault(wrong, file.made_by)
 
 
 def repair(manifest: Path, found: list[Fault]) -> None:
@@ -177,8 +180,11 @@ def _files(made: Manifest) -> Iterator[File]:
 
 
 def _expected_tables(made: Manifest) -> Iterator[str]:
-    """Yield the names of the tables of finished blocks of a region graph or an agglomeration."""
-    private = private_folder(made.path)
+    """Yield the names of the tables that a stage has left for its blocks, or for cells of a grid of its own."""
+    private, kept = private_folder(made.path), made.stats.get("kept")
+    if kept is not None and made.store is not None:
+        cells = np.ndindex(grid_shape(open_volume(made.store).shape, triple(kept["unit"])))
+        yield from (block_name(triple(cell)) for cell in cells)
     for path in private.glob("*x*x*/edges.txt"):
         yield from (block_name(cell) for cell in listed(path))
     for path in private.glob("level*/agglomerate*.txt"):
@@ -214,7 +220,7 @@ def _cell_made_by(made: Manifest, index: Triple, unit: Triple) -> tuple[Done, ..
     found = list[Done]()
     for path in private_folder(made.path).glob("*x*x*/*.txt"):
         block = triple(int(n) for n in path.parent.name.split("x"))
-        found.append(Done(path, triple(i * u // b for i, u, b in zip(index, unit, block, strict=True))))
+        found.append(Done(path, cell_with(index, unit, block)))
     return tuple(found)
 
 

@@ -23,7 +23,6 @@ from numpy.typing import DTypeLike, NDArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer
-from zarr.errors import ContainsArrayError, ContainsGroupError
 from zarr.storage import FsspecStore, LocalStore
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
@@ -386,18 +385,24 @@ def _array(
         compressors=codecs or None,
         dimension_names=[*("c" for _ in lead), *AXES],
     )
-    try:
-        return create()
-    except (ContainsArrayError, ContainsGroupError):
-        array = cast("zarr.Array[Any]", group[str(level)])
-    if array.shape != (*lead, *shape) or array.dtype != dtype:
+    found = _found(group, level)
+    if found is not None and (found.shape != (*lead, *shape) or found.dtype != dtype):
         raise ShapeError(
-            f"{group.store_path}/{level} holds {array.dtype} {array.shape}, expected {dtype} {(*lead, *shape)}"
+            f"{group.store_path}/{level} holds {found.dtype} {found.shape}, expected {dtype} {(*lead, *shape)}"
         )
-    if not isinstance(group.store, LocalStore):
-        return array
-    (group.store.root / group.path / str(level) / "zarr.json").unlink()  # as above
+    if isinstance(group.store, LocalStore):  # as of the group
+        (group.store.root / group.path / str(level) / "zarr.json").unlink(missing_ok=True)
+    elif found is not None:
+        return found
     return create()
+
+
+def _found(group: zarr.Group, level: int) -> zarr.Array[Any] | None:
+    """Return what an earlier attempt created, unless its metadata are damaged."""
+    try:
+        return cast("zarr.Array[Any] | None", group.get(str(level)))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _halved(shape: Triple, level: int) -> Triple:

@@ -94,3 +94,28 @@ def test_a_damaged_shape_cuts_no_column_short(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"(500,)", b"(400,)"))
     with pytest.raises(UnreadableError, match=r"a\.npz is cut off, damaged"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("table", "manifest"),
+    [
+        ("edges.tables/0_0_0.npz", "edges.json"),
+        (".segmentation/luts/0_0_0_0.npz", "segmentation.json"),
+        ("fragments.checksums.npz", "fragments.json"),
+        ("links.npz", "links.json"),
+    ],
+)
+def test_a_damaged_table_names_the_manifest_to_clear(tmp_path: Path, table: str, manifest: str) -> None:
+    path = tmp_path / table
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"no table")
+    with pytest.raises(UnreadableError, match=rf"kdseg clear {tmp_path / manifest}$"):
+        read_table(path)
+
+
+def test_something_behind_the_end_of_a_table(tmp_path: Path) -> None:
+    path = tmp_path / "edges.npz"
+    write_table(path, EDGES._asdict())
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(UnreadableError, match="something follows its end"):
+        read_table(path)

@@ -228,6 +228,16 @@ def test_an_interruption_ends_the_stage(tmp_path):
     assert len(list(out.iterdir())) < 50
 
 
+def test_a_block_of_too_many_files_fails_in_words(tmp_path):
+    """What is known of its files would not fit into the message that tells of it."""
+
+    def many(block):
+        return bytes(12 * 20_000) if block.index == (0, 0, 0) else bytes(12)
+
+    with pytest.raises(StageError, match="240000 bytes of checksums, too many: choose larger shards or smaller blocks"):
+        run_blocks("many", TOTAL, BLOCK, many, Place(2), tmp_path / "done")
+
+
 def test_long_blocks_after_short_ones_are_done_in_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(Patience, "LEAST_S", 0.5)
     monkeypatch.setattr(Patience, "TIMES", 1.0)

@@ -18,13 +18,14 @@ from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.config.segmentation import EdgesOptions, FragmentsOptions
 from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask
 from kdseg.errors import MissingError, StageError, UnreadableError
+from kdseg.geometry import Triple
 from kdseg.results.tables import read_table
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.volumes import convert
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.verify import repair, verify
-from kdseg.volumes.volume import create_volume, open_volume
+from kdseg.volumes.volume import Volume, create_volume, open_volume
 
 SHAPE = (24, 40, 40)
 STORAGE = StorageOptions(chunk=(8, 8, 8), shard=(16, 16, 16), levels=2)
@@ -42,6 +43,15 @@ def make(folder: Path, workers: int = 1, storage: StorageOptions = STORAGE) -> P
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("whole"))
+
+
+def created(path: Path, shape: Triple, *, compress: bool = True) -> Volume:
+    """Return a volume that no stage has made."""
+    chunk, shard = STORAGE.chunk, STORAGE.shard
+    size = (1.0, 1.0, 1.0)
+    return create_volume(
+        path, shape=shape, dtype=np.uint8, chunk=chunk, shard=shard, voxel_size=size, compress=compress
+    )
 
 
 def copy(manifest: Path, folder: Path) -> Path:
@@ -121,6 +131,15 @@ def test_metadata_that_were_damaged_are_written_again(whole: Path, tmp_path: Pat
     assert contents(manifest) == contents(whole)
 
 
+@pytest.mark.parametrize("name", ["zarr.json", "0/zarr.json"])
+@pytest.mark.parametrize("text", ["", "{}", "\x00", "[1"])
+def test_metadata_that_are_no_metadata_are_written_again(whole: Path, tmp_path: Path, name: str, text: str) -> None:
+    manifest = copy(whole, tmp_path)
+    (manifest.with_suffix(".zarr") / name).write_text(text)
+    make(tmp_path)
+    assert contents(manifest) == contents(whole)
+
+
 @pytest.mark.parametrize("emptied", [False, True])
 def test_no_level_is_made_of_a_hole(whole: Path, tmp_path: Path, emptied: bool) -> None:
     manifest = copy(whole, tmp_path)
@@ -164,15 +183,7 @@ def test_two_shards_of_one_size_are_not_taken_for_each_other(tmp_path: Path) -> 
     manifest = make(tmp_path / "a", storage=storage)
     first, second = shards(manifest)[:2]
     # uncompressed, so that both have one size: the checksum alone tells them apart
-    volume = create_volume(
-        tmp_path / "b.zarr",
-        shape=(16, 16, 32),
-        dtype=np.uint8,
-        chunk=(8, 8, 8),
-        shard=(16, 16, 16),
-        voxel_size=(1, 1, 1),
-        compress=False,
-    )
+    volume = created(tmp_path / "b.zarr", (16, 16, 32), compress=False)
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 32), dtype=np.uint8)
     known = np.frombuffer(volume.write(volume.roi, noise), "<i8,<u4")
     assert known["f0"][0] == known["f0"][1]
@@ -194,14 +205,7 @@ def test_a_file_that_was_cut(whole: Path, tmp_path: Path) -> None:
 
 
 def test_checksums_of_another_volume(whole: Path, tmp_path: Path) -> None:
-    volume = create_volume(
-        tmp_path / "raw.zarr",
-        shape=(16, 16, 48),
-        dtype=np.uint8,
-        chunk=(8, 8, 8),
-        shard=(16, 16, 16),
-        voxel_size=(1, 1, 1),
-    )
+    volume = created(tmp_path / "raw.zarr", (16, 16, 48))
     shutil.copy(whole.with_suffix(".checksums.npz"), tmp_path)
     with pytest.raises(
         UnreadableError, match=r"checksums\.npz is not of .*raw\.zarr, whose level 0 has \(1, 1, 3\) files"
@@ -303,6 +307,9 @@ def test_every_planted_fault_is_found_and_only_its_blocks_are_made_again(tmp_pat
     for name, faults in found.items():
         repair(tmp_path / name, faults)
     assert files[0].exists()  # nothing is removed
+    (lists,) = (tmp_path / ".fragments").glob("*x*x*/*.txt")
+    lists.write_bytes(lists.read_bytes() + b"no block\n\xff\n")
+    repair(cut, found["fragments.json"])  # a list may be damaged, too
     planted(tmp_path, affinities)
     assert contents(cut) == before
     status = [json.loads((tmp_path / f"{name}.status.json").read_text()) for name in ("fragments", "edges")]

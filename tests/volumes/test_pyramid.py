@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from kdseg.errors import DataError, MissingError, ShapeError
 from kdseg.geometry import Block, Roi
 from kdseg.running.runner import Place
-from kdseg.volumes.pyramid import build_levels, downsample_block, downsample_mean, downsample_mode
+from kdseg.volumes.pyramid import build_level, downsample_block, downsample_mean, downsample_mode
 from kdseg.volumes.volume import create_volume, open_volume
 
 SHAPES = st.tuples(*[st.integers(1, 5)] * 3)
@@ -84,7 +84,8 @@ def test_levels_on_disk_are_those_of_the_whole_array(tmp_path: Path, method: Any
         path, shape=shape, dtype=dtype, chunk=(4, 4, 4), shard=(8, 8, 8), voxel_size=(4.0, 1.0, 1.0), levels=4
     )
     volume.array[...] = expected
-    build_levels(path, 4, method, place=Place(workers), progress=tmp_path / "done", expect=lambda level: None)
+    for level in (1, 2, 3):
+        build_level(path, method, Place(workers), tmp_path / "done", level)
     for level in range(1, 4):
         expected = (downsample_mean if method == "mean" else downsample_mode)(expected)
         coarse = open_volume(path, level=level)
@@ -111,4 +112,4 @@ def test_more_levels_than_the_volume_has(tmp_path: Path) -> None:
     path = tmp_path / "v.zarr"
     create_volume(path, shape=(4, 4, 4), dtype="u1", chunk=(4, 4, 4), shard=(4, 4, 4), voxel_size=(1, 1, 1))
     with pytest.raises(MissingError, match="1 resolution levels"):
-        build_levels(path, 2, "mean", place=Place(1), progress=tmp_path / "done", expect=lambda level: None)
+        build_level(path, "mean", Place(1), tmp_path / "done", 1)

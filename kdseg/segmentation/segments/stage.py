@@ -20,9 +20,9 @@ from kdseg.segmentation.agglomeration.store import Tree, table_path
 from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
 from kdseg.segmentation.lut import apply
 from kdseg.segmentation.tuned import with_tuned_options
-from kdseg.volumes.checksums import expect_whole, keep_checksums
+from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.inputs import open_input
-from kdseg.volumes.pyramid import build_levels
+from kdseg.volumes.pyramid import build_level
 from kdseg.volumes.volume import Volume, create_volume, open_volume
 
 SEGMENTS = (
@@ -79,9 +79,8 @@ def run(task: SegmentTask) -> None:
         function = partial(segment_block, made.store, read(edges), luts, chunk, held.store)
         block = task.options.block
         run_blocks("relabel", source.roi, block, function, place, held.progress(block))
-        expect = partial(expect_whole, held, "relabel", block)
-        build_levels(held.store, storage.levels, "mode", place=place, progress=held.private, expect=expect)
-        keep_checksums(held, "relabel", block, storage.levels)
+        build = partial(build_level, held.store, "mode", place, held.private)
+        keep_checksums(held, "relabel", block, storage.levels, build)
         segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -43,6 +44,7 @@ from kdseg.segmentation.graph import stage as edges
 from kdseg.segmentation.graph.faces import cell_part, joined_edges, nearest_offsets
 from kdseg.segmentation.graph.rag import block_edges
 from kdseg.segmentation.segments import stage as segment
+from kdseg.volumes.verify import repair, verify
 from kdseg.volumes.volume import Volume, open_volume
 
 SHAPE = (40, 70, 50)
@@ -103,6 +105,22 @@ def fused(folder: Path, name: str, workers: int = 1, **changes: Any) -> Path:
         FragmentsTask(**inputs, manifest=manifest, predict=PREDICT, options=OPTIONS, storage=STORAGE, **options)
     )
     return manifest
+
+
+def test_damaged_tables_are_made_again_by_their_blocks(folder: Path) -> None:
+    """The cells of tables are those of shards, half as high and wide as the blocks that make them."""
+    manifest = fused(folder, "damaged")
+    before = files(manifest.with_suffix(".tables"))
+    assert list(verify(manifest, 1)) == [(manifest, [])]
+    (manifest.with_suffix(".tables") / "1_2_1.npz").write_bytes(b"damaged")
+    (manifest.with_suffix(".tables") / "0_1_0.npz").unlink()
+    ((_, faults),) = verify(manifest, 1)
+    assert len(faults) == 2
+    repair(manifest, faults)
+    fused(folder, "damaged")
+    assert files(manifest.with_suffix(".tables")) == before
+    status = json.loads(manifest.with_name("fragments.status.json").read_text())
+    assert status["blocks"]["done"] == 2
 
 
 def files(path: Path) -> dict[str, bytes]:

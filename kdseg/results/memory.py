@@ -1,0 +1,21 @@
+"""Memory that a process has, and has had."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+
+def peak_mb() -> float:
+    """Return the largest resident memory that this process or one of its finished children had, in MB."""
+    usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return max(usage) / 1024
+
+
+def resident_mb() -> float:
+    """Return the memory that this process has now, in MB; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * resource.getpagesize() / 2**20
