@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from workflow import snakemake
 
 from kdseg.config import Config, validate
-from kdseg.config.cluster import SlurmOptions
+from kdseg.config.cluster import PartitionsOptions, SlurmOptions
 from kdseg.errors import ConfigError
 from kdseg.running.slurm import slurm_jobs
 
@@ -193,6 +193,15 @@ def test_no_option_of_slurm_but_the_prologue_is_run_by_the_script_of_a_job(tmp_p
                 assert (tmp_path / "canary").exists() == (key == "prologue"), given
                 (tmp_path / "canary").unlink(missing_ok=True)
     assert set(run) == {"directives", "prologue"}
+
+
+@pytest.mark.parametrize("key", ["cpu", "gpu"])
+def test_a_partition_is_one_word(key):
+    """Snakemake's plugin puts it into a command."""
+    assert PartitionsOptions.model_validate({key: "long-1"})
+    for text in ("long; touch canary", "long\n", "$(id)", "-x"):
+        with pytest.raises(ValidationError, match=key):
+            PartitionsOptions.model_validate({key: text})
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", "x\n=1"])
