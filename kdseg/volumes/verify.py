@@ -20,8 +20,10 @@ from tqdm import tqdm
 from kdseg.errors import KdsegError, MissingError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
 from kdseg.results.claims import Claim, private_folder
+from kdseg.results.curve import read_curve
 from kdseg.results.locks import locked
 from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read
+from kdseg.results.sealed import read_sealed
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed
 from kdseg.volumes.shards import SHARD, checksums, difference
@@ -107,7 +109,8 @@ def _finished(path: Path) -> list[Path]:
     """
     if path.suffix == ".json":
         return [path]
-    found = [claim.parent.with_name(f"{claim.parent.name[1:]}.json") for claim in sorted(path.rglob(".*/claim.json"))]
+    # the stage's own folder, not its claim: that may be what is gone
+    found = (private.with_name(f"{private.name[1:]}.json") for private in sorted(path.rglob(".*")) if private.is_dir())
     there = [manifest for manifest in found if manifest.exists()]
     if not there:
         raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
@@ -128,6 +131,7 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
     except KdsegError as error:
         yield Fault(str(error))
     yield from _small(made)
+    yield from _read_by_itself(made)
     try:
         files = _files(made)
         while some := list(islice(files, _AHEAD)):
@@ -162,6 +166,20 @@ def _small(made: Manifest) -> Iterator[Fault]:
             yield Fault(f"{path} is gone since it was written")
         elif file_fingerprint(path) != said:
             yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
+
+
+def _read_by_itself(made: Manifest) -> Iterator[Fault]:
+    """Yield what is wrong with files that only their own stage reads: it would not go on from them."""
+    claimed = Claim(made.path, "").claimed
+    try:
+        if read_sealed(claimed).get("fingerprint") != made.fingerprint:
+            yield Fault(f"{claimed} is that of another result than {made.path}")
+    except KdsegError as error:
+        yield Fault(f"{error}; kdseg clear {made.path}, then rerun its stage")
+    try:
+        read_curve(made.path.with_suffix(".training") / "curve.csv")
+    except KdsegError as error:
+        yield Fault(str(error))
 
 
 def _files(made: Manifest) -> Iterator[File]:

@@ -19,6 +19,8 @@ from kdseg.config.segmentation import EdgesOptions, FragmentsOptions
 from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask
 from kdseg.errors import MissingError, StageError, UnreadableError
 from kdseg.geometry import Triple
+from kdseg.results.claims import Claim
+from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
@@ -326,6 +328,32 @@ def test_results_of_another_run_are_found(whole: Path, tmp_path: Path) -> None:
     shutil.copy(other / "affinities.json", affinities)
     found = {manifest.name: faults for manifest, faults in verify(tmp_path, 1)}
     assert any("was not made of" in fault.what for fault in found["fragments.json"])
+
+
+@pytest.mark.parametrize("damage", ["gone", "flipped", "another"])
+def test_a_claim_that_no_longer_holds_the_result_is_found(whole: Path, tmp_path: Path, damage: str) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    claimed = Claim(manifest, "").claimed
+    if damage == "gone":
+        claimed.unlink()
+    elif damage == "flipped":
+        flip(claimed, 0.5, 1)
+    else:
+        write_sealed(claimed, {**read_sealed(claimed), "fingerprint": "0" * 64})
+    ((found, (fault,)),) = verify(tmp_path, 1)
+    assert found == manifest
+    assert str(claimed) in fault.what
+
+
+def test_a_damaged_curve_is_found(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    curve = manifest.with_suffix(".training") / "curve.csv"
+    curve.parent.mkdir()
+    curve.write_text("step,total\n1,0.5\n2,0.4\n")
+    assert list(verify(tmp_path, 1)) == [(manifest, [])]
+    curve.write_text("step,total\n1,0.5\n1,0.4\n")
+    ((_, (fault,)),) = verify(tmp_path, 1)
+    assert "steps do not rise" in fault.what
 
 
 def test_the_command_says_what_to_run(whole: Path, tmp_path: Path) -> None:
