@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 CLEARING = "clearing"
 """Fingerprint of a claim whose result is being removed; what is left of it is worth nothing."""
+CLAIMED = ("fingerprint", "stage", "options", "inputs")
+"""Keys of a claim; the manifest has them, too."""
 
 
 @dataclass
@@ -162,7 +164,8 @@ def claim(
                 held.resumed = True
         elif unclaimed := [path for path in held.results if path.exists()]:
             raise ClaimError(
-                f"{unclaimed[0]} is there, but no claim says what it is made of; move it away or delete it"
+                f"{unclaimed[0]} is there, but no claim says what it is made of; kdseg verify {manifest} --repair "
+                "writes one if its manifest is sound; else move it away or delete it"
             )
         else:
             _forget_progress(held)
@@ -224,8 +227,9 @@ def _before(held: Claim, overwrite: bool) -> dict[str, Any]:
     except UnreadableError as error:
         if not overwrite:
             raise ClaimError(
-                f"{error}; nobody knows what {held.manifest.with_suffix('')} is made of, remove it by: kdseg clear "
-                f"{held.manifest}  (or set `overwrite: true`, by hand `--overwrite`)"
+                f"{error}; nobody knows what {held.manifest.with_suffix('')} is made of, unless its manifest is sound: "
+                f"kdseg verify {held.manifest} --repair; else remove it by: kdseg clear {held.manifest}  (or set "
+                "`overwrite: true`, by hand `--overwrite`)"
             ) from error
         log.warning("clearing %s, since nobody knows what it is made of: %s", held.manifest.with_suffix(""), error)
     return {"fingerprint": CLEARING}

@@ -6,24 +6,24 @@ import multiprocessing
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
-from kdseg.results.claims import Claim, private_folder
+from kdseg.results.claims import CLAIMED, Claim, private_folder
 from kdseg.results.curve import read_curve
 from kdseg.results.locks import locked
-from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read
-from kdseg.results.sealed import read_sealed
+from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read, read_json
+from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed
 from kdseg.volumes.shards import SHARD, checksums, difference
@@ -64,10 +64,12 @@ class Fault(NamedTuple):
     Attributes:
         what: is wrong with which file, in words.
         made_by: blocks that make it again; none if its stage writes it whenever it ends.
+        claim: what it says of the result, if the claim is lost, but not the manifest.
     """
 
     what: str
     made_by: tuple[Done, ...] = ()
+    claim: Mapping[str, Any] | None = None
 
 
 Reader = Callable[[list[File]], Iterable[tuple[int, str | None]]]
@@ -130,8 +132,9 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
         expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
     except KdsegError as error:
         yield Fault(str(error))
-    yield from _small(made)
-    yield from _read_by_itself(made)
+    small = list(_small(made))
+    yield from small
+    yield from _of_the_stage(made, sound=not small)
     try:
         files = _files(made)
         while some := list(islice(files, _AHEAD)):
@@ -144,7 +147,10 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
 
 
 def repair(manifest: Path, found: list[Fault]) -> None:
-    """Have the next run of a stage do the blocks of faults again, and those only; nothing is removed."""
+    """Have the next run of a stage do the blocks of faults again, and those only; nothing is removed.
+
+    A claim that is lost is written anew.
+    """
     held = Claim(manifest, "")
     lost = defaultdict[Path, set[Triple]](set)
     for fault in found:
@@ -153,6 +159,9 @@ def repair(manifest: Path, found: list[Fault]) -> None:
     with locked(held.private):
         for path, indices in lost.items():
             forget(path, indices)
+        for fault in found:
+            if fault.claim is not None:
+                write_sealed(held.claimed, fault.claim)
 
 
 def _small(made: Manifest) -> Iterator[Fault]:
@@ -168,14 +177,18 @@ def _small(made: Manifest) -> Iterator[Fault]:
             yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
 
 
-def _read_by_itself(made: Manifest) -> Iterator[Fault]:
-    """Yield what is wrong with files that only their own stage reads: it would not go on from them."""
+def _of_the_stage(made: Manifest, sound: bool) -> Iterator[Fault]:
+    """Yield what is wrong with what a stage reads when it goes on; a ``sound`` manifest tells what was claimed."""
     claimed = Claim(made.path, "").claimed
     try:
         if read_sealed(claimed).get("fingerprint") != made.fingerprint:
-            yield Fault(f"{claimed} is that of another result than {made.path}")
+            yield Fault(f"{claimed} is that of another result than {made.path}: kdseg clear {made.path}")
     except KdsegError as error:
-        yield Fault(f"{error}; kdseg clear {made.path}, then rerun its stage")
+        if sound:
+            values = {key: value for key, value in read_json(made.path).items() if key in CLAIMED}
+            yield Fault(f"{error}; kdseg verify {made.path} --repair writes it anew", claim=values)
+        else:
+            yield Fault(f"{error}; kdseg clear {made.path}, then rerun its stage")
     try:
         read_curve(made.path.with_suffix(".training") / "curve.csv")
     except KdsegError as error:

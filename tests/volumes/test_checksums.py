@@ -318,6 +318,20 @@ def test_every_planted_fault_is_found_and_only_its_blocks_are_made_again(tmp_pat
     assert not any(faults for _, faults in verify(tmp_path, 1))
 
 
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("damage", ["cut", "zeros", "empty", "longer"])
+def test_a_shard_is_made_again_whatever_is_in_its_place(whole: Path, tmp_path: Path, level: int, damage: str) -> None:
+    manifest = copy(whole, tmp_path)
+    file = shards(manifest, level)[1]
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[:-5], "zeros": bytes(len(data)), "empty": b"", "longer": data + b"more"}[damage])
+    ((_, faults),) = verify(tmp_path, 1)
+    assert [fault.what.split()[0] for fault in faults] == [str(file)]
+    repair(manifest, faults)
+    make(tmp_path)
+    assert contents(manifest) == contents(whole)
+
+
 def test_results_of_another_run_are_found(whole: Path, tmp_path: Path) -> None:
     affinities = store(tmp_path / "affinities.json", perfect_affinities(np.ones(SHAPE, np.uint8)), offsets=NEAREST)
     planted(tmp_path, affinities)
@@ -343,6 +357,23 @@ def test_a_claim_that_no_longer_holds_the_result_is_found(whole: Path, tmp_path:
     ((found, (fault,)),) = verify(tmp_path, 1)
     assert found == manifest
     assert str(claimed) in fault.what
+    repair(manifest, [fault])
+    mended = not any(faults for _, faults in verify(tmp_path, 1))
+    assert mended == (damage != "another")  # of two that are sound nobody knows which one is right
+
+
+def test_no_claim_is_made_of_a_manifest_of_another_result(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    other = tmp_path / "other" / "raw.json"
+    options = VolumeOptions(phantom=PhantomOptions(shape=SHAPE, seed=1))
+    convert.run(ConvertTask(kind="raw", manifest=other, options=options, storage=STORAGE))
+    shutil.copy(other, manifest)
+    claimed = Claim(manifest, "").claimed
+    claimed.unlink()
+    found = [fault for _, faults in verify(tmp_path / "run", 1) for fault in faults]
+    assert any(str(claimed) in fault.what and "kdseg clear" in fault.what for fault in found)
+    repair(manifest, found)
+    assert not claimed.exists()
 
 
 def test_a_damaged_curve_is_found(whole: Path, tmp_path: Path) -> None:
