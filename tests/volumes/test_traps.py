@@ -6,6 +6,7 @@ import contextlib
 import json
 import lzma
 import os
+import resource
 import socket
 import struct
 import threading
@@ -26,6 +27,7 @@ from toy_volumes import write_zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from kdseg.errors import KdsegError, UnreadableError
+from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes.hdf5 import ANYWHERE
 from kdseg.volumes.sources import Source, open_channels, open_source
@@ -360,3 +362,36 @@ def test_chunks_that_nobody_has_the_memory_for_are_refused(tmp_path: Path, shard
     )
     with pytest.raises(UnreadableError, match="the index of a shard has" if sharded else "a chunk has 1000000000000"):
         open_source(str(tmp_path / "x.zarr"))
+
+
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_a_chunk_of_hdf5_that_unpacks_to_more_than_its_voxels(tmp_path: Path, channels: tuple[int, ...]) -> None:
+    chunk, data = (*(1 for _ in channels), 2, 6, 8), np.broadcast_to(DATA, (*channels, *DATA.shape))
+    place = (*(1 for _ in channels), 2, 0, 0)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        node = file.create_dataset("raw", data=data, chunks=chunk, compression="gzip", shuffle=True, fletcher32=True)
+        plain = file.create_dataset("sums", data=data, chunks=chunk, compression="gzip")
+        plain.id.write_direct_chunk(place, zlib.compress(bytes(MUCH)))
+        more = file.create_dataset("more", data=data, chunks=chunk, scaleoffset=0)
+        file.create_dataset("sparse", data.shape, data.dtype, chunks=chunk, compression="gzip")
+        assert (node.chunks, more.chunks) == (chunk, chunk)
+    open_it = open_channels if channels else open_source
+    roi = Roi((0, 0, 0), DATA.shape)
+    assert (open_it(f"{tmp_path}/x.h5:/raw").read(roi) == data).all()
+    assert not open_it(f"{tmp_path}/x.h5:/sparse").read(roi).any()
+    first = Roi((0, 0, 0), (2, 6, 8))
+    if not channels:
+        assert (open_it(f"{tmp_path}/x.h5:/sums").read(first) == DATA[:2]).all()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableError, match=r"sums has a chunk at .* that unpacks to more than 96 bytes"):
+        open_it(f"{tmp_path}/x.h5:/sums").read(roi)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 4 / 1024
+    with pytest.raises(UnreadableError, match="more is packed by scaleoffset; expected gzip or LZF, once"):
+        open_it(f"{tmp_path}/x.h5:/more").read(roi)
+
+
+def test_chunks_of_hdf5_by_lzf_are_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("raw", data=DATA, chunks=(2, 6, 8), compression="lzf", shuffle=True)
+    source = open_source(f"{tmp_path}/x.h5:/raw")
+    assert (source.read(source.roi) == DATA).all()
