@@ -395,3 +395,17 @@ def test_chunks_of_hdf5_by_lzf_are_read(tmp_path: Path) -> None:
         file.create_dataset("raw", data=DATA, chunks=(2, 6, 8), compression="lzf", shuffle=True)
     source = open_source(f"{tmp_path}/x.h5:/raw")
     assert (source.read(source.roi) == DATA).all()
+
+
+def test_chunks_of_other_formats_that_nobody_has_the_memory_for(tmp_path: Path) -> None:
+    scale = {"key": "k", "size": [10**6] * 3, "resolution": [1, 1, 1], "chunk_sizes": [[10**4] * 3], "encoding": "raw"}
+    (tmp_path / "k").mkdir()
+    info = {"num_channels": 1, "data_type": "uint8", "scales": [scale], "type": "image"}
+    (tmp_path / "info").write_text(json.dumps(info))
+    with pytest.raises(UnreadableError, match="a chunk has 1000000000000 bytes"):
+        open_source(str(tmp_path))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("raw", (2000,) * 3, np.uint8, chunks=(2000, 2000, 1000), compression="gzip")
+    source = open_source(f"{tmp_path}/x.h5:/raw")
+    with pytest.raises(UnreadableError, match="a chunk has 4000000000 bytes"):
+        source.read(Roi((0, 0, 0), (1, 1, 1)))
