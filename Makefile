@@ -43,6 +43,7 @@ check: $(VENV)/ready-test
 	lint-imports
 	snakefmt --check Snakefile rules
 	snakemake --lint
+	python .ci/dependencies.py
 
 $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "kdseg needs Python 3.11 or newer: make PYTHON=python3.11 ..."'

@@ -15,7 +15,8 @@ from time import process_time
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.volumes.volume import create_volume, decode_in_one_thread
+from kdseg.volumes.decoding import decode_in_one_thread
+from kdseg.volumes.volume import create_volume
 
 SHAPE = (128, 128, 128)
 TIMES = 15

@@ -1,7 +1,11 @@
 """The lists of dependencies agree, and the documents name what exists."""
 
+import runpy
+import subprocess
+import sys
 import tomllib
 
+import pytest
 import yaml
 from workflow import ROOT
 
@@ -20,3 +24,28 @@ def test_every_dependency_is_pinned():
     for requirement in [*PROJECT["dependencies"], *extras]:
         name = requirement.split(">")[0].split("[")[0].lower()
         assert name == "kdseg" or name in pinned, f"{name} is not in constraints.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("MIT", False),
+        ("Apache-2.0 OR GPL-3.0-only", False),
+        ("LGPL-3.0-or-later", False),
+        ("BSD-3-Clause AND (MIT OR Apache-2.0)", False),
+        ("", True),
+        ("GPL-3.0-only", True),
+        ("MIT AND AGPL-3.0-only", True),
+        ("BSD License; GNU General Public License (GPL)", True),
+        ("no copies are permitted", True),
+    ],
+)
+def test_licences_that_are_refused(text, expected):
+    assert runpy.run_path(str(ROOT / ".ci" / "dependencies.py"))["refused"](text) == expected
+
+
+def test_what_is_needed_has_licences_that_are_allowed():
+    run = subprocess.run([sys.executable, ROOT / ".ci" / "dependencies.py"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
+    assert "\nzarr " in run.stdout
+    assert "\nyarl " in run.stdout  # which kdseg itself does not name

@@ -143,7 +143,7 @@ def _verify(
     Args:
         run: a folder of results, e.g. `results/mine`, or the manifest of one stage.
         repair: have the next run of a stage make again what differs, and nothing else; no file is removed.
-        workers: processes that read; default: one per core.
+        workers: cores that are used; default: all.
     """
     from kdseg.volumes.verify import repair as mend
     from kdseg.volumes.verify import verify

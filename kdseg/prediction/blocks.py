@@ -29,8 +29,9 @@ from kdseg.running.attempt import BlockWork
 from kdseg.running.cluster import worker_number
 from kdseg.running.runner import Place, run_work
 from kdseg.running.telemetry import status_path
+from kdseg.volumes.decoding import decode_in_one_thread
 from kdseg.volumes.inputs import Input, fingerprints, open_input, open_mask
-from kdseg.volumes.volume import Volume, decode_in_one_thread
+from kdseg.volumes.volume import Volume
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,31 @@
 """Datasets of HDF5, and the files that they lie in: links, external storage and virtual datasets name others.
 
 A file from elsewhere can name any file of this machine, whose bytes would be read as voxels: those outside of its own
-folder are refused.
+folder are refused. So is a chunk that unpacks to more than its voxels, for which HDF5 would take the memory.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5z
 from numpy.typing import NDArray
 
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Slices, Triple
+from kdseg.volumes.decoding import expect_small_chunks
 
 ANYWHERE = "KDSEG_HDF5_ANYWHERE"
 """Variable of the environment that allows files in other folders, if it is 1."""
+_SAFE = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
+"""Filters whose result is as large as what they are given."""
 _CHAIN = 100
 """Links that are followed one after the other."""
 
@@ -42,9 +48,46 @@ class Hdf5Array:
         """
         try:
             with h5py.File(self.path, "r") as file:
+                expect_small_chunks_in(file[self.dataset], key)
                 return np.asarray(file[self.dataset][key])
-        except (OSError, KeyError, RuntimeError) as error:
+        except (OSError, KeyError, RuntimeError, zlib.error) as error:
             raise UnreadableError(f"cannot read {self.path}:{self.dataset}: {error}; the file is damaged") from error
+
+
+def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:
+    """Refuse chunks that HDF5 would give more memory than their voxels have.
+
+    Virtual datasets are not looked into: their chunks are those of other datasets.
+
+    Args:
+        node: dataset.
+        key: box that is to be read.
+
+    Raises:
+        UnreadableError: if there is one, or the chunks are packed by other means than gzip or LZF.
+    """
+    if node.chunks is None:
+        return
+    where, most = f"{node.file.filename}:{node.name}", math.prod(node.chunks) * node.dtype.itemsize
+    expect_small_chunks(where, {"a chunk": most})
+    made = node.id.get_create_plist()
+    filters = [made.get_filter(i) for i in range(made.get_nfilters())]
+    packed = [number for number, *_ in filters if number not in _SAFE]
+    lzf = [values[2] for number, _, values, _ in filters if number == h5z.FILTER_LZF and len(values) > 2]
+    if len(packed) > 1 or not set(packed) <= {h5z.FILTER_DEFLATE, h5z.FILTER_LZF} or any(n > most for n in lzf):
+        names = ", ".join(name.decode(errors="replace") for *_, name in filters)
+        raise UnreadableError(f"{where} is packed by {names}; expected gzip or LZF, once: h5repack -f GZIP=1")
+    if packed != [h5z.FILTER_DEFLATE]:
+        return
+    for chunk in node.iter_chunks(key):
+        first = tuple(s.start // n * n for s, n in zip(chunk, node.chunks, strict=True))
+        if node.id.get_chunk_info_by_coord(first).byte_offset is None:
+            continue
+        skipped, data = node.id.read_direct_chunk(first)
+        if not skipped and len(zlib.decompressobj().decompress(data, most + 1)) > most:
+            raise UnreadableError(
+                f"{where} has a chunk at {first} that unpacks to more than {most} bytes: it is damaged"
+            )
 
 
 def datasets(file: h5py.File) -> list[str]:

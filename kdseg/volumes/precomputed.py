@@ -9,6 +9,7 @@ by forking: tensorstore ends these, and the stage says that its workers were kil
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from importlib import import_module
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Slices, Triple, VoxelSize, triple
+from kdseg.volumes.decoding import expect_small_chunks
 
 _PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
 """Endings of packed files; names of chunks and shards end otherwise."""
@@ -114,6 +116,7 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
             f"{path}/info is damaged or not that of a precomputed volume ({type(error).__name__}: {error}); expected "
             "scales with key, size, resolution and chunk_sizes"
         ) from error
+    expect_small_chunks(f"{path}:{scale['key']}", {"a chunk": math.prod(unit) * dtype.itemsize})
     if key and key not in scales:
         raise MissingError(f"{path} has no scale {key!r}, expected {path}: and one of {list(scales)}")
     if channels != 1:

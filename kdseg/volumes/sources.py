@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
 from kdseg.results import remote
-from kdseg.volumes.hdf5 import Hdf5Array, datasets, expect_within
+from kdseg.volumes.hdf5 import Hdf5Array, datasets, expect_small_chunks_in, expect_within
 from kdseg.volumes.precomputed import is_precomputed, open_precomputed, split_scale
 from kdseg.volumes.tiff import SUFFIXES, open_stack
 from kdseg.volumes.volume import open_volume
@@ -152,8 +153,10 @@ class ChannelSource:
             return open_volume(self.address).read(roi)
         try:
             with h5py.File(hdf5["file"], "r") as file:
-                return np.asarray(file[hdf5["dataset"]][(slice(None), *roi.slices())])
-        except (OSError, KeyError, RuntimeError) as error:
+                key = (slice(0, self.channels), *roi.slices())
+                expect_small_chunks_in(file[hdf5["dataset"]], key)
+                return np.asarray(file[hdf5["dataset"]][key])
+        except (OSError, KeyError, RuntimeError, zlib.error) as error:
             raise UnreadableError(f"cannot read {self.address}: {error}; the file is damaged") from error
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,11 +24,11 @@ from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, 
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed
-from kdseg.volumes.shards import SHARD, checksums, difference
+from kdseg.volumes.shards import checksums, difference
 from kdseg.volumes.volume import open_volume
 
-_BATCH = 16
-"""Files that a process is given at a time."""
+_THREADS = 2
+"""Threads of a worker: one sums up what it has read while the other waits for the disk."""
 _AHEAD = 4096
 """Files that are known at a time: memory does not grow with the volume."""
 _NAME = re.compile(r"(?:(\d+)_)?(\d+)_(\d+)_(\d+)\.npz")
@@ -49,13 +47,13 @@ class File(NamedTuple):
 
     Attributes:
         path: of the file.
-        said: record of `kdseg.volumes.shards.SHARD`; empty of a table, which has its checksums inside.
-        made_by: blocks that make it again.
+        said: record of `kdseg.volumes.shards.SHARD`; None of a table, which has its checksums inside.
+        made_by: returns the blocks that make it again, which is slower than to read a small file.
     """
 
     path: Path
-    said: bytes
-    made_by: tuple[Done, ...]
+    said: np.void | None
+    made_by: Callable[[], tuple[Done, ...]]
 
 
 class Fault(NamedTuple):
@@ -73,7 +71,7 @@ class Fault(NamedTuple):
 
 
 Reader = Callable[[list[File]], Iterable[tuple[int, str | None]]]
-"""Returns size in bytes and fault, if there is one, of each file."""
+"""Returns size in bytes and fault, if there is one, of each file, in their order."""
 
 
 def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
@@ -81,26 +79,16 @@ def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
 
     Args:
         run: folder of results, or one manifest.
-        workers: processes that read.
+        workers: cores that are kept busy, by threads: Python waits neither for a disk nor for a sum.
 
     Raises:
         MissingError: if no stage has finished.
     """
     quiet = not sys.stderr.isatty()
-    with _readers(workers) as reader, tqdm(unit="B", unit_scale=True, disable=quiet) as bar:
+    with ThreadPoolExecutor(_THREADS * workers) as pool, tqdm(unit="B", unit_scale=True, disable=quiet) as bar:
         for manifest in _finished(run):
             bar.set_description(str(manifest))
-            yield manifest, list(_faults(manifest, reader, bar.update))
-
-
-@contextmanager
-def _readers(workers: int) -> Iterator[Reader]:
-    """Yield what compares files, in their order: processes, or this one if there is to be but one."""
-    if workers == 1:
-        yield partial(map, _wrong)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        yield partial(pool.map, _wrong, chunksize=_BATCH)
+            yield manifest, list(_faults(manifest, partial(pool.map, _wrong), bar.update))
 
 
 def _finished(path: Path) -> list[Path]:
@@ -141,7 +129,7 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
             for file, (size, wrong) in zip(some, reader(some), strict=True):
                 count(size)
                 if wrong:
-                    yield Fault(wrong, file.made_by)
+                    yield Fault(wrong, file.made_by())
     except KdsegError as error:
         yield Fault(str(error))
 
@@ -207,7 +195,7 @@ def _files(made: Manifest) -> Iterator[File]:
     names = {path.name for path in tables.iterdir()} if tables.is_dir() else set()
     for written in sorted(names | set(_expected_tables(made))):
         if name := _NAME.fullmatch(written):
-            yield File(tables / written, b"", _table_made_by(made, name))
+            yield File(tables / written, None, partial(_table_made_by, made, name))
 
 
 def _expected_tables(made: Manifest) -> Iterator[str]:
@@ -232,9 +220,14 @@ def _shards(made: Manifest, store: Path) -> Iterator[File]:
         if known is None:  # a table that is gone is found by the manifest
             return
         for index, path in volume.files(volume.roi):
-            made_by = (Done(private_folder(made.path) / f"level{level}.txt", index),)
-            yield File(path, known[index].tobytes(), made_by if level else _cell_made_by(made, index, unit))
+            yield File(path, known[index], partial(_shard_made_by, made, level, index, unit))
         level += 1
+
+
+def _shard_made_by(made: Manifest, level: int, index: Triple, unit: Triple) -> tuple[Done, ...]:
+    if level:
+        return (Done(private_folder(made.path) / f"level{level}.txt", index),)
+    return _cell_made_by(made, index, unit)
 
 
 def _table_made_by(made: Manifest, name: re.Match[str]) -> tuple[Done, ...]:
@@ -259,8 +252,8 @@ def _wrong(file: File) -> tuple[int, str | None]:
     """Return the size of a file in bytes, and what is wrong with it, in words."""
     size = file.path.stat().st_size if file.path.exists() else 0
     try:
-        if file.said:
-            wrong = difference(file.path, np.frombuffer(file.said, SHARD)[0])
+        if file.said is not None:
+            wrong = difference(file.path, file.said)
             return size, f"{file.path} {wrong}" if wrong else None
         read_table(file.path)
     except KdsegError as error:

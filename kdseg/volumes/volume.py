@@ -1,4 +1,4 @@
-"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position. The only module that knows zarr.
+"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position. With `decoding`, all that knows zarr.
 
 kdseg writes OME-Zarr 0.5 (zarr v3, sharded): a group whose array ``0`` is the full resolution and whose
 arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr v2) and plain arrays.
@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,12 +29,10 @@ from zarr.storage import FsspecStore, LocalStore
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
 from kdseg.results import remote
+from kdseg.volumes.decoding import expect_small_chunks
 from kdseg.volumes.metadata import AXES, image_attributes, in_nm, plain, transforms
 from kdseg.volumes.phantom.unstored import Computed, open_computed
 from kdseg.volumes.shards import SHARD, UNWRITTEN, checksums, expect_sound
-
-_BATCH = 16
-"""Chunks that a thread is given at a time; all of them are in memory at once."""
 
 
 class _Folder(LocalStore):
@@ -233,15 +232,6 @@ class Volume:
             return b""
         names = (file.relative_to(array.store.root).as_posix() for _, file in self.files(roi))
         return np.array([array.store.written[name] for name in names], SHARD).tobytes()
-
-
-def decode_in_one_thread() -> None:
-    """Have one thread of this process encode and decode chunks, not one per core and more.
-
-    They would take turns with a thread that computes, and with each other: a read takes a third of the CPU time then
-    (benchmarks/README.md). It is to be called before any chunk is read.
-    """
-    zarr.config.set({"threading.max_workers": 1, "codec_pipeline.batch_size": _BATCH})
 
 
 def open_volume(address: str | Path, *, level: int = 0) -> Volume:
@@ -448,6 +438,9 @@ def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
 
 
 def _checked(volume: Volume, path: str | Path) -> Volume:
+    chunk, voxel = volume.array.chunks, volume.dtype.itemsize
+    per_shard = prod(grid_shape(volume.write_unit, triple(chunk[-3:]))) if volume.array.shards else 0
+    expect_small_chunks(str(path), {"a chunk": prod(chunk) * voxel, "the index of a shard": 16 * per_shard})
     if volume.array.ndim not in (3, 4):
         raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
     if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import lzma
 import os
+import resource
 import socket
 import struct
 import threading
@@ -15,16 +16,21 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import google_crc32c
 import h5py
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from toy_volumes import write_zarr
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from kdseg.errors import KdsegError, UnreadableError
+from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes.hdf5 import ANYWHERE
-from kdseg.volumes.sources import open_channels, open_source
+from kdseg.volumes.sources import Source, open_channels, open_source
 
 Way = Callable[[h5py.File, Path], None]
 DATA = np.arange(4 * 6 * 8, dtype=np.uint8).reshape(4, 6, 8)
@@ -250,3 +256,156 @@ def test_a_web_server_does_not_lead_to_files_here(tmp_path: Path) -> None:
         with pytest.raises(UnreadableError, match=r"cannot reach .*x\.zarr"):
             open_source(f"http://127.0.0.1:{server.server_port}/x.zarr")
         server.shutdown()
+
+
+MUCH = 2**26
+V2_CODECS = {
+    "gzip": numcodecs.GZip(),
+    "zlib": numcodecs.Zlib(),
+    "bz2": numcodecs.BZ2(),
+    "lzma": numcodecs.LZMA(),
+    "zstd": numcodecs.Zstd(),
+    "blosc": numcodecs.Blosc("zstd"),
+    "lz4": numcodecs.LZ4(),
+}
+
+
+def zstd_of_unknown_size(size: int) -> bytes:
+    """Return a frame of zeros whose header does not say how many they are; RLE blocks of at most 128 KiB."""
+    blocks = [min(2**17, size - start) for start in range(0, size, 2**17)]
+    header = struct.pack("<IBB", 0xFD2FB528, 0, 7 << 3)
+    packed = [struct.pack("<I", n << 3 | 1 << 1 | (i + 1 == len(blocks)))[:3] + b"\0" for i, n in enumerate(blocks)]
+    return header + b"".join(packed)
+
+
+def refused(source: Source, said: str) -> None:
+    """Expect that a source is refused before it has the memory."""
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match=said):
+        source.read(source.roi)
+    assert tracemalloc.get_traced_memory()[1] < MUCH / 4
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", V2_CODECS)
+@pytest.mark.parametrize("filters", [None, [numcodecs.Delta("u1")]])
+def test_a_chunk_of_zarr_2_that_unpacks_to_more_than_its_voxels(
+    tmp_path: Path, name: str, filters: list | None
+) -> None:
+    codec = V2_CODECS[name]
+    zarr.create_array(
+        tmp_path / "x.zarr", data=DATA, chunks=DATA.shape, compressors=codec, filters=filters, zarr_format=2
+    )
+    source = open_source(str(tmp_path / "x.zarr"))
+    assert (source.read(source.roi) == DATA).all()
+    (tmp_path / "x.zarr" / "0.0.0").write_bytes(codec.encode(np.zeros(MUCH, np.uint8)))
+    refused(source, "cannot read .*x.zarr")
+
+
+@pytest.mark.parametrize("name", ["gzip", "zstd", "blosc"])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_chunk_of_zarr_3_that_unpacks_to_more_than_its_voxels(tmp_path: Path, name: str, sharded: bool) -> None:
+    codec = {"gzip": GzipCodec(), "zstd": ZstdCodec(), "blosc": BloscCodec(cname="zstd")}[name]
+    zarr.create_array(
+        tmp_path / "x.zarr",
+        data=DATA,
+        chunks=DATA.shape,
+        shards=DATA.shape if sharded else None,
+        compressors=[codec, Crc32cCodec()],
+    )
+    source = open_source(str(tmp_path / "x.zarr"))
+    assert (source.read(source.roi) == DATA).all()
+    chunk = with_sum(bytes(V2_CODECS[name].encode(np.zeros(MUCH, np.uint8))))
+    index = with_sum(struct.pack("<QQ", 0, len(chunk))) if sharded else b""
+    (tmp_path / "x.zarr" / "c" / "0" / "0" / "0").write_bytes(chunk + index)
+    refused(source, "unpacks to more than|destination buffer too small")
+
+
+def with_sum(data: bytes) -> bytes:
+    return data + struct.pack("<I", google_crc32c.value(data))
+
+
+def test_zstd_of_unknown_size(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "x.zarr", data=DATA, chunks=DATA.shape, compressors=[ZstdCodec()])
+    source = open_source(str(tmp_path / "x.zarr"))
+    chunk = tmp_path / "x.zarr" / "c" / "0" / "0" / "0"
+    chunk.write_bytes(zstd_of_unknown_size(DATA.size))
+    assert not source.read(source.roi).any()
+    chunk.write_bytes(zstd_of_unknown_size(MUCH))
+    refused(source, "cannot read .*x.zarr")
+    for size in (DATA.size - 1, DATA.size + 1):
+        for packed in (zstd_of_unknown_size(size), bytes(numcodecs.Zstd().encode(np.zeros(size, np.uint8)))):
+            chunk.write_bytes(packed)
+            refused(source, "cannot read .*x.zarr")
+
+
+def test_codecs_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "x.zarr", data=DATA, compressors=numcodecs.Zlib(), zarr_format=2)
+    path = tmp_path / "x.zarr" / ".zarray"
+    for name in ("base64", "json2"):
+        said = json.loads(path.read_text())
+        said["compressor"] = {"id": name}
+        path.write_text(json.dumps(said))
+        with pytest.raises(UnreadableError, match=f"x.zarr.*{name}"):
+            open_source(str(tmp_path / "x.zarr"))
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_chunks_that_nobody_has_the_memory_for_are_refused(tmp_path: Path, sharded: bool) -> None:
+    size = (2**20,) * 3
+    zarr.create_array(
+        tmp_path / "x.zarr",
+        shape=size,
+        dtype=np.uint8,
+        chunks=(1, 1, 1) if sharded else (10**4,) * 3,
+        shards=(2**10,) * 3 if sharded else None,
+    )
+    with pytest.raises(UnreadableError, match="the index of a shard has" if sharded else "a chunk has 1000000000000"):
+        open_source(str(tmp_path / "x.zarr"))
+
+
+@pytest.mark.parametrize("channels", [(), (2,)])
+def test_a_chunk_of_hdf5_that_unpacks_to_more_than_its_voxels(tmp_path: Path, channels: tuple[int, ...]) -> None:
+    chunk, data = (*(1 for _ in channels), 2, 6, 8), np.broadcast_to(DATA, (*channels, *DATA.shape))
+    place = (*(1 for _ in channels), 2, 0, 0)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        node = file.create_dataset("raw", data=data, chunks=chunk, compression="gzip", shuffle=True, fletcher32=True)
+        plain = file.create_dataset("sums", data=data, chunks=chunk, compression="gzip")
+        plain.id.write_direct_chunk(place, zlib.compress(bytes(MUCH)))
+        more = file.create_dataset("more", data=data, chunks=chunk, scaleoffset=0)
+        file.create_dataset("sparse", data.shape, data.dtype, chunks=chunk, compression="gzip")
+        assert (node.chunks, more.chunks) == (chunk, chunk)
+    open_it = open_channels if channels else open_source
+    roi = Roi((0, 0, 0), DATA.shape)
+    assert (open_it(f"{tmp_path}/x.h5:/raw").read(roi) == data).all()
+    assert not open_it(f"{tmp_path}/x.h5:/sparse").read(roi).any()
+    first = Roi((0, 0, 0), (2, 6, 8))
+    if not channels:
+        assert (open_it(f"{tmp_path}/x.h5:/sums").read(first) == DATA[:2]).all()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableError, match=r"sums has a chunk at .* that unpacks to more than 96 bytes"):
+        open_it(f"{tmp_path}/x.h5:/sums").read(roi)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 4 / 1024
+    with pytest.raises(UnreadableError, match="more is packed by scaleoffset; expected gzip or LZF, once"):
+        open_it(f"{tmp_path}/x.h5:/more").read(roi)
+
+
+def test_chunks_of_hdf5_by_lzf_are_read(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("raw", data=DATA, chunks=(2, 6, 8), compression="lzf", shuffle=True)
+    source = open_source(f"{tmp_path}/x.h5:/raw")
+    assert (source.read(source.roi) == DATA).all()
+
+
+def test_chunks_of_other_formats_that_nobody_has_the_memory_for(tmp_path: Path) -> None:
+    scale = {"key": "k", "size": [10**6] * 3, "resolution": [1, 1, 1], "chunk_sizes": [[10**4] * 3], "encoding": "raw"}
+    (tmp_path / "k").mkdir()
+    info = {"num_channels": 1, "data_type": "uint8", "scales": [scale], "type": "image"}
+    (tmp_path / "info").write_text(json.dumps(info))
+    with pytest.raises(UnreadableError, match="a chunk has 1000000000000 bytes"):
+        open_source(str(tmp_path))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("raw", (2000,) * 3, np.uint8, chunks=(2000, 2000, 1000), compression="gzip")
+    source = open_source(f"{tmp_path}/x.h5:/raw")
+    with pytest.raises(UnreadableError, match="a chunk has 4000000000 bytes"):
+        source.read(Roi((0, 0, 0), (1, 1, 1)))
