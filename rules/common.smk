@@ -337,6 +337,17 @@ def flag(name, value):
     return said.replace("{", "{{").replace("}", "}}")
 
 
+def earlier(wildcards, output):
+    """Return the manifest of an earlier run in which a stage may find blocks of its result; empty if there is none.
+
+    As it is made from output, Snakemake does not compare it, so that a change reruns nothing.
+    """
+    if RUN.reuse is None:
+        return ""
+    inside = Path(output.manifest).relative_to(RUN.results)
+    return flag("--reuse", f"{RUN.reuse}/{inside}")
+
+
 # Flags that change how a stage runs, not what it computes: they are no params, so that a change reruns nothing.
 OVERWRITE = " --overwrite" if RUN.overwrite else ""
 CLUSTER, CPU_CLUSTER = (
