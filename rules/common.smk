@@ -329,6 +329,8 @@ COMPUTED = (
 
 # Likewise only where it is so.
 SECTIONS = {"sections": True} if RUN.sections else {}
+# Without the names of all that is scored: another model or volume makes no score run again.
+SCORING = RUN.evaluate.model_copy(update={"models": (), "volumes": ()})
 
 
 def flag(name, value):
