@@ -329,12 +329,25 @@ COMPUTED = (
 
 # Likewise only where it is so.
 SECTIONS = {"sections": True} if RUN.sections else {}
+# Without the names of all that is scored: another model or volume makes no score run again.
+SCORING = RUN.evaluate.model_copy(update={"models": (), "volumes": ()})
 
 
 def flag(name, value):
     """Return a flag for a shell command, with braces escaped, since they stand for wildcards; empty without a value."""
     said = f" {name} {shlex.quote(value)}" if value else ""
     return said.replace("{", "{{").replace("}", "}}")
+
+
+def earlier(wildcards, output):
+    """Return the manifest of an earlier run in which a stage may find blocks of its result; empty if there is none.
+
+    As it is made from output, Snakemake does not compare it, so that a change reruns nothing.
+    """
+    if RUN.reuse is None:
+        return ""
+    inside = Path(output.manifest).relative_to(RUN.results)
+    return flag("--reuse", f"{RUN.reuse}/{inside}")
 
 
 # Flags that change how a stage runs, not what it computes: they are no params, so that a change reruns nothing.

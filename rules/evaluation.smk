@@ -28,7 +28,7 @@ rule sweep:
                     labels="volumes/{volume}/labels.json",
                     manifest="{model}/{volume}/sweep.json",
                 ),
-                options=RUN.evaluate,
+                options=SCORING,
                 part=tune_part(wildcards),
                 **SECTIONS,
             )
@@ -66,7 +66,7 @@ rule score:
                 ),
                 model=wildcards.model,
                 volume=wildcards.volume,
-                options=RUN.evaluate,
+                options=SCORING,
                 **SECTIONS,
             )
         ),
@@ -101,7 +101,7 @@ rule score_baseline:
                 ),
                 model="baseline",
                 volume=wildcards.volume,
-                options=RUN.evaluate,
+                options=SCORING,
                 **SECTIONS,
             )
         ),

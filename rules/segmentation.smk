@@ -38,8 +38,9 @@ rule predict:
                 gpus=RUN.gpus,
             )
         ),
+        reuse=earlier,
     shell:
-        f"python -m kdseg predict --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE} > {{log:q}} 2>&1"
+        f"python -m kdseg predict --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER}{REMOTE}{{params.reuse}} > {{log:q}} 2>&1"
 
 
 use rule predict as teach with:
@@ -70,6 +71,7 @@ use rule predict as teach with:
                 gpus=RUN.gpus,
             )
         ),
+        reuse=earlier,
 
 
 rule fragments:
@@ -101,8 +103,9 @@ rule fragments:
                 storage=RUN.storage,
             )
         ),
+        reuse=earlier,
     shell:
-        f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER if RUN.predict.fused else CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"
+        f"python -m kdseg fragments --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CLUSTER if RUN.predict.fused else CPU_CLUSTER}{REMOTE}{{params.reuse}} > {{log:q}} 2>&1"
 
 
 rule edges:

@@ -72,6 +72,9 @@ class Config(Section):
     """Headline of the report."""
     overwrite: bool = False
     """Start a store over when its options or inputs changed, instead of refusing."""
+    reuse: Annotated[str | None, Field(pattern=FOLDER)] = None
+    """Folder of the results of an earlier run of this configuration, before its data grew or changed: blocks of
+    predictions and fragments are taken from there where they would come out the same. Changes no result."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """Device of the networks. `auto`: CUDA where there is one, else CPU."""
     gpus: Count = 1
@@ -197,6 +200,14 @@ class Config(Section):
     def _within_sections(self) -> Self:
         if self.sections and (problem := next(reaches(self), None)):
             raise ValueError(f"{problem}, since with `sections: true` each z is an image of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _reuses_another_folder(self) -> Self:
+        if self.reuse is not None and Path(self.reuse) == Path(self.results):
+            raise ValueError(
+                f"reuse {self.reuse!r} is the folder `results`: keep that, and let `results` be another one"
+            )
         return self
 
     @model_validator(mode="after")

@@ -109,6 +109,14 @@ class BlockTask(Task):
     """Place where the processes run: the section `cluster` or `cpu_cluster`, as JSON."""
 
 
+class ReusingTask(BlockTask):
+    """A task that can take blocks from an earlier result."""
+
+    reuse: Path | None = None
+    """Manifest of an earlier result of the same options, whose inputs lie where those of this one do, seen from it. Its
+    blocks are taken where all that they follow from is as it was; changes no result."""
+
+
 class ConvertTask(BlockTask):
     """Raw data, labels or a mask of any format → OME-Zarr."""
 
@@ -194,7 +202,7 @@ class NetworkTask(BlockTask):
     """Processes on CUDA, one GPU each; `workers` are those on a CPU, one of whose threads computes."""
 
 
-class PredictTask(NetworkTask):
+class PredictTask(NetworkTask, ReusingTask):
     """Raw data and a network → affinities."""
 
     product: Product = "affinities"
@@ -219,7 +227,7 @@ class TunedTask(BlockTask):
     """Manifest of a search (`kdseg tune-segmentation`), whose options take the place of those given."""
 
 
-class FragmentsTask(TunedTask):
+class FragmentsTask(TunedTask, ReusingTask):
     """Affinities, stored or computed by a network → supervoxels."""
 
     affinities: Path | None = None

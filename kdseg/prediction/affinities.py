@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,19 @@ class ComputedAffinities:
         """Return what reads in this process what they are computed from, with the network made ready."""
         return partial(_read, self.raw, worker_predictor(self.weights))
 
+    def of(self, store: Path) -> ComputedAffinities:
+        """Return those of other raw data."""
+        return replace(self, raw=store)
+
+    def origin(self, roi: Roi, channels: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the raw data that the network sees of a region, mirrored at the borders of the volume."""
+        return _seen(self.raw, worker_predictor(self.weights), roi)
+
+
+def _seen(store: Path, predict: Predictor, roi: Roi) -> NDArray[np.uint8]:
+    source = open_volume(store)
+    return read_reflected(source.read, source.roi, tiled(roi, predict.tile).grow(predict.halo))
+
 
 def _read(
     store: Path,
@@ -40,8 +53,7 @@ def _read(
     clock: Clock,
 ) -> Computation:
     with clock("read"):
-        source = open_volume(store)
-        raw = read_reflected(source.read, source.roi, tiled(roi, predict.tile).grow(predict.halo))
+        raw = _seen(store, predict, roi)
         with predict.stream():
             grey = predict.placed(raw)
 

@@ -216,6 +216,7 @@ def run_predicted(
     place = Place(ready.workers, status_path(held.manifest), ready.cluster, ready.threads, announced_mb)
     counted = run_work(name, total, block, work, place, held.progress(block))
     held.stats.update(_measured(counted.busy_s, counted.voxels, counted.peak_mb, held.private / "speed.json"))
+    held.stats.update(counted.of_reuse)
 
 
 def _measured(seconds: float, voxels: int, peak: float, note: Path) -> dict[str, float | None]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdseg.config.tasks import PredictTask
 from kdseg.errors import ConfigError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, blocks, is_multiple
-from kdseg.prediction.blocks import Weights, prepare, run_predicted, worker_predictor
+from kdseg.prediction.blocks import Prepared, Weights, prepare, run_predicted, worker_predictor
 from kdseg.prediction.tiles import predict_tiles, read_reflected, tiled
 from kdseg.results.claims import claim
 from kdseg.running.attempt import Clock
 from kdseg.volumes.checksums import keep_checksums
+from kdseg.volumes.reuse import Reuse, earlier, reusing
 from kdseg.volumes.volume import create_volume, open_volume
 
 
@@ -74,21 +78,31 @@ def run(task: PredictTask) -> None:
         held.stats.update(voxels=source.roi.size, device=ready.made_of["device"], workers=ready.workers)
         block = Roi((0, 0, 0), options.block).intersect(source.roi)
         announced = ready.announced_mb(tiled(block, options.tile).grow(loaded.network.halo), block)
-        function = partial(predict_block, work)
+        function = reusing(partial(predict_block, work), _reuse(task, work, made_of, ready))
         run_predicted("predict", source.roi, options.block, function, held, ready, announced)
         keep_checksums(held, "predict", options.block)
+
+
+def _reuse(task: PredictTask, work: Work, made_of: dict[str, Any], ready: Prepared) -> Reuse[Work, NDArray[Any]] | None:
+    """Return the blocks of an earlier prediction that may be of use; None if there is none."""
+    found = earlier(task, "predict", made_of, ready.inputs, {"raw": task.raw, "mask": task.mask})
+    if found is None:
+        return None
+    mask = found.inputs.get("mask")
+    was = replace(
+        work, raw=found.inputs["raw"].store, mask=None if mask is None else mask.store, out=found.manifest.result
+    )
+    return Reuse(found.manifest.path, found.manifest.run, was, work, _sees, _load, _save)
 
 
 def predict_block(work: Work, block: Block, clock: Clock) -> bytes | None:
     """Predict and write one block; see `kdseg.running.attempt.BlockWork`."""
     predict = worker_predictor(work.weights)
-    source, out = open_volume(work.raw), open_volume(work.out)
-    around = tiled(block.roi, predict.tile).grow(predict.halo)
     with clock("read"):
         wanted = _wanted(work, block, predict.tile)
         if not wanted:
             return None
-        raw = read_reflected(source.read, source.roi, around)
+        raw = _around(work, block)
     with predict.stream():
         with clock("read"):
             grey = predict.placed(raw)
@@ -101,8 +115,32 @@ def predict_block(work: Work, block: Block, clock: Clock) -> bytes | None:
         inside[(..., *block.roi.intersect(work.roi).slices(block.roi))] = True
         values[~inside] = 0
     with clock("write"):
-        written = out.write(block.roi, values)
-        out.sync(block.roi)
+        return _save(work, block, values)
+
+
+def _around(work: Work, block: Block) -> NDArray[np.uint8]:
+    """Return the raw data that the network sees of a block, mirrored at the borders of the volume."""
+    predict, source = worker_predictor(work.weights), open_volume(work.raw)
+    return read_reflected(source.read, source.roi, tiled(block.roi, predict.tile).grow(predict.halo))
+
+
+def _sees(work: Work, block: Block) -> Iterator[Any]:
+    """Yield all that the prediction of a block follows from; see `kdseg.volumes.reuse.Sees`."""
+    if open_volume(work.raw).roi.contains(block.roi):
+        wanted = _wanted(work, block, worker_predictor(work.weights).tile)
+        if wanted:
+            yield wanted
+            yield _around(work, block)
+
+
+def _load(was: Work, _now: Work, block: Block) -> NDArray[Any]:
+    return open_volume(was.out).read(block.roi)
+
+
+def _save(work: Work, block: Block, values: NDArray[Any]) -> bytes:
+    out = open_volume(work.out)
+    written = out.write(block.roi, values)
+    out.sync(block.roi)
     return written
 
 

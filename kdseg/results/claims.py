@@ -236,7 +236,7 @@ def _before(held: Claim, overwrite: bool) -> dict[str, Any]:
 
 
 def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
-    changes = "; ".join(_differences(before, now)) or "its fingerprint"
+    changes = "; ".join(differences(before, now)) or "its fingerprint"
     if not overwrite:
         raise ClaimError(
             f"{held.manifest.with_suffix('')} was made of something else: {changes}. Keep it by setting another "
@@ -247,12 +247,13 @@ def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], o
     _remove(held)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Yield in words how what a result was made of, ``stage``, ``options`` and ``inputs``, differs from what is now."""
     keys = before.keys() | now.keys() if where else ("stage", "options", "inputs")
     for key in sorted(keys):
         a, b = before.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{where}{key}.")
+            yield from differences(a, b, f"{where}{key}.")
         elif a != b:
             yield f"{where}{key} was {_short(a)}, is {_short(b)}"
 

@@ -84,6 +84,7 @@ class Outcome:
         peak_mb: most memory that the process has had.
         gpu_mb: likewise of its GPU; None on a CPU.
         skipped: there was nothing to do.
+        reused: the block was not computed, but taken from an earlier result.
         written: what `kdseg.volumes.volume.Volume.write` says of the files of this block.
         trouble: kind of error; None if the block is done.
         error: in words.
@@ -94,12 +95,23 @@ class Outcome:
     peak_mb: float = 0.0
     gpu_mb: float | None = None
     skipped: bool = False
+    reused: bool = False
     written: bytes = b""
     trouble: Trouble | None = None
     error: str = ""
 
 
-BlockWork = Callable[[Block, Clock], bytes | None]
+class Reused(NamedTuple):
+    """A block that was not computed, but taken from an earlier result, see `kdseg.volumes.reuse`.
+
+    Attributes:
+        written: what `kdseg.volumes.volume.Volume.write` says of its files.
+    """
+
+    written: bytes
+
+
+BlockWork = Callable[[Block, Clock], bytes | Reused | None]
 """Does one block and writes what comes of it, idempotent and pickled; returns what `Volume.write` says of the files,
 nothing of other results, None if there was nothing to do."""
 Do = Callable[[Block], Outcome]
@@ -154,9 +166,9 @@ class Patience:
 def attempt(work: BlockWork, block: Block) -> Outcome:
     """Do one block on this worker; errors are sorted here, where their causes are still known."""
     clock, trouble, said, no_room = Clock(), None, "", False
-    written: bytes | None = b""
+    made: bytes | Reused | None = b""
     try:
-        written = work(block, clock)
+        made = work(block, clock)
     except Exception as error:
         log.debug("block %s", block.index, exc_info=True)
         if _name(error) == _LOST or _gpu_lost():
@@ -168,7 +180,9 @@ def attempt(work: BlockWork, block: Block) -> Outcome:
     if no_room:  # not above, where the error still holds the tensors of the tile
         said = _make_room(said)
     where = f"{os.uname().nodename}:{os.getpid()}"
-    return Outcome(where, clock, peak_mb(), _gpu_mb(), written is None, written or b"", trouble, said)
+    written = made.written if isinstance(made, Reused) else made or b""
+    facts = clock, peak_mb(), _gpu_mb(), made is None, isinstance(made, Reused)
+    return Outcome(where, *facts, written, trouble, said)
 
 
 def _in_words(error: Exception) -> str:

@@ -17,6 +17,8 @@ from kdseg.results.files import write_text
 
 log = logging.getLogger(__name__)
 
+_REUSED = b"reused"
+"""Word in the line of a block that was taken from an earlier result; no hex number."""
 _PLACE = re.compile(r"([0-9]+) ([0-9]+) ([0-9]+) ")
 
 
@@ -26,11 +28,12 @@ class FinishedBlocks:
     A line that a crash cut short, that a disk damaged, or that is of another grid is dropped: its block is done again.
 
     Attributes:
-        path: of the list; a line is an index (z, y, x), what is known of the files that were written, in hex, and a
-            CRC-32 of all that and of the grid.
+        path: of the list; a line is an index (z, y, x), what is known of the files that were written, in hex, perhaps
+            the word ``reused``, and a CRC-32 of all that and of the grid.
         total: region.
         block: grid cell in voxels.
         finished: bool, one per cell of the region.
+        reused: likewise, whether the block was taken from an earlier result.
     """
 
     def __init__(self, path: Path, total: Roi, block: Triple) -> None:
@@ -38,6 +41,7 @@ class FinishedBlocks:
         self.low = tuple(o // b for o, b in zip(total.offset, block, strict=True))
         ends = zip(total.end, block, self.low, strict=True)
         self.finished = np.zeros([max(-(-e // b) - low, 0) for e, b, low in ends], np.bool_)
+        self.reused = np.zeros_like(self.finished)
         self._grid = zlib.crc32(f"{path.name} {total} {block}".encode())
         if path.exists():
             self._read()
@@ -48,6 +52,7 @@ class FinishedBlocks:
         if sound:
             index = np.array([line.split()[:3] for line in sound], np.int64) - self.low
             self.finished[tuple(index.T)] = True
+            self.reused[tuple(index.T)] = [_REUSED in line for line in sound]  # the last line of a block counts
         if len(sound) < len(lines):
             log.warning(
                 "%s is damaged: %d of %d lines are not as they were written; the blocks of these are done again",
@@ -61,32 +66,36 @@ class FinishedBlocks:
     def _line(self, said: bytes) -> bytes:
         return b"%b %08x" % (said, zlib.crc32(said, self._grid))
 
-    def add(self, index: Triple, written: bytes = b"") -> None:
+    def add(self, index: Triple, written: bytes = b"", *, reused: bool = False) -> None:
         """Note a finished block.
 
         Args:
             index: (z, y, x).
             written: what is known of the files that were written.
+            reused: whether it was taken from an earlier result.
 
         Raises:
             UnreadableError: if the disk does not take it.
         """
         known = b" " + written.hex().encode() if written else b""
+        known += b" " + _REUSED if reused else b""
         line = self._line(b"%d %d %d%b" % (*index, known))
         try:
             with self.path.open("ab") as file:
                 file.write(line + b"\n")
         except OSError as error:
             raise UnreadableError(f"cannot write {self.path}: {error}") from error
-        self.finished[self._cell(index)] = True
+        self.finished[self._cell(index)], self.reused[self._cell(index)] = True, reused
 
     def written(self) -> Iterator[tuple[Block, bytes]]:
         """Yield the finished blocks with what is known of their files; if one was done twice, the last time last."""
-        with self.path.open() as file:
+        with self.path.open("rb") as file:
             for line in file:
-                z, y, x, *more = line.split()
-                if len(more) == 2:
-                    yield block_at((int(z), int(y), int(x)), self.total, self.block), bytes.fromhex(more[0])
+                z, y, x, *more, _ = line.split()
+                known = [word for word in more if word != _REUSED]
+                if known:
+                    where = block_at((int(z), int(y), int(x)), self.total, self.block)
+                    yield where, bytes.fromhex(known[0].decode())
 
     def missing(self) -> Iterator[Block]:
         """Yield the blocks that were not finished when they came up, in C order: one shard after the other."""

@@ -134,6 +134,7 @@ def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place
         name,
         blocks=grid.finished.size,
         before=before,
+        reused=int(grid.reused.sum()),
         voxels=total.size - grid.voxels(),
         announced_mb=place.announced_mb,
     )
@@ -206,7 +207,7 @@ class _Run:
         if finished.result is not None:
             self.telemetry.add(block, outcome)
         if outcome.trouble is None:
-            self.grid.add(block.index, outcome.written)
+            self.grid.add(block.index, outcome.written, reused=outcome.reused)
             del self.attempts[block.index]
             self.bar.update()
         elif outcome.trouble == "disk_full":

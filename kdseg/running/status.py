@@ -80,6 +80,7 @@ def described(standing: Standing) -> str:
     if standing.state == "finished":
         speed = facts.get("mvox_per_s")
         parts += [f"{_span(facts.get('seconds'))}"] + ([f"{speed:g} Mvox/s"] if speed else [])
+        parts += _reused(facts)
         return "  ".join(parts)
     if standing.state == "damaged":
         parts.append(facts["damage"])
@@ -87,6 +88,7 @@ def described(standing: Standing) -> str:
         blocks = facts["blocks"]
         done = blocks["before"] + blocks["done"]
         parts.append(f"{done} of {blocks['total']} blocks ({100 * done / max(blocks['total'], 1):.1f} %)")
+        parts += _reused(facts)
         parts += [f"{blocks['failed']} failed"] if blocks["failed"] else []
         if standing.state == "running":
             speed, left = facts.get("mvox_per_s_now"), facts.get("eta_s")
@@ -100,6 +102,12 @@ def failures(standing: Standing, most: int) -> list[str]:
     """Return a line about each of the first blocks that failed."""
     listed = standing.facts.get("failures", [])[:most] if standing.state != "finished" else []
     return [f"  block {one['region']}, {one['attempts']} attempts: {one['error']}" for one in listed]
+
+
+def _reused(facts: dict[str, Any]) -> list[str]:
+    """Return how many blocks were taken from an earlier result, if any were."""
+    blocks = facts.get("blocks", {})
+    return [f"{blocks['reused']} of {blocks['total']} blocks reused"] if blocks.get("reused") else []
 
 
 def _shares(workers: dict[str, dict[str, Any]]) -> str:

@@ -38,15 +38,24 @@ class Telemetry:
 
     Attributes:
         failures: blocks that were given up, with their errors.
+        reused: blocks that were taken from an earlier result, those finished before included.
         peak_mb: most memory that one worker had.
     """
 
     def __init__(
-        self, path: Path | None, stage: str, *, blocks: int, before: int, voxels: int, announced_mb: float
+        self,
+        path: Path | None,
+        stage: str,
+        *,
+        blocks: int,
+        before: int,
+        voxels: int,
+        announced_mb: float,
+        reused: int = 0,
     ) -> None:
-        """Begin a run of ``blocks`` blocks, ``before`` of which were finished; ``voxels`` are left to do."""
+        """Begin a run of ``blocks`` blocks; ``before`` were finished, ``reused`` of them; ``voxels`` are left to do."""
         self.path, self.stage = path, stage
-        self.blocks, self.before, self.voxels = blocks, before, voxels
+        self.blocks, self.before, self.reused, self.voxels = blocks, before, reused, voxels
         self.announced_mb = announced_mb
         self.failures: list[dict[str, Any]] = []
         self.peak_mb, self.gpu_mb = 0.0, None
@@ -94,6 +103,7 @@ class Telemetry:
             worker["voxels"] += block.roi.size
             self._done += 1
             self._skipped += outcome.skipped
+            self.reused += outcome.reused
             self._voxels += block.roi.size
         now = time.monotonic()
         self._first = self._first or now
@@ -115,6 +125,12 @@ class Telemetry:
     def done(self) -> int:
         """Blocks that were finished in this run."""
         return self._done
+
+    @property
+    def of_reuse(self) -> dict[str, Any]:
+        """Facts for the manifest: how many blocks there are and were reused; the stage has no speed if some were."""
+        counted = {"blocks": {"total": self.blocks, "reused": self.reused}}
+        return {**counted, "mvox_per_s": None} if self.reused else counted
 
     @property
     def busy_s(self) -> float:
@@ -154,6 +170,7 @@ class Telemetry:
                 "before": self.before,
                 "done": self._done,
                 "skipped": self._skipped,
+                "reused": self.reused,
                 "retries": self._retries,
                 "failed": len(self.failures),
             },

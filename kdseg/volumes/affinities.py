@@ -29,6 +29,12 @@ class Affinities(Protocol):
     def reader(self) -> Reader:
         """Return what reads them in this process. Called first, as it may set how many threads decode."""
 
+    def of(self, store: Path) -> Affinities:
+        """Return those of another volume, be it of affinities or of what they are computed from."""
+
+    def origin(self, roi: Roi, channels: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the voxels that the affinities of a region and of some channels follow from."""
+
 
 @dataclass(frozen=True)
 class StoredAffinities:
@@ -39,6 +45,14 @@ class StoredAffinities:
     def reader(self) -> Reader:
         """Return what reads them in this process."""
         return partial(_read, self.store)
+
+    def of(self, store: Path) -> StoredAffinities:
+        """Return those in another store."""
+        return StoredAffinities(store)
+
+    def origin(self, roi: Roi, channels: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the affinities themselves."""
+        return open_volume(self.store).read(roi, channels)
 
 
 def _read(

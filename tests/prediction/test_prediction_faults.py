@@ -77,7 +77,9 @@ def telemetry(manifest):
 def test_the_status_adds_up(reference):
     facts = telemetry(reference)
     assert facts["state"] == "finished"
-    assert facts["blocks"] == {"total": BLOCKS, "before": 0, "done": BLOCKS, "skipped": 0, "retries": 0, "failed": 0}
+    assert facts["blocks"] == {
+        "total": BLOCKS, "before": 0, "done": BLOCKS, "skipped": 0, "reused": 0, "retries": 0, "failed": 0
+    }  # fmt: skip
     assert facts["voxels"] == {"done": np.prod(SHAPE), "left": 0}
     assert sum(worker["voxels"] for worker in facts["workers"].values()) == np.prod(SHAPE)
     for worker in facts["workers"].values():

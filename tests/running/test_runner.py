@@ -160,7 +160,7 @@ def test_a_worker_that_stops_or_hangs_or_is_killed_is_replaced(tmp_path, monkeyp
     run_blocks("trouble", TOTAL, BLOCK, function, Place(2, status), tmp_path / "done")
     facts = json.loads(status.read_text())
     assert facts["blocks"] == {
-        "total": 45, "before": 0, "done": 45, "skipped": 0, "retries": 1, "failed": 0
+        "total": 45, "before": 0, "done": 45, "skipped": 0, "reused": 0, "retries": 1, "failed": 0
     }  # fmt: skip
     assert {path.name for path in tmp_path.glob("?_?_?")} == {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
 

@@ -127,6 +127,21 @@ def unique_ids(pieces: NDArray[np.uint64], index: Triple, grid: Triple, block: T
     return np.where(pieces > 0, pieces + base, np.uint64(0))
 
 
+def renumbered(ids: NDArray[np.uint64], index: Triple, was: Triple, now: Triple, block: Triple) -> NDArray[np.uint64]:
+    """Return the ids of one cell, made by `unique_ids` in a grid of ``was`` cells, as they are in one of ``now``.
+
+    Args:
+        ids: uint64, of that cell alone; 0 is background.
+        index: of the cell.
+        was: number of cells of the volume, in which the ids were made.
+        now: likewise, of the volume as it is.
+        block: voxels per cell.
+    """
+    # unsigned numbers wrap around: a difference below 0 is right, too
+    shift = np.uint64((block_number(index, now) - block_number(index, was)) * int(np.prod(block)) % 2**64)
+    return np.where(ids > 0, ids + shift, np.uint64(0)) if shift else ids
+
+
 def checked_grid(shape: Triple, block: Triple) -> Triple:
     """Return the number of cells of a volume.
 

@@ -71,7 +71,9 @@ def stored(task: FragmentsTask, manifest: Path) -> Source:
 
 
 def _run(task: FragmentsTask, roi: Roi, work: BlockWork, held: Claim) -> None:
-    run_work("fragments", roi, task.options.block, work, place_of(task), held.progress(task.options.block))
+    block = task.options.block
+    counted = run_work("fragments", roi, block, work, place_of(task), held.progress(block))
+    held.stats.update(counted.of_reuse)
 
 
 def _doubts(source: Volume, offsets: Offsets) -> list[str]:
