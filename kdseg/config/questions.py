@@ -249,6 +249,23 @@ class SameTask(Section):
     """Processes; changes no result."""
 
 
+class DiffTask(Section):
+    """Compare the results OLD and NEW: exit 0 if they are the same but for ids, 1 if they differ, 2 on trouble."""
+
+    old: Path
+    """Manifest of a result, or a folder of results, all of which are compared with those of NEW of the same path."""
+    new: Path
+    """Likewise."""
+    out: Path | None = None
+    """CSV file for all objects that changed; see docs/reprocessing-compare.md."""
+    block: Extent = (128, 128, 128)
+    """Voxels per task; changes no result."""
+    changes: Least = 10
+    """Overlaps of changed objects to list, of each segmentation."""
+    workers: Count = 1
+    """Processes; changes no result."""
+
+
 class TuneTask(Section):
     """Measure which tile and precision MODEL (model.json, a model file or a name) predicts fastest with here.
 

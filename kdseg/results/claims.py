@@ -116,6 +116,21 @@ def private_folder(manifest: Path) -> Path:
     return manifest.with_name(f".{manifest.stem}")
 
 
+def finished(path: Path) -> list[Path]:
+    """Return the manifests of finished stages: of all below a folder, or the one that is named.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    if path.suffix == ".json":
+        return [path]
+    found = [claim.parent.with_name(f"{claim.parent.name[1:]}.json") for claim in sorted(path.rglob(".*/claim.json"))]
+    there = [manifest for manifest in found if manifest.exists()]
+    if not there:
+        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
+    return there
+
+
 @contextmanager
 def claim(
     manifest: Path,
@@ -232,7 +247,7 @@ def _before(held: Claim, overwrite: bool) -> dict[str, Any]:
 
 
 def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], overwrite: bool) -> None:
-    changes = "; ".join(_differences(before, now)) or "its fingerprint"
+    changes = "; ".join(differences(before, now)) or "its fingerprint"
     if not overwrite:
         raise ClaimError(
             f"{held.manifest.with_suffix('')} was made of something else: {changes}. Keep it by setting another "
@@ -243,12 +258,19 @@ def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], o
     _remove(held)
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Yield what differs in what two results are made of, one option or input each, in words.
+
+    Args:
+        before: ``stage``, ``options`` and ``inputs`` of one result.
+        now: those of the other.
+        where: the key that both are the values of, with a dot at its end.
+    """
     keys = before.keys() | now.keys() if where else ("stage", "options", "inputs")
     for key in sorted(keys):
         a, b = before.get(key), now.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{where}{key}.")
+            yield from differences(a, b, f"{where}{key}.")
         elif a != b:
             yield f"{where}{key} was {_short(a)}, is {_short(b)}"
 

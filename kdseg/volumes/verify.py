@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
-from kdseg.results.claims import Claim, private_folder
+from kdseg.results.claims import Claim, finished, private_folder
 from kdseg.results.locks import locked
 from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read
 from kdseg.results.tables import read_table
@@ -84,7 +84,7 @@ def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
     """
     quiet = not sys.stderr.isatty()
     with _readers(workers) as reader, tqdm(unit="B", unit_scale=True, disable=quiet) as bar:
-        for manifest in _finished(run):
+        for manifest in finished(run):
             bar.set_description(str(manifest))
             yield manifest, list(_faults(manifest, reader, bar.update))
 
@@ -97,21 +97,6 @@ def _readers(workers: int) -> Iterator[Reader]:
         return
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         yield partial(pool.map, _wrong, chunksize=_BATCH)
-
-
-def _finished(path: Path) -> list[Path]:
-    """Return the manifests of finished stages: of all below a folder, or the one that is named.
-
-    Raises:
-        MissingError: if there is none.
-    """
-    if path.suffix == ".json":
-        return [path]
-    found = [claim.parent.with_name(f"{claim.parent.name[1:]}.json") for claim in sorted(path.rglob(".*/claim.json"))]
-    there = [manifest for manifest in found if manifest.exists()]
-    if not there:
-        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
-    return there
 
 
 def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> Iterator[Fault]:
