@@ -85,6 +85,11 @@ class Claim:
         return self.manifest.with_suffix(CHECKSUMS)
 
     @property
+    def edits(self) -> Path:
+        """The table of edits beside the manifest."""
+        return self.manifest.with_suffix(".edits.csv")
+
+    @property
     def model(self) -> Path:
         """The network beside the manifest."""
         return self.manifest.with_suffix(".safetensors")
@@ -97,7 +102,7 @@ class Claim:
     @property
     def results(self) -> tuple[Path, ...]:
         """Paths where the result of a stage may lie."""
-        return (self.store, self.table, self.tables, self.model, self.parquet, self.checksums)
+        return (self.store, self.table, self.tables, self.model, self.parquet, self.checksums, self.edits)
 
     @property
     def private(self) -> Path:
@@ -217,7 +222,7 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     voxels = held.stats.get("voxels")
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
-    small = [path for path in (held.table, held.parquet, held.checksums) if path.is_file()]
+    small = [path for path in (held.table, held.parquet, held.checksums, held.edits) if path.is_file()]
     small += [held.store] if held.store.is_file() else [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
