@@ -121,21 +121,6 @@ def private_folder(manifest: Path) -> Path:
     return manifest.with_name(f".{manifest.stem}")
 
 
-def finished(path: Path) -> list[Path]:
-    """Return the manifests of finished stages: of all below a folder, or the one that is named.
-
-    Raises:
-        MissingError: if there is none.
-    """
-    if path.suffix == ".json":
-        return [path]
-    found = [claim.parent.with_name(f"{claim.parent.name[1:]}.json") for claim in sorted(path.rglob(".*/claim.json"))]
-    there = [manifest for manifest in found if manifest.exists()]
-    if not there:
-        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
-    return there
-
-
 @contextmanager
 def claim(
     manifest: Path,

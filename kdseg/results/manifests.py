@@ -197,6 +197,21 @@ def read(manifest: Path) -> Manifest:
         ) from None
 
 
+def finished(path: Path) -> list[Path]:
+    """Return the manifests of finished stages: of all below a folder, or the one that is named.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    if path.suffix == ".json":
+        return [path]
+    found = [claim.parent.with_name(f"{claim.parent.name[1:]}.json") for claim in sorted(path.rglob(".*/claim.json"))]
+    there = [manifest for manifest in found if manifest.exists()]
+    if not there:
+        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
+    return there
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the values of a manifest.
 

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
-from kdseg.results.claims import Claim, finished, private_folder
+from kdseg.results.claims import Claim, private_folder
 from kdseg.results.locks import locked
-from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read
+from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, finished, read
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed
 from kdseg.volumes.shards import SHARD, checksums, difference

@@ -19,7 +19,9 @@ from pipeline import store
 from toy_volumes import cells, write_volume
 
 from kdseg.config.questions import DiffTask
+from kdseg.evaluation.difference.objects import agreement
 from kdseg.evaluation.difference.stage import run
+from kdseg.evaluation.metrics.contingency import block_located
 from kdseg.geometry import Triple
 from kdseg.results.claims import claim
 
@@ -89,7 +91,22 @@ def random_pair(seed: int, shape: Triple) -> tuple[Ids, Ids]:
     return old, new
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=200)
+@given(seed=st.integers(0, 2**32 - 1), ids=st.integers(1, 4), others=st.integers(1, 4))
+def test_objects_of_few_voxels(seed: int, ids: int, others: int) -> None:
+    rng, shape = np.random.default_rng(seed), (2, 2, 3)
+    old, new = rng.integers(0, ids, shape).astype(np.uint64), rng.integers(0, others, shape).astype(np.uint64)
+    found, changes = agreement(block_located(new, old, (0, 0, 0), shape, None))
+    numbers, rows = oracle(old, new)
+    named = found._asdict()
+    assert named.pop("differing") == int((old != new).sum())
+    assert named.pop("same") == (((old > 0) == (new > 0)).all() and numbers["changed"] == 0)
+    assert named == {name: numbers[name] for name in named}
+    expected = [(*row[:6], int(np.ravel_multi_index(row[6:], shape))) for row in rows]
+    assert list(zip(*(column.tolist() for column in changes), strict=True)) == expected
+
+
+@settings(deadline=None, max_examples=15)
 @given(
     seed=st.integers(0, 2**32 - 1),
     block=st.tuples(*[st.integers(2, 14)] * 3),

@@ -18,9 +18,9 @@ from kdseg.evaluation.alignment import Alignment
 from kdseg.evaluation.difference.objects import Changes
 from kdseg.evaluation.difference.volumes import aligned, compare_segments, compare_values
 from kdseg.geometry import Roi, VoxelSize
-from kdseg.results.claims import differences, finished
+from kdseg.results.claims import differences
 from kdseg.results.files import replacing
-from kdseg.results.manifests import Manifest, read
+from kdseg.results.manifests import Manifest, finished, read
 from kdseg.running.runner import Place
 from kdseg.volumes.volume import open_volume
 
