@@ -42,6 +42,14 @@ def oracle(old: Ids, new: Ids) -> tuple[dict[str, int], list[tuple[int, ...]]]:
     sizes = Counter(old.ravel().tolist()), Counter(new.ravel().tolist())
     numbers = Counter[str]()
     rows = []
+    best = [dict[int, int](), dict[int, int]()]
+    for side in (0, 1):
+        for name in sizes[side].keys() - {0}:
+            mine = [pair for pair in pairs if pair[side] == name and pair[1 - side]]
+            if mine:
+                best[side][name] = min(mine, key=lambda pair: (-len(pairs[pair]), pair[1 - side]))[1 - side]
+    numbers["split"] = sum(n > 1 for n in Counter(best[1].values()).values())
+    numbers["merged"] = sum(n > 1 for n in Counter(best[0].values()).values())
     for a in sorted(sizes[0].keys() - {0}):
         parts = {b: voxels for (one, b), voxels in pairs.items() if one == a}
         others = [b for b in parts if b]
@@ -51,17 +59,14 @@ def oracle(old: Ids, new: Ids) -> tuple[dict[str, int], list[tuple[int, ...]]]:
             numbers["renamed"] += others[0] != a
             continue
         numbers["changed"] += 1
-        numbers["split"] += len(others) > 1
         numbers["vanished"] += not others
         change = sizes[0][a]
-        if others:
-            partner = min(others, key=lambda b: (-len(parts[b]), b))
-            change = sum(1 for index in np.ndindex(*old.shape) if (old[index] == a) != (new[index] == partner))
+        if others and best[1][best[0][a]] == a:
+            change = sum(1 for index in np.ndindex(*old.shape) if (old[index] == a) != (new[index] == best[0][a]))
         rows += [(change, a, sizes[0][a], b, sizes[1][b], len(at), *at[0]) for b, at in parts.items()]
     for b in sizes[1].keys() - {0}:
         before = [a for a, one in pairs if one == b]
         numbers["new"] += 1
-        numbers["merged"] += sum(1 for a in before if a) > 1
         if before == [0]:
             numbers["appeared"] += 1
             at = pairs[0, b]

@@ -1,10 +1,11 @@
 """Objects that two segmentations have in common, and those that changed from the first to the second.
 
-An object of the old segmentation is compared with its partner, the new object with which it shares most voxels (of
-equal shares the one of smaller id). Its change is the number of voxels that only one of the two has::
+An object of the old segmentation has a partner if it shares most voxels with a new object that shares most with it (of
+equal shares that of the smaller id). Its change is the number of voxels that only one of the two has; of one without a
+partner, whose voxels went to objects of others or to background, its size::
 
-    old   |aaaaaaaaaa|bb|        a, 10 voxels, became x, y and a part of z
-    new   |xxxxxx|yy|zzzz|       partner x, 6 voxels, all shared: the change is 4
+    old   |aaaaaaaaa|bbb|        a, 9 voxels, became x, y and a part of z; its partner is x, the change is 3
+    new   |xxxxxx|yy|zzzz|       b, 3 voxels, has the partner z, the change is 1; a was split, for y shares most with it
 
 Id 0 is background on both sides, and no object.
 """
@@ -27,7 +28,7 @@ class Changes(NamedTuple):
     Objects that appeared where all was background have the old id 0 and the old size 0.
 
     Attributes:
-        change: uint64 (k,), voxels that only one of object and partner has; of an object that appeared its size.
+        change: uint64 (k,), voxels that only one of object and partner has; its size if it has none, or appeared.
         old: uint64 (k,), id.
         old_size: uint64 (k,), its voxels in what was compared.
         new: uint64 (k,), id of what a part of it became; 0 is background.
@@ -54,9 +55,9 @@ class Agreement(NamedTuple):
         equal: objects of the same voxels in both.
         renamed: those of them that have another id.
         changed: old objects that are not equal to a new one.
-        split: those of them that became several objects.
-        vanished: those of them that became background.
-        merged: new objects that have voxels of several old ones.
+        split: old objects with which several new ones share most.
+        vanished: old objects that became background.
+        merged: new objects with which several old ones share most.
         appeared: new objects where all was background.
         differing: voxels of another id.
         same: whether nothing but ids differs.
@@ -90,21 +91,25 @@ def agreement(table: Located) -> tuple[Agreement, Changes]:
     appeared = (old == 0) & (new > 0) & (count == new_size)
     changed = np.zeros(old_ids.size, np.bool_)
     changed[of_old[(old > 0) & ~equal]] = True
-    change = _change(of_old, both, new, count, old_size, new_size)[of_old]
+    rows = np.flatnonzero(both)
+    best_new, best_old = _most(of_old, count, new, rows), _most(of_new, count, old, rows)
+    change = np.zeros(old_ids.size, np.uint64)
+    change[of_old] = old_size
+    partner = np.intersect1d(best_new, best_old)
+    change[of_old[partner]] = old_size[partner] + new_size[partner] - np.uint64(2) * count[partner]
+    change = change[of_old]
     change[appeared] = new_size[appeared]
     rows = np.flatnonzero(changed[of_old] | appeared)
     rows = rows[np.lexsort((new[rows], ~count[rows], old[rows], ~change[rows]))]  # ~ reverses the order of unsigned
-    partners = np.bincount(of_old[both], minlength=old_ids.size)
-    origins = np.bincount(of_new[both], minlength=new_ids.size)
     numbers = Agreement(
         old=int(np.count_nonzero(old_ids)),
         new=int(np.count_nonzero(new_ids)),
         equal=int(equal.sum()),
         renamed=int((equal & (old != new)).sum()),
         changed=int(changed.sum()),
-        split=int((partners > 1).sum()),
-        vanished=int(((partners == 0) & (old_ids > 0)).sum()),
-        merged=int((origins > 1).sum()),
+        split=int((np.bincount(of_old[best_old]) > 1).sum()),
+        vanished=int(np.count_nonzero(old_ids)) - best_new.size,
+        merged=int((np.bincount(of_new[best_new]) > 1).sum()),
         appeared=int(appeared.sum()),
         differing=int(count[old != new].sum()),
         same=not rows.size and not ((old > 0) != (new > 0)).any(),
@@ -114,16 +119,9 @@ def agreement(table: Located) -> tuple[Agreement, Changes]:
     return numbers, Changes(*(column[rows] for column in columns))
 
 
-def _change(
-    of_old: NDArray[np.intp], both: NDArray[np.bool_], new: Ids, count: Ids, old_size: Ids, new_size: Ids
-) -> Ids:
-    """Return the change of each distinct old id."""
-    change = np.zeros(int(of_old.max(initial=-1)) + 1, np.uint64)
-    change[of_old] = old_size
-    rows = np.flatnonzero(both)
-    rows = rows[np.lexsort((new[rows], ~count[rows], of_old[rows]))]
+def _most(of: NDArray[np.intp], count: Ids, other: Ids, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Return, of each number ``of``, the row with most voxels, of equal ones that of the smaller other id."""
+    rows = rows[np.lexsort((other[rows], ~count[rows], of[rows]))]
     first = np.ones(rows.size, np.bool_)
-    first[1:] = of_old[rows][1:] != of_old[rows][:-1]
-    partner = rows[first]
-    change[of_old[partner]] = old_size[partner] + new_size[partner] - np.uint64(2) * count[partner]
-    return change
+    first[1:] = of[rows][1:] != of[rows][:-1]
+    return rows[first]
