@@ -24,7 +24,7 @@ from kdseg.config.data import RoiOptions
 from kdseg.config.questions import PatchTask
 from kdseg.errors import ConfigError, DataError, KdsegError, ShapeError
 from kdseg.evaluation.patching import stage
-from kdseg.evaluation.patching.names import Overlaps, names
+from kdseg.evaluation.patching.names import Overlaps, names, wanted
 from kdseg.geometry import Roi, Triple
 from kdseg.results.claims import clear
 from kdseg.results.manifests import read
@@ -180,6 +180,16 @@ def test_names_of_any_overlaps(
     found = names(overlaps(outside), overlaps(everything), 100)
     assert dict(zip(found.new.tolist(), found.name.tolist(), strict=True)) == expected
     assert found.fresh == sum(name > 100 for name in expected.values())
+    table, rows = overlaps(outside), sorted(outside)
+    wants = set()
+    for merge, side in ((True, 0), (False, 1)):
+        for name in {pair[side] for pair in rows if pair[0] in here}:
+            mine = [pair for pair in rows if pair[side] == name and pair[0] in here and outside[pair] > 1]
+            mine.sort(key=lambda pair: (expected[pair[0]] != pair[1], -outside[pair], pair[1 - side]))
+            wants |= {(merge, (rows.index(mine[0]), rows.index(pair)), outside[pair]) for pair in mine[1:]}
+    listed = wanted(table, found, 2)
+    assert {tuple(want) for want in listed} == wants
+    assert [want.voxels for want in listed] == sorted((want.voxels for want in listed), reverse=True)
 
 
 @settings(deadline=None, max_examples=15)
@@ -301,7 +311,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
 
 
 def test_beside_the_result(tmp_path: Path) -> None:
-    manifest = patched(tmp_path, *a_case(), storage=SMALL)
+    manifest = patched(tmp_path, *a_case(), storage=SMALL, block=(4, 8, 4))
     assert not [fault for _, faults in verify(manifest, 1) for fault in faults]
     found, table = voxels(manifest), read_parquet(manifest.with_suffix(".parquet"))
     ids, size = np.unique(found[found > 0], return_counts=True)
