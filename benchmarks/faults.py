@@ -4,8 +4,9 @@
 
 The configuration runs in a temporary folder. Then files of its results, of all kinds in turn, are damaged in one of
 eight ways. What `kdseg verify --repair` says is done, `kdseg clear` and `snakemake --forcerun`, until it finds nothing
-more. A fault may hide behind another one, as those of a volume behind a manifest that cannot be read: it is found later,
-or never, where the whole result is made again. At the end all volumes, tables and networks have to be what they were.
+more. A fault may hide behind another one, as those of a volume behind a manifest that cannot be read: it is found
+later, or never, where the whole result is made again. At the end all volumes, tables and networks have to be what they
+were.
 """
 
 from __future__ import annotations

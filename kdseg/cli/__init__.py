@@ -27,7 +27,7 @@ HELP = """Distil a heavy EM segmentation network into a light one, run it blockw
 Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
 by hand (docs/segmentation.md).
 """
-TROUBLE = {"same": 2}
+TROUBLE = {"same": 2, "diff": 2}
 """Exit codes on errors, where 1 means something else: as of cmp and diff."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from kdseg.cli.generated import add
-from kdseg.config.questions import EvaluateTask, RunlengthTask, SameTask
+from kdseg.config.questions import DiffTask, EvaluateTask, RunlengthTask, SameTask
 
 JsonFile = Annotated[Path | None, Parameter(name="--json", help="Write all that is known of the result.")]
 
@@ -19,6 +20,7 @@ def add_evaluation(app: App, look: Group, *, whole: bool) -> None:
     """Add the commands."""
     add(app, "evaluate", EvaluateTask, _evaluate, look, "segmentation", "labels", "out", whole=whole)
     add(app, "same", SameTask, _same, look, "a", "b", whole=whole)
+    add(app, "diff", DiffTask, _diff, look, "old", "new", whole=whole)
     add(app, "runlength", RunlengthTask, _runlength, look, "segmentation", "skeletons", whole=whole)
 
 
@@ -93,6 +95,53 @@ def _same(task: SameTask, *, json_path: JsonFile = None) -> None:
             f"{one['size_b']}), from {_place(one['at'])}"
         )
     sys.exit(1)
+
+
+def _diff(task: DiffTask, *, json_path: JsonFile = None) -> None:
+    from kdseg.evaluation.difference import stage
+    from kdseg.results.manifests import write_json
+    from kdseg.running.forks import one_heap
+
+    one_heap()
+    answer = stage.run(task)
+    for one in answer["results"]:
+        print(f"{one['name']}: {one['state']}{', ' + one['why'] if 'why' in one else ''}")
+        for line in (*one["made_of"], *one.get("stats", ()), *_compared(one)):
+            print(f"  {line}")
+    for which, names in (("OLD", answer["only_old"]), ("NEW", answer["only_new"])):
+        for name in names:
+            print(f"{name}: only in {which}")
+    if json_path is not None:
+        write_json(json_path, answer)
+    if not answer["same"]:
+        sys.exit(1)
+
+
+def _compared(one: dict[str, Any]) -> Iterator[str]:
+    """Yield what is known of two volumes, in words."""
+    if any(one.get("beyond", ())):
+        yield (
+            f"compared where both are, {_box(one['region'])} of OLD; beyond it OLD has {one['beyond'][0]} voxels, NEW "
+            f"{one['beyond'][1]}"
+        )
+    if one.get("differing"):
+        share = f"{one['differing']} of {one['voxels']} voxels differ ({one['differing'] / one['voxels']:.2%})"
+        in_box = "" if "objects" in one else f", all in {_box(one['box'])}, by at most {one['largest']:g}"
+        yield f"{share}{', names of objects included' if 'objects' in one else in_box}"
+    if "objects" not in one or one["state"] == "identical":
+        return
+    yield "objects: {old} → {new}, {equal} equal ({renamed} renamed), {changed} changed".format(**one["objects"])
+    yield "  {split} split, {vanished} vanished; in NEW {merged} merged, {appeared} appeared".format(**one["objects"])
+    yield "VOI split {voi_split:.6f}, merge {voi_merge:.6f} bits, ARAND {arand:.6f}".format(**one)
+    for row in one["changes"]:
+        yield (
+            f"{row['voxels']:>12} voxels of {row['old']} (of {row['old_size']}) are {row['new']} (of "
+            f"{row['new_size']}), from ({row['z']}, {row['y']}, {row['x']}); change {row['change']}"
+        )
+
+
+def _box(bounds: list[list[int]]) -> str:
+    return f"[{', '.join(f'{low}:{high}' for low, high in zip(*bounds, strict=True))}]"
 
 
 def _echo_boundaries(found: dict[str, Any]) -> None:

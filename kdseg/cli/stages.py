@@ -34,4 +34,5 @@ def add_stages(app: App, stages: Group, tools: Group, *, whole: bool) -> None:
     for name, (task, module) in STAGES.items():
         add(app, name, task, runs(module), stages, whole=whole)
     add(app, "adopt", questions.AdoptTask, runs("kdseg.segmentation.adopt"), tools, "address", whole=whole)
+    add(app, "patch", questions.PatchTask, runs("kdseg.evaluation.patching.stage"), tools, "old", "new", whole=whole)
     add(app, "graph", questions.GraphTask, runs("kdseg.segmentation.proofreading.graph"), tools, "out", whole=whole)

@@ -13,6 +13,7 @@ from kdseg.config.tasks import BlockTask, Device, region, steps
 
 Least = Annotated[int, Field(ge=0)]
 Steps = Annotated[tuple[Step, ...] | None, BeforeValidator(steps)]
+Region = Annotated[RoiOptions | None, BeforeValidator(region)]
 Position = tuple[float, float, float]
 """nm, (z, y, x)."""
 
@@ -82,7 +83,7 @@ class DistilTask(Section):
     """nm, z y x, of raw data and teacher, where their files do not say."""
     intensity: tuple[float, float] | None = None
     """Raw values that become 0 and 255; needed of floats."""
-    roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
+    roi: Region = None
     """Part of the raw data to use: z0:z1,y0:y1,x0:x1."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (8, 16, 32)
     """Channels of the student per level, finest first; repeat."""
@@ -116,7 +117,7 @@ class NeuronsTask(Section):
     """nm, z y x, where the file does not say."""
     intensity: tuple[float, float] | None = None
     """Raw values that become 0 and 255; needed of all but 8-bit data."""
-    roi: Annotated[RoiOptions | None, BeforeValidator(region)] = None
+    roi: Region = None
     """Part of the raw data to segment: z0:z1,y0:y1,x0:x1."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -141,6 +142,22 @@ class AdoptTask(BlockTask):
     """Manifest of the raw data that they are of: take its voxels, refuse others."""
     keep: Steps = None
     """Steps to take, in this order; default: all."""
+    storage: StorageOptions = StorageOptions()
+
+
+class PatchTask(BlockTask):
+    """The segmentation OLD, and NEW, of a region that was segmented again → OLD with that region, ids kept outside."""
+
+    old: Path
+    """Manifest of the segmentation of the whole."""
+    new: Path
+    """Manifest of that of the region; what it covers around the region says which object is which."""
+    region: Region = None
+    """Region to replace, z0:z1,y0:y1,x0:x1 in voxels of OLD; default: all that both cover."""
+    least: Count = 1
+    """Voxels outside of the region that an overlap must have to be listed as a wanted merge or split."""
+    block: Extent = (128, 128, 128)
+    """Voxels per task; a multiple of the shard. Does not change the result."""
     storage: StorageOptions = StorageOptions()
 
 
@@ -245,6 +262,23 @@ class SameTask(Section):
     """Voxels per task; changes no result."""
     pairs: Least = 10
     """Pairs of ids to list."""
+    workers: Count = 1
+    """Processes; changes no result."""
+
+
+class DiffTask(Section):
+    """Compare the results OLD and NEW: exit 0 if they are the same but for ids, 1 if they differ, 2 on trouble."""
+
+    old: Path
+    """Manifest of a result, or a folder of results, all of which are compared with those of NEW of the same path."""
+    new: Path
+    """Likewise."""
+    out: Path | None = None
+    """CSV file for all objects that changed; see docs/reprocessing-compare.md."""
+    block: Extent = (128, 128, 128)
+    """Voxels per task; changes no result."""
+    changes: Least = 10
+    """Overlaps of changed objects to list, of each segmentation."""
     workers: Count = 1
     """Processes; changes no result."""
 

@@ -55,6 +55,8 @@ class Placed:
     def read(self, roi: Roi) -> NDArray[Any]:
         """Return the values at the voxels of ``roi``, an array (z, y, x) of its shape and the source's type.
 
+        Channels come first, if the source has any.
+
         Args:
             roi: in voxels of the grid, inside of `Placed.roi`.
         """
@@ -65,7 +67,8 @@ class Placed:
         for axis, r in enumerate(self.ratio):
             if r > 1:
                 first = inner[axis] - low[axis] * r
-                voxels = np.repeat(voxels, r, axis).take(range(first, first + roi.shape[axis]), axis)
+                # counted from the end: channels may come first
+                voxels = np.repeat(voxels, r, axis - 3).take(range(first, first + roi.shape[axis]), axis - 3)
         return voxels
 
 

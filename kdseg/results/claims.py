@@ -87,6 +87,11 @@ class Claim:
         return self.manifest.with_suffix(CHECKSUMS)
 
     @property
+    def edits(self) -> Path:
+        """The table of edits beside the manifest."""
+        return self.manifest.with_suffix(".edits.csv")
+
+    @property
     def model(self) -> Path:
         """The network beside the manifest."""
         return self.manifest.with_suffix(".safetensors")
@@ -99,7 +104,7 @@ class Claim:
     @property
     def results(self) -> tuple[Path, ...]:
         """Paths where the result of a stage may lie."""
-        return (self.store, self.table, self.tables, self.model, self.parquet, self.checksums)
+        return (self.store, self.table, self.tables, self.model, self.parquet, self.checksums, self.edits)
 
     @property
     def private(self) -> Path:
@@ -205,7 +210,7 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     voxels = held.stats.get("voxels")
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
-    small = [path for path in (held.table, held.parquet, held.checksums) if path.is_file()]
+    small = [path for path in (held.table, held.parquet, held.checksums, held.edits) if path.is_file()]
     small += [held.store] if held.store.is_file() else [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
@@ -248,7 +253,13 @@ def _refuse_or_clear(held: Claim, before: dict[str, Any], now: dict[str, Any], o
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> Iterator[str]:
-    """Yield in words how what a result was made of, ``stage``, ``options`` and ``inputs``, differs from what is now."""
+    """Yield what differs in what two results are made of, one option or input each, in words.
+
+    Args:
+        before: ``stage``, ``options`` and ``inputs`` of one result.
+        now: those of the other.
+        where: the key that both are the values of, with a dot at its end.
+    """
     keys = before.keys() | now.keys() if where else ("stage", "options", "inputs")
     for key in sorted(keys):
         a, b = before.get(key), now.get(key)

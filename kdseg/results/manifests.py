@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,25 @@ def read(manifest: Path) -> Manifest:
         raise UnreadableError(
             f"{manifest} is not a manifest: {where}: {first['msg']}; name that of a stage, or rerun its stage"
         ) from None
+
+
+def finished(path: Path) -> list[Path]:
+    """Return the manifests of finished stages: of all below a folder, or the one that is named.
+
+    Raises:
+        MissingError: if there is none.
+    """
+    if path.suffix == ".json":
+        return [path]
+    found = list[Path]()
+    for folder, names, _ in os.walk(path):
+        names[:] = sorted(name for name in names if not name.endswith((".zarr", ".tables")))  # millions of files
+        # the stage's own folder, not its claim: that may be what is gone
+        found += [Path(folder) / f"{name[1:]}.json" for name in names if name.startswith(".")]
+    there = [manifest for manifest in found if manifest.exists()]
+    if not there:
+        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
+    return there
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
 from kdseg.results.claims import CLAIMED, Claim, private_folder
 from kdseg.results.curve import read_curve
 from kdseg.results.locks import locked
-from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, read, read_json
+from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, finished, read, read_json
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed
@@ -86,25 +86,9 @@ def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
     """
     quiet = not sys.stderr.isatty()
     with ThreadPoolExecutor(_THREADS * workers) as pool, tqdm(unit="B", unit_scale=True, disable=quiet) as bar:
-        for manifest in _finished(run):
+        for manifest in finished(run):
             bar.set_description(str(manifest))
             yield manifest, list(_faults(manifest, partial(pool.map, _wrong), bar.update))
-
-
-def _finished(path: Path) -> list[Path]:
-    """Return the manifests of finished stages: of all below a folder, or the one that is named.
-
-    Raises:
-        MissingError: if there is none.
-    """
-    if path.suffix == ".json":
-        return [path]
-    # the stage's own folder, not its claim: that may be what is gone
-    found = (private.with_name(f"{private.name[1:]}.json") for private in sorted(path.rglob(".*")) if private.is_dir())
-    there = [manifest for manifest in found if manifest.exists()]
-    if not there:
-        raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
-    return there
 
 
 def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> Iterator[Fault]:

@@ -12,10 +12,12 @@ Both ends are fragment ids (``u,v``) or points in nm of the world. Columns that 
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -24,6 +26,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import DataError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
+from kdseg.results.files import replacing
 from kdseg.volumes.volume import Volume
 
 Point = tuple[float, float, float]
@@ -94,6 +97,18 @@ def read_edits(path: Path) -> tuple[Edit, ...]:
         raise MissingError(f"no table of edits at {path}") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableError(f"{path} is not a CSV file in UTF-8: {error}") from error
+
+
+def write_edits(path: Path, edits: Iterable[Edit]) -> None:
+    """Write a table of corrections, see `read_edits`; where they are from is not written."""
+    with replacing(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(COLUMNS)
+        for edit in edits:
+            points = chain(*edit.points) if edit.points is not None else ("",) * len(POINTS)
+            rows.writerow((edit.kind, *(edit.ids or ("",) * len(IDS)), *points, edit.comment))
+        text.detach()
 
 
 def resolve(edits: Sequence[Edit], lookup: Lookup) -> Links:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,25 +14,17 @@ from kdseg.errors import ConfigError, DataError, ShapeError
 from kdseg.geometry import Block, Roi, Triple, block_name, blocks
 from kdseg.results.claims import claim
 from kdseg.results.manifests import Manifest, expect_made_of, expect_stage, read
-from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.agglomeration.store import Tree, table_path
-from kdseg.segmentation.graph.statistics import Statistics, by_segment, centroid, merge
+from kdseg.segmentation.graph.statistics import Statistics, by_segment, merge
 from kdseg.segmentation.lut import apply
+from kdseg.segmentation.segments.table import write_segments
 from kdseg.segmentation.tuned import with_tuned_options
 from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.pyramid import build_level
-from kdseg.volumes.volume import Volume, create_volume, open_volume
-
-SEGMENTS = (
-    Column("segment", np.uint64, "id: its smallest fragment"),
-    Column("size", np.uint64, "number of voxels", "voxel"),
-    Column("begin", np.int64, "first voxel of the bounding box", "voxel", triple=True),
-    Column("end", np.int64, "first voxel behind the bounding box", "voxel", triple=True),
-    Column("centroid", np.float64, "mean position, in the world", "nm", triple=True),
-)
+from kdseg.volumes.volume import create_volume, open_volume
 
 
 def run(task: SegmentTask) -> None:
@@ -81,7 +74,7 @@ def run(task: SegmentTask) -> None:
         run_blocks("relabel", source.roi, block, function, place, held.progress(block))
         build = partial(build_level, held.store, "mode", place, held.private)
         keep_checksums(held, "relabel", block, storage.levels, build)
-        segments = _write_segments(held.parquet, read(edges), luts, chunk, source)
+        segments = write_segments(held.parquet, _statistics(read(edges), luts, chunk, source.roi), source)
         held.stats.update(voxels=source.roi.size, threshold=threshold, segments=segments)
 
 
@@ -123,24 +116,13 @@ def _expect_all(fragments: Path, edges: Manifest, volume: Roi, block: Block, ids
         )
 
 
-def _write_segments(path: Path, edges: Manifest, luts: Path, chunk: Triple, source: Volume) -> int:
-    """Write size, bounding box and centroid of each segment; return their number. Memory: 100 bytes per segment."""
-    # as in a binary counter: tables of about one size are merged, so that no row is sorted more than log times
-    found: list[Statistics] = []
-    for leaf in blocks(source.roi, chunk):
+def _statistics(edges: Manifest, luts: Path, chunk: Triple, volume: Roi) -> Iterator[Statistics]:
+    """Yield the statistics of the segments in each leaf of the agglomeration."""
+    for leaf in blocks(volume, chunk):
         parts = (read_table(edges.result / block_name(part.index)) for part in blocks(leaf.roi, edges.block))
         lut = read_table(table_path(luts, 0, leaf.index))
         fragments = merge(Statistics(*(part[name] for name in Statistics._fields)) for part in parts)
-        found.append(by_segment(fragments, lut["fragment"], lut["segment"]))
-        while len(found) > 1 and found[-2].fragment.size <= found[-1].fragment.size:
-            found[-2:] = [merge(found[-2:])]
-    every = merge(found)
-    world = np.array(source.offset) + centroid(every) * np.array(source.voxel_size)
-    columns = {name: column for name, column in every._asdict().items() if name not in ("fragment", "total")}
-    notes = {"voxel_size_nm": source.voxel_size, "offset_nm": source.offset}
-    with write_parquet(path, SEGMENTS, notes) as file:
-        file.append({"segment": every.fragment, **columns, "centroid": world})
-    return len(every.fragment)
+        yield by_segment(fragments, lut["fragment"], lut["segment"])
 
 
 def _threshold(task: SegmentTask) -> float:

@@ -1,0 +1,1 @@
+"""Two results compared: what they are made of, their voxels, their objects."""

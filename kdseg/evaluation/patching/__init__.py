@@ -1,0 +1,1 @@
+"""A region that was segmented again, put into the segmentation of the whole."""
