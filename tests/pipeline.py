@@ -76,6 +76,38 @@ def run_fragments(folder, affinities, options, workers=1, storage=STORAGE):
     return manifest
 
 
+MADE = ("fragments", "edges", "agglomeration", "segmentation")
+
+
+def results_of_stages(folder, affinities, block, cluster):
+    """Make fragments, their graph, its dendrogram and the segments, each stage on a cluster; return all bytes."""
+    place = {role: folder / f"{role}.json" for role in MADE}
+    made, how = {"affinities": affinities, "fragments": place["fragments"]}, {"cluster": cluster}
+    fragments.run(FragmentsTask(
+        affinities=affinities, manifest=place["fragments"], storage=STORAGE, **how,
+        options=FragmentsOptions(block=block, halo=(8, 8, 8)),
+    ))  # fmt: skip
+    edges.run(EdgesTask(**made, manifest=place["edges"], options=EdgesOptions(block=block), **how))
+    agglomerate.run(AgglomerateTask(
+        **made, edges=place["edges"], manifest=place["agglomeration"], options=AgglomerateOptions(chunk=block), **how
+    ))  # fmt: skip
+    segment.run(SegmentTask(
+        fragments=place["fragments"], edges=place["edges"], agglomeration=place["agglomeration"], storage=STORAGE,
+        manifest=place["segmentation"], options=SegmentOptions(block=block, threshold=0.5), **how,
+    ))  # fmt: skip
+    return bytes_of_stages(folder)
+
+
+def bytes_of_stages(folder):
+    """Return what `results_of_stages` has left."""
+    results = [path for role in MADE for path in read(folder / f"{role}.json").result.rglob("*")]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in results
+        if path.is_file() and path.suffix != ".json"
+    }
+
+
 def tables(manifest):
     return [read_table(path) for path in sorted(read(manifest).result.iterdir())]
 
@@ -179,7 +211,9 @@ def run_rest(
 __all__ = [
     "FragmentsOptions",
     "as_rows",
+    "bytes_of_stages",
     "perfect_affinities",
+    "results_of_stages",
     "run_fragments",
     "run_rest",
     "store",

@@ -10,12 +10,14 @@ the next block and writes the last one meanwhile: see `kdseg.running.attempt`.
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -32,6 +34,8 @@ from kdseg.running.slurm import ON_LOOPBACK, slurm_jobs
 log = logging.getLogger(__name__)
 # Its import has set it to INFO: every coming and going of workers, here and in the workers, which import this, too.
 logging.getLogger("distributed").setLevel(logging.WARNING)
+# It warns of workers that it has to kill: those that Ctrl-C meets while they begin. What a lost one means is said here.
+logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
@@ -108,25 +112,38 @@ def workers_of(cluster: ClusterOptions, workers: int, threads: int, folder: Path
 @contextmanager
 def _local(cluster: LocalOptions, workers: int, threads: int) -> Iterator[Workers]:
     """Start fresh processes (no fork) that listen on the loopback only."""
-    with (
-        # a busy machine takes longer to start a worker again than the 15 s after which its nanny would be ended
-        dask.config.set({"distributed.deploy.lost-worker-timeout": f"{_RESTART_S:.0f}s"}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            processes=True,
-            dashboard_address=ON_LOOPBACK,
-            scheduler_kwargs={"dashboard": cluster.dashboard},
-            host="127.0.0.1",
-            protocol="tls",
-            security=Security.temporary(),  # other users reach the loopback, too
-            memory_limit=None,
-            silence_logs=logging.ERROR,
-        ) as started,
-        Client(started) as client,
-    ):
-        _close_http(client, started.scheduler, cluster.dashboard)
-        yield Workers(client, _RESTART_S)
+    # a busy machine takes longer to start a worker again than the 15 s after which its nanny would be ended
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": f"{_RESTART_S:.0f}s"}):
+        with _deaf_to_interruptions():
+            starting = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=threads,
+                processes=True,
+                dashboard_address=ON_LOOPBACK,
+                scheduler_kwargs={"dashboard": cluster.dashboard},
+                host="127.0.0.1",
+                protocol="tls",
+                security=Security.temporary(),  # other users reach the loopback, too
+                memory_limit=None,
+                silence_logs=logging.ERROR,
+            )
+        with starting as started, Client(started) as client:
+            _close_http(client, started.scheduler, cluster.dashboard)
+            yield Workers(client, _RESTART_S)
+
+
+@contextmanager
+def _deaf_to_interruptions() -> Iterator[None]:
+    """Begin threads, and their processes, that never hear Ctrl-C: the workers, who all get it, would print tracebacks.
+
+    This thread hears one that comes meanwhile.
+    """
+    resource_tracker.ensure_running()  # else who begins a process begins it, too, and hears Ctrl-C again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _WithoutHttp(WorkerPlugin):

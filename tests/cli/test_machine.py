@@ -10,11 +10,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from command import interruptible, invoke
+from listening import family
+from pipeline import store
+from toy_models import save
 from toy_volumes import write_volume
 
 from kdseg.cli.machine import of_the_machine
@@ -128,8 +133,14 @@ def test_full_disks_of_temporary_files_kill_no_stage(tmp_path: Path) -> None:
     assert {f"{k}" for k in range(8)} < {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def interrupted(words: list[str], line: str, seconds: float) -> tuple[int, list[str]]:
-    """Press Ctrl-C, which all processes of a terminal get, after a line; return the status and what was said."""
+def interrupted(words: list[str], line: str, wait: Callable[[int], None]) -> tuple[int, list[str]]:
+    """Press Ctrl-C, which all processes of a terminal get; return the status and what was said.
+
+    Args:
+        words: of the command.
+        line: after which.
+        wait: for what then; it is given the process.
+    """
     command = [sys.executable, "-m", "kdseg", *words]
     run = subprocess.Popen(
         command,
@@ -143,7 +154,7 @@ def interrupted(words: list[str], line: str, seconds: float) -> tuple[int, list[
     for said in run.stdout:
         if line in said:
             break
-    time.sleep(seconds)
+    wait(run.pid)
     os.killpg(run.pid, signal.SIGINT)
     said, _ = run.communicate(timeout=100)
     return run.returncode, [one for one in said.splitlines() if " INFO " not in one and not one.endswith(("…", " s"))]
@@ -154,18 +165,44 @@ def test_ctrl_c_is_a_line_and_the_rest_is_the_same(
     raw: Path, converted: dict[Path, bytes], tmp_path: Path, seconds: float
 ) -> None:
     words = convert(raw, tmp_path)
-    status, said = interrupted(words, "blocks to do", seconds)
+    status, said = interrupted(words, "blocks to do", lambda _: time.sleep(seconds))
     assert (status, said) == (130, ["kdseg convert: interrupted; what is done is kept, run it again to go on"])
     assert not (tmp_path / "raw.json").exists()
     assert invoke(*words).exit_code == 0
     assert contents(tmp_path / "raw.zarr") == converted
 
 
+def until_workers_begin(process: int) -> None:
+    def begun() -> bool:
+        return any("spawn_main" in word for one in family(process)[1:] for word in one.cmdline())
+
+    while psutil.Process(process).status() != psutil.STATUS_ZOMBIE and not begun():
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begun", [False, True])
+def test_ctrl_c_is_a_line_while_workers_of_dask_begin_and_while_they_predict(tmp_path: Path, begun: bool) -> None:
+    raw = store(tmp_path / "raw.json", np.random.default_rng(3).integers(0, 256, (64, 128, 128), np.uint8))
+    model = save(tmp_path / "model.json")
+    words = ["predict", "--raw", f"{raw}", "--model", f"{model}", "--manifest", f"{tmp_path}/affinities.json"]
+    words += ["--options", '{"block": [32, 32, 32], "tile": [16, 16, 16]}', "--device", "cpu", "--workers", "2"]
+    words += ["--storage", '{"chunk": [16, 16, 16], "shard": [32, 32, 32]}']
+    done = tmp_path / ".affinities" / "32x32x32" / "predict.txt"
+
+    def until_a_block_is_done(process: int) -> None:
+        while psutil.Process(process).status() != psutil.STATUS_ZOMBIE and not (done.exists() and done.read_text()):
+            time.sleep(0.01)
+
+    status, said = interrupted(words, "blocks to do", until_a_block_is_done if begun else until_workers_begin)
+    assert (status, said) == (130, ["kdseg predict: interrupted; what is done is kept, run it again to go on"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["convert", "fragments"])
 def test_ctrl_c_ends_a_chain_of_stages(raw: Path, tmp_path: Path, stage: str) -> None:
     words = ["segment", str(raw), f"{tmp_path}/out", "--model", "fib25-s", "--device", "cpu", "--workers", "2"]
-    status, said = interrupted(words, f"{stage} …", 0.1)
+    status, said = interrupted(words, f"{stage} …", lambda _: time.sleep(0.1))
     assert (status, said) == (130, ["kdseg segment: interrupted; what is done is kept, run it again to go on"])
 
 

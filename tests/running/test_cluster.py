@@ -16,22 +16,17 @@ import pytest
 from command import invoke
 from distributed import Security
 from listening import asks_for_credentials, listening, try_as_another_user
-from pipeline import STORAGE, store, voxels
+from pipeline import STORAGE, results_of_stages, store, voxels
 from toy_models import save
 
-from kdseg.config import AgglomerateOptions, EdgesOptions, FragmentsOptions, PredictOptions, SegmentOptions
+from kdseg.config import PredictOptions
 from kdseg.config.cluster import SlurmOptions
-from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, PredictTask, SegmentTask
+from kdseg.config.tasks import PredictTask
 from kdseg.errors import ConfigError, StageError
 from kdseg.prediction import stage as predict
-from kdseg.results.manifests import read
 from kdseg.running import slurm
 from kdseg.running.attempt import Patience
 from kdseg.running.cluster import run_tasks, workers_of
-from kdseg.segmentation.agglomeration import stage as agglomerate
-from kdseg.segmentation.fragments import stage as fragments
-from kdseg.segmentation.graph import stage as edges
-from kdseg.segmentation.segments import stage as segment
 
 pytestmark = pytest.mark.slow  # schedulers and SLURM, with workers of their own
 
@@ -143,28 +138,8 @@ def test_a_scheduler_that_asks_for_credentials(folder, reference, tmp_path):
                 run(folder, "strange", json.dumps({**cluster, "tls": tls}))
 
 
-def segmented(folder, name, where="local"):
-    """Make fragments, their graph, its dendrogram and the segments, each stage on a cluster; return all bytes."""
-    there, how = folder / name, {"cluster": {"kind": "local"} if where == "local" else json.loads(where)}
-    place = {role: there / f"{role}.json" for role in ("fragments", "edges", "agglomeration", "segmentation")}
-    block = (32, 32, 32)
-    made = {"affinities": folder / "here" / "affinities.json", "fragments": place["fragments"]}
-    fragments.run(FragmentsTask(
-        affinities=made["affinities"], manifest=place["fragments"], storage=STORAGE, **how,
-        options=FragmentsOptions(block=block, halo=(8, 8, 8)),
-    ))  # fmt: skip
-    edges.run(EdgesTask(**made, manifest=place["edges"], options=EdgesOptions(block=block), **how))
-    agglomerate.run(AgglomerateTask(
-        **made, edges=place["edges"], manifest=place["agglomeration"], options=AgglomerateOptions(chunk=block), **how
-    ))  # fmt: skip
-    segment.run(SegmentTask(
-        fragments=place["fragments"], edges=place["edges"], agglomeration=place["agglomeration"], storage=STORAGE,
-        manifest=place["segmentation"], options=SegmentOptions(block=block, threshold=0.5), **how,
-    ))  # fmt: skip
-    results = [path for manifest in place.values() for path in read(manifest).result.rglob("*")]
-    return {
-        str(path.relative_to(there)): path.read_bytes() for path in results if path.is_file() and path.suffix != ".json"
-    }
+def segmented(folder, name, where='{"kind": "local"}'):
+    return results_of_stages(folder / name, folder / "here" / "affinities.json", (32, 32, 32), json.loads(where))
 
 
 @pytest.fixture(scope="module")
