@@ -93,7 +93,10 @@ def _conversion(samples: Samples, extents: Mapping[str, Extents], name: str) -> 
     kind = next(kind for kind in KINDS if kind == word)
     volume = next(one for one, each in extents.items() if each.source == source and kind in each.shapes)
     parts = []
-    for shape in sample_shapes(extents[volume].shapes[kind], samples.config.storage.shard):
+    shapes = sample_shapes(extents[volume].shapes[kind], samples.config.storage.shard)
+    # code is compiled at the first turn, once for all runs to come
+    samples.named(volume, extents[volume], shapes[0], kind, turn="-first")
+    for shape in shapes:
         manifest = samples.named(volume, extents[volume], shape, kind)
         parts.append(_facts(manifest, samples.costs[manifest], prod(shape)))
     return {name: of_two(*parts)}

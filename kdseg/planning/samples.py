@@ -100,10 +100,10 @@ class Samples:
             self.costs[manifest] = self.bench.run("convert", task)
         return manifest
 
-    def named(self, volume: str, whole: Extents, shape: Triple, kind: Kind) -> Path:
-        """Convert one dataset of the middle of a volume of the configuration, unless it is there."""
+    def named(self, volume: str, whole: Extents, shape: Triple, kind: Kind, turn: str = "") -> Path:
+        """Convert one dataset of the middle of a volume of the configuration, unless it is there in this turn."""
         options = part_of(self.config.volumes[volume], whole.shapes[kind], shape, self.config.storage.shard)
-        return self.dataset(f"{volume}-{_name(shape)}", options, kind)
+        return self.dataset(f"{volume}-{_name(shape)}{turn}", options, kind)
 
     def phantom(self, shape: Triple, voxel_size: VoxelSize, kind: Kind) -> Path:
         """Make a phantom where a volume has no labels."""
