@@ -52,7 +52,10 @@ def _on_gpu(device: str) -> bool:
 
 def _notes(timings: Timings) -> list[str]:
     sample = " x ".join(map(str, timings.sample))
+    reasons = dict[str, list[str]]()
+    for name, why in timings.missing.items():
+        reasons.setdefault(why, []).append(name)
     return [
         f"timed on {timings.machine}, with samples of up to {sample} voxels",
-        *(f"not measured: {name}: {why}" for name, why in timings.missing.items()),
+        *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()),
     ]

@@ -116,7 +116,7 @@ class Samples:
         if manifest in self.costs:
             return manifest
         voxels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        file = self._written(f"grey-{_name(shape)}", "raw", voxels, voxel_size)
+        file = self._written(f"grey-{_name(shape)}", "raw", voxels, voxel_size, (0.0, 0.0, 0.0))
         return self.dataset(f"grey-{_name(shape)}", VolumeOptions(raw=f"{file}:/raw"), "raw")
 
     def affinities(self, raw: Path, labels: Path) -> Path:
@@ -128,7 +128,7 @@ class Samples:
         voxels = blurred_affinities(truth.read(truth.roi), self.config.offsets)
         size = truth.voxel_size or (1.0, 1.0, 1.0)
         name = f"affinities-{_name(truth.shape)}"
-        file = self._written(name, "affinities", voxels, size)
+        file = self._written(name, "affinities", voxels, size, truth.offset)
         task = AdoptTask(
             manifest=manifest,
             address=f"{file}:/affinities",
@@ -140,12 +140,14 @@ class Samples:
         self.costs[manifest] = self.bench.run("adopt", task)
         return manifest
 
-    def _written(self, name: str, dataset: str, voxels: NDArray[np.uint8], voxel_size: VoxelSize) -> Path:
+    def _written(
+        self, name: str, dataset: str, voxels: NDArray[np.uint8], voxel_size: VoxelSize, offset: VoxelSize
+    ) -> Path:
         path = self.bench.folder / f"{name}.h5"
         with h5py.File(path, "w") as file:
             file[dataset] = voxels
             file[dataset].attrs["resolution"] = voxel_size
-            file[dataset].attrs["offset"] = (0.0, 0.0, 0.0)
+            file[dataset].attrs["offset"] = offset
         return path
 
 
