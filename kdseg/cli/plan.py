@@ -55,7 +55,9 @@ def _notes(timings: Timings) -> list[str]:
     reasons = dict[str, list[str]]()
     for name, why in timings.missing.items():
         reasons.setdefault(why, []).append(name)
+    flat = [name for name, one in timings.timings.items() if one.most is not None]
     return [
         f"timed on {timings.machine}, with samples of up to {sample} voxels",
         *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()),
+        *([f"known of small volumes alone, since both samples took equally long: {', '.join(flat)}"] if flat else []),
     ]

@@ -57,7 +57,7 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     It starts once, however many kinds of work it has; workers share the work as far as there are blocks for them, and
     a training has one process, which was timed with the threads that it gets.
     """
-    missing = tuple(name for name in job.work if name not in timings)
+    missing = tuple(name for name, amount in job.work.items() if not _holds(timings.get(name), amount))
     known = {name: timings[name] for name in job.work if name in timings}
     main = next(iter(known.values()), Timing())
     size = job.size if job.size is not None else main.fixed_bytes + main.voxel_bytes * job.voxels
@@ -70,6 +70,10 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     seconds = max((one.start_s for one in starts), default=0.0) + work / sharing
     cpu_s = max((one.start_cpu_s for one in starts), default=0.0) + cpu
     return Estimate(job, seconds, cpu_s, seconds * job.gpus, size)
+
+
+def _holds(timing: Timing | None, amount: float) -> bool:
+    return timing is not None and (timing.most is None or amount <= timing.most)
 
 
 def makespan(estimates: Sequence[Estimate], cores: int) -> float | None:

@@ -11,6 +11,9 @@ from kdseg.config.base import Section
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.sealed import read_sealed, write_sealed
 
+FLAT = 4
+"""Times the larger sample, up to which the start stands for all that a stage takes whose samples took equally long."""
+
 
 class Timing(Section):
     """Cost of a stage: what it takes to start, and more for each unit of work, which is a voxel or a step."""
@@ -27,6 +30,9 @@ class Timing(Section):
     """Bytes that are stored per voxel of the volume."""
     fixed_bytes: float = 0.0
     """Bytes that are stored whatever the volume."""
+    most: float | None = None
+    """Work up to which this holds: both samples took equally long, so that nobody knows what more takes;
+    None: as much as there is."""
     mb: float = 0.0
     """Memory of the process that was measured."""
 
@@ -86,5 +92,6 @@ def of_two(small: Mapping[str, float], large: Mapping[str, float]) -> Timing:
         unit_s=unit_s,
         unit_cpu_s=unit_cpu_s,
         voxel_bytes=large["bytes"] / max(large["voxels"], 1),
+        most=None if unit_s > 0 and unit_cpu_s > 0 else FLAT * large["work"],
         mb=max(small["mb"], large["mb"]),
     )

@@ -49,6 +49,12 @@ def test_what_was_not_timed_is_not_invented():
     assert (summed["wall_s"], summed["cpu_s"], summed["bytes"]) == (None, None, None)
 
 
+def test_samples_that_took_equally_long_tell_nothing_of_large_volumes():
+    flat = {"fast": Timing(start_s=2, most=10)}
+    assert estimate(a_job(fast=10), flat).seconds == 2
+    assert estimate(a_job(fast=11), flat).seconds is None
+
+
 def test_jobs_wait_for_what_they_need_and_for_cores():
     first, second = a_job("a", fast=0), a_job("b", fast=2)
     last = a_job("c", ("a", "b"), fast=4)
@@ -74,7 +80,7 @@ def test_costs_are_of_what_has_a_price():
 def test_two_samples_tell_start_and_unit():
     small = {"work": 10, "seconds": 7, "cpu_s": 3, "mb": 50, "bytes": 20, "voxels": 10}
     large = {"work": 30, "seconds": 11, "cpu_s": 2, "mb": 40, "bytes": 90, "voxels": 30}
-    expected = Timing(start_s=5, unit_s=0.2, start_cpu_s=3, unit_cpu_s=0, voxel_bytes=3, mb=50)
+    expected = Timing(start_s=5, unit_s=0.2, start_cpu_s=3, unit_cpu_s=0, voxel_bytes=3, mb=50, most=120)
     assert of_two(small, large).model_dump() == pytest.approx(expected.model_dump())
     assert of_two(small, small).start_s == 7
 
