@@ -82,19 +82,12 @@ def train_mb(wildcards):
 
 HOUR, DAY = 60, estimates.DAY
 TRAIN_CORES = 8
-PREDICT_MB = estimates.blocks_mb(
-    RUN.predict.block, 40, PREDICT_CORES, tile=RUN.predict.tile
-)
+PREDICT_MB = estimates.stage_mb(RUN, "predict", PREDICT_CORES)
 FRAGMENTS_GPUS, FRAGMENTS_CORES = (
     (PREDICT_GPUS, PREDICT_CORES) if RUN.predict.fused else (0, CPU_CORES)
 )
-FRAGMENTS_MB = estimates.blocks_mb(
-    tuple(b + 2 * h for b, h in zip(RUN.fragments.block, RUN.fragments.halo)),
-    200,
-    FRAGMENTS_CORES,
-    tile=RUN.predict.tile if RUN.predict.fused else None,
+FRAGMENTS_MB = estimates.stage_mb(RUN, "fragments", FRAGMENTS_CORES)
+EDGES_MB, AGGLOMERATE_MB, RELABEL_MB = (
+    estimates.stage_mb(RUN, stage, CPU_CORES)
+    for stage in ("edges", "agglomerate", "relabel")
 )
-EDGES_MB = estimates.blocks_mb(RUN.edges.block, 200, CPU_CORES)
-# A leaf of the tree holds its part of the graph, not its voxels.
-AGGLOMERATE_MB = estimates.blocks_mb(RUN.agglomerate.chunk, 20, CPU_CORES)
-RELABEL_MB = estimates.blocks_mb(RUN.segment.block, 100, CPU_CORES)

@@ -17,7 +17,7 @@ from cyclopts.validators import Number
 
 from kdseg.cli.generated import add
 from kdseg.config import VolumeOptions, load, schema
-from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PropertiesTask, TuneTask
+from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PlanTask, PropertiesTask, TuneTask
 from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
@@ -26,6 +26,7 @@ from kdseg.errors import ConfigError
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
     """Add the commands."""
     app.command(_check, name="check", group=run)
+    add(app, "plan", PlanTask, _plan, run, "config", whole=whole)
     add(app, "segment", NeuronsTask, _segment, run, "raw", "out", whole=whole)
     add(app, "distil", DistilTask, _distil, run, whole=whole)
     app.command(_clear, name="clear", group=run)
@@ -44,6 +45,18 @@ def _check(path: Path, /) -> None:
     config = load(path)
     networks = f"{len(config.models)} models to train, {len(config.pretrained)} pretrained"
     print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}")
+
+
+def _plan(
+    task: PlanTask,
+    *,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative=(), help="Print all that is planned and was timed as JSON.")
+    ] = False,
+) -> None:
+    from kdseg.cli.plan import plan
+
+    plan(task, as_json=as_json)
 
 
 def _distil(task: DistilTask) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from kdseg.config.base import Count, Extent, Nanometres, Probability, Section, Step
+from kdseg.config.base import Count, Extent, Nanometres, Probability, Section, Step, Weight
 from kdseg.config.data import PhantomOptions, RoiOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
 
@@ -125,6 +125,32 @@ class NeuronsTask(Section):
     """CPU processes; default: one per core. Changes no result."""
     overwrite: bool = False
     """Make again what other options of an earlier call concern; the rest is kept."""
+
+
+class PlanTask(Section):
+    """CONFIG → time, storage, memory and cost of its run, from a few blocks that are timed here and now.
+
+    Of a run that has finished stages, these stand beside what was planned.
+    """
+
+    config: Path
+    """YAML file."""
+    workers: Count | None = None
+    """Cores that the jobs share, and processes of each; default: the cores of this machine, and `workers`."""
+    shape: Extent | None = None
+    """Plan as if a volume had so many voxels, z y x: none of them is read or made."""
+    volume: str | None = None
+    """Name of that volume; default: the first that is scored."""
+    timings: Path | None = None
+    """Take the timings of this file, which --save wrote, instead of timing anything."""
+    save: Path | None = None
+    """Write the timings to this file."""
+    cpu_price: Weight | None = None
+    """Price of an hour of one core, in any currency."""
+    gpu_price: Weight | None = None
+    """Price of an hour of one GPU."""
+    storage_price: Weight | None = None
+    """Price of a GB of storage for a month."""
 
 
 class AdoptTask(BlockTask):

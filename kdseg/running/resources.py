@@ -12,8 +12,10 @@ import subprocess
 from dataclasses import dataclass
 from math import ceil, prod
 
+from kdseg.config import Config
 from kdseg.config.base import Extent
 from kdseg.config.networks import TrainOptions
+from kdseg.geometry import triple
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,8 @@ DAY = 24 * 60
 """Minutes."""
 LONGEST = 2 * DAY
 """Minutes that a training asks for at most: it goes on where it stopped, and who asks for less starts earlier."""
+OTHERS_MB = 8_000
+"""Megabytes of a conversion, and of counting for scores."""
 ANSWER_S = 60.0
 """Seconds that SLURM may take to answer."""
 
@@ -66,6 +70,29 @@ def blocks_mb(block: Extent, per_voxel: int, workers: int, tile: Extent | None =
     """
     each = 1_000 + ceil((prod(block) * per_voxel + (prod(tile) * 1_000 if tile else 0)) / MB)
     return 2_000 + workers * each
+
+
+def stage_mb(config: Config, stage: str, workers: int) -> int:
+    """Return the megabytes of a job of a stage that works block by block.
+
+    Args:
+        config: of the run.
+        stage: command of the stage.
+        workers: processes side by side.
+    """
+    predict, fragments = config.predict, config.fragments
+    if stage == "predict":
+        return blocks_mb(predict.block, 40, workers, tile=predict.tile)
+    if stage == "fragments":
+        read = triple(b + 2 * h for b, h in zip(fragments.block, fragments.halo, strict=True))
+        return blocks_mb(read, 200, workers, tile=predict.tile if predict.fused else None)
+    # a leaf of the tree holds its part of the graph, not its voxels
+    block, per_voxel = {
+        "edges": (config.edges.block, 200),
+        "agglomerate": (config.agglomerate.chunk, 20),
+        "relabel": (config.segment.block, 100),
+    }.get(stage, ((1, 1, 1), 0))
+    return blocks_mb(block, per_voxel, workers) if per_voxel else OTHERS_MB
 
 
 def capped(wanted: int, attempt: int, limit: int | None) -> int:

@@ -1,0 +1,63 @@
+"""What a run will take, said before it starts, and compared with what it took."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from kdseg.config import load
+from kdseg.config.questions import PlanTask
+from kdseg.planning.estimate import Prices
+from kdseg.planning.extents import read_extents, resized
+from kdseg.planning.jobs import jobs
+from kdseg.planning.plan import make_plan, table
+from kdseg.planning.timings import Timings, read_timings, write_timings
+
+
+def plan(task: PlanTask, *, as_json: bool) -> None:
+    """Time a few blocks, unless that was done before, and print what the whole run takes."""
+    config = load(task.config)
+    cores = task.workers or len(os.sched_getaffinity(0))
+    if task.workers is not None:
+        config = config.model_copy(update={"workers": task.workers})
+    extents = read_extents(config)
+    gpus = config.gpus if _on_gpu(config.device) else 0
+    if task.timings is None:
+        from kdseg.planning.measure import measure
+
+        timings = measure(config, extents, jobs(config, extents, gpus), cores)
+    else:
+        timings = read_timings(task.timings)
+    if task.save is not None:
+        write_timings(task.save, timings)
+    if task.shape is not None:
+        extents = resized(extents, task.volume or config.evaluate.volumes[0], task.shape)
+    prices = Prices(task.cpu_price, task.gpu_price, task.storage_price)
+    results = None if task.shape is not None else Path(config.results)
+    found = make_plan(jobs(config, extents, gpus), timings, results, cores, prices)
+    if as_json:
+        print(json.dumps({**found.as_json(), "timed": timings.model_dump(mode="json")}, indent=2))
+    else:
+        print(table(found))
+        for line in _notes(timings):
+            print(f"# {line}")
+
+
+def _on_gpu(device: str) -> bool:
+    from kdseg.networks.models import resolve_device
+
+    return device.startswith("cuda") or (device == "auto" and resolve_device("auto").type == "cuda")
+
+
+def _notes(timings: Timings) -> list[str]:
+    sample = " x ".join(map(str, timings.sample))
+    reasons = dict[str, list[str]]()
+    for name, why in timings.missing.items():
+        reasons.setdefault(why, []).append(name)
+    flat = [name for name, one in timings.timings.items() if one.most is not None]
+    return [
+        f"timed on {timings.machine}, with samples of up to {sample} voxels",
+        *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()),
+        *([f"known of small volumes alone, since both samples took equally long: {', '.join(flat)}"] if flat else []),
+    ]

@@ -1,0 +1,122 @@
+"""Jobs and timings → what each job takes, what all of them take, and what they cost."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from kdseg.planning.jobs import Job
+from kdseg.planning.timings import Timing
+
+HOUR = 3600
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Prediction for one job; None: not measured.
+
+    Attributes:
+        job: of the run.
+        seconds: from its start to its end.
+        cpu_s: CPU seconds of all its processes.
+        gpu_s: seconds that it holds GPUs, times their number.
+        size: bytes that it stores.
+        missing: names of what was not timed.
+    """
+
+    job: Job
+    seconds: float | None
+    cpu_s: float | None
+    gpu_s: float | None
+    size: float | None
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Prices in any one currency; None: not given."""
+
+    cpu_hour: float | None = None
+    gpu_hour: float | None = None
+    gb_month: float | None = None
+
+    def cost(self, cpu_s: float | None, gpu_s: float | None, size: float | None) -> float | None:
+        """Return the price of hours and of a month of storage; None where none is given, or an amount is unknown."""
+        amounts = ((self.cpu_hour, cpu_s, HOUR), (self.gpu_hour, gpu_s, HOUR), (self.gb_month, size, GB))
+        given = [(price, amount, unit) for price, amount, unit in amounts if price is not None]
+        if not given or any(amount is None for _, amount, _ in given):
+            return None
+        return sum(price * (amount or 0) / unit for price, amount, unit in given)
+
+
+def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
+    """Return what one job takes.
+
+    It starts once, however many kinds of work it has; workers share the work as far as there are blocks for them, and
+    a training has one process, which was timed with the threads that it gets.
+    """
+    missing = tuple(name for name, amount in job.work.items() if not _holds(timings.get(name), amount))
+    known = {name: timings[name] for name in job.work if name in timings}
+    main = next(iter(known.values()), Timing())
+    size = job.size if job.size is not None else main.fixed_bytes + main.voxel_bytes * job.voxels
+    if missing:
+        return Estimate(job, None, None, None, None if job.size is None else job.size, missing)
+    sharing = 1 if job.stage == "train" else max(min(job.workers, job.blocks), 1)
+    work = sum(amount * known[name].unit_s for name, amount in job.work.items())
+    cpu = sum(amount * known[name].unit_cpu_s for name, amount in job.work.items())
+    starts = known.values()
+    seconds = max((one.start_s for one in starts), default=0.0) + work / sharing
+    cpu_s = max((one.start_cpu_s for one in starts), default=0.0) + cpu
+    return Estimate(job, seconds, cpu_s, seconds * job.gpus, size)
+
+
+def _holds(timing: Timing | None, amount: float) -> bool:
+    return timing is not None and (timing.most is None or amount <= timing.most)
+
+
+def makespan(estimates: Sequence[Estimate], cores: int) -> float | None:
+    """Return the seconds from the first start to the last end, where jobs share cores as Snakemake lets them.
+
+    Each job starts as soon as what it needs is there and its threads are free; it has at most all cores. None if the
+    time of one is not known.
+
+    Args:
+        estimates: each after those that it needs.
+        cores: to share.
+    """
+    if any(one.seconds is None for one in estimates):
+        return None
+    waiting, done = list(estimates), set[str]()
+    running: list[tuple[float, str, int]] = []
+    now, free = 0.0, cores
+    while waiting or running:
+        for one in list(waiting):
+            threads = min(max(one.job.workers, 1), cores)
+            if threads <= free and done.issuperset(one.job.needs):
+                waiting.remove(one)
+                free -= threads
+                heapq.heappush(running, (now + (one.seconds or 0), one.job.manifest, threads))
+        now, manifest, threads = heapq.heappop(running)
+        done.add(manifest)
+        free += threads
+    return now
+
+
+def total(estimates: Sequence[Estimate], cores: int) -> dict[str, float | None]:
+    """Return the sums over all jobs, the wall time on a number of cores, and the largest memory of a job in MB."""
+
+    def added(name: str) -> float | None:
+        values = [getattr(one, name) for one in estimates]
+        return None if any(value is None for value in values) else float(sum(values))
+
+    return {
+        "wall_s": makespan(estimates, cores),
+        "cpu_s": added("cpu_s"),
+        "gpu_s": added("gpu_s"),
+        "bytes": added("size"),
+        "mb": float(max((one.job.mb for one in estimates), default=0)),
+        "voxels": float(sum(one.job.voxels for one in estimates)),
+        "blocks": float(sum(one.job.blocks for one in estimates)),
+    }

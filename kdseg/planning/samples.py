@@ -1,0 +1,155 @@
+"""Small parts of volumes, and affinities of them that no network was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from kdseg.config import Config, VolumeOptions
+from kdseg.config.data import PhantomOptions, RoiOptions
+from kdseg.config.questions import AdoptTask
+from kdseg.config.tasks import ConvertTask, Kind
+from kdseg.geometry import Offsets, Triple, VoxelSize, pair_slices, triple
+from kdseg.planning.bench import Bench, Cost
+from kdseg.planning.jobs import Extents
+from kdseg.volumes.inputs import open_input
+
+LARGE: Triple = (128, 192, 192)
+"""Voxels of the larger sample, of volumes that are large enough, before it is rounded up to whole shards."""
+_INSIDE, _ACROSS = 0.9, 0.2
+"""Affinities within and across objects before they are blurred."""
+_BLUR, _NOISE, _GRAIN = 0.7, 0.35, 2.0
+
+
+def sample_shapes(shape: Triple, shard: Triple, wanted: Triple = LARGE) -> tuple[Triple, Triple]:
+    """Return the shapes of a smaller and a larger sample of a volume, (z, y, x).
+
+    The smaller one is a shard. The larger one has ``wanted`` voxels along each axis, or half the volume, rounded up to
+    whole shards, at most the volume; all of it where half is no more than a shard.
+    """
+
+    def along(n: int, s: int, w: int) -> int:
+        return min(n, -(-max(s, min(w, -(-n // 2))) // s) * s)
+
+    small = triple(min(n, s) for n, s in zip(shape, shard, strict=True))
+    large = triple(along(n, s, w) for n, s, w in zip(shape, shard, wanted, strict=True))
+    return small, shape if large == small else large
+
+
+def part_of(options: VolumeOptions, whole: Triple, shape: Triple, shard: Triple) -> VolumeOptions:
+    """Return the options of the middle of a volume.
+
+    Args:
+        options: of the volume.
+        whole: its shape in voxels.
+        shape: of the part.
+        shard: the part begins at one.
+    """
+    first = triple((n - m) // 2 // s * s for n, m, s in zip(whole, shape, shard, strict=True))
+    if options.phantom is not None:
+        begin = triple(o + f for o, f in zip(options.phantom.offset, first, strict=True))
+        cut = options.phantom.model_copy(update={"shape": shape, "offset": begin})
+        return options.model_copy(update={"phantom": cut})
+    base = (0, 0, 0) if options.roi is None else options.roi.offset
+    begin = triple(b + f for b, f in zip(base, first, strict=True))
+    return options.model_copy(update={"roi": RoiOptions(offset=begin, shape=shape)})
+
+
+def blurred_affinities(labels: NDArray[np.uint64], offsets: Offsets, seed: int = 0) -> NDArray[np.uint8]:
+    """Return affinities as a network might see objects: blurred, with weak spots.
+
+    Args:
+        labels: (z, y, x); 0 is no object.
+        offsets: one (z, y, x) step in voxels per channel.
+        seed: of the noise.
+
+    Returns:
+        uint8 (c, z, y, x), in 1/255.
+    """
+    grain = gaussian_filter(np.random.default_rng(seed).standard_normal(labels.shape, np.float32), _GRAIN)
+    grain *= _NOISE / max(float(grain.std()), 1e-6) / 2
+    out = np.empty((len(offsets), *labels.shape), np.uint8)
+    for channel, offset in enumerate(offsets):
+        here, there = pair_slices(triple(labels.shape), offset)
+        values = np.full(labels.shape, _ACROSS, np.float32)
+        values[here][(labels[here] == labels[there]) & (labels[here] > 0)] = _INSIDE
+        out[channel] = np.clip(255 * (gaussian_filter(values, _BLUR) - np.abs(grain)), 0, 255)
+    return out
+
+
+@dataclass
+class Samples:
+    """Samples that were made, each once, by the workflow's own conversion."""
+
+    bench: Bench
+    config: Config
+    costs: dict[Path, Cost] = field(default_factory=dict)
+
+    def dataset(self, name: str, options: VolumeOptions, kind: Kind) -> Path:
+        """Convert one dataset of a sample, unless it is there; return its manifest."""
+        manifest = self.bench.folder / "volumes" / name / f"{kind}.json"
+        if manifest not in self.costs:
+            storage = self.config.storage.model_copy(update={"remote": None})
+            task = ConvertTask(manifest=manifest, kind=kind, options=options, storage=storage)
+            self.costs[manifest] = self.bench.run("convert", task)
+        return manifest
+
+    def named(self, volume: str, whole: Extents, shape: Triple, kind: Kind, turn: str = "") -> Path:
+        """Convert one dataset of the middle of a volume of the configuration, unless it is there in this turn."""
+        options = part_of(self.config.volumes[volume], whole.shapes[kind], shape, self.config.storage.shard)
+        return self.dataset(f"{volume}-{_name(shape)}{turn}", options, kind)
+
+    def phantom(self, shape: Triple, voxel_size: VoxelSize, kind: Kind) -> Path:
+        """Make a phantom where a volume has no labels."""
+        options = VolumeOptions(phantom=PhantomOptions(shape=shape, voxel_size=voxel_size))
+        return self.dataset(f"phantom-{_name(shape)}", options, kind)
+
+    def grey(self, shape: Triple, voxel_size: VoxelSize) -> Path:
+        """Make raw data of noise, unless they are there: a network takes as long over them as over any others."""
+        manifest = self.bench.folder / "volumes" / f"grey-{_name(shape)}" / "raw.json"
+        if manifest in self.costs:
+            return manifest
+        voxels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        file = self._written(f"grey-{_name(shape)}", "raw", voxels, voxel_size, (0.0, 0.0, 0.0))
+        return self.dataset(f"grey-{_name(shape)}", VolumeOptions(raw=f"{file}:/raw"), "raw")
+
+    def affinities(self, raw: Path, labels: Path) -> Path:
+        """Make affinities of labels, and adopt them; return their manifest."""
+        truth = open_input(labels).volume
+        manifest = self.bench.folder / "model" / _name(truth.shape) / "affinities.json"
+        if manifest in self.costs:
+            return manifest
+        voxels = blurred_affinities(truth.read(truth.roi), self.config.offsets)
+        size = truth.voxel_size or (1.0, 1.0, 1.0)
+        name = f"affinities-{_name(truth.shape)}"
+        file = self._written(name, "affinities", voxels, size, truth.offset)
+        task = AdoptTask(
+            manifest=manifest,
+            address=f"{file}:/affinities",
+            offsets=self.config.offsets,
+            voxel_size=size,
+            storage=self.config.storage.model_copy(update={"remote": None}),
+            raw=raw,
+        )
+        self.costs[manifest] = self.bench.run("adopt", task)
+        return manifest
+
+    def _written(
+        self, name: str, dataset: str, voxels: NDArray[np.uint8], voxel_size: VoxelSize, offset: VoxelSize
+    ) -> Path:
+        path = self.bench.folder / f"{name}.h5"
+        with h5py.File(path, "w") as file:
+            file[dataset] = voxels
+            file[dataset].attrs["resolution"] = voxel_size
+            file[dataset].attrs["offset"] = offset
+        return path
+
+
+def _name(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))

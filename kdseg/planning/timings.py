@@ -1,0 +1,97 @@
+"""Costs of a unit of each stage's work, as they were measured, in a file of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from kdseg.config.base import Section
+from kdseg.errors import MissingError, UnreadableError
+from kdseg.results.sealed import read_sealed, write_sealed
+
+FLAT = 4
+"""Times the larger sample, up to which the start stands for all that a stage takes whose samples took equally long."""
+
+
+class Timing(Section):
+    """Cost of a stage: what it takes to start, and more for each unit of work, which is a voxel or a step."""
+
+    start_s: float = 0.0
+    """Seconds of a job without work: the process, its imports, compiled code, manifests."""
+    start_cpu_s: float = 0.0
+    """CPU seconds of the same."""
+    unit_s: float = 0.0
+    """Seconds of one worker per unit."""
+    unit_cpu_s: float = 0.0
+    """CPU seconds per unit."""
+    voxel_bytes: float = 0.0
+    """Bytes that are stored per voxel of the volume."""
+    fixed_bytes: float = 0.0
+    """Bytes that are stored whatever the volume."""
+    most: float | None = None
+    """Work up to which this holds: both samples took equally long, so that nobody knows what more takes;
+    None: as much as there is."""
+    mb: float = 0.0
+    """Memory of the process that was measured."""
+
+
+class Timings(Section):
+    """All that was timed, on one machine."""
+
+    machine: str
+    """Kind and number of its processors."""
+    sample: tuple[int, int, int]
+    """Voxels of the largest sample, (z, y, x)."""
+    timings: dict[str, Timing]
+    """By the names that `Job.work` uses."""
+    missing: dict[str, str]
+    """Reasons by the names of what could not be timed."""
+
+
+def write_timings(path: Path, timings: Timings) -> None:
+    """Write timings, with a checksum."""
+    write_sealed(path, timings.model_dump(mode="json"))
+
+
+def read_timings(path: Path) -> Timings:
+    """Return the timings of a file.
+
+    Raises:
+        MissingError: if there is no such file.
+        UnreadableError: if it is damaged, or something else.
+    """
+    hint = "name a file that `kdseg plan --save` wrote"
+    try:
+        return Timings.model_validate(read_sealed(path))
+    except MissingError:
+        raise MissingError(f"no timings at {path}: {hint}") from None
+    except (UnreadableError, ValidationError) as error:
+        said = error if isinstance(error, UnreadableError) else f"{path} holds no timings"
+        raise UnreadableError(f"{said}; {hint}") from None
+
+
+def of_two(small: Mapping[str, float], large: Mapping[str, float]) -> Timing:
+    """Return the cost of starting and of a unit of work, from a job with little of it and one with more.
+
+    Args:
+        small: ``work``, ``seconds``, ``cpu_s``, ``mb``, and ``bytes`` and ``voxels`` of what it stored.
+        large: likewise; of as much work, all is taken for the start.
+    """
+    more = large["work"] - small["work"]
+
+    def line(name: str) -> tuple[float, float]:
+        slope = max(large[name] - small[name], 0.0) / more if more > 0 else 0.0
+        return max(small[name] - slope * small["work"], 0.0), slope
+
+    (start_s, unit_s), (start_cpu_s, unit_cpu_s) = line("seconds"), line("cpu_s")
+    return Timing(
+        start_s=start_s,
+        start_cpu_s=start_cpu_s,
+        unit_s=unit_s,
+        unit_cpu_s=unit_cpu_s,
+        voxel_bytes=large["bytes"] / max(large["voxels"], 1),
+        most=None if unit_s > 0 and unit_cpu_s > 0 else FLAT * large["work"],
+        mb=max(small["mb"], large["mb"]),
+    )

@@ -1,0 +1,105 @@
+"""Arithmetic of a plan, against sums by hand."""
+
+import pytest
+
+from kdseg.errors import UnreadableError
+from kdseg.planning.estimate import Prices, estimate, makespan, total
+from kdseg.planning.jobs import Job
+from kdseg.planning.plan import make_plan, table
+from kdseg.planning.timings import Timing, Timings, of_two, read_timings, write_timings
+
+TIMINGS = {
+    "fast": Timing(start_s=2, start_cpu_s=3, unit_s=0.5, unit_cpu_s=1, voxel_bytes=2, fixed_bytes=7),
+    "more": Timing(start_s=4, start_cpu_s=1, unit_s=0.1, unit_cpu_s=0.2),
+}
+
+
+def a_job(manifest="m.json", needs=(), workers=1, blocks=10, **work):
+    return Job("stage", manifest, voxels=100, blocks=blocks, work=work, needs=needs, workers=workers, mb=5)
+
+
+def test_a_job_is_its_start_and_its_work():
+    found = estimate(a_job(fast=10), TIMINGS)
+    assert (found.seconds, found.cpu_s, found.gpu_s, found.size) == (2 + 5, 3 + 10, 0, 7 + 200)
+
+
+def test_a_job_of_two_kinds_of_work_starts_once():
+    found = estimate(a_job(fast=10, more=100), TIMINGS)
+    assert (found.seconds, found.cpu_s) == (4 + 5 + 10, 3 + 10 + 20)
+
+
+@pytest.mark.parametrize(("workers", "blocks", "seconds"), [(5, 10, 2 + 1), (10, 5, 2 + 1), (1, 10, 2 + 5)])
+def test_workers_share_the_work_as_far_as_there_are_blocks(workers, blocks, seconds):
+    found = estimate(a_job(workers=workers, blocks=blocks, fast=10), TIMINGS)
+    assert found.seconds == seconds
+    assert found.cpu_s == 13
+
+
+def test_the_steps_of_a_training_come_one_after_the_other():
+    job = Job("train", "m.json", blocks=10, work={"fast": 10}, workers=8, gpus=2)
+    found = estimate(job, TIMINGS)
+    assert (found.seconds, found.gpu_s) == (7, 14)
+
+
+def test_what_was_not_timed_is_not_invented():
+    job = a_job(fast=1, unknown=1)
+    found = estimate(job, TIMINGS)
+    assert (found.seconds, found.cpu_s, found.gpu_s, found.size, found.missing) == (None,) * 4 + (("unknown",),)
+    summed = total([found, estimate(a_job("n.json", fast=1), TIMINGS)], cores=2)
+    assert (summed["wall_s"], summed["cpu_s"], summed["bytes"]) == (None, None, None)
+
+
+def test_samples_that_took_equally_long_tell_nothing_of_large_volumes():
+    flat = {"fast": Timing(start_s=2, most=10)}
+    assert estimate(a_job(fast=10), flat).seconds == 2
+    assert estimate(a_job(fast=11), flat).seconds is None
+
+
+def test_jobs_wait_for_what_they_need_and_for_cores():
+    first, second = a_job("a", fast=0), a_job("b", fast=2)
+    last = a_job("c", ("a", "b"), fast=4)
+    both = [estimate(one, TIMINGS) for one in (first, second, last)]
+    assert [one.seconds for one in both] == [2, 3, 4]
+    assert makespan(both, cores=1) == 2 + 3 + 4
+    assert makespan(both, cores=2) == 3 + 4
+
+
+def test_a_job_that_wants_more_cores_than_there_are_has_all_of_them():
+    wide = [estimate(a_job(name, workers=8, blocks=1, fast=2), TIMINGS) for name in "ab"]
+    assert makespan(wide, cores=4) == 6
+    assert makespan(wide, cores=16) == 3
+
+
+def test_costs_are_of_what_has_a_price():
+    assert Prices(cpu_hour=2).cost(1800, 3600, 5e9) == 1
+    assert Prices(2, 10, 0.1).cost(1800, 3600, 5e9) == pytest.approx(1 + 10 + 0.5)
+    assert Prices().cost(1800, 3600, 5e9) is None
+    assert Prices(gpu_hour=10).cost(1800, None, 5e9) is None
+
+
+def test_two_samples_tell_start_and_unit():
+    small = {"work": 10, "seconds": 7, "cpu_s": 3, "mb": 50, "bytes": 20, "voxels": 10}
+    large = {"work": 30, "seconds": 11, "cpu_s": 2, "mb": 40, "bytes": 90, "voxels": 30}
+    expected = Timing(start_s=5, unit_s=0.2, start_cpu_s=3, unit_cpu_s=0, voxel_bytes=3, mb=50, most=120)
+    assert of_two(small, large).model_dump() == pytest.approx(expected.model_dump())
+    assert of_two(small, small).start_s == 7
+
+
+def test_timings_are_kept_and_what_is_damaged_is_refused(tmp_path):
+    timings = Timings(machine="m", sample=(1, 2, 3), timings=TIMINGS, missing={"x": "why"})
+    path = tmp_path / "timings.json"
+    write_timings(path, timings)
+    assert read_timings(path) == timings
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(UnreadableError, match="--save"):
+        read_timings(path)
+
+
+def test_the_table_says_what_is_not_known():
+    timings = Timings(machine="m", sample=(1, 2, 3), timings=TIMINGS, missing={})
+    plan = make_plan([a_job(fast=7200), a_job("n.json", unknown=1)], timings, None, 2, Prices(cpu_hour=1))
+    rows = [line.split() for line in table(plan).splitlines()]
+    assert rows[1][:3] == ["stage", "0.0001", "10"]
+    assert rows[1][3:] == ["2", "0", "1", "2.07e-07", "5", "2"]
+    assert rows[2][3:] == ["-", "-", "-", "-", "5", "-"]
+    assert plan.as_json()["jobs"][1]["not_measured"] == ["unknown"]

@@ -1,0 +1,63 @@
+"""Samples of volumes that stages are timed on."""
+
+import numpy as np
+import pytest
+from workflow import ROOT
+
+from kdseg.config import VolumeOptions, load
+from kdseg.planning.bench import Bench
+from kdseg.planning.extents import read_extents
+from kdseg.planning.jobs import jobs
+from kdseg.planning.measure import CHAIN, measure
+from kdseg.planning.samples import Samples, blurred_affinities, part_of, sample_shapes
+from kdseg.volumes.inputs import open_input
+
+NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "shard", "expected"),
+    [
+        ((64, 160, 160), (64, 64, 64), ((64, 64, 64), (64, 128, 128))),
+        ((10**5, 10**5, 10**5), (128, 128, 128), ((128, 128, 128), (128, 256, 256))),
+        ((20, 40, 50), (64, 64, 64), ((20, 40, 50), (20, 40, 50))),
+        ((32, 64, 64), (32, 32, 32), ((32, 32, 32), (32, 64, 64))),
+    ],
+    ids=["half", "large", "less than a shard", "half is a shard"],
+)
+def test_samples_are_whole_shards_within_the_volume(shape, shard, expected):
+    assert sample_shapes(shape, shard) == expected
+
+
+def test_a_part_lies_in_the_middle_and_begins_at_a_shard():
+    options = VolumeOptions(raw="a.tif", roi={"offset": [5, 0, 7], "shape": [64, 200, 200]})
+    part = part_of(options, (64, 200, 200), (64, 64, 64), (64, 64, 64))
+    assert (part.roi.offset, part.roi.shape) == ((5, 64, 71), (64, 64, 64))
+
+
+def test_affinities_are_high_within_objects_and_low_across():
+    labels = np.ones((16, 16, 16), np.uint64)
+    labels[:, :, 8:] = 2
+    found = blurred_affinities(labels, NEAREST)
+    assert found[2, 2:, :, 8].mean() < found[2, 2:, :, 4].mean() - 60
+    assert abs(found[1, 2:, 2:, 8].mean() - found[1, 2:, 2:, 4].mean()) < 30
+
+
+def test_affinities_lie_where_their_labels_lie(tmp_path):
+    config = load(ROOT / "config" / "test.yaml")
+    samples = Samples(Bench(tmp_path, 1), config)
+    options = VolumeOptions(phantom={"shape": (32, 32, 32), "offset": (0, 500, 0)})
+    raw, labels = (samples.dataset("x", options, kind) for kind in ("raw", "labels"))
+    found = open_input(samples.affinities(raw, labels)).volume
+    assert found.offset == (0, 5000, 0)
+
+
+@pytest.mark.slow
+def test_stages_of_a_run_are_timed_on_samples():
+    config = load(ROOT / "config" / "test.yaml")
+    extents = read_extents(config)
+    wanted = [job for job in jobs(config, extents) if job.stage in CHAIN or job.manifest == "student_alone/model.json"]
+    found = measure(config, extents, wanted, cores=1)
+    assert not found.missing
+    assert set(found.timings) >= {*CHAIN, "train student_alone", "validate student_alone"}
+    assert all(one.start_s > 0 or name.startswith("validate") for name, one in found.timings.items())
