@@ -1,7 +1,8 @@
 """Chunks of zarr arrays, decoded into no more memory than they should take.
 
 Codecs of zarr give a chunk all the memory that its header asks for, or that it unpacks to: some kB can take all that
-there is. Here what is larger than its array says is refused before it has the memory; so are codecs that are not known.
+there is. Here what is larger than its array says is refused before it has the memory, where zarr's usual codecs unpack
+it. Others, of packages that a user has installed, are left as they are.
 """
 
 from __future__ import annotations
@@ -102,12 +103,6 @@ _UNPACK: dict[str, Callable[[bytes, int, Settings], Any]] = {
     "lz4": _lz4,
 }
 _SUMS = {"crc32c", "crc32", "adler32", "fletcher32", "jenkins_lookup3"}
-_SAFE = {
-    *_SUMS,
-    *("bytes", "endian", "transpose", "sharding_indexed", "astype", "bitround", "delta", "fixedscaleoffset"),
-    *("packbits", "quantize", "shuffle"),
-}
-"""Codecs that take no more memory than what they are given, but for a factor."""
 
 
 @dataclass(frozen=True)
@@ -165,11 +160,7 @@ class BoundedPipeline(BatchedCodecPipeline):
 
     @classmethod
     def from_codecs(cls, codecs: Iterable[Codec], *, batch_size: int | None = None) -> Self:
-        """Return the pipeline of some codecs.
-
-        Raises:
-            ValueError: if one is not known.
-        """
+        """Return the pipeline of some codecs."""
         return super().from_codecs(list(_bounded(codecs)), batch_size=batch_size)
 
 
@@ -177,23 +168,15 @@ def _bounded(codecs: Iterable[Codec]) -> Iterator[Codec]:
     sums = 0
     for codec in codecs:
         if isinstance(codec, V2Codec):
-            for part in (codec.compressor, *(codec.filters or ())):
-                _expect_known("" if part is None else part.codec_id)
             yield _BoundedV2(codec.filters, codec.compressor)
             continue
         said = cast("dict[str, Any]", codec.to_dict())
         name = str(said["name"]).removeprefix("numcodecs.")
-        _expect_known(name)
         sums += _SUM * (name in _SUMS)
         if isinstance(codec, BytesBytesCodec) and name in _UNPACK:
             yield _Bounded(codec, name, said.get("configuration", {}), sums)
         else:
             yield codec
-
-
-def _expect_known(name: str) -> None:
-    if name and name not in _UNPACK and name not in _SAFE:
-        raise ValueError(f"it is packed by {name!r}; expected one of {sorted(_UNPACK)}: copy it with one of these")
 
 
 def _bytes(spec: ArraySpec) -> int:

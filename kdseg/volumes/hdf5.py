@@ -26,6 +26,10 @@ ANYWHERE = "KDSEG_HDF5_ANYWHERE"
 """Variable of the environment that allows files in other folders, if it is 1."""
 _SAFE = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 """Filters whose result is as large as what they are given."""
+_DEFLATED = 1032
+"""Bytes that gzip makes of one at most."""
+_SPARE = 2**28
+"""Bytes that a chunk may take in excess: those that cannot take more are not unpacked twice."""
 _CHAIN = 100
 """Links that are followed one after the other."""
 
@@ -55,33 +59,35 @@ class Hdf5Array:
 
 
 def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:
-    """Refuse chunks that HDF5 would give more memory than their voxels have.
+    """Refuse chunks for which gzip or LZF would take much more memory than their voxels have.
 
-    Virtual datasets are not looked into: their chunks are those of other datasets.
+    Virtual datasets are not looked into: their chunks are those of other datasets. Filters of packages that a user has
+    installed are left as they are.
 
     Args:
         node: dataset.
         key: box that is to be read.
 
     Raises:
-        UnreadableError: if there is one, or the chunks are packed by other means than gzip or LZF.
+        UnreadableError: if there is one.
     """
     if node.chunks is None:
         return
     where, most = f"{node.file.filename}:{node.name}", math.prod(node.chunks) * node.dtype.itemsize
     expect_small_chunks(where, {"a chunk": most})
     made = node.id.get_create_plist()
-    filters = [made.get_filter(i) for i in range(made.get_nfilters())]
-    packed = [number for number, *_ in filters if number not in _SAFE]
-    lzf = [values[2] for number, _, values, _ in filters if number == h5z.FILTER_LZF and len(values) > 2]
-    if len(packed) > 1 or not set(packed) <= {h5z.FILTER_DEFLATE, h5z.FILTER_LZF} or any(n > most for n in lzf):
-        names = ", ".join(name.decode(errors="replace") for *_, name in filters)
-        raise UnreadableError(f"{where} is packed by {names}; expected gzip or LZF, once: h5repack -f GZIP=1")
-    if packed != [h5z.FILTER_DEFLATE]:
+    filters = [(number, values) for number, _, values, _ in map(made.get_filter, range(made.get_nfilters()))]
+    numbers = [number for number, _ in filters]
+    lzf = [values[2] for number, values in filters if number == h5z.FILTER_LZF and len(values) > 2]
+    if numbers.count(h5z.FILTER_DEFLATE) > 1 or any(size > most for size in lzf):
+        raise UnreadableError(f"{where} is packed more than once: repack it, e.g. by h5repack -f GZIP=1")
+    packed = [number for number in numbers if number not in _SAFE]
+    if packed[-1:] != [h5z.FILTER_DEFLATE]:
         return
     for chunk in node.iter_chunks(key):
         first = tuple(s.start // n * n for s, n in zip(chunk, node.chunks, strict=True))
-        if node.id.get_chunk_info_by_coord(first).byte_offset is None:
+        info = node.id.get_chunk_info_by_coord(first)
+        if info.byte_offset is None or info.size * _DEFLATED <= most + _SPARE:
             continue
         skipped, data = node.id.read_direct_chunk(first)
         if not skipped and len(zlib.decompressobj().decompress(data, most + 1)) > most:
