@@ -158,21 +158,26 @@ def _verify(
         repair: have the next run of a stage make again what differs, and nothing else; no file is removed.
         workers: cores that are used; default: all.
     """
+    from kdseg.results.manifests import begun
     from kdseg.volumes.verify import repair as mend
     from kdseg.volumes.verify import verify
 
-    damaged, results = list[Path](), 0
+    damaged, again, results = 0, list[Path](), 0
     for manifest, found in verify(run, workers or os.cpu_count() or 1):
         results += 1
         for fault in found:
             print(fault.what)
-        if found:
-            damaged.append(manifest)
+        damaged += bool(found)
+        if any(fault.claim is None for fault in found):
+            again.append(manifest)
         if repair and found:
             mend(manifest, found)
-    print(f"{results} results, {len(damaged)} damaged")
-    if repair and damaged:
-        print(f"make them again: snakemake … --forcerun {shlex.join(map(str, damaged))}")
+    unfinished = [path for path in begun(run) if not path.exists()] if run.is_dir() else []
+    for path in unfinished:
+        print(f"{path} is not there: its stage has not finished, or the manifest is lost; run it again")
+    print(f"{results} results, {damaged} damaged" + (f", {len(unfinished)} not finished" if unfinished else ""))
+    if repair and again:
+        print(f"make them again: snakemake … --forcerun {shlex.join(map(str, again))}")
     if damaged:
         sys.exit(1)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kdseg.config.cluster import ClusterOptions, LocalOptions, SlurmOptions
-from kdseg.config.tasks import NetworkTask, Product
+from kdseg.config.tasks import NetworkTask, Product, ReusingTask
 from kdseg.errors import ConfigError, DataError, DeviceError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, is_cubic, knows_voxels
 from kdseg.networks.checkpoint import LoadedModel, load_model
@@ -65,6 +65,7 @@ class Prepared(NamedTuple):
         cluster: where these are.
         workers: processes to run; None where that is not ours to say.
         threads: of each: one computes, the others read and write.
+        compares: whether blocks of an earlier result are compared.
         made_of: what determines the values that are predicted, as JSON values.
         inputs: fingerprints of raw data, network and mask.
     """
@@ -76,6 +77,7 @@ class Prepared(NamedTuple):
     cluster: ClusterOptions
     workers: int | None
     threads: int
+    compares: bool
     made_of: dict[str, Any]
     inputs: dict[str, str]
 
@@ -97,7 +99,7 @@ class Prepared(NamedTuple):
         item = (
             2 * (self.loaded.heads.embedding or 0) if self.weights.product == "embedding" else len(self.loaded.offsets)
         )
-        blocks = self.threads * read.size + (self.threads + _ENCODED) * item * written.size
+        blocks = (1 + self.compares) * self.threads * read.size + (self.threads + _ENCODED) * item * written.size
         reading = self.threads * self.raw.volume.working_bytes(read)
         return resident_mb() + (tile + blocks + reading) / 2**20
 
@@ -136,6 +138,7 @@ def prepare(task: NetworkTask, product: Product = "affinities") -> Prepared:
         cluster,
         _processes(cluster, task.gpus if on_gpu else task.workers),
         3 if on_gpu else 2,
+        isinstance(task, ReusingTask) and task.reuse is not None,
         made_of,
         {"raw": image.fingerprint, "model": file_fingerprint(network), **fingerprints(mask=tissue)},
     )

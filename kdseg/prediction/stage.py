@@ -92,7 +92,7 @@ def _reuse(task: PredictTask, work: Work, made_of: dict[str, Any], ready: Prepar
     was = replace(
         work, raw=found.inputs["raw"].store, mask=None if mask is None else mask.store, out=found.manifest.result
     )
-    return Reuse(found.manifest.path, found.manifest.run, was, work, _sees, _load, _save)
+    return Reuse(found.manifest.path, found.runs, was, work, _sees, _load, _save)
 
 
 def predict_block(work: Work, block: Block, clock: Clock) -> bytes | None:

@@ -198,6 +198,22 @@ def read(manifest: Path) -> Manifest:
         ) from None
 
 
+def begun(path: Path) -> list[Path]:
+    """Return the manifests of stages that have begun below a folder, be they finished, and written, or not.
+
+    Raises:
+        MissingError: if there is no folder.
+    """
+    if not path.is_dir():
+        raise MissingError(f"no folder at {path}: name the configuration's `results`")
+    found = list[Path]()
+    for folder, names, _ in os.walk(path):
+        names[:] = sorted(name for name in names if not name.endswith((".zarr", ".tables")))  # millions of files
+        # the stage's own folder, not its claim: that may be what is gone
+        found += [Path(folder) / f"{name[1:]}.json" for name in names if name.startswith(".")]
+    return found
+
+
 def finished(path: Path) -> list[Path]:
     """Return the manifests of finished stages: of all below a folder, or the one that is named.
 
@@ -206,12 +222,7 @@ def finished(path: Path) -> list[Path]:
     """
     if path.suffix == ".json":
         return [path]
-    found = list[Path]()
-    for folder, names, _ in os.walk(path):
-        names[:] = sorted(name for name in names if not name.endswith((".zarr", ".tables")))  # millions of files
-        # the stage's own folder, not its claim: that may be what is gone
-        found += [Path(folder) / f"{name[1:]}.json" for name in names if name.startswith(".")]
-    there = [manifest for manifest in found if manifest.exists()]
+    there = [manifest for manifest in begun(path) if manifest.exists()]
     if not there:
         raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
     return there
@@ -224,6 +235,8 @@ def read_json(path: Path) -> dict[str, Any]:
         MissingError: if the stage has not finished.
         UnreadableError: if the file is no manifest, or not as it was written.
     """
+    if path.is_dir():
+        raise UnreadableError(f"{path} is a folder, expected a manifest: name the .json beside it")
     try:
         values = read_sealed(path)
     except MissingError:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdseg.errors import MissingError, UnreadableError
+from kdseg.results.claims import private_folder
 from kdseg.results.locks import holder
+from kdseg.results.manifests import begun
 from kdseg.results.sealed import read_sealed
 from kdseg.running.telemetry import status_path
 
@@ -35,11 +37,10 @@ def run(folder: Path) -> list[Standing]:
         folder: of a run, e.g. `results/mine`, or of a part of it.
 
     Raises:
-        MissingError: if there is no folder, or no stage of kdseg has begun in it.
+        MissingError: if no stage of kdseg has begun in it.
     """
-    if not folder.is_dir():
-        raise MissingError(f"no folder at {folder}: name one that a run writes to, the configuration's `results`")
-    claims = sorted(folder.rglob(".*/claim.json"), key=lambda path: path.stat().st_mtime)
+    claimed = (private_folder(manifest) / "claim.json" for manifest in begun(folder))
+    claims = sorted((path for path in claimed if path.exists()), key=lambda path: path.stat().st_mtime)
     if not claims:
         raise MissingError(f"no stage of kdseg has begun in {folder}: name the configuration's `results`")
     found = [_standing(folder, claim) for claim in claims]

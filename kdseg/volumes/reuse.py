@@ -30,6 +30,9 @@ from kdseg.volumes.inputs import Input, open_input
 
 log = logging.getLogger(__name__)
 
+_given_up = set[frozenset[str]]()
+"""Executions of whose results this process reuses nothing more."""
+
 Work = TypeVar("Work")
 Result = TypeVar("Result")
 Sees = Callable[[Work, Block], Iterator[Any]]
@@ -43,10 +46,12 @@ class Earlier(NamedTuple):
     Attributes:
         manifest: of the result.
         inputs: volumes that it was made of, by their roles.
+        runs: executions that made all of them, by their manifests.
     """
 
     manifest: Manifest
     inputs: dict[str, Input]
+    runs: dict[Path, str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Reuse(Generic[Work, Result]):
 
     Attributes:
         manifest: of the earlier result.
-        run: its execution, as the manifest says.
+        runs: executions that made it and its inputs, by their manifests.
         was: the work of the stage on the inputs of the earlier run, with its result.
         now: the work of the stage.
         sees: names what a block follows from.
@@ -64,7 +69,7 @@ class Reuse(Generic[Work, Result]):
     """
 
     manifest: Path
-    run: str
+    runs: dict[Path, str]
     was: Work
     now: Work
     sees: Sees[Work]
@@ -73,16 +78,34 @@ class Reuse(Generic[Work, Result]):
 
     def block(self, block: Block) -> Result | None:
         """Return the earlier result of a block; None if it has to be made, as where the earlier one cannot be read."""
+        runs = frozenset(self.runs.values())
+        if runs in _given_up:
+            return None
         try:
             if not _same(self.sees(self.was, block), self.sees(self.now, block)):
                 return None
             result = self.load(self.was, self.now, block)
-            if read(self.manifest).run != self.run:
-                raise UnreadableError(f"{self.manifest} was made again meanwhile")
         except KdsegError as error:
             log.warning("block %s is made, since the earlier one cannot be reused: %s", block.roi, error)
+            result = None
+        try:
+            expect_runs(self.runs)  # afterwards: what was read meanwhile may be of two runs
+        except KdsegError as error:
+            log.warning("from block %s on this process reuses nothing: %s", block.roi, error)
+            _given_up.add(runs)
             return None
         return result
+
+
+def expect_runs(runs: Mapping[Path, str]) -> None:
+    """Refuse manifests that are not those of some executions any more.
+
+    Raises:
+        UnreadableError: if one was made again.
+    """
+    for manifest, run in runs.items():
+        if read(manifest).run != run:
+            raise UnreadableError(f"{manifest} was made again meanwhile")
 
 
 def earlier(
@@ -155,14 +178,13 @@ def _found(
     now = {"stage": stage, "options": json.loads(json.dumps(made_of)), "inputs": _without(inputs, volumes)}
     if difference := next(differences(was, now), None):
         raise DataError(f"{reuse} was made of something else: {difference}")
-    return Earlier(
-        made,
-        {
-            role: open_input(_place(made, made.inputs[role], path, manifest))
-            for role, path in volumes.items()
-            if path is not None
-        },
-    )
+    places = {
+        role: _place(made, made.inputs[role], path, manifest) for role, path in volumes.items() if path is not None
+    }
+    runs = {made.path: made.run, **{place: read(place).run for place in places.values()}}
+    opened = {role: open_input(place) for role, place in places.items()}
+    expect_runs(runs)
+    return Earlier(made, opened, runs)
 
 
 def _without(inputs: Mapping[str, str], volumes: Mapping[str, Path | None]) -> dict[str, str]:
@@ -178,6 +200,6 @@ def _place(made: Manifest, fingerprint: str, path: Path, manifest: Path) -> Path
     """
     place = Path(os.path.normpath(made.path.parent / os.path.relpath(path, manifest.parent)))
     for one in (place, path):
-        if one.is_file() and read(one).fingerprint == fingerprint:
+        if one.is_file() and (there := read(one)).fingerprint == fingerprint and there.finished <= made.finished:
             return one
     raise DataError(f"{made.path} was not made of {place}, or that is gone or was made again since")

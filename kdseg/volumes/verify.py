@@ -132,8 +132,17 @@ def repair(manifest: Path, found: list[Fault]) -> None:
         for path, indices in lost.items():
             forget(path, indices)
         for fault in found:
-            if fault.claim is not None:
+            if fault.claim is not None and _lost(held, fault.claim):
                 write_sealed(held.claimed, fault.claim)
+
+
+def _lost(held: Claim, claim: Mapping[str, Any]) -> bool:
+    """Return whether a claim is still not there, and the manifest still that of the same result."""
+    try:
+        read_sealed(held.claimed)
+    except KdsegError:
+        return read(held.manifest).fingerprint == claim.get("fingerprint")
+    return False
 
 
 def _small(made: Manifest) -> Iterator[Fault]:

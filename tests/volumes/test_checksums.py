@@ -376,6 +376,22 @@ def test_no_claim_is_made_of_a_manifest_of_another_result(whole: Path, tmp_path:
     assert not claimed.exists()
 
 
+def test_no_claim_is_written_over_that_of_a_result_made_meanwhile(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    claimed = Claim(manifest, "").claimed
+    claimed.unlink()
+    ((_, found),) = verify(tmp_path, 1)
+    shutil.rmtree(tmp_path / "run")
+    options = VolumeOptions(phantom=PhantomOptions(shape=SHAPE, seed=1))
+    convert.run(ConvertTask(kind="raw", manifest=manifest, options=options, storage=STORAGE))
+    now = claimed.read_bytes()
+    repair(manifest, found)
+    assert claimed.read_bytes() == now
+    claimed.unlink()
+    repair(manifest, found)
+    assert not claimed.exists()
+
+
 def test_a_damaged_curve_is_found(whole: Path, tmp_path: Path) -> None:
     manifest = copy(whole, tmp_path / "run")
     curve = manifest.with_suffix(".training") / "curve.csv"
@@ -400,6 +416,30 @@ def test_the_command_says_what_to_run(whole: Path, tmp_path: Path) -> None:
     assert contents(manifest) == contents(whole)
 
 
+def test_of_a_claim_that_was_mended_nothing_is_to_be_made_again(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    Claim(manifest, "").claimed.unlink()
+    said = invoke("verify", tmp_path / "run", "--repair")
+    assert said.exit_code == 1
+    assert "1 results, 1 damaged" in said.stdout
+    assert "forcerun" not in said.stdout
+    assert invoke("verify", tmp_path / "run").exit_code == 0
+
+
+def test_a_manifest_that_is_gone_is_told_of(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "run" / "b")
+    manifest.unlink()
+    said = invoke("verify", tmp_path / "run")
+    assert said.exit_code == 0
+    assert said.stdout.splitlines() == [
+        f"{manifest} is not there: its stage has not finished, or the manifest is lost; run it again",
+        "1 results, 0 damaged, 1 not finished",
+    ]
+
+
 def test_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no stage of kdseg has finished"):
         list(verify(tmp_path, 1))
+    with pytest.raises(MissingError, match=r"no folder at .*nowhere"):
+        list(verify(tmp_path / "nowhere", 1))

@@ -28,7 +28,8 @@ from kdseg.networks.checkpoint import load_model
 from kdseg.networks.weights import weights
 from kdseg.prediction import stage as predict
 from kdseg.results.claims import clear
-from kdseg.results.manifests import read
+from kdseg.results.manifests import read, read_json
+from kdseg.results.sealed import write_sealed
 from kdseg.running import runner
 from kdseg.running.progress import FinishedBlocks
 from kdseg.segmentation.fragments import stage as fragments
@@ -261,7 +262,9 @@ def said(caplog):
     return [one.getMessage() for one in caplog.records if one.levelname == "WARNING" and "reused" in one.getMessage()]
 
 
-@pytest.mark.parametrize("what", ["unfinished", "no volume", "damaged manifest", "no raw", "other raw", "itself"])
+@pytest.mark.parametrize(
+    "what", ["unfinished", "no volume", "damaged manifest", "no raw", "other raw", "raw again", "itself"]
+)
 def test_of_results_that_are_not_whole_nothing_is_reused(folders, model, what, caplog):
     old, new, scratch = folders
     manifest = old / "net" / "affinities.json"
@@ -276,6 +279,12 @@ def test_of_results_that_are_not_whole_nothing_is_reused(folders, model, what, c
     elif what == "other raw":
         clear(old / "raw.json")
         store(old / "raw.json", raw_data(SHAPE, seed=1))
+    elif what == "raw again":  # of the same options and source, whose voxels are others: of a bucket nobody can tell
+        before = read_json(old / "raw.json")["fingerprint"]
+        clear(old / "raw.json")
+        store(old / "raw.json", raw_data(LONGER)[: SHAPE[0]] // 2)
+        again = {"fingerprint": before, "run": "another", "finished": "9999-01-01T00:00:00+00:00"}
+        write_sealed(old / "raw.json", {**read_json(old / "raw.json"), **again})
     assert reused(run_predict(new, model, new if what == "itself" else old)) == 0
     (message,) = said(caplog)
     assert message.startswith("predict: nothing is reused: ")
@@ -300,11 +309,17 @@ def halo_of(model):
 
 def test_results_that_are_made_again_meanwhile_are_not_reused(folders, model, caplog):
     manifest = run_predict(folders[1], model)
-    reuse = Reuse(manifest, read(manifest).run, 1, 2, lambda *_: iter(["alike"]), lambda *_: 7, lambda *_: b"")
+    runs = {path: read(path).run for path in (manifest, folders[1] / "raw.json")}
+    reuse = Reuse(manifest, runs, 1, 2, lambda *_: iter(["alike"]), lambda *_: 7, lambda *_: b"")
     block = next(blocks(Roi((0, 0, 0), LONGER), BLOCK))
-    assert reuse.block(block) == 7
-    assert replace(reuse, run="another").block(block) is None
-    assert "made again meanwhile" in said(caplog)[-1]
+    for path in runs:
+        assert reuse.block(block) == 7
+        redone = replace(reuse, runs={**runs, path: f"not that of {path.stem}"})
+        assert redone.block(block) is None
+        assert f"{path} was made again meanwhile" in caplog.messages[-1]
+        told = len(caplog.messages)
+        assert redone.block(block) is None
+        assert len(caplog.messages) == told  # said once, not of each block
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def _reuse(task: FragmentsTask, work: Work, made_of: dict[str, Any], source: Sou
         volume=volume.roi,
         out=found.manifest.result,
     )
-    return Reuse(found.manifest.path, found.manifest.run, was, work, _sees, _load, _save)
+    return Reuse(found.manifest.path, found.runs, was, work, _sees, _load, _save)
 
 
 def fragment_block(work: Work, block: Block, clock: Clock) -> bytes | None:
@@ -214,6 +214,7 @@ def _kept(
 
 def _sees(work: Work, block: Block) -> Iterator[Any]:
     """Yield all that the fragments of a block follow from; see `kdseg.volumes.reuse.Sees`."""
+    work.affinities.reader()  # before the mask is read: a network says how many threads decode
     if block_at(block.index, work.volume, work.options.block) != block:
         return
     read_roi = halo_roi(work.options, block.roi, work.volume)
