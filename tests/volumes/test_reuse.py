@@ -35,7 +35,7 @@ from kdseg.running.progress import FinishedBlocks
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.fragments.block import renumbered, unique_ids
 from kdseg.volumes.inputs import open_input
-from kdseg.volumes.reuse import Reuse
+from kdseg.volumes.reuse import Reuse, earlier
 
 BLOCK = (32, 32, 32)
 HALO = (3, 4, 5)
@@ -320,6 +320,14 @@ def test_results_that_are_made_again_meanwhile_are_not_reused(folders, model, ca
         told = len(caplog.messages)
         assert redone.block(block) is None
         assert len(caplog.messages) == told  # said once, not of each block
+
+
+def test_the_inputs_of_an_earlier_result_are_pinned_too(folders, model):
+    old, new, _ = folders
+    made = read(old / "net" / "affinities.json")
+    task = PredictTask(raw=new / "raw.json", model=model, manifest=new / "net" / "affinities.json", reuse=made.path)
+    found = earlier(task, "predict", made.options, made.inputs, {"raw": task.raw, "mask": None})
+    assert found.runs == {made.path: made.run, old / "raw.json": read(old / "raw.json").run}
 
 
 @pytest.mark.slow
