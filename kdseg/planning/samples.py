@@ -31,7 +31,8 @@ def sample_shapes(shape: Triple, shard: Triple, wanted: Triple = LARGE) -> tuple
     """Return the shapes of a smaller and a larger sample of a volume, (z, y, x).
 
     The smaller one is a shard. The larger one has ``wanted`` voxels along each axis, or half the volume, rounded up to
-    whole shards, at most the volume; all of it where half is no more than a shard.
+    whole shards, at most the volume. Where that is no more than a shard, it is all of a volume of at most ``wanted``
+    voxels along each axis, or else two shards, beside each other along the axis that has most of a second one.
     """
 
     def along(n: int, s: int, w: int) -> int:
@@ -39,7 +40,13 @@ def sample_shapes(shape: Triple, shard: Triple, wanted: Triple = LARGE) -> tuple
 
     small = triple(min(n, s) for n, s in zip(shape, shard, strict=True))
     large = triple(along(n, s, w) for n, s, w in zip(shape, shard, wanted, strict=True))
-    return small, shape if large == small else large
+    if large != small:
+        return small, large
+    if all(n <= w for n, w in zip(shape, wanted, strict=True)):
+        return small, shape
+    doubled = [min(n, 2 * s) for n, s in zip(shape, shard, strict=True)]
+    longest = max(range(3), key=lambda axis: (doubled[axis] / small[axis], axis))
+    return small, triple(doubled[axis] if axis == longest else small[axis] for axis in range(3))
 
 
 def part_of(options: VolumeOptions, whole: Triple, shape: Triple, shard: Triple) -> VolumeOptions:
