@@ -17,7 +17,7 @@ from kdseg.config.questions import AdoptTask
 from kdseg.config.tasks import ConvertTask, Kind
 from kdseg.geometry import Offsets, Triple, VoxelSize, pair_slices, triple
 from kdseg.planning.bench import Bench, Cost
-from kdseg.planning.jobs import Extents
+from kdseg.planning.extents import Conversion
 from kdseg.volumes.inputs import open_input
 
 LARGE: Triple = (128, 192, 192)
@@ -107,10 +107,11 @@ class Samples:
             self.costs[manifest] = self.bench.run("convert", task)
         return manifest
 
-    def named(self, volume: str, whole: Extents, shape: Triple, kind: Kind, turn: str = "") -> Path:
-        """Convert one dataset of the middle of a volume of the configuration, unless it is there in this turn."""
-        options = part_of(self.config.volumes[volume], whole.shapes[kind], shape, self.config.storage.shard)
-        return self.dataset(f"{volume}-{_name(shape)}{turn}", options, kind)
+    def part(self, whole: Conversion, shape: Triple, turn: str = "") -> Path:
+        """Convert the middle of one dataset of the configuration, unless it is there in this turn."""
+        options = part_of(whole.options, whole.dataset.shape, shape, self.config.storage.shard)
+        folder = f"{whole.teacher}/{whole.volume}" if whole.teacher else whole.volume
+        return self.dataset(f"{folder}-{_name(shape)}{turn}", options, whole.kind)
 
     def phantom(self, shape: Triple, voxel_size: VoxelSize, kind: Kind) -> Path:
         """Make a phantom where a volume has no labels."""
