@@ -108,12 +108,8 @@ def foreign_teachers(wildcards):
 
 def taught_segmentation(wildcards):
     """Return the options of a volume whose labels are the segmentation that teaches."""
-    teacher, volume = RUN.teachers[wildcards.teacher], RUN.volumes[wildcards.volume]
-    own = {
-        "labels": teacher.segmentation[wildcards.volume],
-        "background": teacher.background,
-    }
-    return volume.model_copy(update=own)
+    volume = wildcards.volume
+    return RUN.teachers[wildcards.teacher].as_labels(volume, RUN.volumes[volume])
 
 
 def foreign_files(wildcards):

@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts, and compared with what it took."""
+"""Plan of a run: its time, storage, memory and cost before it starts, beside what finished jobs took."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kdseg.config.questions import PlanTask
 from kdseg.planning.estimate import Prices
 from kdseg.planning.extents import read_extents, resized
 from kdseg.planning.jobs import jobs
-from kdseg.planning.plan import make_plan, table
+from kdseg.planning.plan import Plan, make_plan, table
 from kdseg.planning.timings import Timings, read_timings, write_timings
 
 
@@ -40,7 +40,7 @@ def plan(task: PlanTask, *, as_json: bool) -> None:
         print(json.dumps({**found.as_json(), "timed": timings.model_dump(mode="json")}, indent=2))
     else:
         print(table(found))
-        for line in _notes(timings):
+        for line in _notes(timings, found):
             print(f"# {line}")
 
 
@@ -50,14 +50,20 @@ def _on_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and resolve_device("auto").type == "cuda")
 
 
-def _notes(timings: Timings) -> list[str]:
+def _notes(timings: Timings, found: Plan) -> list[str]:
     sample = " x ".join(map(str, timings.sample))
     reasons = dict[str, list[str]]()
     for name, why in timings.missing.items():
         reasons.setdefault(why, []).append(name)
+    elsewhere = dict.fromkeys(one.job.stage for one in found.estimates if one.job.workers is None)
     flat = [name for name, one in timings.timings.items() if one.most is not None]
     return [
         f"timed on {timings.machine}, with samples of up to {sample} voxels",
         *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()),
+        *(
+            [f"wall time of a Dask scheduler's workers, whose number is not known: {', '.join(elsewhere)}"]
+            if elsewhere
+            else []
+        ),
         *([f"known of small volumes alone, since both samples took equally long: {', '.join(flat)}"] if flat else []),
     ]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag
 
 from kdseg.config.base import Nanometres, Section, Step
-from kdseg.config.data import Background, files_of
+from kdseg.config.data import Background, VolumeOptions, files_of
 from kdseg.config.networks import TrainOptions
 from kdseg.config.shipped import named
 from kdseg.errors import ConfigError, MissingError
@@ -66,6 +66,16 @@ class SegmentationTeacher(Section):
     def files(self, volume: str) -> list[str]:
         """Return the files or folders that the segmentation of a volume lies in; none in a bucket."""
         return files_of(self.segmentation[volume])
+
+    def as_labels(self, volume: str, options: VolumeOptions) -> VolumeOptions:
+        """Return the options of a volume whose labels are the segmentation that teaches.
+
+        Args:
+            volume: its name.
+            options: as the configuration has them.
+        """
+        own = {"labels": self.segmentation[volume], "background": self.background}
+        return options.model_copy(update=own)
 
 
 class _Network(Section):

@@ -1,4 +1,4 @@
-"""What finished jobs of a run took, from what they left."""
+"""Time, memory and storage that finished jobs of a run took, from their files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ METADATA = "zarr.json"
 
 @dataclass(frozen=True)
 class Actual:
-    """What one job took; None: it left no word of it.
+    """Measurements of one job; None: it left no word of it.
 
     Attributes:
         seconds: from its start to its end.
@@ -77,7 +77,7 @@ def _benchmark(manifest: Path, job: Job) -> dict[str, str]:
 def _blocks(manifest: Path, job: Job) -> int | None:
     """Return how many blocks the lists of a job's finished blocks have; None if there is no list."""
     private = private_folder(manifest)
-    name = f"convert-{manifest.stem}" if job.stage == "convert" else LISTS.get(job.stage, job.stage)
+    name = "convert-*" if job.stage == "convert" else LISTS.get(job.stage, job.stage)
     pattern = "level*/agglomerate, level *.txt" if job.stage == "agglomerate" else f"*x*x*/{name}.txt"
     lists = list(private.glob(pattern))
     return sum(path.read_bytes().count(b"\n") for path in lists) if lists else None

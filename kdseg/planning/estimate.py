@@ -15,7 +15,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Estimate:
-    """Prediction for one job; None: not measured.
+    """Prediction for one job; None: not measured, or by how many workers it is shared is not known.
 
     Attributes:
         job: of the run.
@@ -55,7 +55,8 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     """Return what one job takes.
 
     It starts once, however many kinds of work it has; workers share the work as far as there are blocks for them, and
-    a training has one process, which was timed with the threads that it gets.
+    a training has one process, which was timed with the threads that it gets. Starts of jobs that a stage submits to
+    SLURM, and their waiting, are not in it.
     """
     missing = tuple(name for name, amount in job.work.items() if not _holds(timings.get(name), amount))
     known = {name: timings[name] for name in job.work if name in timings}
@@ -63,13 +64,22 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     size = job.size if job.size is not None else main.fixed_bytes + main.voxel_bytes * job.voxels
     if missing:
         return Estimate(job, None, None, None, None if job.size is None else job.size, missing)
-    sharing = 1 if job.stage == "train" else max(min(job.workers, job.blocks), 1)
     work = sum(amount * known[name].unit_s for name, amount in job.work.items())
     cpu = sum(amount * known[name].unit_cpu_s for name, amount in job.work.items())
     starts = known.values()
-    seconds = max((one.start_s for one in starts), default=0.0) + work / sharing
+    start = max((one.start_s for one in starts), default=0.0)
+    sharing = _sharing(job)
+    seconds = None if sharing is None else start + work / sharing
     cpu_s = max((one.start_cpu_s for one in starts), default=0.0) + cpu
-    return Estimate(job, seconds, cpu_s, seconds * job.gpus, size)
+    gpu_s = 0.0 if job.gpus == 0 else None if job.gpus is None or seconds is None else seconds * job.gpus
+    return Estimate(job, seconds, cpu_s, gpu_s, size)
+
+
+def _sharing(job: Job) -> int | None:
+    """Return how many workers share the work of a job; None if nobody knows."""
+    if job.stage == "train" or job.blocks <= 1:
+        return 1
+    return None if job.workers is None else max(min(job.workers, job.blocks), 1)
 
 
 def _holds(timing: Timing | None, amount: float) -> bool:
@@ -93,7 +103,7 @@ def makespan(estimates: Sequence[Estimate], cores: int) -> float | None:
     now, free = 0.0, cores
     while waiting or running:
         for one in list(waiting):
-            threads = min(max(one.job.workers, 1), cores)
+            threads = min(max(one.job.cores, 1), cores)
             if threads <= free and done.issuperset(one.job.needs):
                 waiting.remove(one)
                 free -= threads

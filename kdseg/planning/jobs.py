@@ -5,37 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 from kdseg.config import Config
 from kdseg.config.tasks import Kind
-from kdseg.geometry import Triple, VoxelSize
+from kdseg.config.teachers import StoredTeacher
+from kdseg.geometry import Triple
 from kdseg.planning import sizes
+from kdseg.planning.extents import Conversion, Extents, conversion, taught_conversion
+from kdseg.planning.places import place_of
 from kdseg.running import resources
+from kdseg.volumes.plan import block_shape
 
 TRAIN_CORES = 8
 """Threads of a training, as the rules ask for."""
-
-
-@dataclass(frozen=True)
-class Extents:
-    """Shapes of the datasets of one volume.
-
-    Attributes:
-        shapes: (z, y, x) in voxels, by kind.
-        blocks: of their conversion, (z, y, x) in voxels, by kind.
-        source: the format that they are read from: ``phantom``, or the end of a file's name.
-        voxel_size: nm, (z, y, x).
-    """
-
-    shapes: Mapping[Kind, Triple]
-    blocks: Mapping[Kind, Triple]
-    source: str
-    voxel_size: VoxelSize
-
-    @property
-    def raw(self) -> Triple:
-        """Shape of the raw data."""
-        return self.shapes["raw"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +34,9 @@ class Job:
         blocks: tasks that workers share; steps of a training.
         work: amounts by the names of what was timed.
         needs: manifests that have to be there.
-        workers: threads or processes.
-        gpus: that it takes.
+        cores: threads that the rule asks for.
+        workers: processes that share the blocks; None: those of a Dask scheduler, nobody knows how many.
+        gpus: that it takes, also in jobs of its own on SLURM; None: likewise.
         mb: megabytes that the rule asks for.
         size: bytes of what it stores where they are known without timing; None: in proportion to the sample.
     """
@@ -65,8 +49,9 @@ class Job:
     blocks: int = 1
     work: Mapping[str, float] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
-    workers: int = 1
-    gpus: int = 0
+    cores: int = 1
+    workers: int | None = 1
+    gpus: int | None = 0
     mb: int = 0
     size: int | None = None
 
@@ -100,26 +85,30 @@ class _Jobs:
         self.found.setdefault(job.manifest, job)
         return job.manifest
 
-    def _mb(self, stage: str, workers: int = 1) -> int:
-        return resources.stage_mb(self.config, stage, workers)
+    def _placed(self, stage: str, blocks: int, predicts: bool = False) -> dict[str, Any]:
+        """Return the blocks of a job, and what it asks for where its stage works block by block."""
+        place = place_of(self.config, blocks, predicts, self.gpus)
+        return {**place._asdict(), "blocks": blocks, "mb": resources.stage_mb(self.config, stage, place.cores)}
 
     def dataset(self, volume: str, kind: Kind) -> str:
         """Add the conversion of one dataset; return its manifest."""
-        here, workers = self.extents[volume], self.config.workers
-        shape, block = here.shapes[kind], here.blocks[kind]
-        phantom = self.config.volumes[volume].phantom
+        one = conversion(self.config, self.extents, volume, kind)
+        return self._converted(one, f"volumes/{volume}/{kind}.json")
+
+    def _converted(self, one: Conversion, manifest: str) -> str:
+        shape, phantom = one.dataset.shape, one.options.phantom
         stored = phantom is None or phantom.stored
+        block = block_shape(self.config.storage.shard, one.dataset.unit, shape)
         return self._add(
             Job(
                 "convert",
-                f"volumes/{volume}/{kind}.json",
-                volume=volume,
+                manifest,
+                model=one.teacher,
+                volume=one.volume,
                 voxels=prod(shape),
-                blocks=sizes.block_count(shape, block) if stored else 0,
-                work={f"convert {kind} {here.source}": prod(shape)} if stored else {f"convert {kind} {here.source}": 0},
-                workers=workers,
-                mb=self._mb("convert"),
+                work={one.work: prod(shape) if stored else 0},
                 size=None if stored else 0,
+                **self._placed("convert", sizes.block_count(shape, block) if stored else 0),
             )
         )
 
@@ -153,7 +142,7 @@ class _Jobs:
                 blocks=steps,
                 work={f"budget {model}": train.seconds} if train.seconds else amounts,
                 needs=tuple(dict.fromkeys(needs)),
-                workers=self.gpus or TRAIN_CORES,
+                cores=TRAIN_CORES,
                 gpus=self.gpus,
                 mb=resources.training_mb(train),
             )
@@ -163,8 +152,9 @@ class _Jobs:
         train, foreign = self.config.all_models[model].train, self.config.teachers
         needs = []
         if train.teaching.outputs == "stored":
+            other = foreign.get(teacher)
+            products = (other.product,) if isinstance(other, StoredTeacher) else train.stored_products
             for volume in self.config.taught_volumes(model):
-                products = ("affinities",) if teacher in foreign else train.stored_products
                 needs += [self.product(teacher, volume, product) for product in products]
         elif teacher not in foreign:
             needs.append(self.model(teacher))
@@ -173,7 +163,9 @@ class _Jobs:
         return needs
 
     def product(self, model: str, volume: str, product: str = "affinities") -> str:
-        """Add a prediction that is stored; return its manifest."""
+        """Add what a teacher or a network says of a volume, where it is stored; return its manifest."""
+        if product == "segmentation":
+            return self.segmentation(model, volume)
         config, raw = self.config, self.dataset(volume, "raw")
         shape = self.extents[volume].raw
         channels, item = len(config.offsets), 1
@@ -181,22 +173,19 @@ class _Jobs:
             channels, item = config.all_models[model].heads.embedding, 2
         foreign = model in config.teachers
         needs = (raw,) if foreign else (raw, self.model(model), *self._mask(volume))
-        name = "adopt" if foreign else f"predict {model} {product}"
+        stage, name = ("adopt", "adopt") if foreign else ("predict", f"predict {model} {product}")
         block = config.storage.shard if foreign else config.predict.block
         return self._add(
             Job(
-                "adopt" if foreign else "predict",
+                stage,
                 f"{model}/{volume}/{product}.json",
                 model=model,
                 volume=volume,
                 voxels=prod(shape),
-                blocks=sizes.block_count(shape, block),
                 work={name: prod(shape) if foreign else sizes.tiled_voxels(shape, config.predict.tile)},
                 needs=needs,
-                workers=config.workers if foreign or not self.gpus else self.gpus,
-                gpus=0 if foreign else self.gpus,
-                mb=self._mb("convert" if foreign else "predict", config.workers),
                 size=sizes.uncompressed_bytes(shape, channels, item, config.storage),
+                **self._placed(stage, sizes.block_count(shape, block), predicts=not foreign),
             )
         )
 
@@ -216,8 +205,7 @@ class _Jobs:
             model="" if config.tuned_options == "shared" else model,
             work={"tune-segmentation": 1},
             needs=tuple(dict.fromkeys(needs)),
-            workers=config.workers,
-            mb=32_000,
+            **{**self._placed("tune-segmentation", 1), "mb": 32_000},
         )
         return (self._add(one),)
 
@@ -226,8 +214,8 @@ class _Jobs:
     ) -> str:
         model, volume, _ = manifest.split("/")
         shape, config = self.extents[volume].raw, self.config
-        labels = self.extents[volume].shapes.get("labels", shape)
-        counted = labels if stage in ("sweep", "score") else shape
+        labels = self.extents[volume].datasets.get("labels")
+        counted = labels.shape if labels is not None and stage in ("sweep", "score") else shape
         blocks = sizes.block_count(counted, block)
         if stage == "agglomerate":
             blocks = sizes.node_count(shape, config.agglomerate, config.fragments.block)
@@ -239,12 +227,9 @@ class _Jobs:
                 model=model,
                 volume=volume,
                 voxels=prod(counted),
-                blocks=blocks,
                 work=work or {stage: prod(counted)},
                 needs=needs,
-                workers=self.gpus if fused and self.gpus else config.workers,
-                gpus=self.gpus if fused else 0,
-                mb=self._mb(stage, config.workers),
+                **self._placed(stage, blocks, predicts=fused),
             )
         )
 
@@ -270,13 +255,15 @@ class _Jobs:
         return fragments, edges, tree
 
     def segmentation(self, model: str, volume: str) -> str:
-        """Add all up to the segmentation; return its manifest."""
+        """Add all up to the segmentation, or the conversion of one that teaches; return its manifest."""
+        manifest = f"{model}/{volume}/segmentation.json"
+        if model in self.config.teachers:
+            return self._converted(taught_conversion(self.config, self.extents, volume, model), manifest)
         config, needs = self.config, self.agglomeration(model, volume)
         more: tuple[str, ...] = ()
         if config.segment.threshold is None and config.tuned_options == "none":
             tune_on = config.evaluate.tune_on
             more = (self.model(model) if tune_on is None else self.sweep(model, tune_on),)
-        manifest = f"{model}/{volume}/segmentation.json"
         return self._stage("relabel", manifest, config.segment.block, (*needs, *more))
 
     def sweep(self, model: str, volume: str) -> str:

@@ -17,8 +17,8 @@ from kdseg.errors import KdsegError, masked
 from kdseg.geometry import Triple
 from kdseg.planning.actual import stored_bytes
 from kdseg.planning.bench import Bench, Cost
-from kdseg.planning.extents import KINDS
-from kdseg.planning.jobs import TRAIN_CORES, Extents, Job
+from kdseg.planning.extents import Conversion, Extents, conversion, conversions
+from kdseg.planning.jobs import TRAIN_CORES, Job
 from kdseg.planning.networks import time_network, time_pretrained, time_training
 from kdseg.planning.samples import Samples, sample_shapes
 from kdseg.planning.sizes import halo_voxels
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 CHAIN = ("fragments", "edges", "agglomerate", "relabel", "sweep", "score")
 """Stages after the affinities."""
+PAIR: tuple[tasks.Kind, tasks.Kind] = ("raw", "labels")
+"""Datasets of a sample."""
 
 
 class _Sample(NamedTuple):
@@ -72,51 +74,52 @@ def measure(config: Config, extents: Mapping[str, Extents], jobs: Sequence[Job],
             else:
                 missing.update({name: "it is not timed yet" for name in asked if name not in found})
 
-        for name in wanted:
-            if name.startswith("convert "):
-                attempt([name], partial(_conversion, samples, extents, name))
-        attempt(CHAIN, partial(_chain, samples, extents[volume], volume, shapes))
+        for one in conversions(config, extents):
+            attempt([one.work], partial(_conversion, samples, one))
+        attempt(CHAIN, partial(_chain, samples, extents, volume, shapes))
         for model in dict.fromkeys(job.model for job in jobs if job.model):
             products = [name for name in wanted if name.startswith(f"predict {model} ")]
             attempt(products, partial(time_network, samples, model, products, extents[volume].voxel_size))
             training = [f"{what} {model}" for what in ("train", "validate", "budget")]
             attempt(training, partial(time_training, samples, extents, model))
         attempt(["pretrained"], partial(time_pretrained, samples))
+    # another dataset of the same kind may have served
+    missing = {name: why for name, why in missing.items() if name not in found}
     missing.update({name: "it cannot be timed on a sample" for name in wanted if name not in {**found, **missing}})
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
     return Timings(machine=machine, sample=shapes[1], timings=found, missing=missing)
 
 
-def _conversion(samples: Samples, extents: Mapping[str, Extents], name: str) -> dict[str, Timing]:
-    """Time the conversion of a kind of data from a format."""
-    _, word, source = name.split()
-    kind = next(kind for kind in KINDS if kind == word)
-    volume = next(one for one, each in extents.items() if each.source == source and kind in each.shapes)
+def _conversion(samples: Samples, one: Conversion) -> dict[str, Timing]:
+    """Time the conversion of parts of a dataset."""
     parts = []
-    shapes = sample_shapes(extents[volume].shapes[kind], samples.config.storage.shard)
+    shapes = sample_shapes(one.dataset.shape, samples.config.storage.shard)
     # code is compiled at the first turn, once for all runs to come
-    samples.named(volume, extents[volume], shapes[0], kind, turn="-first")
+    samples.part(one, shapes[0], turn="-first")
     for shape in shapes:
-        manifest = samples.named(volume, extents[volume], shape, kind)
+        manifest = samples.part(one, shape)
         parts.append(_facts(manifest, samples.costs[manifest], prod(shape)))
-    return {name: of_two(*parts)}
+    return {one.work: of_two(*parts)}
 
 
-def _chain(samples: Samples, whole: Extents, volume: str, shapes: tuple[Triple, Triple]) -> dict[str, Timing]:
+def _chain(
+    samples: Samples, extents: Mapping[str, Extents], volume: str, shapes: tuple[Triple, Triple]
+) -> dict[str, Timing]:
     """Time all stages after the affinities; the first run of them compiles what is compiled, and does not count."""
     pairs: dict[str, list[dict[str, float]]] = {name: [] for name in CHAIN}
     for shape in (shapes[0], *shapes):
-        for name, facts in _run_chain(samples, _sample(samples, whole, volume, shape), len(pairs["score"])).items():
+        for name, facts in _run_chain(samples, _sample(samples, extents, volume, shape), len(pairs["score"])).items():
             pairs[name].append(facts)
     return {name: of_two(small, large) for name, (_, small, large) in pairs.items()}
 
 
-def _sample(samples: Samples, whole: Extents, volume: str, shape: Triple) -> _Sample:
+def _sample(samples: Samples, extents: Mapping[str, Extents], volume: str, shape: Triple) -> _Sample:
     """Return a part of a volume with its labels, or of a phantom if there are none of all its voxels."""
-    if whole.shapes.get("labels") == whole.raw:
-        raw, labels = (samples.named(volume, whole, shape, kind) for kind in ("raw", "labels"))
+    whole, kinds = extents[volume], PAIR
+    if "labels" in whole.datasets and whole.datasets["labels"].shape == whole.raw:
+        raw, labels = (samples.part(conversion(samples.config, extents, volume, kind), shape) for kind in kinds)
     else:
-        raw, labels = (samples.phantom(shape, whole.voxel_size, kind) for kind in ("raw", "labels"))
+        raw, labels = (samples.phantom(shape, whole.voxel_size, kind) for kind in kinds)
     return _Sample(shape, raw, labels)
 
 

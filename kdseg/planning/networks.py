@@ -15,7 +15,7 @@ from kdseg.geometry import Triple, VoxelSize, triple
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.planning.actual import stored_bytes
-from kdseg.planning.jobs import Extents
+from kdseg.planning.extents import Extents, conversion
 from kdseg.planning.samples import Samples
 from kdseg.planning.timings import Timing, of_two
 from kdseg.results.curve import read_curve
@@ -168,9 +168,10 @@ def _inputs(samples: Samples, extents: Mapping[str, Extents], train: Any, name: 
     shape = triple(
         min(n, -(-max(one[axis] for one in needed) // shard[axis]) * shard[axis]) for axis, n in enumerate(whole.raw)
     )
-    labelled = "labels" in whole.shapes and name in (*train.volumes, train.validate_on)
-    raw = samples.named(name, whole, shape, "raw")
-    return VolumeInputs(raw=raw, labels=samples.named(name, whole, shape, "labels") if labelled else None)
+    labelled = "labels" in whole.datasets and name in (*train.volumes, train.validate_on)
+    raw = samples.part(conversion(samples.config, extents, name, "raw"), shape)
+    labels = samples.part(conversion(samples.config, extents, name, "labels"), shape) if labelled else None
+    return VolumeInputs(raw=raw, labels=labels)
 
 
 def _adopted(samples: Samples, teacher: str, voxel_size: VoxelSize) -> Path:

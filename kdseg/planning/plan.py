@@ -15,7 +15,7 @@ from kdseg.planning.timings import Timings
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run takes.
+    """Plan of a run.
 
     Attributes:
         estimates: of its jobs, in order.

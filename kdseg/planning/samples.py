@@ -17,7 +17,7 @@ from kdseg.config.questions import AdoptTask
 from kdseg.config.tasks import ConvertTask, Kind
 from kdseg.geometry import Offsets, Triple, VoxelSize, pair_slices, triple
 from kdseg.planning.bench import Bench, Cost
-from kdseg.planning.jobs import Extents
+from kdseg.planning.extents import Conversion
 from kdseg.volumes.inputs import open_input
 
 LARGE: Triple = (128, 192, 192)
@@ -31,7 +31,8 @@ def sample_shapes(shape: Triple, shard: Triple, wanted: Triple = LARGE) -> tuple
     """Return the shapes of a smaller and a larger sample of a volume, (z, y, x).
 
     The smaller one is a shard. The larger one has ``wanted`` voxels along each axis, or half the volume, rounded up to
-    whole shards, at most the volume; all of it where half is no more than a shard.
+    whole shards, at most the volume. Where that is no more than a shard, it is all of a volume of at most ``wanted``
+    voxels along each axis, or else two shards, beside each other along the axis that has most of a second one.
     """
 
     def along(n: int, s: int, w: int) -> int:
@@ -39,7 +40,13 @@ def sample_shapes(shape: Triple, shard: Triple, wanted: Triple = LARGE) -> tuple
 
     small = triple(min(n, s) for n, s in zip(shape, shard, strict=True))
     large = triple(along(n, s, w) for n, s, w in zip(shape, shard, wanted, strict=True))
-    return small, shape if large == small else large
+    if large != small:
+        return small, large
+    if all(n <= w for n, w in zip(shape, wanted, strict=True)):
+        return small, shape
+    doubled = [min(n, 2 * s) for n, s in zip(shape, shard, strict=True)]
+    longest = max(range(3), key=lambda axis: (doubled[axis] / small[axis], axis))
+    return small, triple(doubled[axis] if axis == longest else small[axis] for axis in range(3))
 
 
 def part_of(options: VolumeOptions, whole: Triple, shape: Triple, shard: Triple) -> VolumeOptions:
@@ -100,10 +107,11 @@ class Samples:
             self.costs[manifest] = self.bench.run("convert", task)
         return manifest
 
-    def named(self, volume: str, whole: Extents, shape: Triple, kind: Kind, turn: str = "") -> Path:
-        """Convert one dataset of the middle of a volume of the configuration, unless it is there in this turn."""
-        options = part_of(self.config.volumes[volume], whole.shapes[kind], shape, self.config.storage.shard)
-        return self.dataset(f"{volume}-{_name(shape)}{turn}", options, kind)
+    def part(self, whole: Conversion, shape: Triple, turn: str = "") -> Path:
+        """Convert the middle of one dataset of the configuration, unless it is there in this turn."""
+        options = part_of(whole.options, whole.dataset.shape, shape, self.config.storage.shard)
+        folder = f"{whole.teacher}/{whole.volume}" if whole.teacher else whole.volume
+        return self.dataset(f"{folder}-{_name(shape)}{turn}", options, whole.kind)
 
     def phantom(self, shape: Triple, voxel_size: VoxelSize, kind: Kind) -> Path:
         """Make a phantom where a volume has no labels."""

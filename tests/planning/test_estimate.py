@@ -14,8 +14,8 @@ TIMINGS = {
 }
 
 
-def a_job(manifest="m.json", needs=(), workers=1, blocks=10, **work):
-    return Job("stage", manifest, voxels=100, blocks=blocks, work=work, needs=needs, workers=workers, mb=5)
+def a_job(manifest="m.json", needs=(), cores=1, workers=1, blocks=10, **work):
+    return Job("stage", manifest, voxels=100, blocks=blocks, work=work, needs=needs, cores=cores, workers=workers, mb=5)
 
 
 def test_a_job_is_its_start_and_its_work():
@@ -33,6 +33,15 @@ def test_workers_share_the_work_as_far_as_there_are_blocks(workers, blocks, seco
     found = estimate(a_job(workers=workers, blocks=blocks, fast=10), TIMINGS)
     assert found.seconds == seconds
     assert found.cpu_s == 13
+
+
+def test_how_many_workers_a_scheduler_has_is_not_invented():
+    found = estimate(a_job(workers=None, fast=10), TIMINGS)
+    assert (found.seconds, found.cpu_s, found.gpu_s, found.missing) == (None, 3 + 10, 0, ())
+    assert total([found], cores=2)["wall_s"] is None
+    on_gpus = Job("predict", "m.json", blocks=10, work={"fast": 10}, workers=None, gpus=None)
+    assert estimate(on_gpus, TIMINGS).gpu_s is None
+    assert estimate(a_job(workers=None, blocks=1, fast=10), TIMINGS).seconds == 2 + 5
 
 
 def test_the_steps_of_a_training_come_one_after_the_other():
@@ -65,7 +74,7 @@ def test_jobs_wait_for_what_they_need_and_for_cores():
 
 
 def test_a_job_that_wants_more_cores_than_there_are_has_all_of_them():
-    wide = [estimate(a_job(name, workers=8, blocks=1, fast=2), TIMINGS) for name in "ab"]
+    wide = [estimate(a_job(name, cores=8, blocks=1, fast=2), TIMINGS) for name in "ab"]
     assert makespan(wide, cores=4) == 6
     assert makespan(wide, cores=16) == 3
 

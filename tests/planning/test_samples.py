@@ -1,13 +1,15 @@
 """Samples of volumes that stages are timed on."""
 
+import h5py
 import numpy as np
 import pytest
+import tifffile
 from workflow import ROOT
 
 from kdseg.config import VolumeOptions, load
 from kdseg.planning.bench import Bench
 from kdseg.planning.extents import read_extents
-from kdseg.planning.jobs import jobs
+from kdseg.planning.jobs import Job, jobs
 from kdseg.planning.measure import CHAIN, measure
 from kdseg.planning.samples import Samples, blurred_affinities, part_of, sample_shapes
 from kdseg.volumes.inputs import open_input
@@ -22,8 +24,12 @@ NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
         ((10**5, 10**5, 10**5), (128, 128, 128), ((128, 128, 128), (128, 256, 256))),
         ((20, 40, 50), (64, 64, 64), ((20, 40, 50), (20, 40, 50))),
         ((32, 64, 64), (32, 32, 32), ((32, 32, 32), (32, 64, 64))),
+        ((10**4, 10**4, 10**4), (256, 256, 256), ((256, 256, 256), (256, 256, 512))),
+        ((10**4, 10**4, 10**4), (512, 512, 512), ((512, 512, 512), (512, 512, 1024))),
+        ((10**4, 10**4, 10**4), (128, 256, 256), ((128, 256, 256), (128, 256, 512))),
+        ((200, 300, 260), (256, 256, 256), ((200, 256, 256), (200, 300, 256))),
     ],
-    ids=["half", "large", "less than a shard", "half is a shard"],
+    ids=["half", "large", "less than a shard", "half is a shard", "256", "512", "128 x 256", "1 shard along z"],
 )
 def test_samples_are_whole_shards_within_the_volume(shape, shard, expected):
     assert sample_shapes(shape, shard) == expected
@@ -61,3 +67,22 @@ def test_stages_of_a_run_are_timed_on_samples():
     assert not found.missing
     assert set(found.timings) >= {*CHAIN, "train student_alone", "validate student_alone"}
     assert all(one.start_s > 0 or name.startswith("validate") for name, one in found.timings.items())
+
+
+@pytest.mark.slow
+def test_labels_are_timed_where_they_lie_beside_raw_data_of_another_format(tmp_path):
+    voxels = np.random.default_rng(0).integers(1, 9, (32, 64, 64), np.uint8)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["raw"] = voxels
+        file["raw"].attrs["resolution"] = (10.0, 10.0, 10.0)
+    folder = tmp_path / "sections.of 2020"
+    folder.mkdir()
+    for z, section in enumerate(voxels):
+        tifffile.imwrite(folder / f"{z:03}.tif", section)
+    config = load(ROOT / "config" / "test.yaml")
+    options = VolumeOptions(raw=f"{tmp_path}/a.h5:/raw", labels=str(folder))
+    config = config.model_copy(update={"volumes": {**config.volumes, "file": options}})
+    extents = read_extents(config)
+    job = Job("convert", "volumes/file/labels.json", work={"convert labels of 2020": voxels.size})
+    found = measure(config, extents, [job], cores=1)
+    assert (list(found.timings), found.missing) == (["convert labels of 2020"], {})
