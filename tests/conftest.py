@@ -58,7 +58,7 @@ def em_data() -> Path:
     return DATA
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def values() -> Any:
     """config/test.yaml."""
     return yaml.safe_load((ROOT / "config" / "test.yaml").read_text())

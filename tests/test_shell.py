@@ -28,7 +28,7 @@ STORED = {"outputs": "stored"}
 FILES = ("raw.h5", "labels.h5", "baseline.h5", "mask.h5", "a.h5", "s.h5", "edits.csv", "n.pt2", "w.pt", "m.safetensors")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def base(values):
     """A valid configuration, but for `cluster` and `cpu_cluster`, with each option that is a text."""
     base = unshared(values)
@@ -46,6 +46,7 @@ def base(values):
         },
     }  # fmt: skip
     base["pretrained"] = {"trained": "m.safetensors"}
+    base["reuse"] = "results/before"
     models = base["models"]
     models["teacher"]["train"]["start_from"] = "m.safetensors"
     for teacher, teaching in (("affine", STORED), ("segmented", STORED), ("net", {}), ("function", {})):

@@ -128,7 +128,7 @@ def cluster():
         subprocess.run([SCRIPT, "stop", folder], check=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def small(values):
     """config/test.yaml with one network, and no teacher."""
     teacher = values["models"]["teacher"]
