@@ -128,9 +128,10 @@ def cluster():
         subprocess.run([SCRIPT, "stop", folder], check=True)
 
 
-@pytest.fixture
-def small(values):
+@pytest.fixture(scope="module")
+def small():
     """config/test.yaml with one network, and no teacher."""
+    values = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
     teacher = values["models"]["teacher"]
     kept = {name: section for name, section in values.items() if name != "compare"}
     evaluate = {**values["evaluate"], "models": ["teacher"]}
