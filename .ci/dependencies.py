@@ -16,11 +16,13 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from packaging.requirements import Requirement
 
 ALLOWED = re.compile(
-    r"\b(MIT|0?BSD|ISC|Zlib|BSL|Apache|Unlicense|Public Domain|CC0|PSF|Python Software Foundation|HPND"
+    r"\b(MIT|0?BSD|ISC|Zlib|BSL-1\.0|Boost|Apache|Unlicense|Public Domain|CC0|PSF|Python Software Foundation|HPND"
     r"|MPL|Mozilla Public"  # copyleft of its own files, which are used as they are
     r"|LGPL)\b",  # used as a library, which a user can replace
     re.IGNORECASE,
 )
+COPYLEFT = re.compile(r"\bA?GPL|(?<!Lesser )General Public", re.IGNORECASE)
+"""Of all that is combined with it."""
 BY_CHOICE = {"docutils": "public domain, BSD; GPL for an Emacs mode, which is not installed"}
 """Distributions with parts under a licence that is not allowed, and why these are not used."""
 FREE = {"test"}
@@ -57,8 +59,12 @@ def licence(made: Distribution) -> str:
 
 def refused(text: str) -> bool:
     """Return whether a licence is not allowed: one that all of its parts need, or one that is not known."""
-    parts = [part for part in re.split(r"\bAND\b|;|\(|\)", text) if part.strip()]
-    return not parts or not all(any(map(ALLOWED.search, re.split(r"\bOR\b", part))) for part in parts)
+    parts = [part for part in re.split(r"(?i)\bAND\b|;|\(|\)", text) if part.strip()]
+    return not parts or not all(any(map(_allowed, re.split(r"(?i)\bOR\b", part))) for part in parts)
+
+
+def _allowed(text: str) -> bool:
+    return bool(ALLOWED.search(text)) and not COPYLEFT.search(text)
 
 
 def audited() -> bool:

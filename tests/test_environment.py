@@ -38,6 +38,13 @@ def test_every_dependency_is_pinned():
         ("MIT AND AGPL-3.0-only", True),
         ("BSD License; GNU General Public License (GPL)", True),
         ("no copies are permitted", True),
+        ("GPLv3 and MIT", True),
+        ("GPL-3.0-only or MIT", False),
+        ("AGPL-3.0 with MIT parts", True),
+        ("GNU General Public License, BSD", True),
+        ("BSL-1.1", True),
+        ("BSL-1.0", False),
+        ("Boost Software License 1.0", False),
     ],
 )
 def test_licences_that_are_refused(text, expected):

@@ -1,4 +1,4 @@
-"""What the workflow runs again: for another student or data set its own jobs, of data that grew the new blocks."""
+"""Jobs that the workflow runs again: for another student or data set its own, of data that grew the new blocks."""
 
 import json
 import re

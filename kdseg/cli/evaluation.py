@@ -12,6 +12,7 @@ from cyclopts.validators import Number
 
 from kdseg.cli.generated import add
 from kdseg.config.questions import DiffTask, EvaluateTask, RunlengthTask, SameTask
+from kdseg.errors import UnreadableError
 
 JsonFile = Annotated[Path | None, Parameter(name="--json", help="Write all that is known of the result.")]
 
@@ -113,6 +114,8 @@ def _diff(task: DiffTask, *, json_path: JsonFile = None) -> None:
             print(f"{name}: only in {which}")
     if json_path is not None:
         write_json(json_path, answer)
+    if unreadable := [one["name"] for one in answer["results"] if one["state"] == "unreadable"]:
+        raise UnreadableError(f"{len(unreadable)} results could not be read, the reasons are above: {unreadable}")
     if not answer["same"]:
         sys.exit(1)
 

@@ -16,13 +16,14 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, cast
 
 import numcodecs
 import numpy as np
 import zarr
-from zarr.abc.codec import BytesBytesCodec, Codec
+from zarr.abc.codec import ArrayArrayCodec, BytesBytesCodec, Codec
+from zarr.codecs import ShardingCodec
 from zarr.codecs._v2 import V2Codec
 from zarr.core.array_spec import ArraySpec
 from zarr.core.buffer import Buffer, NDBuffer
@@ -35,6 +36,12 @@ MOST = 2**31
 """Bytes of one chunk, and of the index of a shard: blosc has no larger ones."""
 _SUM = 4
 """Bytes that a checksum adds to a chunk."""
+_HEAD = 600
+"""Bytes that a codec adds, beside an eighth, to what it cannot make smaller: bzip2 adds most."""
+_ENTRY = 16
+"""Bytes of an inner chunk in the index of its shard."""
+_WIDER = 8
+"""Bytes that filters of zarr v2 make of one at most: of uint8, float64."""
 _BATCH = 16
 """Chunks that a thread is given at a time; all of them are in memory at once."""
 _MARK = 0xA5
@@ -72,7 +79,12 @@ def _zstd(data: Any, most: int, _: Settings) -> Any:
     """Return what a chunk unpacks to; numcodecs refuses what is larger than the buffer, not what is smaller."""
     codec, out = numcodecs.Zstd(), np.empty(most, np.uint8)
     out[-1:] = _MARK
-    codec.decode(data, out)
+    try:
+        codec.decode(data, out)
+    except RuntimeError:  # it is damaged; or does not say its size, of which numcodecs takes what fills the buffer only
+        import pyarrow
+
+        return _of_stream(data, most, {}, lambda file: pyarrow.input_stream(file, compression="zstd"))
     return codec.decode(data) if out[-1:] == _MARK else out
 
 
@@ -121,12 +133,12 @@ class _Unpacking:
 
 @dataclass(frozen=True)
 class _Bounded(BytesBytesCodec):
-    """A codec of zarr v3 that unpacks no more than a chunk, and ``sums`` bytes."""
+    """A codec of zarr v3 that unpacks no more than what those ``before`` it make of a chunk."""
 
     codec: BytesBytesCodec
     name: str
     settings: Settings
-    sums: int
+    before: tuple[Codec, ...]
     is_fixed_size = False
 
     def compute_encoded_size(self, input_byte_length: int, chunk_spec: ArraySpec) -> int:
@@ -136,7 +148,7 @@ class _Bounded(BytesBytesCodec):
         return self.codec.evolve_from_array_spec(array_spec)
 
     async def _decode_single(self, chunk_data: Buffer, chunk_spec: ArraySpec) -> Buffer:
-        unpacking = _Unpacking(self.name, self.settings, _bytes(chunk_spec) + self.sums)
+        unpacking = _Unpacking(self.name, self.settings, _most(self.before, chunk_spec))
         found = await asyncio.to_thread(unpacking.decode, chunk_data.as_numpy_array())
         return chunk_spec.prototype.buffer.from_bytes(found)
 
@@ -145,12 +157,12 @@ class _Bounded(BytesBytesCodec):
 
 
 class _BoundedV2(V2Codec):
-    """The codecs of zarr v2, of which the compressor unpacks no more than a chunk, twice that if filters follow."""
+    """The codecs of zarr v2, of which the compressor unpacks no more than a chunk, 8 times that if filters follow."""
 
     async def _decode_single(self, chunk_bytes: Buffer, chunk_spec: ArraySpec) -> NDBuffer:
         compressor: Any = self.compressor
         if compressor is not None and compressor.codec_id in _UNPACK:
-            most = _bytes(chunk_spec) * (2 if self.filters else 1)
+            most = _bytes(chunk_spec) * (_WIDER if self.filters else 1)
             compressor = _Unpacking(compressor.codec_id, compressor.get_config(), most)
         return await V2Codec(self.filters, compressor)._decode_single(chunk_bytes, chunk_spec)
 
@@ -165,18 +177,40 @@ class BoundedPipeline(BatchedCodecPipeline):
 
 
 def _bounded(codecs: Iterable[Codec]) -> Iterator[Codec]:
-    sums = 0
+    before = list[Codec]()
     for codec in codecs:
         if isinstance(codec, V2Codec):
             yield _BoundedV2(codec.filters, codec.compressor)
             continue
-        said = cast("dict[str, Any]", codec.to_dict())
-        name = str(said["name"]).removeprefix("numcodecs.")
-        sums += _SUM * (name in _SUMS)
+        name, settings = _said(codec)
         if isinstance(codec, BytesBytesCodec) and name in _UNPACK:
-            yield _Bounded(codec, name, said.get("configuration", {}), sums)
+            yield _Bounded(codec, name, settings, tuple(before))
         else:
             yield codec
+        if not isinstance(codec, ArrayArrayCodec):  # zarr gives the chunk's shape and type behind those
+            before.append(codec)
+
+
+def _said(codec: Codec) -> tuple[str, Settings]:
+    said = cast("dict[str, Any]", codec.to_dict())
+    return str(said["name"]).removeprefix("numcodecs."), said.get("configuration", {})
+
+
+def _most(codecs: Iterable[Codec], spec: ArraySpec) -> int:
+    """Return the bytes that codecs make of a chunk at most."""
+    size = _bytes(spec)
+    for codec in codecs:
+        if isinstance(codec, ArrayArrayCodec):
+            spec = codec.resolve_metadata(spec)
+            size = _bytes(spec)
+        elif isinstance(codec, ShardingCodec):
+            chunks = math.prod(n // m for n, m in zip(spec.shape, codec.chunk_shape, strict=True))
+            size = chunks * (_ENTRY + _most(codec.codecs, replace(spec, shape=codec.chunk_shape))) + _SUM
+        elif _said(codec)[0] in _SUMS:
+            size += _SUM
+        elif isinstance(codec, BytesBytesCodec):
+            size += size // 8 + _HEAD
+    return size
 
 
 def _bytes(spec: ArraySpec) -> int:
@@ -195,7 +229,9 @@ def expect_small_chunks(where: str, sizes: Mapping[str, int]) -> None:
     """
     for name, size in sizes.items():
         if size > MOST:
-            raise UnreadableError(f"{where} says that {name} has {size} bytes, more than {MOST}: copy it with smaller")
+            raise UnreadableError(
+                f"{where} says that {name} has {size} bytes, more than {MOST}: copy it with smaller chunks"
+            )
 
 
 def decode_in_one_thread() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from h5py import h5z
 from numpy.typing import NDArray
 
-from kdseg.errors import UnreadableError
+from kdseg.errors import KdsegError, UnreadableError
 from kdseg.geometry import Slices, Triple
 from kdseg.volumes.decoding import expect_small_chunks
 
@@ -28,6 +28,8 @@ _SAFE = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 """Filters whose result is as large as what they are given."""
 _DEFLATED = 1032
 """Bytes that gzip makes of one at most."""
+_ADDED = 21
+"""Bytes that a filter before gzip adds to a chunk at most: scale-offset; a checksum adds 4."""
 _SPARE = 2**28
 """Bytes that a chunk may take in excess: those that cannot take more are not unpacked twice."""
 _CHAIN = 100
@@ -54,6 +56,8 @@ class Hdf5Array:
             with h5py.File(self.path, "r") as file:
                 expect_small_chunks_in(file[self.dataset], key)
                 return np.asarray(file[self.dataset][key])
+        except KdsegError:
+            raise
         except (OSError, KeyError, RuntimeError, zlib.error) as error:
             raise UnreadableError(f"cannot read {self.path}:{self.dataset}: {error}; the file is damaged") from error
 
@@ -84,13 +88,16 @@ def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:
     packed = [number for number in numbers if number not in _SAFE]
     if packed[-1:] != [h5z.FILTER_DEFLATE]:
         return
+    place = numbers.index(h5z.FILTER_DEFLATE)
+    most += place * _ADDED
     for chunk in node.iter_chunks(key):
         first = tuple(s.start // n * n for s, n in zip(chunk, node.chunks, strict=True))
         info = node.id.get_chunk_info_by_coord(first)
         if info.byte_offset is None or info.size * _DEFLATED <= most + _SPARE:
             continue
         skipped, data = node.id.read_direct_chunk(first)
-        if not skipped and len(zlib.decompressobj().decompress(data, most + 1)) > most:
+        deflated = not skipped >> place & 1
+        if deflated and len(zlib.decompressobj().decompress(data, most + 1)) > most:
             raise UnreadableError(
                 f"{where} has a chunk at {first} that unpacks to more than {most} bytes: it is damaged"
             )

@@ -156,6 +156,8 @@ class ChannelSource:
                 key = (slice(0, self.channels), *roi.slices())
                 expect_small_chunks_in(file[hdf5["dataset"]], key)
                 return np.asarray(file[hdf5["dataset"]][key])
+        except KdsegError:
+            raise
         except (OSError, KeyError, RuntimeError, zlib.error) as error:
             raise UnreadableError(f"cannot read {self.address}: {error}; the file is damaged") from error
 

@@ -438,11 +438,11 @@ def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
 
 
 def _checked(volume: Volume, path: str | Path) -> Volume:
+    if volume.array.ndim not in (3, 4):
+        raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
     chunk, voxel = volume.array.chunks, volume.dtype.itemsize
     per_shard = prod(grid_shape(volume.write_unit, triple(chunk[-3:]))) if volume.array.shards else 0
     expect_small_chunks(str(path), {"a chunk": prod(chunk) * voxel, "the index of a shard": 16 * per_shard})
-    if volume.array.ndim not in (3, 4):
-        raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
     if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):
         raise VoxelSizeError(f"{path} has the voxel size {volume.voxel_size} nm, expected three positive numbers")
     return volume

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import tracemalloc
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from toy_volumes import cells, write_volume
 from kdseg.config.questions import DiffTask
 from kdseg.evaluation.difference.objects import agreement
 from kdseg.evaluation.difference.stage import run
+from kdseg.evaluation.difference.volumes import Values, joined
 from kdseg.evaluation.metrics.contingency import block_located
-from kdseg.geometry import Triple
+from kdseg.geometry import Roi, Triple
 from kdseg.results.claims import claim
 
 Ids = NDArray[np.uint64]
@@ -240,6 +243,56 @@ def test_what_cannot_be_compared_stops_nothing(tmp_path: Path) -> None:
     assert "they do not overlap" in done.stdout
     assert "has 2 channels" in done.stdout
     assert "near: identical" in done.stdout
+
+
+@pytest.mark.parametrize("damaged", ["chunk", "metadata", "manifest", "table"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64])
+def test_what_is_damaged_stops_nothing(tmp_path: Path, damaged: str, dtype: type) -> None:
+    for run_, value in (("a", 1), ("b", 2)):
+        (tmp_path / run_).mkdir()
+        for name in ("bad", "good"):
+            store(tmp_path / run_ / f"{name}.json", np.full((4, 4, 4), value, dtype))
+        store(tmp_path / run_ / "changed.json", np.full((4, 4, 4), value - 1, np.uint64))
+        with claim(tmp_path / run_ / "rows.json", "edges", {}, {}, tables=True) as held:
+            held.tables.mkdir()
+            (held.tables / "0_0_0.npz").write_bytes(b"1")
+    image = tmp_path / "b" / "bad.zarr"
+    if damaged == "chunk":
+        for chunk in image.glob("*/c/0/0/0"):
+            chunk.write_bytes(b"damaged" * 100)
+    elif damaged == "metadata":
+        (image / "zarr.json").write_text("{")
+    elif damaged == "manifest":
+        (tmp_path / "b" / "bad.json").write_text("{")
+    else:
+        (tmp_path / "b" / "rows.tables" / "0_0_0.npz").unlink()
+        (tmp_path / "b" / "rows.tables" / "0_0_0.npz").mkdir()
+    done = kdseg(tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c.csv", "--json", tmp_path / "found.json")
+    assert done.exit_code == 2, done.output
+    name = "rows" if damaged == "table" else "bad"
+    assert done.stderr.endswith(f"1 results could not be read, the reasons are above: ['{name}']\n")
+    found = {one["name"]: one for one in json.loads((tmp_path / "found.json").read_text())["results"]}
+    states = {name: one["state"] for name, one in found.items()}
+    compared = "different" if dtype == np.uint8 else "renamed"
+    expected = {"good": compared, "bad": compared, "changed": "different", "rows": "identical"}
+    assert states == expected | {name: "unreadable"}
+    why = found[name]["why"]
+    assert f"{name}: unreadable, {why}" in done.stdout.splitlines()
+    assert str(tmp_path / "b" / name) in why
+    assert [row.split(",")[0] for row in (tmp_path / "c.csv").read_text().splitlines()] == ["result", "changed"]
+
+
+def test_memory_for_values_does_not_grow_with_blocks() -> None:
+    def parts() -> Iterator[dict[str, Any]]:
+        for k in range(20_000):
+            box = {"begin": np.array([k, 5, 7]), "end": np.array([k + 1, 6, 9])}
+            yield {"differing": np.array([k % 2]), **box, "largest": np.array([float(k % 2 * k)])}
+
+    tracemalloc.start()
+    found = joined(parts())
+    assert tracemalloc.get_traced_memory()[1] < 10_000
+    tracemalloc.stop()
+    assert found == Values(10_000, Roi((1, 5, 7), (19_999, 1, 2)), 19_999.0)
 
 
 def test_no_cell_is_a_formula(tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ import pytest
 import tifffile
 import zarr
 from toy_volumes import write_zarr
-from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, ZstdCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ShardingCodec, ZstdCodec
 
-from kdseg.errors import KdsegError, UnreadableError
+from kdseg.errors import KdsegError, ShapeError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes.hdf5 import ANYWHERE
@@ -339,6 +339,61 @@ def test_zstd_of_unknown_size(tmp_path: Path) -> None:
             refused(source, "cannot read .*x.zarr")
 
 
+NOISE = np.random.default_rng(1).integers(0, 256, (8, 8, 8), np.uint8)
+
+
+@pytest.mark.parametrize("name", V2_CODECS)
+@pytest.mark.parametrize(
+    "filters", [[numcodecs.Delta("u1", "i4")], [numcodecs.AsType("f8", "u1")], [numcodecs.CRC32()]]
+)
+def test_filters_of_zarr_2_that_make_more_of_a_chunk(tmp_path: Path, name: str, filters: list) -> None:
+    for array in (NOISE, NOISE[:1, :1, :1]):
+        path = tmp_path / f"{array.size}.zarr"
+        codec = V2_CODECS[name]
+        zarr.create_array(path, data=array, chunks=array.shape, compressors=codec, filters=filters, zarr_format=2)
+        source = open_source(str(path))
+        assert (source.read(source.roi) == array).all()
+
+
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed` codec disables partial reads")
+@pytest.mark.parametrize("outer", [ZstdCodec(), GzipCodec(), BloscCodec()])
+@pytest.mark.parametrize("inner", [[], [ZstdCodec(), Crc32cCodec()]])
+@pytest.mark.parametrize("chunk", [(1, 1, 1), (2, 4, 8)])
+def test_shards_of_zarr_3_with_a_codec_around_them(
+    tmp_path: Path, outer: zarr.abc.codec.Codec, inner: list, chunk: tuple[int, int, int]
+) -> None:
+    sharding = ShardingCodec(chunk_shape=chunk, codecs=[BytesCodec(), *inner])
+    array = zarr.create_array(
+        tmp_path / "x.zarr", shape=NOISE.shape, dtype="u1", chunks=NOISE.shape, serializer=sharding, compressors=outer
+    )
+    array[:] = NOISE
+    source = open_source(str(tmp_path / "x.zarr"))
+    assert (source.read(source.roi) == NOISE).all()
+    packed = outer.to_dict()["name"]
+    (tmp_path / "x.zarr" / "c" / "0" / "0" / "0").write_bytes(V2_CODECS[packed].encode(np.zeros(MUCH, np.uint8)))
+    refused(source, "unpacks to more than|destination buffer too small")
+
+
+def test_a_codec_of_zarr_3_after_another_one(tmp_path: Path) -> None:
+    codecs = [GzipCodec(), ZstdCodec()]
+    zarr.create_array(tmp_path / "x.zarr", data=NOISE, chunks=NOISE.shape, compressors=codecs)
+    source = open_source(str(tmp_path / "x.zarr"))
+    assert (source.read(source.roi) == NOISE).all()
+
+
+def test_zstd_of_unknown_size_with_filters(tmp_path: Path) -> None:
+    codecs = {"compressors": numcodecs.Zstd(), "filters": [numcodecs.Delta("u1")]}
+    zarr.create_array(tmp_path / "x.zarr", data=DATA, chunks=DATA.shape, zarr_format=2, **codecs)
+    source = open_source(str(tmp_path / "x.zarr"))
+    chunk = tmp_path / "x.zarr" / "0.0.0"
+    chunk.write_bytes(zstd_of_unknown_size(DATA.size))
+    assert not source.read(source.roi).any()
+    chunk.write_bytes(zstd_of_unknown_size(MUCH))
+    refused(source, "unpacks to more than")
+    chunk.write_bytes(zstd_of_unknown_size(DATA.size)[:-2])
+    refused(source, "cannot read .*x.zarr")
+
+
 @pytest.mark.parametrize("place", ["compressor", "filters"])
 def test_codecs_that_run_code_are_refused(tmp_path: Path, place: str) -> None:
     zarr.create_array(tmp_path / "x.zarr", data=DATA, compressors=numcodecs.Zlib(), zarr_format=2)
@@ -366,7 +421,15 @@ def test_chunks_that_nobody_has_the_memory_for_are_refused(tmp_path: Path, shard
         chunks=(1, 1, 1) if sharded else (10**4,) * 3,
         shards=(2**10,) * 3 if sharded else None,
     )
-    with pytest.raises(UnreadableError, match="the index of a shard has" if sharded else "a chunk has 1000000000000"):
+    said = "the index of a shard has" if sharded else "a chunk has 1000000000000"
+    with pytest.raises(UnreadableError, match=f"{said}.*: copy it with smaller chunks$"):
+        open_source(str(tmp_path / "x.zarr"))
+
+
+@pytest.mark.parametrize("shards", [None, (4, 6)])
+def test_sections_of_zarr_are_refused_in_a_line(tmp_path: Path, shards: tuple[int, int] | None) -> None:
+    zarr.create_array(tmp_path / "x.zarr", data=DATA[:, 0, :6], chunks=(2, 3), shards=shards)
+    with pytest.raises(ShapeError, match=r"has the shape \(4, 6\), expected \(z, y, x\)"):
         open_source(str(tmp_path / "x.zarr"))
 
 
@@ -389,22 +452,52 @@ def test_a_chunk_of_hdf5_that_unpacks_to_more_than_its_voxels(tmp_path: Path, ch
     if not channels:
         assert (open_it(f"{tmp_path}/x.h5:/sums").read(first) == DATA[:2]).all()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(UnreadableError, match=r"sums has a chunk at .* that unpacks to more than 96 bytes"):
+    with pytest.raises(
+        UnreadableError, match=r"sums has a chunk at .* that unpacks to more than 96 bytes: it is damaged$"
+    ):
         open_it(f"{tmp_path}/x.h5:/sums").read(roi)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 4 / 1024
     assert (open_it(f"{tmp_path}/x.h5:/more").read(roi) == data).all()
 
 
-def test_chunks_of_hdf5_that_are_packed_twice(tmp_path: Path) -> None:
+def with_filters(path: Path, array: np.ndarray, chunk: tuple[int, int, int], *filters: str) -> Source:
+    """Write HDF5 whose filters are in the order given."""
     made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    made.set_chunk((2, 6, 8))
-    made.set_deflate(1)
-    made.set_deflate(1)
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        space = h5py.h5s.create_simple(DATA.shape)
+    made.set_chunk(chunk)
+    for name in filters:
+        getattr(made, f"set_{name}")(*((1,) if name == "deflate" else (h5py.h5z.SO_INT, 0) * (name == "scaleoffset")))
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple(array.shape)
         h5py.h5d.create(file.id, b"raw", h5py.h5t.NATIVE_UINT8, space, made)
-    source = open_source(f"{tmp_path}/x.h5:/raw")
-    with pytest.raises(UnreadableError, match="packed more than once: repack it"):
+        file["raw"][...] = array
+    return open_source(f"{path}:/raw")
+
+
+@pytest.mark.parametrize("filters", [("shuffle", "deflate"), ("deflate", "fletcher32")])
+def test_a_chunk_of_hdf5_some_filters_of_which_were_skipped(tmp_path: Path, filters: tuple[str, str]) -> None:
+    source = with_filters(tmp_path / "x.h5", DATA, (2, 6, 8), *filters)
+    place = filters.index("deflate")
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["raw"].id.write_direct_chunk((0, 0, 0), DATA[2:].tobytes(), filter_mask=0b11)
+        file["raw"].id.write_direct_chunk((2, 0, 0), zlib.compress(bytes(8 * MUCH)), filter_mask=0b11 & ~(1 << place))
+    assert (source.read(Roi((0, 0, 0), (2, 6, 8))) == DATA[2:]).all()
+    with pytest.raises(UnreadableError, match=r"unpacks to more than .* bytes: it is damaged$"):
+        source.read(Roi((2, 0, 0), (2, 6, 8)))
+
+
+@pytest.mark.parametrize("first", ["fletcher32", "scaleoffset"])
+def test_filters_of_hdf5_that_make_more_of_a_chunk(tmp_path: Path, first: str) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (2, 512, 1024), np.uint8)  # more of it than is not looked at
+    source = with_filters(tmp_path / "x.h5", noise, (1, 512, 1024), first, "deflate")
+    assert (source.read(source.roi) == noise).all()
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        file["raw"].id.write_direct_chunk((0, 0, 0), noise[1].tobytes(), filter_mask=0b11)
+    assert (source.read(source.roi) == noise[1]).all()
+
+
+def test_chunks_of_hdf5_that_are_packed_twice(tmp_path: Path) -> None:
+    source = with_filters(tmp_path / "x.h5", DATA, (2, 6, 8), "deflate", "deflate")
+    with pytest.raises(UnreadableError, match=r"packed more than once: repack it, e\.g\. by h5repack -f GZIP=1$"):
         source.read(source.roi)
 
 

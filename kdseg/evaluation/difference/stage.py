@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kdseg.config.questions import DiffTask
-from kdseg.errors import DataError, MissingError
+from kdseg.errors import DataError, MissingError, StageError, UnreadableError
 from kdseg.evaluation.alignment import Alignment
 from kdseg.evaluation.difference.objects import Changes
 from kdseg.evaluation.difference.volumes import aligned, compare_segments, compare_values
@@ -30,9 +30,13 @@ COLUMNS = (
 )
 """Columns of the table of changes: see `Changes`; the place is the first voxel that old and new object share."""
 _MEASURED = frozenset({"seconds", "peak_mb", "mvox_per_s", "workers", "device"})
-"""What a stage notes of how it ran, not of what it found."""
+"""Names of what a stage notes of how it ran, not of what it found."""
 _ROWS = 1 << 14
 """Rows of the table that are made at once."""
+_Pair = tuple[Manifest, Manifest]
+"""A result, old and new."""
+_Changed = tuple[Changes, Alignment]
+"""Objects that changed, and where they lie."""
 
 
 def run(task: DiffTask) -> dict[str, Any]:
@@ -41,8 +45,9 @@ def run(task: DiffTask) -> dict[str, Any]:
     Returns:
         JSON values: ``same``, whether all results are in both and differ in nothing but the names of objects;
         ``only_old`` and ``only_new``, names; and ``results``, one entry each: ``name``, ``stage``, ``made_of``, what
-        differs in options, inputs, weights and version; ``state``: identical, renamed, different, not comparable; and
-        what `_volumes` says, of results that are numbers alone what differs of these, ``stats``.
+        differs in options, inputs, weights and version; ``state``: identical, renamed, different, not comparable,
+        unreadable, with ``why`` of the last two; and what `_volumes` says, of results that are numbers alone what
+        differs of these, ``stats``. Of a result whose manifest is damaged there is no ``stage``.
 
     Raises:
         MissingError: if nothing was made in one of the two.
@@ -51,23 +56,37 @@ def run(task: DiffTask) -> dict[str, Any]:
     pairs, only_old, only_new = _pairs(task.old, task.new)
     found = list[dict[str, Any]]()
     with _table(task.out) as table:
-        for name, old, new in pairs:
-            one = {"name": name, "stage": new.stage, "made_of": list(_made_of(old, new))}
-            found.append(one | _compared(task, name, (old, new), table))
+        for name, pair in pairs:
+            if isinstance(pair, UnreadableError):
+                found.append({"name": name, "stage": None, "made_of": [], "state": "unreadable", "why": str(pair)})
+                continue
+            one = {"name": name, "stage": pair[1].stage, "made_of": list(_made_of(*pair))}
+            state, changed = _compared(task, pair)
+            found.append(one | state)
+            if changed is not None:
+                _write(table, name, *changed)
     same = all(one["state"] in ("identical", "renamed") for one in found) and not (only_old or only_new)
     return {"same": same, "only_old": only_old, "only_new": only_new, "results": found}
 
 
-def _pairs(old: Path, new: Path) -> tuple[list[tuple[str, Manifest, Manifest]], list[str], list[str]]:
-    """Return the results that are in both, in the order in which they were made, and the names of the others."""
+def _pairs(old: Path, new: Path) -> tuple[list[tuple[str, _Pair | UnreadableError]], list[str], list[str]]:
+    """Return the results that are in both, in the order in which they were made, and the names of the others.
+
+    Those of which a manifest is damaged come last.
+    """
     if old.suffix == ".json" and new.suffix == ".json":
-        return [(new.stem, read(old), read(new))], [], []
+        return [(new.stem, (read(old), read(new)))], [], []
     if ".json" in (old.suffix, new.suffix):
         raise DataError(f"got {old} and {new}, expected two manifests or two folders of results")
     known = [{str(one.relative_to(run).with_suffix("")): one for one in finished(run)} for run in (old, new)]
-    both = [(name, read(one), read(known[1][name])) for name, one in known[0].items() if name in known[1]]
-    both.sort(key=lambda pair: (pair[1].finished, pair[0]))
-    return both, sorted(known[0].keys() - known[1].keys()), sorted(known[1].keys() - known[0].keys())
+    both, damaged = list[tuple[str, _Pair]](), list[tuple[str, UnreadableError]]()
+    for name in sorted(known[0].keys() & known[1].keys()):
+        try:
+            both.append((name, (read(known[0][name]), read(known[1][name]))))
+        except UnreadableError as error:
+            damaged.append((name, error))
+    both.sort(key=lambda one: one[1][0].finished)
+    return [*both, *damaged], sorted(known[0].keys() - known[1].keys()), sorted(known[1].keys() - known[0].keys())
 
 
 def _made_of(old: Manifest, new: Manifest) -> Iterator[str]:
@@ -81,21 +100,21 @@ def _made_of(old: Manifest, new: Manifest) -> Iterator[str]:
         yield f"kdseg was {old.version}, is {new.version}"
 
 
-def _compared(
-    task: DiffTask, name: str, pair: tuple[Manifest, Manifest], table: csv.DictWriter[str] | None
-) -> dict[str, Any]:
+def _compared(task: DiffTask, pair: _Pair) -> tuple[dict[str, Any], _Changed | None]:
     """Return the state of one result, and how its two versions differ."""
     stores = [one.store for one in pair]
     if all(store is None for store in stores):
         before, now = ({key: one.stats[key] for key in one.stats.keys() - _MEASURED} for one in pair)
         found = list(differences(before, now, "stats."))
-        return {"state": "different" if found else "identical", "stats": found}
+        return {"state": "different" if found else "identical", "stats": found}, None
     try:
         if all(store is not None and store.suffix == ".zarr" for store in stores):
-            return _volumes(task, name, pair, table)
-        return {"state": "identical" if _same_files(*pair) else "different"}
+            return _volumes(task, pair)
+        return {"state": "identical" if _same_files(*pair) else "different"}, None
     except (DataError, MissingError) as error:
-        return {"state": "not comparable", "why": str(error)}
+        return {"state": "not comparable", "why": str(error)}, None
+    except (OSError, StageError) as error:  # of the files of a table, or of voxels, in a block
+        return {"state": "unreadable", "why": str(error)}, None
 
 
 def _same_files(old: Manifest, new: Manifest) -> bool:
@@ -109,16 +128,14 @@ def _same_files(old: Manifest, new: Manifest) -> bool:
     return names[0] == names[1] and all((one / name).read_bytes() == (other / name).read_bytes() for name in names[0])
 
 
-def _volumes(
-    task: DiffTask, name: str, pair: tuple[Manifest, Manifest], table: csv.DictWriter[str] | None
-) -> dict[str, Any]:
+def _volumes(task: DiffTask, pair: _Pair) -> tuple[dict[str, Any], _Changed | None]:
     """Compare two volumes.
 
     Returns:
         JSON values: ``state``; ``region``, ``[begin, end]`` of what was compared, in voxels from the old volume's first
         one; ``voxels`` in it, ``beyond``, the voxels of each volume outside of it; ``differing`` voxels. Of
         segmentations also ``objects``, ``voi_split``, ``voi_merge``, ``arand`` and the largest ``changes``; of other
-        volumes ``box`` and ``largest``.
+        volumes ``box`` and ``largest``. And of segmentations all changes, for the table.
     """
     volumes = [open_volume(one.result) for one in pair]
     if volumes[0].channels != volumes[1].channels:
@@ -129,18 +146,18 @@ def _volumes(
     with TemporaryDirectory(prefix="kdseg-") as folder:
         if all(one.dtype == np.uint64 for one in volumes):
             compared = compare_segments(found, task.block, Path(folder), place)
-            _write(table, name, compared.changes, found)
             numbers = compared.numbers._asdict()
             same, differing = numbers.pop("same"), numbers.pop("differing")
             state = "different" if not same or any(beyond) else "renamed" if differing else "identical"
             largest = Changes(*(column[: task.changes] for column in compared.changes))
             errors = {"voi_split": compared.voi_split, "voi_merge": compared.voi_merge, "arand": compared.arand}
             listed = list(_rows(largest, found))
-            return {"state": state, **region, "differing": differing, "objects": numbers, **errors, "changes": listed}
+            said = {"state": state, **region, "differing": differing, "objects": numbers, **errors, "changes": listed}
+            return said, (compared.changes, found)
         values = compare_values(found, task.block, Path(folder), place)
     state = "different" if values.differing or any(beyond) else "identical"
     box = None if values.box is None else _bounds(values.box)
-    return {"state": state, **region, "differing": values.differing, "box": box, "largest": values.largest}
+    return {"state": state, **region, "differing": values.differing, "box": box, "largest": values.largest}, None
 
 
 def _bounds(roi: Roi) -> list[list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from kdseg.evaluation.alignment import Alignment, Placed, align
 from kdseg.evaluation.counting import Count, count_blocks, read_count
 from kdseg.evaluation.difference.objects import Agreement, Changes, agreement
 from kdseg.evaluation.metrics.scores import scores
-from kdseg.geometry import Block, Roi, Slices, Triple, block_name, blocks
+from kdseg.geometry import Block, Roi, Slices, Triple, block_name, blocks, triple
 from kdseg.results.manifests import Manifest
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.runner import Place, run_blocks
@@ -98,15 +99,25 @@ def compare_values(found: Alignment, block: Triple, folder: Path, place: Place) 
     old, new = found.placed
     function = partial(_differences, old, new, folder)
     run_blocks("values", found.common, block, function, place, folder)
-    parts = [read_table(folder / block_name(one.index)) for one in blocks(found.common, block)]
-    differing, largest = (np.concatenate([part[name] for part in parts]) for name in ("differing", "largest"))
-    if not differing.any():
+    return joined(read_table(folder / block_name(one.index)) for one in blocks(found.common, block))
+
+
+def joined(parts: Iterable[Mapping[str, NDArray[Any]]]) -> Values:
+    """Return the comparison of a volume from those of its blocks, of which one is in memory at a time.
+
+    Args:
+        parts: ``differing`` (1,), voxels; ``begin`` and ``end`` (3,), of their box; ``largest`` (1,), difference.
+    """
+    differing, largest = 0, 0.0
+    begin, end = np.full(3, np.iinfo(np.int64).max), np.full(3, np.iinfo(np.int64).min)
+    for part in parts:
+        if part["differing"][0]:
+            differing += int(part["differing"][0])
+            largest = float(np.maximum(largest, part["largest"][0]))  # stays what is not a number
+            begin, end = np.minimum(begin, part["begin"]), np.maximum(end, part["end"])
+    if not differing:
         return Values(0, None, 0.0)
-    where = [part for part in parts if part["differing"][0]]
-    begin = np.min([part["begin"] for part in where], axis=0).tolist()
-    end = np.max([part["end"] for part in where], axis=0).tolist()
-    box = Roi((begin[0], begin[1], begin[2]), (end[0] - begin[0], end[1] - begin[1], end[2] - begin[2]))
-    return Values(int(differing.sum()), box, float(np.max(largest)))
+    return Values(differing, Roi(triple(begin.tolist()), triple((end - begin).tolist())), largest)
 
 
 def _differences(old: Placed, new: Placed, folder: Path, block: Block) -> None:

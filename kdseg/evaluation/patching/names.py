@@ -49,7 +49,7 @@ class Names(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the new segmentation says of objects outside of the region, which keep their ids all the same.
+    """Change that the new segmentation makes to objects outside of the region, which keep their ids all the same.
 
     Attributes:
         merge: whether one new object is two old ones; else one old object is two new ones.

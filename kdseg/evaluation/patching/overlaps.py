@@ -45,7 +45,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class _Continues:
-    """Whether no other old object lies before a face than behind it: 1 or 0 for each voxel before it.
+    """Voxels before a face: 1 where no other old object lies there than behind it, else 0.
 
     Attributes:
         old: the old segmentation.
