@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kdseg.config import load
 from kdseg.config.questions import PlanTask
+from kdseg.errors import ConfigError
 from kdseg.planning.estimate import Prices
 from kdseg.planning.extents import read_extents, resized
 from kdseg.planning.jobs import jobs
@@ -22,20 +23,23 @@ def plan(task: PlanTask, *, as_json: bool) -> None:
     if task.workers is not None:
         config = config.model_copy(update={"workers": task.workers})
     extents = read_extents(config)
+    planned = extents
+    if task.shape is not None:  # before anything is timed: the name of the volume may be wrong
+        planned = resized(extents, task.volume or config.evaluate.volumes[0], task.shape)
+    elif task.volume is not None:
+        raise ConfigError(f"--volume {task.volume} is the one that gets another --shape: give that, too")
     gpus = config.gpus if _on_gpu(config.device) else 0
     if task.timings is None:
         from kdseg.planning.measure import measure
 
         timings = measure(config, extents, jobs(config, extents, gpus), cores)
     else:
-        timings = read_timings(task.timings)
+        timings = read_timings(task.timings, config)
     if task.save is not None:
         write_timings(task.save, timings)
-    if task.shape is not None:
-        extents = resized(extents, task.volume or config.evaluate.volumes[0], task.shape)
     prices = Prices(task.cpu_price, task.gpu_price, task.storage_price)
     results = None if task.shape is not None else Path(config.results)
-    found = make_plan(jobs(config, extents, gpus), timings, results, cores, prices)
+    found = make_plan(jobs(config, planned, gpus), timings, results, cores, prices)
     if as_json:
         print(json.dumps({**found.as_json(), "timed": timings.model_dump(mode="json")}, indent=2))
     else:

@@ -22,7 +22,7 @@ from kdseg.planning.jobs import TRAIN_CORES, Job
 from kdseg.planning.networks import time_network, time_pretrained, time_training
 from kdseg.planning.samples import Samples, sample_shapes
 from kdseg.planning.sizes import halo_voxels
-from kdseg.planning.timings import Timing, Timings, of_two
+from kdseg.planning.timings import Timing, Timings, of_two, timed_options
 from kdseg.results.manifests import read
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def measure(config: Config, extents: Mapping[str, Extents], jobs: Sequence[Job],
     missing = {name: why for name, why in missing.items() if name not in found}
     missing.update({name: "it cannot be timed on a sample" for name in wanted if name not in {**found, **missing}})
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    return Timings(machine=machine, sample=shapes[1], timings=found, missing=missing)
+    return Timings(machine=machine, options=timed_options(config), sample=shapes[1], timings=found, missing=missing)
 
 
 def _conversion(samples: Samples, one: Conversion) -> dict[str, Timing]:

@@ -113,14 +113,13 @@ def _total(plan: Plan, against: bool) -> tuple[str, ...]:
     row += (_figure(summed["bytes"], GB), f"{summed['mb']:.0f}", _figure(cost))
     if not against:
         return row
-    # of finished jobs alone, on both sides
+    # of finished jobs alone, on both sides; hours by the clock do not add up where jobs run side by side
     pairs = [(one, plan.actuals[one.job.manifest]) for one in plan.estimates if one.job.manifest in plan.actuals]
-    wall = _sums([(found.seconds, one.seconds) for one, found in pairs])
     cpu = _sums([(found.cpu_s, one.cpu_s) for one, found in pairs])
     size = _sums([(float(found.size), one.size) for one, found in pairs])
     return (
         *row,
-        *(_hours(wall[0]), _share(*wall)),
+        *("-", "-"),
         *(_hours(cpu[0]), _share(*cpu)),
         *(_figure(size[0], GB), _share(*size)),
         _figure(max((found.mb or 0 for _, found in pairs), default=None)),

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
+from kdseg.config import Config
 from kdseg.config.base import Section
-from kdseg.errors import MissingError, UnreadableError
+from kdseg.errors import ConfigError, MissingError, UnreadableError
+from kdseg.results.claims import differences
 from kdseg.results.sealed import read_sealed, write_sealed
 
 FLAT = 4
 """Times the larger sample, up to which the start stands for all that a stage takes whose samples took equally long."""
+
+
+TIMED = {
+    *("models", "pretrained", "offsets", "sections", "device", "storage"),
+    *("predict", "fragments", "edges", "agglomerate", "segment", "evaluate"),
+}
+"""Sections of a configuration that timings depend on."""
 
 
 class Timing(Section):
@@ -42,6 +52,8 @@ class Timings(Section):
 
     machine: str
     """Kind and number of its processors."""
+    options: dict[str, Any]
+    """Options of the configuration that was timed, as `timed_options` returns them."""
     sample: tuple[int, int, int]
     """Voxels of the largest sample, (z, y, x)."""
     timings: dict[str, Timing]
@@ -55,13 +67,30 @@ def write_timings(path: Path, timings: Timings) -> None:
     write_sealed(path, timings.model_dump(mode="json"))
 
 
-def read_timings(path: Path) -> Timings:
-    """Return the timings of a file.
+def timed_options(config: Config) -> dict[str, Any]:
+    """Return the options that timings depend on, as JSON values: all but volumes, workers, and how long to train."""
+    values = config.model_dump(mode="json", include=TIMED)
+    for model in values["models"].values():
+        for budget in ("steps", "seconds"):
+            model["train"].pop(budget)
+    return values
+
+
+def read_timings(path: Path, config: Config) -> Timings:
+    """Return the timings of a file, which must be those of a configuration.
 
     Raises:
         MissingError: if there is no such file.
         UnreadableError: if it is damaged, or something else.
+        ConfigError: if other options were timed.
     """
+    found = _read(path)
+    if other := next(differences({"options": found.options}, {"options": timed_options(config)}), None):
+        raise ConfigError(f"{path} has timings of another configuration: {other}; leave out --timings to time this one")
+    return found
+
+
+def _read(path: Path) -> Timings:
     hint = "name a file that `kdseg plan --save` wrote"
     try:
         return Timings.model_validate(read_sealed(path))

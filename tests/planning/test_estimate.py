@@ -1,12 +1,15 @@
 """Arithmetic of a plan, against sums by hand."""
 
 import pytest
+import yaml
+from command import invoke
 
-from kdseg.errors import UnreadableError
+from kdseg.config import validate
+from kdseg.errors import ConfigError, UnreadableError
 from kdseg.planning.estimate import Prices, estimate, makespan, total
 from kdseg.planning.jobs import Job
 from kdseg.planning.plan import make_plan, table
-from kdseg.planning.timings import Timing, Timings, of_two, read_timings, write_timings
+from kdseg.planning.timings import Timing, Timings, of_two, read_timings, timed_options, write_timings
 
 TIMINGS = {
     "fast": Timing(start_s=2, start_cpu_s=3, unit_s=0.5, unit_cpu_s=1, voxel_bytes=2, fixed_bytes=7),
@@ -94,18 +97,41 @@ def test_two_samples_tell_start_and_unit():
     assert of_two(small, small).start_s == 7
 
 
-def test_timings_are_kept_and_what_is_damaged_is_refused(tmp_path):
-    timings = Timings(machine="m", sample=(1, 2, 3), timings=TIMINGS, missing={"x": "why"})
-    path = tmp_path / "timings.json"
+def test_timings_are_kept_and_what_is_damaged_is_refused(tmp_path, values):
+    config, path = validate(values), tmp_path / "timings.json"
+    options = timed_options(config)
+    timings = Timings(machine="m", options=options, sample=(1, 2, 3), timings=TIMINGS, missing={"x": "why"})
     write_timings(path, timings)
-    assert read_timings(path) == timings
-    path.write_text(path.read_text().replace("0.5", "0.6"))
+    assert read_timings(path, config) == timings
+    path.write_text(path.read_text().replace('"machine": "m"', '"machine": "n"'))
     with pytest.raises(UnreadableError, match="--save"):
-        read_timings(path)
+        read_timings(path, config)
+
+
+def test_timings_are_those_of_one_configuration(tmp_path, values):
+    path = tmp_path / "timings.json"
+    options = timed_options(validate(values))
+    write_timings(path, Timings(machine="m", options=options, sample=(1, 2, 3), timings=TIMINGS, missing={}))
+    values["models"]["teacher"]["train"]["steps"] = 10**6
+    values |= {"workers": 7, "volumes": {**values["volumes"], "more": {"phantom": {"shape": [64, 64, 64]}}}}
+    read_timings(path, validate(values))
+    values["models"]["teacher"]["network"]["widths"] = [8, 32]
+    with pytest.raises(ConfigError, match=r"teacher\.network\.widths was \[8, 16\], is \[8, 32\]"):
+        read_timings(path, validate(values))
+
+
+def test_a_volume_that_is_not_there_is_refused_before_anything_is_timed(tmp_path, values):
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(values))
+    said = invoke("plan", path, "--volume", "nope", "--shape", "64", "64", "64")
+    assert said.exit_code == 1
+    assert "there is no volume 'nope'" in said.stderr
+    said = invoke("plan", path, "--volume", "tune")
+    assert "give that, too" in said.stderr
 
 
 def test_the_table_says_what_is_not_known():
-    timings = Timings(machine="m", sample=(1, 2, 3), timings=TIMINGS, missing={})
+    timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=TIMINGS, missing={})
     plan = make_plan([a_job(fast=7200), a_job("n.json", unknown=1)], timings, None, 2, Prices(cpu_hour=1))
     rows = [line.split() for line in table(plan).splitlines()]
     assert rows[1][:3] == ["stage", "0.0001", "10"]
