@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 logging.getLogger("distributed").setLevel(logging.WARNING)
 # It warns of workers that it has to kill: those that Ctrl-C meets while they begin. What a lost one means is said here.
 logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
+# Workers tell with a traceback that their scheduler, which Ctrl-C has ended, takes no heartbeat; then they end, too.
+logging.getLogger("distributed.worker").addFilter(
+    lambda record: "with scheduler during heartbeat" not in record.getMessage()
+)
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""
