@@ -21,10 +21,12 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
+from zarr import AsyncArray
 from zarr.abc.codec import BytesBytesCodec
+from zarr.abc.store import ByteRequest, Store
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer
-from zarr.storage import FsspecStore, LocalStore
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
@@ -49,6 +51,13 @@ class _Folder(LocalStore):
     async def delete(self, key: str) -> None:
         self.written[key] = UNWRITTEN, 0
         await super().delete(key)
+
+
+class _Unread(WrapperStore[Store]):
+    """A store of which nothing is read: zarr reads a shard, damaged or not, before it writes all of it."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        return None
 
 
 @dataclass(frozen=True)
@@ -216,14 +225,15 @@ class Volume:
             if o % unit or (e % unit and e != n):
                 raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
         array = self.array
+        place = StorePath(_Unread(array.store), array.path)
+        unread: AsyncArray[Any] = AsyncArray(array.metadata, place, array.config)
+        whole = zarr.Array[Any](unread)
         if not array.compressors:
             # looking for chunks of zeros only would take longer than to write them
-            array = array.with_config({"write_empty_chunks": True})
+            whole = whole.with_config({"write_empty_chunks": True})
         try:
-            for _, file in self.files(roi):
-                file.unlink(missing_ok=True)  # zarr would read it first, damaged or not
             with self._reaching():
-                array[(..., *roi.slices(self.roi))] = data
+                whole[(..., *roi.slices(self.roi))] = data
         except KdsegError:
             raise
         except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,22 @@ def test_compression_is_a_choice(tmp_path: Path, compress: bool) -> None:
     values = json.loads((tmp_path / "v.zarr/0/zarr.json").read_text())
     names = [codec["name"] for codec in values["codecs"][0]["configuration"]["codecs"]]
     assert names == (["bytes", "blosc", "crc32c"] if compress else ["bytes"])
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (10, 16, 16)])
+def test_a_file_is_whole_while_it_is_written_again(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    volume = create_volume(
+        tmp_path / "x.zarr", shape=shape, dtype=np.uint8, chunk=(8, 8, 8), shard=(16, 16, 16), voxel_size=(1, 1, 1)
+    )
+    noise = np.random.default_rng(0).integers(1, 256, shape, dtype=np.uint8)
+    volume.write(volume.roi, noise)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(UnreadableError, match="cannot write"):
+            volume.write(volume.roi, noise + 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (volume.read(volume.roi) == noise).all()
+    volume.write(volume.roi, np.zeros_like(noise))
+    assert not volume.read(volume.roi).any()
