@@ -177,7 +177,7 @@ def test_a_run_counts_what_its_plan_counts(tmp_path):
     for job in planned(config):
         found = actual(tmp_path / config.results, job)
         assert found is not None, job.manifest
-        assert found.blocks in (job.blocks, None), job.manifest
+        assert found.blocks == job.blocks, job.manifest
         assert found.voxels in (job.voxels, None), job.manifest
         assert job.stage == "train" or found.voxels is not None or job.stage == "score", job.manifest
         assert job.size in (found.size, None), job.manifest

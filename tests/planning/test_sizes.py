@@ -41,6 +41,8 @@ def test_sections_that_are_flooded_alone_read_no_halo_along_z():
 )
 def test_a_tree_has_as_many_nodes_as_counted_by_hand(shape, nodes):
     assert sizes.node_count(shape, AgglomerateOptions(chunk=(32, 32, 32)), (16, 16, 16)) == nodes
+    whole = AgglomerateOptions(engine="waterz", chunk=(32, 32, 32))
+    assert sizes.node_count(shape, whole, (16, 16, 16)) == 1
 
 
 @settings(max_examples=10, deadline=None)
