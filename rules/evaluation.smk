@@ -123,7 +123,7 @@ rule tune_model:
         "../envs/kdseg.yaml"
     threads: cores(CPU_CORES)
     resources:
-        **asks(DAY, 32_000),
+        **asks(DAY, estimates.SEARCH_MB),
     params:
         task=lambda wildcards: as_json(
             tasks.TuneSegmentationTask(

@@ -81,7 +81,6 @@ def train_mb(wildcards):
 
 
 HOUR, DAY = 60, estimates.DAY
-TRAIN_CORES = 8
 PREDICT_MB = estimates.stage_mb(RUN, "predict", PREDICT_CORES)
 FRAGMENTS_GPUS, FRAGMENTS_CORES = (
     (PREDICT_GPUS, PREDICT_CORES) if RUN.predict.fused else (0, CPU_CORES)

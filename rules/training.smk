@@ -17,7 +17,7 @@ rule rate:
         model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
     conda:
         "../envs/kdseg.yaml"
-    threads: cores(TRAIN_CORES, GPUS)
+    threads: cores(estimates.TRAIN_CORES, GPUS)
     resources:
         **asks(4 * HOUR, train_mb, gpu=min(GPUS, 1)),
     params:
@@ -77,7 +77,7 @@ rule train:
         model="|".join(map(re.escape, RUN.all_models)) or "(?!)",
     conda:
         "../envs/kdseg.yaml"
-    threads: cores(TRAIN_CORES, GPUS)
+    threads: cores(estimates.TRAIN_CORES, GPUS)
     resources:
         **asks(train_minutes, train_mb, gpu=GPUS),
     params:

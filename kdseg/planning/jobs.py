@@ -17,9 +17,6 @@ from kdseg.planning.places import place_of
 from kdseg.running import resources
 from kdseg.volumes.plan import block_shape
 
-TRAIN_CORES = 8
-"""Threads of a training, as the rules ask for."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -142,7 +139,7 @@ class _Jobs:
                 blocks=steps,
                 work={f"budget {model}": train.seconds} if train.seconds else amounts,
                 needs=tuple(dict.fromkeys(needs)),
-                cores=TRAIN_CORES,
+                cores=resources.TRAIN_CORES,
                 gpus=self.gpus,
                 mb=resources.training_mb(train),
             )
@@ -205,7 +202,7 @@ class _Jobs:
             model="" if config.tuned_options == "shared" else model,
             work={"tune-segmentation": 1},
             needs=tuple(dict.fromkeys(needs)),
-            **{**self._placed("tune-segmentation", 1), "mb": 32_000},
+            **{**self._placed("tune-segmentation", 1), "mb": resources.SEARCH_MB},
         )
         return (self._add(one),)
 

@@ -18,12 +18,13 @@ from kdseg.geometry import Triple
 from kdseg.planning.actual import stored_bytes
 from kdseg.planning.bench import Bench, Cost
 from kdseg.planning.extents import Conversion, Extents, conversion, conversions
-from kdseg.planning.jobs import TRAIN_CORES, Job
+from kdseg.planning.jobs import Job
 from kdseg.planning.networks import time_network, time_pretrained, time_training
 from kdseg.planning.samples import Samples, sample_shapes
 from kdseg.planning.sizes import halo_voxels
 from kdseg.planning.timings import Timing, Timings, of_two, timed_options
 from kdseg.results.manifests import read
+from kdseg.running.resources import TRAIN_CORES
 
 log = logging.getLogger(__name__)
 

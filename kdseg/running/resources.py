@@ -24,6 +24,10 @@ DAY = 24 * 60
 """Minutes."""
 LONGEST = 2 * DAY
 """Minutes that a training asks for at most: it goes on where it stopped, and who asks for less starts earlier."""
+TRAIN_CORES = 8
+"""Threads of a training."""
+SEARCH_MB = 32_000
+"""Megabytes of a search for options of the segmentation, which holds affinities of whole parts."""
 OTHERS_MB = 8_000
 """Megabytes of a conversion, and of counting for scores."""
 ANSWER_S = 60.0
