@@ -40,6 +40,10 @@ logging.getLogger("distributed.nanny").setLevel(logging.ERROR)
 logging.getLogger("distributed.worker").addFilter(
     lambda record: "with scheduler during heartbeat" not in record.getMessage()
 )
+# The scheduler tells of a connection that an ending worker has just begun. Who comes without credentials is still told.
+logging.getLogger("distributed.comm.tcp").addFilter(
+    lambda record: "EOF occurred in violation of protocol" not in record.getMessage()
+)
 
 AHEAD = 2
 """Tasks in flight per thread of a worker: enough that none waits, few enough that the scheduler's memory is flat."""

@@ -4,9 +4,11 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from urllib.request import urlopen
 
@@ -56,6 +58,20 @@ def test_another_user_of_this_machine_cannot_use_the_scheduler(tmp_path):
     run_blocks("try", TOTAL, BLOCK, partial(try_scheduler, tmp_path), Place(1, threads=2), tmp_path / "done")
     assert json.loads((tmp_path / "stranger.json").read_text()) == ["refused", "refused"]
     assert not (tmp_path / "mark").exists()
+
+
+def test_a_connection_that_ends_at_once_is_no_news_but_a_stranger_is(caplog, tmp_path):
+    with workers_of(LocalOptions(), 1, 1, tmp_path) as found:
+        host, port = found.client.scheduler.address.removeprefix("tls://").split(":")
+        for begins in (b"", b"GET / HTTP/1.0\r\n\r\n"):
+            with socket.create_connection((host, int(port)), timeout=60) as left, suppress(ConnectionResetError):
+                left.sendall(begins)
+                left.shutdown(socket.SHUT_WR)
+                while left.recv(1000):  # until the scheduler has closed it, too
+                    pass
+        found.client.scheduler_info()  # the scheduler has told what it tells before it answers
+    (told,) = [record.getMessage() for record in caplog.records if "handshake" in record.getMessage()]
+    assert "HTTP_REQUEST" in told
 
 
 def test_another_user_can_use_a_scheduler_without_credentials(tmp_path):
