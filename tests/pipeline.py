@@ -44,6 +44,12 @@ def perfect_affinities(labels, offsets=NEAREST):
     return affinities
 
 
+def columns_of(folder):
+    """Return the columns of all tables of a folder, by name, as bytes; the files themselves say whose they are, too."""
+    found = {path.name: read_table(path) for path in sorted(folder.iterdir())}
+    return {name: {k: (c.dtype, c.shape, c.tobytes()) for k, c in table.items()} for name, table in found.items()}
+
+
 def store(manifest, array, offset=(0.0, 0.0, 0.0), **attributes):
     """Write an array as a stage's result: uint8 affinities (c, z, y, x), or a volume (z, y, x)."""
     with claim(manifest, "test", {"sum": int(array.sum())}, {}) as held:

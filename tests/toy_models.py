@@ -17,14 +17,16 @@ NEVER = AugmentOptions(
 )
 
 
-def save(manifest, voxel_size=(10.0, 10.0, 10.0), poison=False, options=PLAIN, offsets=OFFSETS, heads=AFFINITIES):
-    torch.manual_seed(1)
+def save(
+    manifest, voxel_size=(10.0, 10.0, 10.0), poison=False, options=PLAIN, offsets=OFFSETS, heads=AFFINITIES, seed=1
+):
+    torch.manual_seed(seed)
     network = build(options, heads, offsets)
     network(torch.randn(2, 1, 16, 16, 16))
     if poison:
         with torch.no_grad():
             next(iter(network.parameters())).fill_(float("nan"))
-    with claim(manifest, "train", {"size": list(voxel_size), "poison": poison}, {}) as held:
+    with claim(manifest, "train", {"size": list(voxel_size), "poison": poison, "seed": seed}, {}) as held:
         save_model(held.model, LoadedModel(network, options, heads, offsets, voxel_size))
         held.stats["weights"] = file_fingerprint(held.model)
     return manifest

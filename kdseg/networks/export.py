@@ -31,8 +31,8 @@ from kdseg.errors import ClaimError, ConfigError
 from kdseg.networks.checkpoint import LoadedModel, load_model, save_model
 from kdseg.networks.models import Network, fold, only_heads
 from kdseg.networks.weights import weights
-from kdseg.results.claims import private_folder
 from kdseg.results.files import replacing
+from kdseg.results.manifests import private_folder
 
 FORMAT = "kdseg-export"
 VERSION = 1

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from kdseg.errors import MissingError
 from kdseg.planning.jobs import Job
-from kdseg.results.claims import private_folder
-from kdseg.results.manifests import read
+from kdseg.results.manifests import private_folder, read
 
 LISTS = {"sweep": "count", "score": "count"}
 """Lists of finished blocks that are not called as their stage."""

@@ -33,7 +33,7 @@ from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import CHECKSUMS, remove_unfinished
 from kdseg.results.locks import locked
-from kdseg.results.manifests import file_fingerprint, fingerprint, write_json
+from kdseg.results.manifests import CLAIM, file_fingerprint, fingerprint, private_folder, write_json
 from kdseg.results.memory import peak_mb
 from kdseg.results.sealed import read_sealed, write_sealed
 
@@ -99,7 +99,7 @@ class Claim:
     @property
     def claimed(self) -> Path:
         """The claim itself."""
-        return self.private / "claim.json"
+        return self.private / CLAIM
 
     @property
     def results(self) -> tuple[Path, ...]:
@@ -116,11 +116,6 @@ class Claim:
         folder = self.private / "x".join(str(n) for n in block)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-
-def private_folder(manifest: Path) -> Path:
-    """Return the hidden folder that belongs to a manifest."""
-    return manifest.with_name(f".{manifest.stem}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import CHECKSUMS, write_text
 from kdseg.results.sealed import read_sealed
+
+CLAIM = "claim.json"
+"""Name of the file, in the hidden folder of a stage, that says what its result is made of."""
 
 
 class Manifest(BaseModel):
@@ -198,6 +202,41 @@ def read(manifest: Path) -> Manifest:
         ) from None
 
 
+def owner(file: Path) -> Path:
+    """Return the manifest, be it there or not, of the result that a file of a stage is part of."""
+    for folder in file.parents:
+        if folder.name.startswith(".") and (folder / CLAIM).exists():  # users have hidden folders, too
+            return folder.with_name(f"{folder.name[1:]}.json")
+    if file.parent.suffix == ".tables":
+        return file.parent.with_suffix(".json")
+    return file.with_name(f"{file.name.partition('.')[0]}.json")
+
+
+def fingerprint_of(manifest: Path) -> str | None:
+    """Return the fingerprint of options and inputs of a result, whose stage may be at work; None if there is none.
+
+    Raises:
+        UnreadableError: if the file that says it is damaged.
+    """
+    for path in (manifest, private_folder(manifest) / CLAIM):
+        try:
+            facts = path.stat()
+            return _fingerprint_in(path, facts.st_ino, facts.st_mtime_ns)
+        except (FileNotFoundError, MissingError):  # a stage that begins takes the manifest away
+            continue
+    return None
+
+
+@lru_cache(maxsize=64)
+def _fingerprint_in(path: Path, _file: int, _changed: int) -> str | None:
+    return read_sealed(path).get("fingerprint")
+
+
+def private_folder(manifest: Path) -> Path:
+    """Return the hidden folder that belongs to a manifest."""
+    return manifest.with_name(f".{manifest.stem}")
+
+
 def begun(path: Path) -> list[Path]:
     """Return the manifests of stages that have begun below a folder, be they finished, and written, or not.
 
@@ -284,5 +323,5 @@ def expect_made_of(manifest: Path, **inputs: Path) -> None:
         if name in was and was[name] != read(made_of).fingerprint:
             raise DataError(
                 f"{manifest} was not made of {made_of}, or that was made again since: name the manifests of one run, "
-                "or make it again"
+                f"or make it again: kdseg clear {manifest}, then rerun its stage"
             )

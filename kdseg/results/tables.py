@@ -1,7 +1,8 @@
 """Tables of named columns on disk: edges, dendrograms, lookup and contingency tables.
 
 A table is an uncompressed `.npz` file: every column is a plain array with a checksum, readable by NumPy
-alone. A file appears complete or not at all, and equal tables are equal files.
+alone. A file appears complete or not at all, and equal tables are equal files. A table says of which result it is, by
+the fingerprint of its options and inputs, and where it belongs there: in the place of another one it is not read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import DataError, MissingError, UnreadableError
 from kdseg.results.files import replacing
+from kdseg.results.manifests import fingerprint_of, owner
 
 
 def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -39,7 +41,7 @@ def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     if not path.parent.is_dir():
         raise MissingError(f"no folder {path.parent} to write {path.name} to")
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
-        archive.comment = path.name.encode()  # so that it is not read in the place of another one
+        archive.comment = _place(path)
         for name, column in columns.items():
             # a `ZipInfo` made by hand holds no time: equal tables are equal files
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
@@ -57,12 +59,12 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
 
     Raises:
         MissingError: if there is no such file.
-        UnreadableError: if the file is cut off, damaged, no table, or one that was written under another name.
+        UnreadableError: if the file is cut off, damaged, no table, or one that belongs to another place or result.
     """
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            if archive.comment != path.name.encode():
-                raise ValueError(f"it is {archive.comment.decode()!r}, in the place of another one")
+            if archive.comment != (here := _place(path)):
+                raise ValueError(f"it is {archive.comment.decode()!r}, in the place of {here.decode()!r}")
             file.seek(-len(archive.comment), os.SEEK_END)
             if file.read() != archive.comment:
                 raise ValueError("something follows its end")
@@ -74,18 +76,14 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
     except Exception as error:  # of damaged bytes NumPy, its tokenizer and zipfile raise a dozen kinds
         raise UnreadableError(
             f"{path} is cut off, damaged or no table ({error}); remove the result and run its stage again: kdseg clear "
-            f"{_manifest(path)}"
+            f"{owner(path)}"
         ) from error
 
 
-def _manifest(table: Path) -> Path:
-    """Return the manifest that a table belongs to."""
-    for folder in table.parents:
-        if folder.suffix == ".tables":
-            return folder.with_suffix(".json")
-        if folder.name.startswith(".") and folder.name != "..":
-            return folder.with_name(f"{folder.name[1:]}.json")
-    return table.with_name(f"{table.name.partition('.')[0]}.json")
+def _place(table: Path) -> bytes:
+    """Return where a table belongs: its path from the folder of the manifest, and the fingerprint of the result."""
+    manifest = owner(table)
+    return f"{table.relative_to(manifest.parent).as_posix()} of {fingerprint_of(manifest) or 'no stage'}".encode()
 
 
 def _column(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Block, Roi, Triple, block_at, blocks, triple
 from kdseg.results.files import write_text
+from kdseg.results.manifests import fingerprint_of, owner
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +26,12 @@ _PLACE = re.compile(r"([0-9]+) ([0-9]+) ([0-9]+) ")
 class FinishedBlocks:
     """The finished blocks of a region.
 
-    A line that a crash cut short, that a disk damaged, or that is of another grid is dropped: its block is done again.
+    A line that a crash cut short, that a disk damaged, or that is of another grid or result is dropped: its block is
+    done again.
 
     Attributes:
         path: of the list; a line is an index (z, y, x), what is known of the files that were written, in hex, perhaps
-            the word ``reused``, and a CRC-32 of all that and of the grid.
+            the word ``reused``, and a CRC-32 of all that, of the grid and of what the result is made of.
         total: region.
         block: grid cell in voxels.
         finished: bool, one per cell of the region.
@@ -42,7 +44,7 @@ class FinishedBlocks:
         ends = zip(total.end, block, self.low, strict=True)
         self.finished = np.zeros([max(-(-e // b) - low, 0) for e, b, low in ends], np.bool_)
         self.reused = np.zeros_like(self.finished)
-        self._grid = zlib.crc32(f"{path.name} {total} {block}".encode())
+        self._place = zlib.crc32(f"{path.name} {total} {block} {fingerprint_of(owner(path))}".encode())
         if path.exists():
             self._read()
 
@@ -55,7 +57,8 @@ class FinishedBlocks:
             self.reused[tuple(index.T)] = [_REUSED in line for line in sound]  # the last line of a block counts
         if len(sound) < len(lines):
             log.warning(
-                "%s is damaged: %d of %d lines are not as they were written; the blocks of these are done again",
+                "%s is damaged or of another result: %d of %d lines are not as they were written; the blocks of these "
+                "are done again",
                 self.path,
                 len(lines) - len(sound),
                 len(lines),
@@ -64,7 +67,7 @@ class FinishedBlocks:
             write_text(self.path, b"".join(line + b"\n" for line in sound).decode())
 
     def _line(self, said: bytes) -> bytes:
-        return b"%b %08x" % (said, zlib.crc32(said, self._grid))
+        return b"%b %08x" % (said, zlib.crc32(said, self._place))
 
     def add(self, index: Triple, written: bytes = b"", *, reused: bool = False) -> None:
         """Note a finished block.

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdseg.errors import MissingError, UnreadableError
-from kdseg.results.claims import private_folder
 from kdseg.results.locks import holder
-from kdseg.results.manifests import begun
+from kdseg.results.manifests import begun, private_folder
 from kdseg.results.sealed import read_sealed
 from kdseg.running.telemetry import status_path
 

@@ -17,10 +17,18 @@ from tqdm import tqdm
 
 from kdseg.errors import KdsegError, MissingError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
-from kdseg.results.claims import CLAIMED, Claim, private_folder
+from kdseg.results.claims import CLAIMED, Claim
 from kdseg.results.curve import read_curve
 from kdseg.results.locks import locked
-from kdseg.results.manifests import Manifest, expect_made_of, file_fingerprint, finished, read, read_json
+from kdseg.results.manifests import (
+    Manifest,
+    expect_made_of,
+    file_fingerprint,
+    finished,
+    private_folder,
+    read,
+    read_json,
+)
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed

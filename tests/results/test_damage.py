@@ -220,12 +220,26 @@ def test_blocks_that_a_damaged_list_no_longer_names_are_done_again(
 
     run_blocks("note", TOTAL, BLOCK, note, Place(workers), tmp_path)
     assert [one.name for one in out.iterdir()] == ["_".join(map(str, EVERY[3]))]
-    assert f"{path} is damaged: 1 of {len(EVERY)} lines" in caplog.text
+    assert f"{path} is damaged or of another result: 1 of {len(EVERY)} lines" in caplog.text
 
 
 def test_a_list_of_another_grid_counts_nothing(tmp_path: Path) -> None:
     path = listed(tmp_path)
     assert FinishedBlocks(path, Roi((3, 0, 5), (20, 17, 31)), BLOCK).finished.sum() == 0
+
+
+def test_a_list_of_another_result_counts_nothing(tmp_path: Path) -> None:
+    paths = []
+    for run, fingerprint in (("one", "a1"), ("two", "b2"), ("same", "a1")):
+        folder = tmp_path / run / ".edges" / "8x8x8"
+        folder.mkdir(parents=True)
+        write_sealed(folder.parent / "claim.json", {"fingerprint": fingerprint})
+        paths.append(listed(folder))
+    one, two, same = paths
+    two.write_bytes(one.read_bytes())
+    assert FinishedBlocks(two, TOTAL, BLOCK).finished.sum() == 0
+    same.write_bytes(one.read_bytes())
+    assert FinishedBlocks(same, TOTAL, BLOCK).finished.sum() == len(EVERY)
 
 
 def test_a_flipped_bit_of_a_curve_is_a_row_less_a_line_or_a_digit(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from kdseg.errors import DataError, MissingError, UnreadableError
+from kdseg.results.claims import claim
+from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table, write_table
 from kdseg.segmentation.graph.rag import Edges
 
@@ -38,7 +41,7 @@ def test_equal_tables_are_equal_files(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_table_is_not_read_in_the_place_of_another_one(tmp_path: Path) -> None:
     write_table(tmp_path / "one.npz", EDGES._asdict())
     (tmp_path / "one.npz").rename(tmp_path / "two.npz")
-    with pytest.raises(UnreadableError, match=r"it is 'one\.npz', in the place of another one"):
+    with pytest.raises(UnreadableError, match=r"it is 'one\.npz of no stage', in the place of 'two\.npz of"):
         read_table(tmp_path / "two.npz")
 
 
@@ -108,8 +111,45 @@ def test_a_damaged_shape_cuts_no_column_short(tmp_path: Path) -> None:
 def test_a_damaged_table_names_the_manifest_to_clear(tmp_path: Path, table: str, manifest: str) -> None:
     path = tmp_path / table
     path.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / ".segmentation").mkdir(exist_ok=True)
+    write_sealed(tmp_path / ".segmentation" / "claim.json", {"fingerprint": "a1"})
     path.write_bytes(b"no table")
     with pytest.raises(UnreadableError, match=rf"kdseg clear {tmp_path / manifest}$"):
+        read_table(path)
+
+
+PLACES = ("edges.tables/0_0_0.npz", ".edges/8x8x8/parts/0_0_0.npz", "edges.checksums.npz", "edges.npz")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_table_is_not_read_in_another_result(tmp_path: Path, place: str) -> None:
+    """Of the same name in the same place, as of a run with other options; moved with its result it is read."""
+    for run, fingerprint in (("one", "a1"), ("two", "b2"), ("same", "a1")):
+        path = tmp_path / run / place
+        path.parent.mkdir(parents=True)
+        (tmp_path / run / ".edges").mkdir(exist_ok=True)
+        write_sealed(tmp_path / run / ".edges" / "claim.json", {"fingerprint": fingerprint})
+        write_table(path, EDGES._asdict())
+    paths = [tmp_path / run / place for run in ("one", "two", "same")]
+    assert paths[0].read_bytes() == paths[2].read_bytes()
+    shutil.copy(paths[0], paths[1])
+    with pytest.raises(UnreadableError, match=rf"{place} of a1', in the place of '{place} of b2'"):
+        read_table(paths[1])
+    (tmp_path / "one").rename(tmp_path / ".hidden")
+    assert read_table(tmp_path / ".hidden" / place).keys() == EDGES._asdict().keys()
+
+
+@pytest.mark.parametrize("place", PLACES[:1] + PLACES[2:])
+def test_a_finished_result_is_known_without_its_claim(tmp_path: Path, place: str) -> None:
+    path = tmp_path / place
+    with claim(tmp_path / "edges.json", "edges", {"a": 1}, {}):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(path, EDGES._asdict())
+    shutil.rmtree(tmp_path / ".edges")
+    assert read_table(path).keys() == EDGES._asdict().keys()
+    values = read_sealed(tmp_path / "edges.json")
+    write_sealed(tmp_path / "edges.json", {**values, "fingerprint": "another"})
+    with pytest.raises(UnreadableError, match="in the place of"):
         read_table(path)
 
 

@@ -21,7 +21,7 @@ from kdseg.errors import MissingError, StageError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results.claims import Claim
 from kdseg.results.sealed import read_sealed, write_sealed
-from kdseg.results.tables import read_table
+from kdseg.results.tables import read_table, write_table
 from kdseg.segmentation.fragments import stage as fragments
 from kdseg.segmentation.graph import stage as edges
 from kdseg.volumes import convert
@@ -208,7 +208,11 @@ def test_a_file_that_was_cut(whole: Path, tmp_path: Path) -> None:
 
 def test_checksums_of_another_volume(whole: Path, tmp_path: Path) -> None:
     volume = created(tmp_path / "raw.zarr", (16, 16, 48))
-    shutil.copy(whole.with_suffix(".checksums.npz"), tmp_path)
+    known = whole.with_suffix(".checksums.npz")
+    shutil.copy(known, tmp_path)
+    with pytest.raises(UnreadableError, match=r"it is 'raw\.checksums\.npz of \w+', in the place of"):
+        volume.read(volume.roi)
+    write_table(tmp_path / known.name, read_table(known))
     with pytest.raises(
         UnreadableError, match=r"checksums\.npz is not of .*raw\.zarr, whose level 0 has \(1, 1, 3\) files"
     ):
