@@ -114,7 +114,14 @@ def test_values_in_words(made: list[Section]) -> None:
     found: Any = task(made, "predict", *PREDICT, "--roi", "1:3,0:4,2:7")
     assert found.roi == RoiOptions(offset=(1, 0, 2), shape=(2, 4, 5))
     found = task(
-        made, "fragments", "--affinities", "a", "--manifest", "m.json", "--options", '{"watershed": {"method": "mutex"}}'
+        made,
+        "fragments",
+        "--affinities",
+        "a",
+        "--manifest",
+        "m.json",
+        "--options",
+        '{"watershed": {"method": "mutex"}}',
     )
     assert found == FragmentsTask(affinities="a", manifest="m.json", options=FragmentsOptions(watershed=MutexOptions()))
     found = task(
@@ -147,7 +154,10 @@ WRONG = {
     "no task": (("--task", "[1]"), r"--task: expected the fields of a task as JSON, got \[1\]"),
     "unknown key of a task": (("--task", '{"row": 1}'), r"row: unknown key"),
     "missing in a task": (("--task", '{"raw": "r.json"}'), r"model: Field required"),
-    "wrong in a task": (("--task", '{"raw": "r", "model": "m", "manifest": "a.json", "gpus": 0}'), r"gpus: .*1 \(got 0\)"),
+    "wrong in a task": (
+        ("--task", '{"raw": "r", "model": "m", "manifest": "a.json", "gpus": 0}'),
+        r"gpus: .*1 \(got 0\)",
+    ),
 }
 
 
