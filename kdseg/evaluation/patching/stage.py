@@ -52,9 +52,7 @@ def run(task: PatchTask) -> None:
     storage = task.storage.like(StorageOptions.model_validate(read(task.old).options.get("storage", {})))
     block = task.block or triple(-(-_BLOCK // unit) * unit for unit in storage.shard)
     if not is_multiple(block, storage.shard):
-        raise ShapeError(
-            f"block {block} must be a multiple of the shard {storage.shard}: give another --block, or none"
-        )
+        raise ShapeError(f"block {block} must be a multiple of the shard {storage.shard}: give another --block")
     inputs = {name: open_input(path) for name, path in (("old", task.old), ("new", task.new))}
     old, new, region = _placed(task, inputs)
     volume = inputs["old"].volume
