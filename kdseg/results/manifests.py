@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdseg.errors import DataError, MissingError, UnreadableError, masked
+from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError, masked
 from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import CHECKSUMS, write_text
@@ -222,10 +223,21 @@ def finished(path: Path) -> list[Path]:
     """
     if path.suffix == ".json":
         return [path]
-    there = [manifest for manifest in begun(path) if manifest.exists()]
+    there = {manifest for manifest in begun(path) if manifest.exists()}
+    there |= set(_alone(path, there))
     if not there:
         raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
-    return there
+    return sorted(there)
+
+
+def _alone(path: Path, known: Collection[Path]) -> Iterator[Path]:
+    """Yield the manifests below a folder whose hidden folder is gone: whoever copies results may leave that behind."""
+    for folder, names, files in os.walk(path):
+        names[:] = [name for name in names if not name.startswith(".") and not name.endswith((".zarr", ".tables"))]
+        for found in (Path(folder) / name for name in files if name.endswith(".json")):
+            if found not in known:
+                with suppress(KdsegError):
+                    yield read(found).path
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -438,6 +438,27 @@ def test_a_manifest_that_is_gone_is_told_of(whole: Path, tmp_path: Path) -> None
     ]
 
 
+def test_results_without_their_hidden_folders_are_found_and_said_to_lack_them(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "run", copied / "part", ignore=shutil.ignore_patterns(".*"))
+    (copied / "package.json").write_text('{"stage": "another program"}')
+    twin, claimed = copied / "part" / manifest.name, copied / "part" / f".{manifest.stem}" / "claim.json"
+    assert list(verify(copied / "part", 1)) == list(verify(copied, 1))
+    said = invoke("verify", copied)
+    assert said.exit_code == 1
+    assert said.stdout.splitlines() == [
+        f"no file at {claimed}; kdseg verify {twin} --repair writes it anew",
+        "1 results, 1 damaged",
+    ]
+    assert invoke("verify", copied, "--repair").exit_code == 1
+    assert invoke("verify", copied).stdout == "1 results, 0 damaged\n"
+    shards(twin)[0].unlink()
+    assert [len(faults) for _, faults in verify(copied, 1)] == [1]
+    make(twin.parent)
+    assert contents(twin) == contents(whole)
+
+
 def test_a_folder_without_results(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="no stage of kdseg has finished"):
         list(verify(tmp_path, 1))
