@@ -21,6 +21,7 @@ from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PlanTas
 from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
+from kdseg.running.earlier import expect_earlier
 
 
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
@@ -43,6 +44,7 @@ def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) 
 def _check(path: Path, /) -> None:
     """Validate a configuration file."""
     config = load(path)
+    expect_earlier(config)
     networks = f"{len(config.models)} models to train, {len(config.pretrained)} pretrained"
     print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}")
 
