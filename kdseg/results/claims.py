@@ -271,7 +271,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = 
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "none" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
