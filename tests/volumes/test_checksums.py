@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import yaml
 from command import invoke
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import NEAREST, perfect_affinities, store
+from workflow import ROOT
 
+from kdseg.cli.again import snakemake
+from kdseg.config import validate
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.config.segmentation import EdgesOptions, FragmentsOptions
 from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask
@@ -411,9 +417,36 @@ def test_the_command_says_what_to_run(whole: Path, tmp_path: Path) -> None:
     shards(manifest, 1)[0].unlink()
     said = invoke("verify", tmp_path / "run", "--repair", "--workers", "1")
     assert said.exit_code == 1
-    assert f"--forcerun {manifest}" in said.stdout
+    assert said.stdout.splitlines()[-1].endswith(
+        f"your configuration for CONFIG: {snakemake('CONFIG')} --force {manifest}"
+    )
     make(tmp_path / "run")
     assert contents(manifest) == contents(whole)
+
+
+def test_the_command_to_run_can_be_pasted(tmp_path: Path, values: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("config").mkdir()
+    for name, results in (("other", "results/other"), ("of me", "results/test")):
+        (tmp_path / "config" / f"{name}.yaml").write_text(yaml.safe_dump({**values, "results": results}))
+    config = validate(values)
+    manifest = Path("results/test/volumes/tune/raw.json")
+    task = ConvertTask(kind="raw", manifest=manifest, options=config.volumes["tune"], storage=config.storage)
+    convert.run(task)
+    before, file = contents(manifest), shards(manifest)[1]
+    file.write_bytes(b"damaged")
+    (tmp_path / "elsewhere").mkdir()
+    for folder, run in (("elsewhere", "../results/test"), (".", str(tmp_path / "results" / "test" / "volumes"))):
+        monkeypatch.chdir(tmp_path / folder)
+        said = invoke("verify", run, "--repair", "--workers", "1")
+    command = said.stdout.splitlines()[-1]
+    assert shlex.split(command)[-4:] == ["--configfile", "config/of me.yaml", "--force", str(manifest)]
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert before.items() <= contents(manifest).items()  # there is a log, too
+    (tmp_path / "results" / "test" / "config.yaml").write_text(yaml.safe_dump({**values, "results": "results/test"}))
+    Path(f"{manifest}").write_text("{")
+    assert f"{tmp_path}/results/test/config.yaml --force" in invoke("verify", manifest, "--repair").stdout
 
 
 def test_of_a_claim_that_was_mended_nothing_is_to_be_made_again(whole: Path, tmp_path: Path) -> None:
@@ -422,7 +455,7 @@ def test_of_a_claim_that_was_mended_nothing_is_to_be_made_again(whole: Path, tmp
     said = invoke("verify", tmp_path / "run", "--repair")
     assert said.exit_code == 1
     assert "1 results, 1 damaged" in said.stdout
-    assert "forcerun" not in said.stdout
+    assert "--force" not in said.stdout
     assert invoke("verify", tmp_path / "run").exit_code == 0
 
 
