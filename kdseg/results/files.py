@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,11 @@ def replacing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) ->
         if isinstance(error, KdsegError):  # of the body, not of this file
             raise
         raise UnreadableError(f"cannot write {path}: {error}") from error
+
+
+def again(manifest: Path) -> str:
+    """Return what to do about a result that is damaged, or lost in part: of all that helps, it costs least."""
+    return f"kdseg verify {shlex.quote(str(manifest))} --repair says how to make just that again"
 
 
 def remove_unfinished(folder: Path) -> None:

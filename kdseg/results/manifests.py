@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError, masked
 from kdseg.geometry import Triple
 from kdseg.results import remote
-from kdseg.results.files import CHECKSUMS, write_text
+from kdseg.results.files import CHECKSUMS, again, write_text
 from kdseg.results.sealed import read_sealed
 
 
@@ -63,9 +63,7 @@ class Manifest(BaseModel):
         if self.store is None:
             raise UnreadableError(f"{self.path} ({self.stage}) has no store beside it; name another manifest")
         if not self.store.exists():
-            raise MissingError(
-                f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
-            )
+            raise MissingError(f"{self.path} stands for {self.store}, which is gone: {again(self.path)}")
         for name in self.files:
             if name.endswith(("zarr.json", ".zarr", CHECKSUMS)):
                 self.sound(name)
@@ -94,13 +92,14 @@ class Manifest(BaseModel):
             UnreadableError: if it is another one: damaged, changed, or of another run.
         """
         path = self.path.parent / name
-        again = f"kdseg clear {self.path}, then rerun its stage"
         if not path.is_file():
-            raise MissingError(f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again}")
+            raise MissingError(
+                f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again(self.path)}"
+            )
         if self.files.get(name) != file_fingerprint(path):
             raise UnreadableError(
                 f"{path} is not the file that `kdseg {self.stage}` left, whose SHA-256 is in {self.path}: it was "
-                f"changed, damaged, or is of another run; {again}"
+                f"changed, damaged, or is of another run; {again(self.path)}"
             )
         return path
 
@@ -180,7 +179,7 @@ def read(manifest: Path) -> Manifest:
     store = values.get("store")
     if store is not None and Path(str(store)).stem != manifest.stem:
         raise UnreadableError(
-            f"{manifest} is that of {store}, in the place of another one: put it back, or rerun its stage"
+            f"{manifest} is that of {store}, in the place of another one: put it back, or {again(manifest)}"
         )
     try:
         return Manifest.model_validate(
@@ -254,10 +253,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except MissingError:
         raise MissingError(f"no manifest at {path}: run the stage that makes it") from None
     except UnreadableError as error:
-        raise UnreadableError(
-            f"not a manifest: {error}; name the .json of a stage, or delete it and rerun its stage, which keeps what "
-            "is done"
-        ) from error
+        raise UnreadableError(f"not a manifest: {error}; name the .json of a stage, or {again(path)}") from error
     if "fingerprint" not in values:
         raise UnreadableError(
             f"{path} is not a manifest: it has no fingerprint; name that of a stage, or rerun its stage"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, MissingError, UnreadableError
-from kdseg.results.files import replacing
+from kdseg.results.files import again, replacing
 
 
 def write_table(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
@@ -72,10 +72,7 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
     except MemoryError:
         raise
     except Exception as error:  # of damaged bytes NumPy, its tokenizer and zipfile raise a dozen kinds
-        raise UnreadableError(
-            f"{path} is cut off, damaged or no table ({error}); remove the result and run its stage again: kdseg clear "
-            f"{_manifest(path)}"
-        ) from error
+        raise UnreadableError(f"{path} is cut off, damaged or no table ({error}); {again(_manifest(path))}") from error
 
 
 def _manifest(table: Path) -> Path:

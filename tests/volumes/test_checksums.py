@@ -350,6 +350,26 @@ def test_results_of_another_run_are_found(whole: Path, tmp_path: Path) -> None:
     assert any("was not made of" in fault.what for fault in found["fragments.json"])
 
 
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_damaged_manifest_is_one_fault_whose_cure_keeps_all_blocks(tmp_path: Path, claimed: bool) -> None:
+    labels = np.eye(40, dtype=np.uint8)[None].repeat(24, 0)
+    affinities = store(tmp_path / "affinities.json", perfect_affinities(labels), offsets=NEAREST)
+    cut, _ = planted(tmp_path, affinities)
+    before = contents(cut)
+    flip(cut, 0.5, 1)
+    if not claimed:
+        Claim(cut, "").claimed.unlink()
+    found = {manifest.name: [fault.what for fault in faults] for manifest, faults in verify(tmp_path, 1) if faults}
+    assert found.keys() == {"fragments.json"}
+    assert f"kdseg verify {cut} --repair says how" in found["fragments.json"][0]
+    if not claimed:  # nobody knows what the blocks are made of
+        assert f"kdseg clear {cut}, then rerun" in found["fragments.json"][1]
+        return
+    planted(tmp_path, affinities)
+    assert contents(cut) == before
+    assert json.loads((tmp_path / "fragments.status.json").read_text())["blocks"]["done"] == 0
+
+
 @pytest.mark.parametrize("damage", ["gone", "flipped", "another"])
 def test_a_claim_that_no_longer_holds_the_result_is_found(whole: Path, tmp_path: Path, damage: str) -> None:
     manifest = copy(whole, tmp_path / "run")
