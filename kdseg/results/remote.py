@@ -17,7 +17,8 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,38 @@ def metadata(url: str) -> dict[str, str]:
         if level is not None:
             found |= {f"{level}/{name}": inner for name, inner in _metadata(f"{url}/{level}")}
     return found
+
+
+def content(url: str) -> bytes | None:
+    """Return the bytes of an object; None if it is not there."""
+    with reaching(url):
+        system, path = _system(url)
+        try:
+            return bytes(system.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Return the sizes in bytes of all objects below a URL, by their URLs: a request for each thousand."""
+    with reaching(folder):
+        system, path = _system(folder)
+        found = system.find(path, detail=True).items()
+    return {f"{folder}{name.removeprefix(path)}": int(facts["size"]) for name, facts in found}
+
+
+def etag(facts: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of the ETag among the facts that fsspec tells of an object; 0 if there is none."""
+    tag = facts.get("ETag") or facts.get("etag") or ""
+    return zlib.crc32(str(tag).encode())
+
+
+def delete(url: str) -> None:
+    """Delete an object of a volume that kdseg made in a bucket, if it is there."""
+    with reaching(url):
+        system, path = _system(url)
+        if system.exists(path):
+            system.rm_file(path)
 
 
 def remove(url: str) -> None:
