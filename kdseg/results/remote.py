@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdseg.errors import ConfigError, MissingError, UnreadableError
+from kdseg.errors import ConfigError, KdsegError, MissingError, UnreadableError
 
 _REMOTE = re.compile(r"^(s3|gs|https?)://")
 _OURS = re.compile(r"^(s3|gs)://[^/]+/(.+/)?[^/]+-[0-9a-f]{12}\.zarr$")
@@ -211,7 +211,7 @@ def reaching(url: str) -> Iterator[None]:
             "and what they may do"
         ) from error
     except Exception as error:
-        if not _of_the_network(error):
+        if isinstance(error, KdsegError) or not _of_the_network(error):
             raise
         raise UnreadableError(
             f"cannot reach {url}: {error}; check the network, AWS_ENDPOINT_URL and the credentials (AWS_ACCESS_KEY_ID, "

@@ -1,4 +1,6 @@
-"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position. With `stores` and `decoding`, all that knows zarr.
+"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position.
+
+With `stores` and `decoding`, all that knows zarr.
 
 kdseg writes OME-Zarr 0.5 (zarr v3, sharded): a group whose array ``0`` is the full resolution and whose
 arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr v2) and plain arrays.
@@ -11,7 +13,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -131,15 +132,15 @@ class Volume:
         return isinstance(self.array, zarr.Array) and isinstance(self.array.store, Bucket)
 
     def _compared(self, array: zarr.Array[Any], roi: Roi) -> zarr.Array[Any]:
-        """Return an array of which no file in ``roi`` is read that is not the one that was written, where that is known.
+        """Return the array, no file of which in ``roi`` is read that is not the one that was written.
 
-        Elsewhere files of no bytes are refused, as a crash of the machine leaves them: zarr reads them as zeros.
+        Where that is not known, files of no bytes are refused, as a crash of the machine leaves them: zarr reads them
+        as zeros.
         """
         known, store = self._known(), array.store
         if isinstance(store, Bucket):
-            return _through(
-                Compared(store, {} if known is None else {key: known[i] for i, key in self._keys(roi)}), array
-            )
+            said = {} if known is None else {key: known[index] for index, key in self._keys(roi)}
+            return _through(Compared(store, said), array)
         for index, file in self.files(roi):
             if not isinstance(file, Path):
                 break
@@ -150,7 +151,7 @@ class Volume:
         return array
 
     def _known(self) -> NDArray[np.void] | None:
-        """Return what is known of the files, (z, y, x) of `kdseg.volumes.shards.SHARD` or `OBJECT`; None if nothing is."""
+        """Return what is known of the files, (z, y, x) of ``record``; None if nothing is."""
         store = None if isinstance(self.array, Computed) else self.array.store
         root = store.root if isinstance(store, LocalStore) else store.link if isinstance(store, Bucket) else None
         folder = None if root is None else root / self.array.path
@@ -187,7 +188,7 @@ class Volume:
                 yield index, f"{store.url}/{key}"
 
     def sizes(self) -> Iterator[tuple[Triple, Path | str, int]]:
-        """Yield the files by their places in the grid of shards, with their sizes in bytes; `UNWRITTEN` if not there."""
+        """Yield all files by their places in the grid of shards, with sizes in bytes; `UNWRITTEN` if not there."""
         listed, found = "", dict[str, int]()
         for index, file in self.files(self.roi):
             if isinstance(file, Path):
@@ -332,18 +333,16 @@ def create_volume(
     where = remote.resolve(path)
     if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
         raise _read_only(where)
-    if isinstance(where, Path):
-        (where / "zarr.json").unlink(missing_ok=True)  # an earlier attempt's, which may be damaged: it is written anew
+    notes = dict(attributes or {})
+    ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
     try:
         with _reaching(where):
-            group = zarr.open_group(_store(where, path), mode="a", zarr_format=3)
+            store = _store(where, path)
             arrays = [
-                _array(group, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
+                _array(store, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
                 for level in range(levels)
             ]
-            notes = dict(attributes or {})
-            ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
-            group.attrs.update({"kdseg": notes, "ome": ome})
+            zarr.create_group(Unread(store), zarr_format=3, attributes={"kdseg": notes, "ome": ome})
     except KdsegError:
         raise
     except OSError as error:
@@ -381,7 +380,7 @@ def _store(where: str | Path, address: str | Path) -> Bucket | Folder:
 
 
 def _array(
-    group: zarr.Group,
+    store: Bucket | Folder,
     level: int,
     lead: tuple[int, ...],
     shape: Triple,
@@ -391,38 +390,34 @@ def _array(
     compress: bool,
 ) -> zarr.Array[Any]:
     codecs: list[BytesBytesCodec] = [BloscCodec(cname="zstd", clevel=1)] if compress else []
-    if compress or isinstance(group.store, Bucket):
+    if compress or isinstance(store, Bucket):
         # In a bucket it is the only checksum of what is read, elsewhere for readers that do not know ours: on
         # uncompressed chunks there it would be 5 % of a fast prediction.
         codecs.append(Crc32cCodec())
-    create = partial(
-        group.create_array,
-        str(level),
+    found = _found(store, level)
+    if found is not None and (found.shape != (*lead, *shape) or found.dtype != dtype):
+        raise ShapeError(f"{found.store_path} holds {found.dtype} {found.shape}, expected {dtype} {(*lead, *shape)}")
+    # metadata of an earlier attempt may be damaged: they are written anew
+    created = zarr.create_array(
+        Unread(store),
+        name=str(level),
         shape=(*lead, *shape),
         chunks=(*lead, *chunk),
         shards=(*lead, *shard),
         dtype=dtype,
         fill_value=0,
         compressors=codecs or None,
+        zarr_format=3,
         dimension_names=[*("c" for _ in lead), *AXES],
     )
-    found = _found(group, level)
-    if found is not None and (found.shape != (*lead, *shape) or found.dtype != dtype):
-        raise ShapeError(
-            f"{group.store_path}/{level} holds {found.dtype} {found.shape}, expected {dtype} {(*lead, *shape)}"
-        )
-    if isinstance(group.store, LocalStore):  # as of the group
-        (group.store.root / group.path / str(level) / "zarr.json").unlink(missing_ok=True)
-    elif found is not None:
-        return found
-    return create()
+    return _through(store, created)
 
 
-def _found(group: zarr.Group, level: int) -> zarr.Array[Any] | None:
+def _found(store: Bucket | Folder, level: int) -> zarr.Array[Any] | None:
     """Return what an earlier attempt created, unless its metadata are damaged."""
     try:
-        return cast("zarr.Array[Any] | None", group.get(str(level)))
-    except (OSError, ValueError, TypeError):
+        return zarr.open_array(store, path=str(level), mode="r+")
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

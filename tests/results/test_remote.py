@@ -245,9 +245,13 @@ def test_all_volumes_have_the_bytes_of_a_run_on_disk(bucket, local, remote):
     for name in ("raw", "affinities", "fragments", "segmentation"):
         url = read_link(read(remote[name]).result)
         assert re.fullmatch(rf"s3://bucket/results/{name}-[0-9a-f]{{12}}\.zarr", url)
-        files = on_disk(read(local[name]).result)
+        files, there = on_disk(read(local[name]).result), bucket.files(url)
         assert len(files) > 2
-        assert bucket.files(url) == files
+        if name == "affinities":  # whose chunks are not compressed, and have a checksum only where they lie in a bucket
+            np.testing.assert_array_equal(voxels(remote[name]), voxels(local[name]))
+            assert there.keys() == files.keys()
+        else:
+            assert there == files
         assert [p for p in remote[name].parent.glob(f"{name}.*") if p.is_dir()] == []
     assert np.ptp(voxels(local["affinities"])) > 50
     assert len(np.unique(voxels(local["segmentation"]))) > 2
@@ -274,7 +278,7 @@ def test_a_level_below_a_link(local, remote):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, local):
+def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, remote):
     convert.run(
         ConvertTask(
             kind="raw",
@@ -306,7 +310,7 @@ def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, lo
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert read_link(read(tmp_path / "affinities.json").result) == url
-    assert bucket.files(url) == on_disk(read(local["affinities"]).result)
+    assert bucket.files(url) == bucket.files(read_link(read(remote["affinities"]).result))
     assert not bucket.files("elsewhere")
 
 
