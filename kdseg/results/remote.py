@@ -143,6 +143,16 @@ def metadata(url: str) -> dict[str, str]:
     return found
 
 
+def metadata_names(url: str) -> list[str]:
+    """Return the names of the objects in which a volume that kdseg made says what it and its levels are."""
+    with reaching(url):
+        system, path = _system(url)
+        below = [str(name).rpartition("/")[2] for name in system.ls(path, detail=False)]
+    return [name for name in below if name == _METADATA[0]] + [
+        f"{name}/{_METADATA[0]}" for name in below if name.isdecimal()
+    ]
+
+
 def content(url: str) -> bytes | None:
     """Return the bytes of an object; None if it is not there."""
     with reaching(url):

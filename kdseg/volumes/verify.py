@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from kdseg.errors import KdsegError, MissingError
+from kdseg.errors import KdsegError, MissingError, UnreadableError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
 from kdseg.results import remote
 from kdseg.results.claims import CLAIMED, Claim, private_folder
@@ -153,10 +153,13 @@ def _small(made: Manifest) -> Iterator[Fault]:
         files[made.store.name] = made.stats["weights"]
     for name, said in files.items():
         path = made.path.parent / name
-        if not path.exists():
+        try:
+            if file_fingerprint(path) != said:
+                yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
+        except MissingError:
             yield Fault(f"{path} is gone since it was written")
-        elif file_fingerprint(path) != said:
-            yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
+        except UnreadableError as error:
+            yield Fault(str(error))
 
 
 def _of_the_stage(made: Manifest, sound: bool) -> Iterator[Fault]:
