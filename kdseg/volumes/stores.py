@@ -1,9 +1,10 @@
 """Stores of zarr that know what was written to them, and compare what is read of a bucket.
 
 A folder is compared file by file before it is read (`kdseg.volumes.shards`). An object in a bucket is compared while it
-is read, with one more request at the same time, once in a process: that it has the size and the ETag which the bucket
-told of when it was written. Where the ETag is another one, as of a copy, all of it is read, and its CRC-32 tells. An
-object that is not there is noticed whenever it is read.
+is read: if all of it is read, by its CRC-32. Beside the first part of it that a process reads, another request asks
+whether it has the size and the ETag that the bucket gave it when it was written. Where the ETag is another one, as of a
+copy, all of the object is read for its CRC-32. Flipped bits of a part are found by the CRC-32C of its chunk, and an
+object that is not there whenever it is read.
 """
 
 from __future__ import annotations
@@ -109,14 +110,15 @@ class Compared(WrapperStore[Bucket]):
         """Return an object, or a part of it."""
         said, url = self.said.get(key), f"{self._store.url}/{key}"
         reading = self._store.get(key, prototype, byte_range)
-        if said is None or said["size"] == UNWRITTEN or _sound.get(url) == said.tobytes():
-            data, wrong = await reading, None
+        wrong: str | None = None
+        if said is None or byte_range is None or said["size"] == UNWRITTEN or _sound.get(url) == said.tobytes():
+            data = await reading
         else:
             data, wrong = await asyncio.gather(reading, self._difference(key, said))
             if wrong is None:
                 _sound[url] = said.tobytes()
         if said is not None and wrong is None:
-            wrong = wrong_size(UNWRITTEN if data is None else max(said["size"], 0), said)
+            wrong = _wrong(data, said, whole=byte_range is None)
         if data is not None and not len(data):
             wrong = "is empty"
         if wrong is not None:
@@ -129,3 +131,12 @@ class Compared(WrapperStore[Bucket]):
         if (wrong := wrong_size(size, said)) or (etag and etag == said["etag"]):
             return wrong
         return wrong_sum(zlib.crc32(await self._store.fs._cat_file(f"{self._store.path}/{key}")), said)
+
+
+def _wrong(data: Buffer | None, said: np.void, *, whole: bool) -> str | None:
+    """Return what is wrong with an object, of which ``data`` was read; None if nothing is."""
+    if data is None or said["size"] == UNWRITTEN:
+        return wrong_size(UNWRITTEN if data is None else len(data), said)
+    if not whole:
+        return None
+    return wrong_size(len(data), said) or wrong_sum(zlib.crc32(data.as_buffer_like()), said)
