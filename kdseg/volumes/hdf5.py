@@ -20,18 +20,14 @@ from numpy.typing import NDArray
 
 from kdseg.errors import KdsegError, UnreadableError
 from kdseg.geometry import Slices, Triple
-from kdseg.volumes.decoding import expect_small_chunks
+from kdseg.volumes.decoding import DEFLATED, SPARE, expect_small_chunks, unpacks_to_more
 
 ANYWHERE = "KDSEG_HDF5_ANYWHERE"
 """Variable of the environment that allows files in other folders, if it is 1."""
 _SAFE = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 """Filters whose result is as large as what they are given."""
-_DEFLATED = 1032
-"""Bytes that gzip makes of one at most."""
 _ADDED = 21
 """Bytes that a filter before gzip adds to a chunk at most: scale-offset; a checksum adds 4."""
-_SPARE = 2**28
-"""Bytes that a chunk may take in excess: those that cannot take more are not unpacked twice."""
 _CHAIN = 100
 """Links that are followed one after the other."""
 
@@ -93,11 +89,11 @@ def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:
     for chunk in node.iter_chunks(key):
         first = tuple(s.start // n * n for s, n in zip(chunk, node.chunks, strict=True))
         info = node.id.get_chunk_info_by_coord(first)
-        if info.byte_offset is None or info.size * _DEFLATED <= most + _SPARE:
+        if info.byte_offset is None or info.size * DEFLATED <= most + SPARE:
             continue
         skipped, data = node.id.read_direct_chunk(first)
         deflated = not skipped >> place & 1
-        if deflated and len(zlib.decompressobj().decompress(data, most + 1)) > most:
+        if deflated and unpacks_to_more(data, most):
             raise UnreadableError(
                 f"{where} has a chunk at {first} that unpacks to more than {most} bytes: it is damaged"
             )
