@@ -196,6 +196,16 @@ def test_an_object_that_was_copied_is_the_same(whole: Path, tmp_path: Path, buck
         assert list(verify(tmp_path, 1)) == [(manifest, [])]
 
 
+def test_what_lies_where_all_blocks_left_nothing_is_removed(
+    whole: Path, tmp_path: Path, bucket: Bucket, raw: Path
+) -> None:
+    with a_copy(whole, tmp_path, bucket) as (manifest, url, before):
+        bucket.put(f"{url}/{EMPTY}", before["0/c/0/0/0"])  # as of an attempt with other blocks
+        make(tmp_path, raw)
+        assert bucket.files(f"{url}/") == before
+        assert readable(manifest).shape == SHAPE
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_no_manifest_stands_over_a_hole(whole: Path, tmp_path: Path, bucket: Bucket, raw: Path, cut: bool) -> None:
     with a_copy(whole, tmp_path, bucket) as (manifest, url, before):
