@@ -246,7 +246,7 @@ def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
     try:
         bucket.put(key, whole[: len(whole) // 2])
         volume = open_input(remote["fragments"]).volume
-        with pytest.raises(UnreadableError, match=r"cannot read .* of s3://bucket/\S+\.zarr/0: .*damaged"):
+        with pytest.raises(UnreadableError, match=f"{url} has {len(whole) // 2} bytes, {len(whole)} were written"):
             volume.read(volume.roi)
         bucket.delete(key)
         with pytest.raises(StageError, match="0/c/0/0/0 is gone since it was written; make it again: kdseg verify"):
