@@ -207,7 +207,8 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
     small = [path for path in (held.table, held.parquet, held.checksums, held.edits) if path.is_file()]
-    small += [held.store] if held.store.is_file() else [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
+    small += [held.store] if held.store.is_file() else []
+    small += [held.store / name for name in _metadata(held.store)]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
         **made_of,
@@ -219,6 +220,14 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
         "stats": stats,
     }
     write_sealed(held.manifest, values)
+
+
+def _metadata(store: Path) -> list[str]:
+    """Return the names of the files, here or in a bucket, in which a volume says what it is."""
+    if remote.is_link(store):
+        return remote.metadata_names(remote.read_link(store))
+    found = [*store.glob("zarr.json"), *store.glob("*/zarr.json")]
+    return [path.relative_to(store).as_posix() for path in found]
 
 
 def _before(held: Claim, overwrite: bool) -> dict[str, Any]:

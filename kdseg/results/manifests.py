@@ -96,11 +96,13 @@ class Manifest(BaseModel):
             UnreadableError: if it is another one: damaged, changed, or of another run.
         """
         path = self.path.parent / name
-        if not path.is_file():
+        try:
+            found = file_fingerprint(path)
+        except MissingError:
             raise MissingError(
                 f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again(self.path)}"
-            )
-        if self.files.get(name) != file_fingerprint(path):
+            ) from None
+        if self.files.get(name) != found:
             raise UnreadableError(
                 f"{path} is not the file that `kdseg {self.stage}` left, whose SHA-256 is in {self.path}: it was "
                 f"changed, damaged, or is of another run; {again(self.path)}"
@@ -140,11 +142,17 @@ def fingerprint(stage: str, options: Mapping[str, Any], inputs: Mapping[str, str
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex.
+    """Return the SHA-256 of a file's bytes, in hex; below a link to a bucket, of the object that lies there.
 
     Raises:
         MissingError: if there is no such file.
     """
+    folder = remote.resolve(path.parent)
+    if isinstance(folder, str):
+        data = remote.content(f"{folder}/{path.name}")
+        if data is None:
+            raise MissingError(f"no object at {folder}/{path.name}")
+        return hashlib.sha256(data).hexdigest()
     if not path.is_file():
         raise MissingError(f"no file at {path}")
     with path.open("rb") as file:
