@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdseg.config.data import VolumeOptions
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source
+from kdseg.volumes.sources import Source, lacks_size, sized
 from kdseg.volumes.volume import open_volume
 
 Content = Literal["raw", "labels", "mask"]
@@ -69,6 +69,7 @@ def plan_raw(source: Source, options: VolumeOptions) -> Plan:
         )
     intensity = options.intensity or (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
     voxel_size, roi = _voxel_size(source, options), _region(source, options)
+    source = sized(source, voxel_size)
     return Plan("raw", roi, voxel_size, _position(source.offset or (0.0, 0.0, 0.0), roi, voxel_size), intensity)
 
 
@@ -124,6 +125,7 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
 
 def _plan_beside(kind: Content, source: Source, options: VolumeOptions, raw: Source) -> Plan:
     voxel_size = _voxel_size(raw, options)
+    raw, source = sized(raw, voxel_size), sized(source, voxel_size)
     if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):
         raise VoxelSizeError(
             f"{source.address} has voxels of {source.voxel_size} nm, but {raw.address} has {voxel_size} nm: resample "
@@ -249,7 +251,7 @@ def _require_finite(section: NDArray[Any], z: int) -> None:
 def _voxel_size(source: Source, options: VolumeOptions) -> VoxelSize:
     found, wanted = source.voxel_size, options.voxel_size
     if found is None and wanted is None:
-        raise VoxelSizeError(f"{source.address} does not say its voxel size: set `voxel_size: [z, y, x]` in nm")
+        raise VoxelSizeError(f"{source.address} {lacks_size(source)}: set `voxel_size: [z, y, x]` in nm")
     if found is not None and wanted is not None and not _close(found, wanted):
         raise VoxelSizeError(
             f"{source.address} says its voxels have {found} nm (z, y, x), the configuration says {wanted}: correct "

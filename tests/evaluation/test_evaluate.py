@@ -299,7 +299,7 @@ def test_what_a_file_does_not_say_can_be_given(folder: Path) -> None:
     write_zarr(folder / "short.zarr", 3, SEGMENTS[:, :, 1:])
     place = ["--segmentation-offset", 300, 80, 8]
     done = kdseg(folder / "short.zarr", folder / "labels.zarr", *place)
-    assert "does not say how large they are" in done.output
+    assert "does not say how large its voxels are" in done.output
     kept = LABELS > 0
     kept[:, :, 0] = False
     found = answer(folder, folder / "short.zarr", folder / "labels.zarr", *place, "--voxel-size", *NM)
