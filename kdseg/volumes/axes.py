@@ -123,10 +123,8 @@ def _role(name: str) -> str | None:
     """Return what an axis of some name is, nothing if the name does not say, None if that is not known."""
     plain = name.strip().lower()
     if plain.endswith("^"):  # as funlib marks axes that are not in space
-        return _CHANNEL
-    if not plain or _UNNAMED.fullmatch(plain):
-        return ""
-    return _ROLES.get(plain)
+        return "t" if plain in ("t^", "time^") else _CHANNEL
+    return "" if not plain or _UNNAMED.fullmatch(plain) else _ROLES.get(plain)
 
 
 def _told(roles: Sequence[str]) -> list[str]:
@@ -140,6 +138,10 @@ def _named(shape: Sequence[int], roles: list[str], told: str) -> tuple[int, ...]
     if len(free) != len(lacking):
         free = [axis for axis in free if shape[axis] > 1]
     filled = list(roles)
+    channels = [axis for axis, role in enumerate(roles) if role == _CHANNEL]
+    kept = [axis for axis in channels if shape[axis] > 1] or channels[:1]
+    for axis in set(channels) - set(kept):
+        filled[axis] = ""  # of several axes of channels all but one have length 1
     if len(free) == len(lacking):
         for axis, name in zip(free, lacking, strict=True):
             filled[axis] = name

@@ -145,7 +145,8 @@ def level_of(ome: Mapping[str, Any], level: int, where: str | Path) -> Level:
 def _axes_of(image: Mapping[str, Any], steps: list[Any]) -> list[Any]:
     """Return the axes that the transformations of a level lead to; add the one that gives array axes a unit."""
     systems = {system["name"]: system["axes"] for system in image["coordinateSystems"]}
-    axes: list[Any] = systems[_system(steps[0]["output"])]
+    (only,) = steps
+    axes: list[Any] = systems[_system(only["output"])]
     outer = image.get("coordinateTransformations", [])
     if len(outer) == 1 and all(axis.get("type") == "array" for axis in axes):
         steps += outer

@@ -74,7 +74,7 @@ def xarray_attribute(path: Path, data: NDArray[Any], names: Sequence[str]) -> st
 
 def funlib(path: Path, data: NDArray[Any], names: Sequence[str], **more: Any) -> str:
     made = array(path / "c.zarr", data, 2)
-    made.attrs.update({"axis_names": [name + "^" * (name in "tc" and name != "t") for name in names]})
+    made.attrs.update({"axis_names": [name + "^" * (name in "tc") for name in names]})
     size, offset = ({**dict.fromkeys("tc", 1.0), **values} for values in (SIZE, OFFSET))
     made.attrs.update({"voxel_size": [size[n] / 1e3 for n in names], "offset": [offset[n] / 1e3 for n in names]})
     made.attrs.update({"units": ["um" if name in SIZE else "" for name in names]})
@@ -280,6 +280,19 @@ def test_a_single_section_is_no_axis_to_leave_out(tmp_path: Path) -> None:
         open_source(f"{tmp_path}/b.zarr")
     array(tmp_path / "c.zarr", DATA[:1, ..., None], 3, dimension_names="zyxc")
     assert open_source(f"{tmp_path}/c.zarr").data.shape == (1, 9, 7)
+
+
+def test_the_long_one_of_several_axes_of_channels(tmp_path: Path) -> None:
+    data = CHANNELS[:, None, :, None]
+    array(tmp_path / "a.zarr", data, 3).attrs.update({"axis_names": ["c0^", "c1^", "d0", "c2^", "d1", "d2"]})
+    source = open_channels(f"{tmp_path}/a.zarr")
+    np.testing.assert_array_equal(source.read(Roi((0, 0, 0), source.shape)), CHANNELS)
+    array(tmp_path / "b.zarr", data[:1], 3).attrs.update({"axis_names": ["c0^", "c1^", "z", "c2^", "y", "x"]})
+    one = open_source(f"{tmp_path}/b.zarr")
+    np.testing.assert_array_equal(one.read(one.roi), DATA)
+    array(tmp_path / "c.zarr", data, 3).attrs.update({"axis_names": ["c0^", "z", "c1^", "c2^", "y", "x"]})
+    with pytest.raises(ShapeError, match="expected z, y and x once each, perhaps c and t"):
+        open_channels(f"{tmp_path}/c.zarr")
 
 
 def test_channels_without_names_come_first(tmp_path: Path) -> None:
