@@ -70,10 +70,10 @@ def test_channels_that_come_last_of_volumes_that_lie_otherwise(tmp_path: Path, a
         for axis, name in enumerate("xyzc"):
             made.dims[axis].label = name
     made = zarr.create_array(
-        str(tmp_path / "b.zarr"), data=affinities.transpose(3, 1, 0, 2)[None], chunks=(1, 9, 9, 4, 9)
+        str(tmp_path / "given.zarr"), data=affinities.transpose(3, 1, 0, 2)[None], chunks=(1, 9, 9, 4, 9)
     )
     made.attrs.update({"axis_names": ["t^", "x", "z", "c^", "y"]})
-    for name, address in {"a": f"{tmp_path}/a.h5:/affs", "b": f"{tmp_path}/b.zarr"}.items():
+    for name, address in {"a": f"{tmp_path}/a.h5:/affs", "b": f"{tmp_path}/given.zarr"}.items():
         size = {} if name == "a" else {"voxel_size": SIZE}
         manifest = tmp_path / f"{name}.json"
         adopt.run(AdoptTask(address=address, manifest=manifest, storage=STORAGE, offsets=STEPS, workers=2, **size))
