@@ -33,9 +33,11 @@ from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
 from kdseg.results import remote
 from kdseg.volumes.axes import SPACE, Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks
-from kdseg.volumes.metadata import Place, Unscaled, axis_names, image_attributes, level_of, placed, plain
+from kdseg.volumes.metadata import Level, Place, Unscaled, axis_names, image_attributes, level_of, placed, plain
 from kdseg.volumes.phantom.unstored import Computed, open_computed
 from kdseg.volumes.shards import SHARD, UNWRITTEN, checksums, expect_sound
+
+_OME = "OME metadata"
 
 
 class _Folder(LocalStore):
@@ -292,8 +294,11 @@ def open_volume(address: str | Path, *, level: int = 0, single: bool = False) ->
         raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
         return _open_image(node, path, level, single=single)
-    order = _layout(node, {}, path, single=single)
+    image = _image_around(path)
+    order = _layout(node, {} if image is None else {_OME: image.names}, path, single=single)
     place = plain(node.attrs, order, node.ndim, path)
+    if place == Place() and image is not None:
+        place = _placed(image, order, path)
     return _checked(_volume(node, order, place, {}), path)
 
 
@@ -433,10 +438,30 @@ def _open_image(group: zarr.Group, path: str | Path, level: int, *, single: bool
         raise MissingError(f"{path} is a zarr group without an image; its members are {sorted(group.keys())}: name one")
     found = level_of(ome, level, path)
     array = _member(group, found.path, path)
-    order = _layout(array, {"OME metadata": found.names}, path, single=single)
-    scale, translation, units = (order.of(values)[-3:] for values in (found.scale, found.translation, found.units))
+    order = _layout(array, {_OME: found.names}, path, single=single)
     notes = cast("dict[str, Any]", attributes.get("kdseg", {}))
-    return _checked(_volume(array, order, placed(scale, translation, units, path), notes), path)
+    return _checked(_volume(array, order, _placed(found, order, path), notes), path)
+
+
+def _image_around(path: str | Path) -> Level | None:
+    """Return what the image that an array is a level of says of it, if there is one that is understood."""
+    whole, _, name = str(path).rstrip("/").rpartition("/")
+    if name.endswith(".zarr") or not whole:
+        return None
+    parent = Path(whole) if isinstance(path, Path) else whole
+    try:
+        with _reaching(parent):
+            attributes = dict(zarr.open_group(_store(parent), mode="r").attrs)
+        ome = cast("dict[str, Any]", attributes.get("ome", attributes))
+        levels = [level for level, dataset in enumerate(ome["multiscales"][0]["datasets"]) if dataset["path"] == name]
+        return level_of(ome, levels[0], parent) if levels else None
+    except (KdsegError, OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _placed(level: Level, order: Layout, path: str | Path) -> Place:
+    scale, translation, units = (order.of(values)[-3:] for values in (level.scale, level.translation, level.units))
+    return placed(scale, translation, units, path)
 
 
 def _layout(array: zarr.Array[Any], said: Mapping[str, Sequence[str]], path: str | Path, *, single: bool) -> Layout:

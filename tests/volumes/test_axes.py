@@ -334,6 +334,26 @@ def test_names_that_are_refused(tmp_path: Path, name: str) -> None:
         assert "a.zarr" in str(caught.value)
 
 
+@pytest.mark.parametrize("write", [ome_04, ome_05, ome_06])
+def test_a_level_that_is_named_by_itself_is_what_its_image_says(tmp_path: Path, write: Write) -> None:
+    address = write(tmp_path, ordered("txyz"), "txyz")
+    for one in (address, f"{address}/s0", f"{address}/s0/"):
+        source = open_source(one)
+        np.testing.assert_array_equal(source.read(source.roi), DATA)
+        assert source.voxel_size == pytest.approx(tuple(SIZE.values()))
+        assert source.offset == pytest.approx(tuple(OFFSET.values()))
+    group = zarr.open_group(address, mode="a")
+    other = group.create_array("other", data=DATA)
+    assert open_source(f"{address}/other").voxel_size is None
+    other.attrs["voxel_size"] = [1, 2, 3]
+    assert open_source(f"{address}/other").voxel_size == (1, 2, 3)
+
+
+def test_a_level_of_an_image_that_is_not_understood_is_a_plain_array(tmp_path: Path) -> None:
+    address = image(tmp_path / "o.zarr", DATA, {"datasets": [{"path": "s0"}]}, "0.2")
+    assert open_source(f"{address}/s0").voxel_size is None
+
+
 def test_the_order_of_the_levels_contradicts_the_image(tmp_path: Path) -> None:
     address = ome_05(tmp_path, DATA, "zyx")
     array(tmp_path / "o.zarr" / "s0", DATA, 3, dimension_names="xyz", overwrite=True)
