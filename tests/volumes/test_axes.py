@@ -451,6 +451,18 @@ def test_the_configuration_says_what_a_unit_does_not(tmp_path: Path, unit: Any, 
         assert (plan.voxel_size, plan.offset) == ((30, 8, 8), (60, 24, 16))
 
 
+def test_a_place_that_the_configuration_repeats(tmp_path: Path) -> None:
+    one, other = unscaled(tmp_path, "pixel")
+    options = VolumeOptions.model_validate(
+        {"raw": one, "labels": other, "voxel_size": (30, 8, 8), "offset": {"raw": (60, 24, 16), "labels": (60, 24, 16)}}
+    )
+    assert plan_labels(open_source(other), options, open_source(one)).offset == (60, 24, 16)
+    for kind in ("raw", "labels"):
+        places = options.offset.model_copy(update={kind: (60.0, 24.0, 24.0)})
+        with pytest.raises(VoxelSizeError, match=r"says that it begins at \(60\.0, 24\.0, 16\.0\) nm"):
+            plan_labels(open_source(other), options.model_copy(update={"offset": places}), open_source(one))
+
+
 def test_labels_and_masks_without_a_unit_lie_where_they_say_in_voxels(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["raw"] = np.zeros((20, 20, 20), np.uint8)
