@@ -108,10 +108,10 @@ def open_dataset(path: Path, dataset: str, *, single: bool) -> Hdf5Array:
             node = file.get(dataset) if dataset.strip("/") else None
             if not isinstance(node, h5py.Dataset):
                 raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {datasets(file)}")
-            attributes = dict(node.attrs)
-            order = layout(node.shape, _dimensions(node) | axis_names(attributes, where), where, single=single)
+            said = _dimensions(node) | axis_names(node.attrs, where)
+            order = layout(node.shape or (), said, where, single=single)  # an empty dataset has no shape
             unit = order.of(node.chunks or (1, *node.shape[1:]))
-            place = plain(attributes, order, node.ndim, where)
+            place = plain(node.attrs, order, node.ndim, where)
             return Hdf5Array(path, dataset, order.of(node.shape), node.dtype, order, place, triple(unit[-3:]))
 
 

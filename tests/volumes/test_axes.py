@@ -367,6 +367,19 @@ def test_nothing_is_written_to_another_order(tmp_path: Path) -> None:
         volume.write(volume.roi, DATA)
 
 
+def test_datasets_of_hdf5_without_axes_and_attributes_of_no_use(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["none"], file["one"] = h5py.Empty("u1"), 5
+        file["raw"] = DATA
+        space = h5py.h5s.create(h5py.h5s.SCALAR)
+        h5py.h5a.create(file["raw"].id, b"bits", h5py.h5t.STD_B8LE, space)  # which h5py cannot read
+    for name in ("none", "one"):
+        with pytest.raises(ShapeError, match=r"has the shape \(\), expected"):
+            open_source(f"{tmp_path}/a.h5:/{name}")
+    source = open_source(f"{tmp_path}/a.h5:/raw")
+    np.testing.assert_array_equal(source.read(source.roi), DATA)
+
+
 UNITS = {
     **{"yoctometer": 1e-15, "zeptometer": 1e-12, "attometer": 1e-9, "femtometer": 1e-6, "picometer": 1e-3},
     **{"angstrom": 0.1, "nanometer": 1, "micrometer": 1e3, "millimeter": 1e6, "centimeter": 1e7, "decimeter": 1e8},
