@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from kdseg.config.base import Count, Extent, Nanometres, Probability, Section, Step, Weight
-from kdseg.config.data import PhantomOptions, RoiOptions, StorageOptions
+from kdseg.config.data import PhantomOptions, RoiOptions, SectionsOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
 
 Least = Annotated[int, Field(ge=0)]
@@ -85,6 +85,8 @@ class DistilTask(Section):
     """Raw values that become 0 and 255; needed of floats."""
     roi: Region = None
     """Part of the raw data to use: z0:z1,y0:y1,x0:x1."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of raw data in TIFF sections; default: by number, without gaps."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (8, 16, 32)
     """Channels of the student per level, finest first; repeat."""
     steps: Count = 5000
@@ -119,6 +121,8 @@ class NeuronsTask(Section):
     """Raw values that become 0 and 255; needed of all but 8-bit data."""
     roi: Region = None
     """Part of the raw data to segment: z0:z1,y0:y1,x0:x1."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of raw data in TIFF sections; default: by number, without gaps."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: Count | None = None
@@ -250,6 +254,8 @@ class EvaluateTask(Section):
     """nm, z y x, of the first voxel, instead of what the file says."""
     labels_offset: Position | None = None
     """nm, z y x, of the first voxel, instead of what the file says."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
     workers: Count = 1
     """Processes; changes no result."""
     overwrite: bool = False
@@ -273,6 +279,8 @@ class RunlengthTask(Section):
     """nm, z y x, of files that do not say."""
     offset: Position | None = None
     """nm, z y x, of the first voxel's centre, instead of what the file says."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
 
 
 class SameTask(Section):
@@ -284,6 +292,8 @@ class SameTask(Section):
     """Address of the second."""
     roi: str | None = None
     """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of B. Default: all, which must be the same voxels of both."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
     block: Extent = (128, 128, 128)
     """Voxels per task; changes no result."""
     pairs: Least = 10

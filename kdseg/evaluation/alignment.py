@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source
+from kdseg.volumes.sources import Source, expect_same_sections
 
 TOLERANCE = 1e-3
 """Of a voxel: how far two volumes may be off a common grid; of a voxel size: how far a ratio may be off an integer."""
@@ -139,6 +139,8 @@ def align(anchor: Source, *others: Source) -> Alignment:
         ShapeError: if the sources do not all overlap.
     """
     sources = (anchor, *others)
+    for other in others:
+        expect_same_sections(other, anchor)
     sizes = _sizes(sources)
     fine = triple(min(size[axis] for size in sizes) for axis in range(3))
     ratios = [_ratio(source, size, fine) for source, size in zip(sources, sizes, strict=True)]

@@ -10,6 +10,7 @@ from kdseg.geometry import VoxelSize, triple
 
 AXES = ("z", "y", "x")
 TO_NM = {"angstrom": 0.1, "mm": 1e6, "meter": 1e9}
+TO_NM |= {"pm": 1e-3, "å": 0.1, "\u00c5": 0.1, "\u212b": 0.1, "cm": 1e7, "m": 1e9, "inch": 2.54e7}
 TO_NM |= dict.fromkeys(("nm", "nanometer"), 1.0)
 TO_NM |= dict.fromkeys(("micrometer", "micron", "um", "µm", "μm", "\\u00b5m"), 1e3)
 """Units of length as OME-Zarr, OME-TIFF and ImageJ name them; the last one is how ImageJ escapes it."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from kdseg.config.data import VolumeOptions
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source
+from kdseg.volumes.sources import Source, expect_same_sections
 from kdseg.volumes.volume import open_volume
 
 Content = Literal["raw", "labels", "mask"]
@@ -273,6 +273,7 @@ def _region(raw: Source, options: VolumeOptions) -> Roi:
 def _shift(source: Source, raw: Source, origin: VoxelSize, voxel_size: VoxelSize) -> Triple:
     """Return the first voxel of ``source`` in voxels of ``raw``."""
     if source.offset is None:
+        expect_same_sections(source, raw)
         if source.data.shape != raw.data.shape:
             raise ShapeError(
                 f"{source.address} is {source.data.shape} and says no offset, but {raw.address} is {raw.data.shape}: "

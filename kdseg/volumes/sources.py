@@ -10,6 +10,7 @@ import math
 import re
 import zlib
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.data import SectionsOptions
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
 from kdseg.results import remote
@@ -50,6 +52,7 @@ class Source:
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
         placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
         corner: whether ``offset`` is the first voxel's corner by the format; else take it for its centre, as OME-Zarr.
+        numbers: of its sections, if names of files or metadata number them.
     """
 
     address: str
@@ -59,6 +62,7 @@ class Source:
     unit: Triple
     placed: bool = True
     corner: bool = False
+    numbers: tuple[Fraction, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes and places that are none, of files and of users.
@@ -82,7 +86,7 @@ class Source:
         return np.asarray(self.data[roi.slices(self.roi)])
 
 
-def open_source(address: str) -> Source:
+def open_source(address: str, sections: SectionsOptions | None = None) -> Source:
     """Open a volume by its address.
 
     Args:
@@ -90,6 +94,7 @@ def open_source(address: str) -> Source:
             v2 or v3), ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
             folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
             ``folder:key`` for another.
+        sections: order and gaps of TIFF sections; default: by number, without gaps.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -115,8 +120,9 @@ def open_source(address: str) -> Source:
     if hdf5:
         return _open_hdf5(address, path, hdf5["dataset"] or "")
     if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
-        stack = open_stack(path)
-        return replace(_source(address, stack, stack.voxel_size, None, (1, *stack.unit)), placed=False)
+        stack = open_stack(path, sections or SectionsOptions())
+        opened = _source(address, stack, stack.voxel_size, None, (1, *stack.unit))
+        return replace(opened, placed=False, numbers=stack.numbers)
     if path.is_dir() or path.suffix == ".zarr":
         return _open_zarr(address)
     raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
@@ -199,6 +205,23 @@ def open_channels(address: str) -> ChannelSource:
         raise MissingError(f"nothing at {hdf5['file']}") from None
     except (OSError, RuntimeError, KeyError) as error:
         raise UnreadableError(f"cannot open {address} as HDF5: {error}; the file is damaged or no HDF5") from error
+
+
+def expect_same_sections(one: Source, other: Source) -> None:
+    """Refuse volumes of one place whose sections have other numbers.
+
+    Raises:
+        ShapeError: if some have, as far as both are numbered.
+    """
+    a, b = one.numbers, other.numbers
+    if a is None or b is None or a == b:
+        return
+    alone = min(set(a) ^ set(b))
+    where, lacks = (one, other) if alone in a else (other, one)
+    raise ShapeError(
+        f"{where.address} has a section {float(alone):g}, which {lacks.address} lacks: expected the same sections in "
+        "both. Number them alike, or set `sections.missing: fill`, or `sections.order: name` if they agree anyway"
+    )
 
 
 def source_path(address: str) -> Path | str:
