@@ -59,13 +59,8 @@ def configuration(task: DistilTask) -> Config:
     # what does not fit is to be known before hours of conversion
     open_teacher(FileTeacher.model_validate(teacher), ours, size, torch.device("cpu"))
     downsample, kernels = _levels(size, len(task.widths))
-    volume: dict[str, Any] = {
-        "raw": task.raw,
-        "voxel_size": task.voxel_size,
-        "intensity": task.intensity,
-        "roi": task.roi,
-    }
-    volume |= {"sections": task.sections}
+    volume: dict[str, Any] = {"raw": task.raw, "voxel_size": task.voxel_size, "intensity": task.intensity}
+    volume |= {"roi": task.roi, "sections": task.sections}
     train = {
         "volumes": ["raw"],
         "validate_on": "raw",

@@ -136,7 +136,7 @@ def in_order(files: Sequence[Path], options: SectionsOptions) -> Stack:
     if len(files) == 1:
         log.info("%s: 1 section, %s", folder, files[0].name)
         return Stack(tuple(files), None)
-    order, numbers = _read(files)
+    order, numbers, _ = _read(files)
     indices = numbers.indices(str(folder), options.missing)
     first, last = files[order[0]].name, files[order[-1]].name
     log.info("%s: %d sections, %s to %s, in steps of %s", folder, len(files), first, last, _shown(numbers.step))
@@ -146,13 +146,10 @@ def in_order(files: Sequence[Path], options: SectionsOptions) -> Stack:
 class _Reading(NamedTuple):
     order: tuple[int, ...]
     numbers: Numbers
-
-    @property
-    def gapless(self) -> bool:
-        return self.numbers.total == len(self.order)
+    varying: int
 
 
-def _read(files: Sequence[Path]) -> tuple[tuple[int, ...], Numbers]:
+def _read(files: Sequence[Path]) -> _Reading:
     readings, problems = [], []
     for patterns in _READINGS:
         split = [columns for pattern in patterns if (columns := _columns(files, pattern)) is not None]
@@ -167,15 +164,17 @@ def _read(files: Sequence[Path]) -> tuple[tuple[int, ...], Numbers]:
         raise _unlike(files)
     if not readings:
         raise problems[0]
-    if len({reading.order for reading in readings}) > 1:  # 0.05, 0.1: as decimals none is missing
-        readings = [reading for reading in readings if reading.gapless] or readings
+    least = min(reading.varying for reading in readings)  # 0.50, 0.75, 1.00: read as whole numbers, two of them vary
+    readings = [reading for reading in readings if reading.varying == least]
+    if len({reading.order for reading in readings}) > 1:  # 0.05, 0.1, 0.15: read as decimals, none is missing
+        readings = [reading for reading in readings if reading.numbers.total == len(files)] or readings
     if len({reading.order for reading in readings}) > 1:
         a, b = (files[one.order[next(_differing(readings))]].name for one in (readings[0], readings[-1]))
         raise ShapeError(
             f"{files[0].parent} holds names whose numbers can be read as whole or as decimals, after which {a} or {b} "
             "is next: give all of them as many digits"
         )
-    return max(readings, key=lambda reading: reading.gapless)
+    return min(readings, key=lambda reading: reading.numbers.total)
 
 
 def _differing(readings: Sequence[_Reading]) -> Iterator[int]:
@@ -202,7 +201,7 @@ def _counting(files: Sequence[Path], columns: list[list[Fraction]]) -> _Reading:
     for column in varying:
         if len(set(column)) == len(files):
             order = tuple(sorted(range(len(files)), key=column.__getitem__))
-            found.append(_Reading(order, counted([column[k] for k in order])))
+            found.append(_Reading(order, counted([column[k] for k in order]), len(varying)))
     if not found:
         raise _repeated(files, columns, len(varying))
     if len({reading.order for reading in found}) > 1:
@@ -210,7 +209,7 @@ def _counting(files: Sequence[Path], columns: list[list[Fraction]]) -> _Reading:
             f"{files[0].parent} holds names that differ in {len(varying)} numbers, such as {files[0].name} and "
             f"{files[1].name}, expected one that counts sections: leave one in the names, {_BY_NAME}"
         )
-    return max(found, key=lambda reading: reading.gapless)
+    return min(found, key=lambda reading: reading.numbers.total)
 
 
 def _repeated(files: Sequence[Path], columns: list[list[Fraction]], varying: int) -> ShapeError:
