@@ -46,7 +46,7 @@ def write(path: Path, pages: Sequence[int], text: str, **options: Any) -> str:
     """Write sections of DATA as pages, and OME-XML."""
     with tifffile.TiffWriter(path) as file:
         for k, z in enumerate(pages):
-            described = {"description": text} if k == 0 else {}
+            described = {"description": text.encode()} if k == 0 else {}
             file.write(DATA[z], contiguous=False, metadata=None, **described, **options)
     return str(path)
 
