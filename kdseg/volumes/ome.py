@@ -66,7 +66,7 @@ class Ome:
             return True
         if self.uuid is not None and run.uuid is not None:
             return run.uuid == self.uuid
-        return run.file in (None, name) or len({(one.file, one.uuid) for one in self.runs}) == 1
+        return run.file in (None, name) or all(one[-2:] == run[-2:] for one in self.runs)
 
     def others(self, name: str) -> list[str]:
         """Return the names of other files that the file ``name`` says sections lie in."""

@@ -12,7 +12,7 @@ from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
 from kdseg.volumes.ome import Ome, merged, places, read_ome
 from kdseg.volumes.sections import Numbers, in_order
-from kdseg.volumes.tiff_file import PagesFile, open_file
+from kdseg.volumes.tiff_file import ANOTHER_AXIS, PagesFile, open_file
 from kdseg.volumes.tiff_stack import Section, TiffStack, readable
 
 SUFFIXES = (".tif", ".tiff")
@@ -85,7 +85,7 @@ def _of_image(path: Path, files: Sequence[PagesFile], options: SectionsOptions) 
             "of its image: remove it, or add what names it"
         )
     if ome.axis != "Z":
-        log.warning("%s: its sections lie along the axis %s, not Z; they are taken as sections along z", path, ome.axis)
+        log.warning(ANOTHER_AXIS, path, ome.axis)
     there = tuple(Fraction(z) for z in sorted(found))
     numbers = Numbers(there, Fraction(1), Fraction(0), Fraction(ome.size - 1))
     indices = numbers.indices(str(path), options.missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ from kdseg.volumes.tiff_stack import Section, readable
 
 _HERE: dict[str, Any] = {"is_ome": False, "is_mmstack": False, "is_ndtiff": False}
 """Formats for which tifffile would open other files, of any folder, that a file names."""
+ANOTHER_AXIS = "%s: its sections lie along the axis %s, not Z; they are taken as sections along z"
+"""Message: programs save sections as channels or times when nobody tells them the axes."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,8 @@ def _shape(file: tifffile.TiffFile, path: Path) -> tuple[tuple[int, ...], np.dty
     shape, axes = tuple(series[0].shape), series[0].axes
     if not axes.endswith("YX") or len(shape) > 3:
         raise ShapeError(f"{path} has the shape {shape} with axes {axes}, expected (z, y, x) of one channel")
+    if len(shape) == 3 and axes[0] in "CT":
+        log.warning(ANOTHER_AXIS, path, axes[0])
     return shape, series[0].dtype
 
 

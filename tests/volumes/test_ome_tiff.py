@@ -141,6 +141,11 @@ def test_sections_along_another_axis(tmp_path: Path, caplog: pytest.LogCaptureFi
     source = open_source(write(tmp_path / "a.ome.tif", pages, xml(data, 1, planes=(1, 10))))
     np.testing.assert_array_equal(source.read(source.roi), DATA)
     assert "its sections lie along the axis T" in caplog.text
+    caplog.clear()
+    tifffile.imwrite(tmp_path / "imagej.tif", DATA, imagej=True)  # as channels
+    source = open_source(f"{tmp_path}/imagej.tif")
+    np.testing.assert_array_equal(source.read(source.roi), DATA)
+    assert "imagej.tif: its sections lie along the axis C" in caplog.text
     with pytest.raises(ShapeError, match="along Z and C, 5 x 2"):
         open_source(write(tmp_path / "b.ome.tif", range(10), xml("<TiffData/>", 5, planes=(2, 1))))
     two = xml("<TiffData/>").replace("</OME>", "") + xml("<TiffData/>").split("06'>")[-1].split('06">')[-1]
