@@ -13,7 +13,7 @@ from kdseg.errors import ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
 from kdseg.volumes.metadata import TO_NM
 
-_HEAD = 2**14
+_HEAD = 2**13
 """Characters of OME-XML that hold its first element; in images of thousands of files each may repeat all of it."""
 
 

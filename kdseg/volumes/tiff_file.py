@@ -74,6 +74,8 @@ def open_file(path: Path, *, told: bool = False) -> PagesFile:
         first = file.pages.first
         text = first.description if first.is_ome else ""
         ome = read_ome(text, path) if text and not told else None
+        if ome is None and not told:  # as if it had no metadata: they are of no image
+            text = ""
         shape, dtype = (_ome_shape if text else _shape)(file, path)
         sections = _pages(file, path) if text else _sections(file, path, (1, *shape) if len(shape) == 2 else shape)
         if dtype is None:

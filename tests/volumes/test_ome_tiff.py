@@ -56,6 +56,11 @@ def planes(pages: Sequence[int]) -> str:
     return "".join(f'<TiffData FirstZ="{z}" IFD="{page}" PlaneCount="1"/>' for page, z in enumerate(pages))
 
 
+def test_metadata_of_no_image_say_nothing(tmp_path: Path) -> None:
+    source = open_source(write(tmp_path / "a.ome.tif", range(10), "<OME><Plate/></OME>"))
+    np.testing.assert_array_equal(source.read(source.roi), DATA)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     pages=st.permutations(range(len(DATA))),
