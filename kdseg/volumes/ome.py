@@ -160,7 +160,7 @@ def places(
         uuids: of the files, by path.
 
     Raises:
-        UnreadableError: if two pages are of one section, two sections of one page, or a page is not there.
+        UnreadableError: if two pages are of one section, or a page is not there.
     """
     by_name, by_uuid = {file.name: file for file in pages}, {uuid: file for file, uuid in uuids.items() if uuid}
     found: dict[int, tuple[Path, int]] = {}
@@ -187,7 +187,6 @@ def places(
                     f"{path} says that section {z} is page {found[z][1]} of {found[z][0].name} and page {place[1]} of "
                     f"{file.name}: its OME metadata are damaged; save it again"
                 )
-    _expect_once(path, found)
     return found
 
 
@@ -206,7 +205,7 @@ def merged(path: Path, parts: Sequence[Mapping[int, tuple[Path, int]]]) -> dict[
     """Return the sections that several files of one image place.
 
     Raises:
-        UnreadableError: if they place one section differently.
+        UnreadableError: if they place one section differently, or two sections on one page.
     """
     found: dict[int, tuple[Path, int]] = {}
     for part in parts:

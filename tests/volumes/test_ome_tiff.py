@@ -247,6 +247,11 @@ def test_metadata_in_the_first_file_or_in_a_companion(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.read(source.roi), DATA)
     with pytest.raises(UnreadableError, match="the folder"):
         open_source(str(image.paths[1]))
+    one = Image(tmp_path / "one", [range(9, -1, -1)])
+    address = one.write(binary_only("m.companion.ome"))
+    (one.folder / "m.companion.ome").write_text(xml(one.whole))
+    source = open_source(address)
+    np.testing.assert_array_equal(source.read(source.roi), DATA)
 
 
 def test_files_that_each_say_their_own_sections(tmp_path: Path) -> None:
