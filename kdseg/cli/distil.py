@@ -42,7 +42,7 @@ def configuration(task: DistilTask) -> Config:
 
     from kdseg.networks.foreign import opened
     from kdseg.training.foreign import open_teacher
-    from kdseg.volumes.sources import open_source
+    from kdseg.volumes.sources import lacks_size, open_source
 
     given: dict[str, Any] = {"offsets": task.offsets, "outputs": task.outputs, "input": task.input_range}
     facts = opened(FileTeacher(file=str(task.teacher)), torch.device("cpu"))[1]
@@ -54,7 +54,7 @@ def configuration(task: DistilTask) -> Config:
     source = open_source(task.raw, task.sections)
     size = source.voxel_size or task.voxel_size
     if size is None:
-        raise VoxelSizeError(f"{task.raw} does not say its voxel size: give --voxel-size, in nm, as z y x")
+        raise VoxelSizeError(f"{task.raw} {lacks_size(source)}: give --voxel-size, in nm, as z y x")
     ours, teacher = _nearest_first(task.teacher, offsets), {"file": str(task.teacher), **_said(given)}
     # what does not fit is to be known before hours of conversion
     open_teacher(FileTeacher.model_validate(teacher), ours, size, torch.device("cpu"))

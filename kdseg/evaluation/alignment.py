@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, expect_same_sections
+from kdseg.volumes.sources import Source, expect_same_sections, lacks_size, sized
 from kdseg.volumes.values import without_reserved
 
 log = logging.getLogger(__name__)
@@ -143,7 +143,10 @@ def align(anchor: Source, *others: Source) -> Alignment:
         ShapeError: if the sources do not all overlap.
     """
     sources = (anchor, *others)
+    known = any(source.voxel_size for source in sources)
     sizes = _sizes(sources)
+    # places in units that nobody knows are in voxels
+    sources = tuple(s if s.unscaled is None else sized(s, v) for s, v in zip(sources, sizes, strict=True))
     fine = triple(min(size[axis] for size in sizes) for axis in range(3))
     ratios = [_ratio(source, size, fine) for source, size in zip(sources, sizes, strict=True)]
     offsets = _offsets(sources, ratios)
@@ -161,7 +164,6 @@ def align(anchor: Source, *others: Source) -> Alignment:
             + " (voxels of the grid that they share): they do not overlap. Are they of one volume? If a file says "
             "its place wrong, give it"
         )
-    known = any(source.voxel_size for source in sources)
     half = 0.5 if offsets_are == "centres" else 0.0
     origin = triple(o - half * (s - f) for o, s, f in zip(offsets[0], sizes[0], fine, strict=True))
     return Alignment(placed, fine if known else None, origin, common, offsets_are)
@@ -206,8 +208,8 @@ def _sizes(sources: Sequence[Source]) -> list[VoxelSize]:
         alike = [one.voxel_size for one in known if one.data.shape == source.data.shape]
         if source.voxel_size is None and known and not alike:
             raise VoxelSizeError(
-                f"{source.address} of {source.data.shape} voxels does not say how large they are, and "
-                f"{known[0].address} has another shape, {known[0].data.shape}: set the voxel size"
+                f"{source.address} of {source.data.shape} voxels {lacks_size(source)}, and {known[0].address} has "
+                f"another shape, {known[0].data.shape}: set the voxel size"
             )
         sizes.append(source.voxel_size or (alike[0] if alike else None) or (1.0, 1.0, 1.0))
     if not known and len({source.offset for source in sources if source.placed}) > 1:

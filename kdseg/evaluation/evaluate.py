@@ -26,7 +26,7 @@ from kdseg.geometry import Roi, VoxelSize
 from kdseg.results.claims import claim
 from kdseg.results.manifests import source_fingerprint
 from kdseg.running.runner import Place
-from kdseg.volumes.sources import Source, open_source, source_member, source_path
+from kdseg.volumes.sources import Source, open_source, sized, source_member, source_path
 
 SAMPLING = (
     "a voxel of a coarser volume stands for all voxels of the grid inside of it: each takes the nearest coarse voxel"
@@ -171,14 +171,14 @@ def _sources(task: EvaluateTask) -> list[Source]:
         source = open_source(address, task.sections)
         expect_ids(source, f"the {name}")
         if place is not None:
-            source = replace(source, offset=place, placed=True)
+            source = replace(source, offset=place, placed=True, unscaled=None)
         if task.voxel_size is not None:
             if source.voxel_size is not None and source.voxel_size != task.voxel_size:
                 raise VoxelSizeError(
                     f"{address} says that its voxels are {source.voxel_size} nm, {task.voxel_size} nm were given: "
                     "the option is for files that do not say"
                 )
-            source = replace(source, voxel_size=task.voxel_size)
+            source = sized(source, task.voxel_size)
         found.append(source)
     for option, given, other in (("segmentation", found[1], found[0]), ("labels", found[0], found[1])):
         if places[option] is not None and not other.placed:

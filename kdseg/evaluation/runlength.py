@@ -14,7 +14,7 @@ from kdseg.evaluation.alignment import as_ids, expect_ids
 from kdseg.evaluation.metrics.skeletons import run_lengths
 from kdseg.evaluation.skeleton_files import read_skeletons
 from kdseg.geometry import Roi, VoxelSize
-from kdseg.volumes.sources import Source, open_source
+from kdseg.volumes.sources import Source, lacks_size, open_source, sized
 
 
 def run(task: RunlengthTask) -> dict[str, Any]:
@@ -40,9 +40,10 @@ def run(task: RunlengthTask) -> dict[str, Any]:
     size = source.voxel_size or voxel_size
     if size is None or (voxel_size is not None and not np.allclose(size, voxel_size, rtol=1e-3)):
         raise VoxelSizeError(
-            f"{segmentation} {'does not say its voxel size' if size is None else f'has voxels of {size} nm'}, got "
-            f"{voxel_size}: give it, in nm, where the file does not say"
+            f"{segmentation} {lacks_size(source) if size is None else f'has voxels of {size} nm'}, got {voxel_size}: "
+            "give it, in nm, where the file does not say"
         )
+    source = sized(source, size)
     first = source.offset or (0.0, 0.0, 0.0)
     if source.corner:
         first = (first[0] + size[0] / 2, first[1] + size[1] / 2, first[2] + size[2] / 2)

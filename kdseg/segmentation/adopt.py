@@ -20,7 +20,7 @@ from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.checksums import keep_checksums
 from kdseg.volumes.inputs import Input, fingerprints, open_input
-from kdseg.volumes.sources import ChannelSource, open_channels, source_path
+from kdseg.volumes.sources import ChannelSource, lacks_size, open_channels, sized, source_path
 from kdseg.volumes.volume import create_volume, open_volume
 
 log = logging.getLogger(__name__)
@@ -157,11 +157,14 @@ def _part(task: AdoptTask, source: ChannelSource, steps: Offsets, raw: Input | N
     except ConfigError as error:
         raise ConfigError(f"{task.address} {error}") from None
     if raw is None:
-        size = _size(task.address, source.voxel_size, task.voxel_size)
+        size = _size(source, task.voxel_size)
+        source = sized(source, size)
         place = source.offset or (0.0, 0.0, 0.0)
         return _Part(channels, (0, 0, 0), source.shape, size, place, task.invert)
     volume = raw.volume
-    size = _size(task.address, source.voxel_size or task.voxel_size, volume.voxel_size)
+    source = sized(source, task.voxel_size)
+    size = _size(source, volume.voxel_size)
+    source = sized(source, size)
     first = [0.0, 0.0, 0.0]
     if source.offset is not None:
         first = [(a - b) / v for a, b, v in zip(volume.offset, source.offset, size, strict=True)]
@@ -176,9 +179,10 @@ def _part(task: AdoptTask, source: ChannelSource, steps: Offsets, raw: Input | N
     return _Part(channels, (z, y, x), volume.shape, size, volume.offset, task.invert)
 
 
-def _size(address: str, found: VoxelSize | None, given: VoxelSize | None) -> VoxelSize:
+def _size(source: ChannelSource, given: VoxelSize | None) -> VoxelSize:
+    address, found = source.address, source.voxel_size
     if found is None and given is None:
-        raise VoxelSizeError(f"{address} does not say its voxel size: give it, in nm, as z,y,x")
+        raise VoxelSizeError(f"{address} {lacks_size(source)}: give it, in nm, as z,y,x")
     if found is not None and given is not None and not np.allclose(found, given, rtol=1e-3):
         raise VoxelSizeError(f"{address} has voxels of {found} nm, got {given} nm: leave it out, or correct the file")
     return found or given  # type: ignore[return-value]  # one of them is there

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,11 @@ import numpy as np
 from h5py import h5z
 from numpy.typing import NDArray
 
-from kdseg.errors import KdsegError, UnreadableError
-from kdseg.geometry import Slices, Triple
+from kdseg.errors import KdsegError, MissingError, UnreadableError
+from kdseg.geometry import Triple, triple
+from kdseg.volumes.axes import Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks
+from kdseg.volumes.metadata import Place, axis_names, plain
 
 ANYWHERE = "KDSEG_HDF5_ANYWHERE"
 """Variable of the environment that allows files in other folders, if it is 1."""
@@ -38,28 +42,97 @@ _CHAIN = 100
 
 @dataclass(frozen=True)
 class Hdf5Array:
-    """A dataset (z, y, x) that is opened whenever it is read."""
+    """A dataset that is opened whenever it is read.
+
+    Attributes:
+        path: of the file.
+        dataset: name in the file.
+        lengths: of its axes, (c,) z, y, x.
+        dtype: of the values.
+        layout: which axes of the dataset these are.
+        place: what its attributes say of voxel size and position.
+        unit: voxels, (z, y, x), of one chunk.
+    """
 
     path: Path
     dataset: str
-    shape: Triple
+    lengths: tuple[int, ...]
     dtype: np.dtype[Any]
-    ndim: int = 3
+    layout: Layout
+    place: Place
+    unit: Triple
 
-    def __getitem__(self, key: Slices) -> NDArray[Any]:
-        """Return the voxels of a box.
+    @property
+    def shape(self) -> Triple:
+        """Extent in voxels, (z, y, x)."""
+        return triple(self.lengths[-3:])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.lengths)
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        """Return the values of a box, one slice for each axis.
 
         Raises:
             UnreadableError: if the file is damaged there.
         """
-        try:
-            with h5py.File(self.path, "r") as file:
-                expect_small_chunks_in(file[self.dataset], key)
-                return np.asarray(file[self.dataset][key])
-        except KdsegError:
-            raise
-        except (OSError, KeyError, RuntimeError, zlib.error) as error:
-            raise UnreadableError(f"cannot read {self.path}:{self.dataset}: {error}; the file is damaged") from error
+        with (
+            _readable(f"cannot read {self.path}:{self.dataset}", "the file is damaged"),
+            h5py.File(self.path, "r") as file,
+        ):
+            node = file[self.dataset]
+            expect_small_chunks_in(node, self.layout.back(key, node.ndim, slice(0, 1)))
+            return self.layout.read(node, key)
+
+
+def open_dataset(path: Path, dataset: str, *, single: bool) -> Hdf5Array:
+    """Open a dataset of HDF5; its order of axes is what labels or scales of its dimensions, or attributes say.
+
+    Args:
+        path: of the file.
+        dataset: name in the file.
+        single: take (z, y, x) of one channel, not (c, z, y, x).
+
+    Raises:
+        MissingError: if the dataset is not there.
+        UnreadableError: if the file is damaged or no HDF5.
+        ShapeError: if it has other axes, or its metadata contradict each other.
+        VoxelSizeError: if its attributes of size and place are not understood.
+    """
+    where = f"{path}:{dataset}"
+    with _readable(f"cannot open {path} as HDF5", "the file is damaged or no HDF5"):
+        expect_within(path, dataset)
+        with h5py.File(path, "r") as file:
+            node = file.get(dataset) if dataset.strip("/") else None
+            if not isinstance(node, h5py.Dataset):
+                raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {datasets(file)}")
+            said = _dimensions(node) | axis_names(node.attrs, where)
+            order = layout(node.shape or (), said, where, single=single)  # an empty dataset has no shape
+            unit = order.of(node.chunks or (1, *node.shape[1:]))
+            place = plain(node.attrs, order, node.ndim, where)
+            return Hdf5Array(path, dataset, order.of(node.shape), node.dtype, order, place, triple(unit[-3:]))
+
+
+def _dimensions(node: h5py.Dataset) -> dict[str, list[str]]:
+    """Return the names of the axes by the labels of the dimensions, and by their scales, as netCDF writes them."""
+    labels = [dimension.label for dimension in node.dims]
+    scales = [dimension[0].name.rsplit("/", 1)[-1] if len(dimension) else "" for dimension in node.dims]
+    said = {"dimension labels": labels, "dimension scales": scales}
+    return {by: names for by, names in said.items() if any(names)}
+
+
+@contextmanager
+def _readable(what: str, why: str) -> Iterator[None]:
+    try:
+        yield
+    except KdsegError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingError(f"{what}: it is not there") from error
+    except (OSError, KeyError, RuntimeError, zlib.error) as error:
+        raise UnreadableError(f"{what}: {error}; {why}") from error
 
 
 def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:

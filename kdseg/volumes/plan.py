@@ -15,7 +15,7 @@ from kdseg.config.data import VolumeOptions
 from kdseg.config.tasks import Kind
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, expect_same_sections
+from kdseg.volumes.sources import Source, expect_same_sections, lacks_size, sized
 from kdseg.volumes.values import to_labels, to_uint8
 from kdseg.volumes.volume import open_volume
 
@@ -53,7 +53,7 @@ def _placed(source: Source, kind: Kind, options: VolumeOptions) -> Source:
     given: VoxelSize | None = getattr(options.offset, kind)
     if given is None:
         return source
-    if source.placed and source.offset != given:
+    if source.placed and not np.allclose(source.offset or 0, given, rtol=0, atol=_TOLERANCE):  # of files in mm
         raise VoxelSizeError(
             f"{source.address} says that it begins at {source.offset} nm (z, y, x), the configuration says {given}: "
             f"correct the file, or remove `offset: {{{kind}: …}}`"
@@ -82,8 +82,8 @@ def plan_raw(source: Source, options: VolumeOptions) -> Plan:
             "that become 0 and 255"
         )
     intensity = options.intensity or (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
-    source = _placed(source, "raw", options)
     voxel_size, roi = _voxel_size(source, options), _region(source, options)
+    source = _placed(sized(source, voxel_size), "raw", options)
     return Plan("raw", roi, voxel_size, _position(source.offset or (0.0, 0.0, 0.0), roi, voxel_size), intensity)
 
 
@@ -140,8 +140,8 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
 
 
 def _plan_beside(kind: Kind, source: Source, options: VolumeOptions, raw: Source) -> Plan:
-    source, raw = _placed(source, kind, options), _placed(raw, "raw", options)
     voxel_size = _voxel_size(raw, options)
+    source, raw = _placed(sized(source, voxel_size), kind, options), _placed(sized(raw, voxel_size), "raw", options)
     if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):
         raise VoxelSizeError(
             f"{source.address} has voxels of {source.voxel_size} nm, but {raw.address} has {voxel_size} nm: resample "
@@ -208,7 +208,7 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> bytes:
 def _voxel_size(source: Source, options: VolumeOptions) -> VoxelSize:
     found, wanted = source.voxel_size, options.voxel_size
     if found is None and wanted is None:
-        raise VoxelSizeError(f"{source.address} does not say its voxel size: set `voxel_size: [z, y, x]` in nm")
+        raise VoxelSizeError(f"{source.address} {lacks_size(source)}: set `voxel_size: [z, y, x]` in nm")
     if found is not None and wanted is not None and not _close(found, wanted):
         raise VoxelSizeError(
             f"{source.address} says its voxels have {found} nm (z, y, x), the configuration says {wanted}: correct "

@@ -51,7 +51,7 @@ def downsample_block(path: Path, level: int, method: Method, block: Block) -> by
     downsample = downsample_mean if method == "mean" else downsample_mode
     out = np.empty(block.roi.shape, coarse.dtype)
     # Slab by slab, each one chunk of the finer level: eight times the block would have to fit into memory.
-    step = max(fine.array.chunks[-3] // 2, 1)
+    step = max(fine.read_unit[0] // 2, 1)
     (z, y, x), (depth, height, width) = block.roi.offset, block.roi.shape
     for start in range(0, depth, step):
         slab = Roi((z + start, y, x), (min(step, depth - start), height, width))

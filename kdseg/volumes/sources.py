@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.data import SectionsOptions
-from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
-from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
+from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.geometry import Roi, Slices, Triple, VoxelSize
 from kdseg.results import remote
-from kdseg.volumes.hdf5 import Hdf5Array, datasets, expect_small_chunks_in, expect_within
+from kdseg.volumes.hdf5 import Hdf5Array, open_dataset
+from kdseg.volumes.metadata import Place, Unscaled
 from kdseg.volumes.precomputed import is_precomputed, open_precomputed, split_scale
 from kdseg.volumes.tiff import SUFFIXES, open_stack
 from kdseg.volumes.volume import open_volume
@@ -53,6 +52,7 @@ class Source:
         placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
         corner: whether ``offset`` is the first voxel's corner by the format; else take it for its centre, as OME-Zarr.
         numbers: of its sections, if names of files or metadata number them.
+        unscaled: what the file says of size and place in units that are no lengths; see `sized`.
     """
 
     address: str
@@ -63,6 +63,7 @@ class Source:
     placed: bool = True
     corner: bool = False
     numbers: tuple[Fraction, ...] | None = None
+    unscaled: Unscaled | None = None
 
     def __post_init__(self) -> None:
         """Refuse sizes and places that are none, of files and of users.
@@ -90,8 +91,8 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
     """Open a volume by its address.
 
     Args:
-        address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr
-            v2 or v3), ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
+        address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 to 0.6, plain zarr
+            v2 or v3), ``path.h5:/dataset``, ``stack.tif``, a
             folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
             ``folder:key`` for another.
         sections: order and gaps of TIFF sections; default: by number, without gaps.
@@ -139,6 +140,8 @@ class ChannelSource:
         dtype: of the values.
         voxel_size: nm, (z, y, x); None if the file does not say.
         offset: nm, (z, y, x); None if the file does not say.
+        unscaled: what the file says of size and place in units that are no lengths; see `sized`.
+        data: dataset (c, z, y, x) of HDF5; None if it is a zarr.
     """
 
     address: str
@@ -147,6 +150,8 @@ class ChannelSource:
     dtype: np.dtype[Any]
     voxel_size: VoxelSize | None
     offset: VoxelSize | None
+    unscaled: Unscaled | None = None
+    data: Hdf5Array | None = None
 
     def read(self, roi: Roi) -> NDArray[Any]:
         """Return the values of ``roi``, (c, z, y, x).
@@ -154,18 +159,9 @@ class ChannelSource:
         Raises:
             UnreadableError: if the file is damaged there.
         """
-        hdf5 = None if _in_bucket(self.address) else _HDF5.match(self.address)
-        if hdf5 is None:
+        if self.data is None:
             return open_volume(self.address).read(roi)
-        try:
-            with h5py.File(hdf5["file"], "r") as file:
-                key = (slice(0, self.channels), *roi.slices())
-                expect_small_chunks_in(file[hdf5["dataset"]], key)
-                return np.asarray(file[hdf5["dataset"]][key])
-        except KdsegError:
-            raise
-        except (OSError, KeyError, RuntimeError, zlib.error) as error:
-            raise UnreadableError(f"cannot read {self.address}: {error}; the file is damaged") from error
+        return self.data[(slice(0, self.channels), *roi.slices())]
 
 
 def open_channels(address: str) -> ChannelSource:
@@ -177,34 +173,50 @@ def open_channels(address: str) -> ChannelSource:
         ShapeError: if it is not (c, z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
-    in_bucket = _in_bucket(address)
+    in_bucket, array = _in_bucket(address), None
     hdf5 = None if in_bucket else _HDF5.match(address)
-    if hdf5 is None:
-        if not in_bucket and not Path(address).exists():
-            raise MissingError(f"nothing at {address}; expected path.zarr, path.zarr/group or path.h5:/dataset")
+    path = Path(hdf5["file"] if hdf5 else address)
+    if not in_bucket and not path.exists():
+        raise MissingError(f"nothing at {path}; expected path.zarr, path.zarr/group or path.h5:/dataset")
+    if hdf5 is not None:
+        _expect_file(path)
+        array = open_dataset(path, hdf5["dataset"] or "", single=False)
+        lengths, dtype, place = array.lengths, array.dtype, array.place
+    else:
         volume = open_volume(address)
-        if volume.channels is None:
-            raise ShapeError(f"{address} has the shape {volume.array.shape}, expected (c, z, y, x)")
-        offset = volume.offset if volume.placed else None
-        return ChannelSource(address, volume.channels, volume.shape, volume.dtype, volume.voxel_size, offset)
-    try:
-        _expect_file(Path(hdf5["file"]))
-        expect_within(Path(hdf5["file"]), hdf5["dataset"] or "")
-        with h5py.File(hdf5["file"], "r") as file:
-            node = file.get(hdf5["dataset"] or "/")
-            if not isinstance(node, h5py.Dataset):
-                raise MissingError(f"{address} is not a dataset: expected {hdf5['file']}: and one of {datasets(file)}")
-            if node.ndim != 4 or 0 in node.shape:
-                raise ShapeError(f"{address} has the shape {node.shape}, expected (c, z, y, x)")
-            c, z, y, x = node.shape
-            found = (_attribute(address, node, name) for name in ("resolution", "offset"))
-            return ChannelSource(address, c, (z, y, x), node.dtype, *found)
-    except KdsegError:
-        raise
-    except FileNotFoundError:
-        raise MissingError(f"nothing at {hdf5['file']}") from None
-    except (OSError, RuntimeError, KeyError) as error:
-        raise UnreadableError(f"cannot open {address} as HDF5: {error}; the file is damaged or no HDF5") from error
+        lengths, dtype = (*(() if volume.channels is None else (volume.channels,)), *volume.shape), volume.dtype
+        place = Place(volume.voxel_size, volume.offset, volume.placed, volume.unscaled)
+    if len(lengths) != 4 or 0 in lengths:
+        raise ShapeError(f"{address} has the shape {lengths}, expected (c, z, y, x)")
+    c, z, y, x = lengths
+    offset = place.offset if place.placed else None
+    return ChannelSource(address, c, (z, y, x), dtype, place.voxel_size, offset, place.unscaled, array)
+
+
+Opened = TypeVar("Opened", Source, ChannelSource)
+
+
+def sized(source: Opened, voxel_size: VoxelSize | None) -> Opened:
+    """Return a source with a voxel size in nm that somebody gives, where its file does not say one.
+
+    A place in units that are no lengths is then one in voxels.
+    """
+    if source.voxel_size is not None or voxel_size is None:
+        return source
+    place = Place(unscaled=source.unscaled).sized(voxel_size)
+    found = replace(source, voxel_size=voxel_size, unscaled=None)
+    if not place.placed:
+        return found
+    if isinstance(found, Source):
+        return replace(found, offset=place.offset, placed=True)
+    return replace(found, offset=place.offset)
+
+
+def lacks_size(source: Source | ChannelSource) -> str:
+    """Return why the voxel size of a source is not known, for messages that begin with its address."""
+    if source.unscaled is None:
+        return "does not say how large its voxels are"
+    return f"has axes in {list(source.unscaled.units)}, which are no units of length"
 
 
 def expect_same_sections(one: Source, other: Source) -> None:
@@ -260,7 +272,7 @@ class _ZarrArray:
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         z, y, x = (range(n)[s] for n, s in zip(self.shape, key, strict=True))
-        return open_volume(self.address).read(Roi((z.start, y.start, x.start), (len(z), len(y), len(x))))
+        return open_volume(self.address, single=True).read(Roi((z.start, y.start, x.start), (len(z), len(y), len(x))))
 
 
 def _expect_file(path: Path) -> None:
@@ -278,43 +290,17 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _open_zarr(address: str) -> Source:
-    volume = open_volume(address)
-    if volume.channels is not None:
-        raise ShapeError(f"{address} has the shape {volume.array.shape}, expected (z, y, x) of one channel: extract it")
+    volume = open_volume(address, single=True)
     array = _ZarrArray(address, volume.shape, volume.dtype)
-    z, y, x = volume.array.chunks
-    return replace(_source(address, array, volume.voxel_size, volume.offset, (z, y, x)), placed=volume.placed)
+    source = _source(address, array, volume.voxel_size, volume.offset, volume.read_unit)
+    return replace(source, placed=volume.placed, unscaled=volume.unscaled)
 
 
 def _open_hdf5(address: str, path: Path, dataset: str) -> Source:
-    try:
-        _expect_file(path)
-        expect_within(path, dataset)
-        with h5py.File(path, "r") as file:
-            node = file.get(dataset) if dataset.strip("/") else None
-            if not isinstance(node, h5py.Dataset):
-                raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {datasets(file)}")
-            if node.ndim != 3:
-                raise ShapeError(f"{address} has the shape {node.shape}, expected (z, y, x)")
-            array = Hdf5Array(path, dataset, node.shape, node.dtype)
-            voxel_size = _attribute(address, node, "resolution")
-            offset = _attribute(address, node, "offset")
-            source = _source(address, array, voxel_size, offset or (0.0, 0.0, 0.0), node.chunks or (1, *node.shape[1:]))
-            return replace(source, placed=offset is not None)
-    except KdsegError:
-        raise
-    except (OSError, RuntimeError, KeyError) as error:
-        raise UnreadableError(f"cannot open {path} as HDF5: {error}; the file is damaged or no HDF5") from error
-
-
-def _attribute(address: str, node: h5py.Dataset, name: str) -> VoxelSize | None:
-    if name not in node.attrs:
-        return None
-    value = node.attrs[name]
-    try:
-        return triple(float(v) for v in value)
-    except (TypeError, ValueError) as error:
-        raise VoxelSizeError(f"the attribute {name} of {address} is {value!r}, expected (z, y, x) in nm") from error
+    _expect_file(path)
+    array = open_dataset(path, dataset, single=True)
+    source = _source(address, array, array.place.voxel_size, array.place.offset, array.unit)
+    return replace(source, placed=array.place.placed, unscaled=array.place.unscaled)
 
 
 def _source(

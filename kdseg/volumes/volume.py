@@ -28,13 +28,16 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
-from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
+from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
 from kdseg.results import remote
+from kdseg.volumes.axes import SPACE, Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks
-from kdseg.volumes.metadata import AXES, image_attributes, in_nm, plain, transforms
+from kdseg.volumes.metadata import Level, Place, Unscaled, axis_names, image_attributes, level_of, placed, plain
 from kdseg.volumes.phantom.unstored import Computed, open_computed
 from kdseg.volumes.shards import SHARD, UNWRITTEN, checksums, expect_sound
+
+_OME = "OME metadata"
 
 
 class _Folder(LocalStore):
@@ -65,11 +68,13 @@ class Volume:
     """An open array with its place in the world.
 
     Attributes:
-        array: zarr array, (z, y, x) or (c, z, y, x); or a phantom that is computed when it is read.
+        array: zarr array, its axes as in ``layout``; or a phantom that is computed when it is read.
         voxel_size: nm, (z, y, x); None if the store does not say.
         offset: nm, (z, y, x), position of the first voxel.
         attributes: what kdseg notes beside the OME metadata, e.g. the offsets of affinities.
         placed: whether the store says where it lies; if not, ``offset`` is 0.
+        unscaled: what the store says of size and place in units that are no lengths.
+        layout: which axes of the array are (c,) z, y, x.
     """
 
     array: zarr.Array[Any] | Computed
@@ -77,6 +82,8 @@ class Volume:
     offset: VoxelSize
     attributes: Mapping[str, Any] = field(default_factory=dict)
     placed: bool = True
+    unscaled: Unscaled | None = None
+    layout: Layout = field(default_factory=Layout)
 
     @property
     def where(self) -> str:
@@ -91,12 +98,13 @@ class Volume:
     @property
     def shape(self) -> Triple:
         """Extent in voxels, without channels."""
-        return triple(self.array.shape[-3:])
+        return triple(self.layout.of(self.array.shape)[-3:])
 
     @property
     def channels(self) -> int | None:
         """Length of the channel axis, None without one."""
-        return self.array.shape[0] if self.array.ndim == 4 else None
+        lengths = self.layout.of(self.array.shape)
+        return lengths[0] if len(lengths) == 4 else None
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -109,9 +117,14 @@ class Volume:
         return Roi((0, 0, 0), self.shape)
 
     @property
+    def read_unit(self) -> Triple:
+        """Extent in voxels of one chunk."""
+        return triple(self.layout.of(self.array.chunks)[-3:])
+
+    @property
     def write_unit(self) -> Triple:
         """Extent in voxels of one file: two writers must never meet in one (zarr 3 loses data silently)."""
-        return triple((self.array.shards or self.array.chunks)[-3:])
+        return triple(self.layout.of(self.array.shards or self.array.chunks)[-3:])
 
     def read(self, roi: Roi, channels: Sequence[int] | None = None) -> NDArray[Any]:
         """Return the voxels of ``roi``, channels first if there are any.
@@ -133,10 +146,11 @@ class Volume:
         try:
             with self._reaching():
                 if channels is None:
-                    return np.asarray(self.array[(..., *selection)])
+                    every = () if self.channels is None else (slice(None),)
+                    return self.layout.read(self.array, (*every, *selection))
                 # not by zarr's `oindex`, which picks voxels one by one: 10 times the time of a slice
                 low, high = min(channels, default=0), max(channels, default=-1) + 1
-                picked = np.asarray(self.array[(slice(low, high), *selection)])
+                picked = self.layout.read(self.array, (slice(low, high), *selection))
             in_order = list(channels) == list(range(low, high))
             return picked if in_order else picked[np.array(channels, np.int64) - low]
         except KdsegError:
@@ -191,7 +205,8 @@ class Volume:
             return
         folder = self.array.store.root / self.array.path
         for index in product(*self.shards(roi)):
-            yield triple(index), folder / self.array.metadata.encode_chunk_key((*self._lead, *index))
+            key = self.layout.back((*self._lead, *index), self.array.ndim, 0)
+            yield triple(index), folder / self.array.metadata.encode_chunk_key(key)
 
     def shards(self, roi: Roi) -> list[range]:
         """Return which shards hold voxels of ``roi``, along each axis."""
@@ -213,11 +228,14 @@ class Volume:
             in a bucket.
 
         Raises:
-            ShapeError: if the region does not lie on those borders, or the data do not fit it.
+            ShapeError: if the region does not lie on those borders, or the data do not fit it, or the axes of the array
+                are not in order.
             UnreadableError: if the disk or the bucket does not take them, or the volume is computed when it is read.
         """
         if isinstance(self.array, Computed):
             raise _read_only(self.array.path)
+        if self.layout != Layout():
+            raise ShapeError(f"cannot write to {self.where}: its axes are not (c,) z, y, x; copy it to another volume")
         expected = (*(() if self.channels is None else (self.channels,)), *roi.shape)
         if data.shape != expected:
             raise ShapeError(f"cannot write data of shape {data.shape} to {roi}: expected {expected}")
@@ -244,7 +262,7 @@ class Volume:
         return np.array([array.store.written[name] for name in names], SHARD).tobytes()
 
 
-def open_volume(address: str | Path, *, level: int = 0) -> Volume:
+def open_volume(address: str | Path, *, level: int = 0, single: bool = False) -> Volume:
     """Open a dataset for reading and for writing of its blocks.
 
     Args:
@@ -252,12 +270,13 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
             group; or a file that links to one (`kdseg.results.remote`) or stands for a phantom
             (`kdseg.volumes.phantom.unstored`).
         level: resolution level, where the group is a pyramid.
+        single: take (z, y, x) of one channel; other axes are left out, and have to be of length 1.
 
     Raises:
         MissingError: if nothing is there.
         UnreadableError: if what is there is no zarr, or damaged, or a bucket does not answer.
-        ShapeError: if the array is neither (z, y, x) nor (c, z, y, x).
-        VoxelSizeError: if the axes carry a unit that is not a length.
+        ShapeError: if the array is not one of (c,) z, y, x in any order, or its metadata contradict each other.
+        VoxelSizeError: if the metadata of size and place are not understood.
     """
     path = remote.resolve(address)
     if isinstance(path, Path) and not path.exists():
@@ -274,9 +293,13 @@ def open_volume(address: str | Path, *, level: int = 0) -> Volume:
     except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
         raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
-        return _open_image(node, path, level)
-    attributes = dict(node.attrs)
-    return _checked(Volume(node, *plain(attributes), placed="offset" in attributes), path)
+        return _open_image(node, path, level, single=single)
+    image = _image_around(path)
+    order = _layout(node, {} if image is None else {_OME: image.names}, path, single=single)
+    place = plain(node.attrs, order, node.ndim, path)
+    if place == Place() and image is not None:
+        place = _placed(image, order, path)
+    return _checked(_volume(node, order, place, {}), path)
 
 
 def create_volume(
@@ -382,7 +405,7 @@ def _array(
         dtype=dtype,
         fill_value=0,
         compressors=codecs or None,
-        dimension_names=[*("c" for _ in lead), *AXES],
+        dimension_names=[*("c" for _ in lead), *SPACE],
     )
     found = _found(group, level)
     if found is not None and (found.shape != (*lead, *shape) or found.dtype != dtype):
@@ -408,31 +431,50 @@ def _halved(shape: Triple, level: int) -> Triple:
     return triple(-(-n // 2**level) for n in shape)
 
 
-def _open_image(group: zarr.Group, path: str | Path, level: int) -> Volume:
+def _open_image(group: zarr.Group, path: str | Path, level: int, *, single: bool) -> Volume:
     attributes = dict(group.attrs)
     ome = attributes.get("ome", attributes)
-    images = ome.get("multiscales") if isinstance(ome, dict) else None
-    if not images:
+    if not isinstance(ome, dict) or not ome.get("multiscales"):
         raise MissingError(f"{path} is a zarr group without an image; its members are {sorted(group.keys())}: name one")
-    try:
-        image = images[0]
-        datasets = image["datasets"]
-        if level >= len(datasets):
-            raise MissingError(f"{path} has {len(datasets)} resolution levels, level {level} was asked for")
-        array = _member(group, datasets[level]["path"], path)
-        scale, translation = transforms(image, datasets[level], array.ndim)
-        units = [axis.get("unit") for axis in image["axes"][-3:]]
-        names = [axis["name"] for axis in image["axes"]]
-    except (MissingError, UnreadableError):
-        raise
-    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise VoxelSizeError(f"the OME metadata of {path} are not understood: {error!r}") from error
-    if names[-3:] != list(AXES):
-        raise ShapeError(f"{path} has the axes {names}, expected (c,) z, y, x")
-    place = in_nm(scale[-3:], translation[-3:], units, path)
+    found = level_of(ome, level, path)
+    array = _member(group, found.path, path)
+    order = _layout(array, {_OME: found.names}, path, single=single)
     notes = cast("dict[str, Any]", attributes.get("kdseg", {}))
-    # without units, the 0 of a translation that is not there is as little known as the scale
-    return _checked(Volume(array, *place, notes, placed=place[0] is not None), path)
+    return _checked(_volume(array, order, _placed(found, order, path), notes), path)
+
+
+def _image_around(path: str | Path) -> Level | None:
+    """Return what the image that an array is a level of says of it, if there is one that is understood."""
+    whole, _, name = str(path).rstrip("/").rpartition("/")
+    if name.endswith(".zarr") or not whole:
+        return None
+    parent = Path(whole) if isinstance(path, Path) else whole
+    try:
+        with _reaching(parent):
+            attributes = dict(zarr.open_group(_store(parent), mode="r").attrs)
+        ome = cast("dict[str, Any]", attributes.get("ome", attributes))
+        levels = [level for level, dataset in enumerate(ome["multiscales"][0]["datasets"]) if dataset["path"] == name]
+        return level_of(ome, levels[0], parent) if levels else None
+    except (KdsegError, OSError, ValueError, TypeError, LookupError):
+        return None
+
+
+def _placed(level: Level, order: Layout, path: str | Path) -> Place:
+    scale, translation, units = (order.of(values)[-3:] for values in (level.scale, level.translation, level.units))
+    return placed(scale, translation, units, path)
+
+
+def _layout(array: zarr.Array[Any], said: Mapping[str, Sequence[str]], path: str | Path, *, single: bool) -> Layout:
+    """Return the order of the axes of an array, by what is said of them and by its own metadata."""
+    said = {**said, **axis_names(array.attrs, path)}
+    names = getattr(array.metadata, "dimension_names", None)  # zarr v3
+    if names:
+        said["`dimension_names`"] = [name or "" for name in names]
+    return layout(array.shape, said, str(path), single=single)
+
+
+def _volume(array: zarr.Array[Any], order: Layout, place: Place, notes: Mapping[str, Any]) -> Volume:
+    return Volume(array, place.voxel_size, place.offset, notes, place.placed, place.unscaled, order)
 
 
 def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
@@ -448,11 +490,7 @@ def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
 
 
 def _checked(volume: Volume, path: str | Path) -> Volume:
-    if volume.array.ndim not in (3, 4):
-        raise ShapeError(f"{path} has the shape {volume.array.shape}, expected (z, y, x) or (c, z, y, x)")
     chunk, voxel = volume.array.chunks, volume.dtype.itemsize
-    per_shard = prod(grid_shape(volume.write_unit, triple(chunk[-3:]))) if volume.array.shards else 0
+    per_shard = prod(grid_shape(volume.write_unit, volume.read_unit)) if volume.array.shards else 0
     expect_small_chunks(str(path), {"a chunk": prod(chunk) * voxel, "the index of a shard": 16 * per_shard})
-    if volume.voxel_size is not None and not all(0 < v < float("inf") for v in volume.voxel_size):
-        raise VoxelSizeError(f"{path} has the voxel size {volume.voxel_size} nm, expected three positive numbers")
     return volume

@@ -64,6 +64,18 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_axes_in_another_order_and_places_in_voxels(folder: Path) -> None:
+    with h5py.File(folder / "other.h5", "w") as file:
+        file["a"] = SEGMENTS.transpose(2, 1, 0)[..., None]
+        file["a"].attrs.update({"voxel_size": [1, 1, 3], "offset": [0, 10, 30], "units": "pixel"})
+        for axis, name in enumerate("xyzc"):
+            file["a"].dims[axis].label = name
+    expected = answer(folder, f"{folder}/segments.h5:/a", folder / "labels.zarr", "--block", 4, 8, 16)
+    found = answer(folder, f"{folder}/other.h5:/a", folder / "labels.zarr", "--block", 8, 8, 8)
+    assert found["scores"] == expected["scores"]
+    assert found["what"]["region"] == expected["what"]["region"]
+
+
 def test_details_and_the_worst_objects(folder: Path) -> None:
     addresses = (f"{folder}/segments.h5:/a", folder / "labels.zarr")
     found = answer(folder, *addresses, "--block", 4, 8, 16)
@@ -299,7 +311,7 @@ def test_what_a_file_does_not_say_can_be_given(folder: Path) -> None:
     write_zarr(folder / "short.zarr", 3, SEGMENTS[:, :, 1:])
     place = ["--segmentation-offset", 300, 80, 8]
     done = kdseg(folder / "short.zarr", folder / "labels.zarr", *place)
-    assert "does not say how large they are" in done.output
+    assert "does not say how large its voxels are" in done.output
     kept = LABELS > 0
     kept[:, :, 0] = False
     found = answer(folder, folder / "short.zarr", folder / "labels.zarr", *place, "--voxel-size", *NM)

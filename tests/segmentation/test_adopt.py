@@ -64,6 +64,36 @@ def test_floats_of_hdf5_and_bytes_of_zarr_become_the_same(tmp_path: Path, affini
     assert (volume.voxel_size, volume.offset) == (SIZE, (80.0, 0.0, 16.0))
 
 
+def test_channels_that_come_last_of_volumes_that_lie_otherwise(tmp_path: Path, affinities: NDArray[np.uint8]) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        made = file.create_dataset("affs", data=affinities.transpose(3, 2, 1, 0), chunks=(16, 16, 3, 1))
+        made.attrs.update({"voxel_size": [8e-3, 8e-3, 4e-2], "offset": [1.6e-2, 0.0, 8e-2], "units": "um"})
+        for axis, name in enumerate("xyzc"):
+            made.dims[axis].label = name
+    made = zarr.create_array(
+        str(tmp_path / "given.zarr"), data=affinities.transpose(3, 1, 0, 2)[None], chunks=(1, 9, 9, 4, 9)
+    )
+    made.attrs.update({"axis_names": ["t^", "x", "z", "c^", "y"]})
+    for name, address in {"a": f"{tmp_path}/a.h5:/affs", "b": f"{tmp_path}/given.zarr"}.items():
+        size = {} if name == "a" else {"voxel_size": SIZE}
+        manifest = tmp_path / f"{name}.json"
+        adopt.run(AdoptTask(address=address, manifest=manifest, storage=STORAGE, offsets=STEPS, workers=2, **size))
+        np.testing.assert_array_equal(voxels(manifest), affinities)
+    volume = open_volume(tmp_path / "a.zarr")
+    assert volume.voxel_size == pytest.approx(SIZE)
+    assert volume.offset == pytest.approx((80, 0, 16))
+
+
+def test_a_place_in_voxels_takes_the_size_that_is_given(tmp_path: Path, affinities: NDArray[np.uint8]) -> None:
+    address = hdf5(tmp_path / "a.h5", affinities, voxel_size=(5, 1, 1), offset=(10, 0, 2), units="pixel")
+    task = AdoptTask(address=address, manifest=tmp_path / "a.json", storage=STORAGE, offsets=STEPS)
+    with pytest.raises(VoxelSizeError, match=r"has axes in \['pixel', .* no units of length: give it, in nm"):
+        adopt.run(task)
+    adopt.run(task.model_copy(update={"voxel_size": SIZE}))
+    volume = open_volume(tmp_path / "a.zarr")
+    assert (volume.voxel_size, volume.offset) == (SIZE, (80, 0, 16))
+
+
 @pytest.mark.parametrize("invert", [False, True])
 def test_what_seems_to_be_inverted_is_said(
     tmp_path: Path, affinities: NDArray[np.uint8], invert: bool, caplog: pytest.LogCaptureFixture

@@ -93,6 +93,32 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.parametrize("names", ["xyz", "tcyzx", "yxzc"])
+def test_all_kinds_in_another_order_are_the_same(tmp_path: Path, names: str) -> None:
+    raw, labels = RAW[tuple(slice(n) for n in LABELS.shape)], LABELS
+    data: dict[Any, NDArray[Any]] = {"raw": raw, "labels": labels, "mask": labels > 3, "baseline": labels + 1}
+    space = [name for name in names if name in "zyx"]
+    given: dict[str, dict[str, Any]] = {"zarr": {}, "h5": {}}
+    for kind, array in data.items():
+        moved = array.transpose(*("zyx".index(name) for name in space))
+        moved = moved.reshape([1 if name in "tc" else array.shape["zyx".index(name)] for name in names])
+        attributes = {"resolution": [VOXEL_SIZE["zyx".index(name)] for name in space]}
+        made = zarr.create_array(str(tmp_path / f"{kind}.zarr"), data=moved, dimension_names=names)
+        made.attrs.update(attributes)
+        given["zarr"][kind] = f"{tmp_path}/{kind}.zarr"
+        with h5py.File(tmp_path / "a.h5", "a") as file:
+            file[kind] = moved
+            file[kind].attrs.update(attributes)
+            for axis, name in enumerate(names):
+                file[kind].dims[axis].label = name
+        given["h5"][kind] = f"{tmp_path}/a.h5:/{kind}"
+    for form, options in given.items():
+        for kind, array in data.items():
+            manifest = run(kind, tmp_path / form, options)
+            np.testing.assert_array_equal(stored(manifest), array)
+            assert open_volume(manifest.with_suffix(".zarr")).voxel_size == VOXEL_SIZE
+
+
 # ---- values
 
 

@@ -220,7 +220,7 @@ def test_a_dataset_that_is_not_in_the_hdf5_lists_those_that_are(tmp_path: Path, 
         open_source(f"{tmp_path}/a.h5{address}")
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (1, 4, 5, 6), (0, 5, 6), (4, 0, 6)])
+@pytest.mark.parametrize("shape", [(5, 6), (2, 4, 5, 6), (0, 5, 6), (4, 0, 6)])
 def test_other_shapes_of_hdf5_and_zarr(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"empty|expected"):
         open_source(write_hdf5(tmp_path / "a.h5", np.zeros(shape, np.uint8)))
