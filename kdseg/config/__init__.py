@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from kdseg.config.base import EXPECTED, FOLDER, Count, Name, Section, Step
+from kdseg.config.addresses import Address, Folder
+from kdseg.config.base import EXPECTED, Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions, PartitionsOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
@@ -66,13 +67,13 @@ FOLDERS = ("volumes", "baseline", "logs", "benchmarks")
 class Config(Section):
     """Everything one run needs."""
 
-    results: Annotated[str, Field(pattern=FOLDER)] = "results"
+    results: Folder = "results"
     """Folder of all that is written; its path has letters, digits and `./_+=,@-` alone."""
     title: str = "kdseg"
     """Headline of the report."""
     overwrite: bool = False
     """Start a store over when its options or inputs changed, instead of refusing."""
-    reuse: Annotated[str | None, Field(pattern=FOLDER)] = None
+    reuse: Folder | None = None
     """Folder of the results of an earlier run of this configuration, before its data grew or changed: blocks of
     predictions and fragments are taken from there where they would come out the same. Changes no result."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -108,7 +109,7 @@ class Config(Section):
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
     models: dict[Name, ModelOptions] = Field(default_factory=dict)
     """Networks to train."""
-    pretrained: dict[Name, str] = Field(default_factory=dict)
+    pretrained: dict[Name, Address] = Field(default_factory=dict)
     """Networks that are trained already, by names that are used like those of models: each is the name of one that
     `kdseg models` lists, or the path of a model file."""
     teachers: dict[Name, ForeignTeacher] = Field(default_factory=dict)
@@ -204,7 +205,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _reuses_another_folder(self) -> Self:
-        if self.reuse is not None and Path(self.reuse) == Path(self.results):
+        if self.reuse is not None and Path(self.reuse).resolve() == Path(self.results).resolve():
             raise ValueError(
                 f"reuse {self.reuse!r} is the folder `results`: keep that, and let `results` be another one"
             )

@@ -7,7 +7,6 @@ forked process.
 from __future__ import annotations
 
 import math
-import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,15 +16,15 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.addresses import Location, is_precomputed, local, locate
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize, triple
 from kdseg.results import remote
+from kdseg.results.manifests import read
 from kdseg.volumes.hdf5 import Hdf5Array, datasets, expect_small_chunks_in, expect_within
-from kdseg.volumes.precomputed import is_precomputed, open_precomputed, split_scale
+from kdseg.volumes.precomputed import open_precomputed
 from kdseg.volumes.tiff import SUFFIXES, open_stack
 from kdseg.volumes.volume import open_volume
-
-_HDF5 = re.compile(r"^(?P<file>.+\.(?:h5|hdf5|hdf))(?::(?P<dataset>.*))?$", re.IGNORECASE)
 
 
 class _Readable(Protocol):
@@ -89,7 +88,7 @@ def open_source(address: str) -> Source:
         address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 or 0.5, plain zarr
             v2 or v3), ``path.h5:/dataset`` (attributes ``resolution`` and ``offset`` in nm, zyx), ``stack.tif``, a
             folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
-            ``folder:key`` for another.
+            ``folder:key`` for another; or the manifest of a volume that kdseg made, ``….json``.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -97,15 +96,12 @@ def open_source(address: str) -> Source:
         ShapeError: if it is not (z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
+    address = _made(local(address))
     if _in_bucket(address):
         return _open_zarr(address)
-    hdf5 = _HDF5.match(address)
-    path = Path(hdf5["file"] if hdf5 else address)
-    if address.startswith("precomputed://"):
-        raise UnreadableError(f"{address} is not a path: kdseg reads precomputed volumes from folders; copy it to one")
-    folder, scale = split_scale(address)
-    if is_precomputed(folder) and not _is_zarr(folder):
-        volume = open_precomputed(folder, scale)
+    path, member, hdf5 = locate(address)
+    if not hdf5 and is_precomputed(path) and not _is_zarr(path):
+        volume = open_precomputed(path, member)
         opened = _source(address, volume, volume.voxel_size, volume.offset, volume.unit)
         return replace(opened, placed=volume.placed, corner=True)
     if not path.exists():
@@ -113,7 +109,7 @@ def open_source(address: str) -> Source:
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
         )
     if hdf5:
-        return _open_hdf5(address, path, hdf5["dataset"] or "")
+        return _open_hdf5(address, path, member)
     if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
         stack = open_stack(path)
         return replace(_source(address, stack, stack.voxel_size, None, (1, *stack.unit)), placed=False)
@@ -148,14 +144,14 @@ class ChannelSource:
         Raises:
             UnreadableError: if the file is damaged there.
         """
-        hdf5 = None if _in_bucket(self.address) else _HDF5.match(self.address)
+        hdf5 = _hdf5(self.address)
         if hdf5 is None:
             return open_volume(self.address).read(roi)
         try:
-            with h5py.File(hdf5["file"], "r") as file:
+            with h5py.File(hdf5.path, "r") as file:
                 key = (slice(0, self.channels), *roi.slices())
-                expect_small_chunks_in(file[hdf5["dataset"]], key)
-                return np.asarray(file[hdf5["dataset"]][key])
+                expect_small_chunks_in(file[hdf5.member], key)
+                return np.asarray(file[hdf5.member][key])
         except KdsegError:
             raise
         except (OSError, KeyError, RuntimeError, zlib.error) as error:
@@ -171,10 +167,10 @@ def open_channels(address: str) -> ChannelSource:
         ShapeError: if it is not (c, z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
-    in_bucket = _in_bucket(address)
-    hdf5 = None if in_bucket else _HDF5.match(address)
+    address = _made(local(address))
+    hdf5 = _hdf5(address)
     if hdf5 is None:
-        if not in_bucket and not Path(address).exists():
+        if not _in_bucket(address) and not Path(address).exists():
             raise MissingError(f"nothing at {address}; expected path.zarr, path.zarr/group or path.h5:/dataset")
         volume = open_volume(address)
         if volume.channels is None:
@@ -182,12 +178,12 @@ def open_channels(address: str) -> ChannelSource:
         offset = volume.offset if volume.placed else None
         return ChannelSource(address, volume.channels, volume.shape, volume.dtype, volume.voxel_size, offset)
     try:
-        _expect_file(Path(hdf5["file"]))
-        expect_within(Path(hdf5["file"]), hdf5["dataset"] or "")
-        with h5py.File(hdf5["file"], "r") as file:
-            node = file.get(hdf5["dataset"] or "/")
+        _expect_file(hdf5.path)
+        expect_within(hdf5.path, hdf5.member)
+        with h5py.File(hdf5.path, "r") as file:
+            node = file.get(hdf5.member or "/")
             if not isinstance(node, h5py.Dataset):
-                raise MissingError(f"{address} is not a dataset: expected {hdf5['file']}: and one of {datasets(file)}")
+                raise MissingError(f"{address} is not a dataset: expected {hdf5.path}: and one of {datasets(file)}")
             if node.ndim != 4 or 0 in node.shape:
                 raise ShapeError(f"{address} has the shape {node.shape}, expected (c, z, y, x)")
             c, z, y, x = node.shape
@@ -196,25 +192,41 @@ def open_channels(address: str) -> ChannelSource:
     except KdsegError:
         raise
     except FileNotFoundError:
-        raise MissingError(f"nothing at {hdf5['file']}") from None
+        raise MissingError(f"nothing at {hdf5.path}") from None
     except (OSError, RuntimeError, KeyError) as error:
         raise UnreadableError(f"cannot open {address} as HDF5: {error}; the file is damaged or no HDF5") from error
 
 
 def source_path(address: str) -> Path | str:
-    """Return the file or folder that an address lies in, or its URL."""
-    if _in_bucket(address):
-        return remote.resolve(address)
-    hdf5 = _HDF5.match(address)
-    return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
+    """Return the file or folder that an address lies in, or its URL; a manifest is itself."""
+    address = local(address)
+    return remote.resolve(address) if _in_bucket(address) else locate(address).path
 
 
 def source_member(address: str) -> str:
     """Return what an address names within its file: the dataset of HDF5, the scale of precomputed; else nothing."""
-    if _in_bucket(address):
-        return ""
-    hdf5 = _HDF5.match(address)
-    return (hdf5["dataset"] or "").strip("/") if hdf5 else split_scale(address)[1]
+    address = local(address)
+    return "" if _in_bucket(address) else locate(address).member.strip("/")
+
+
+def _made(address: str) -> str:
+    """Return the address of the volume that a manifest stands for; any other address as it is.
+
+    Raises:
+        UnreadableError: if its result is no volume.
+    """
+    if not address.endswith(".json") or remote.is_remote(address) or not Path(address).is_file():
+        return address
+    manifest = read(Path(address))
+    if manifest.store is None or manifest.store.suffix != ".zarr":
+        raise UnreadableError(f"{address} is a result of `kdseg {manifest.stage}`, which is no volume: name one")
+    return str(manifest.result)
+
+
+def _hdf5(address: str) -> Location | None:
+    """Return where a dataset of HDF5 is; None for addresses of other formats."""
+    found = None if _in_bucket(address) else locate(address)
+    return found if found is not None and found.hdf5 else None
 
 
 def _in_bucket(address: str) -> bool:
@@ -223,7 +235,7 @@ def _in_bucket(address: str) -> bool:
     Raises:
         UnreadableError: if it is a URL of HDF5 or TIFF, or a file that is neither zarr nor link.
     """
-    if remote.is_remote(address) and (_HDF5.match(address) or Path(address).suffix.lower() in SUFFIXES):
+    if remote.is_remote(address) and (locate(address).hdf5 or Path(address).suffix.lower() in SUFFIXES):
         raise UnreadableError(f"{address}: only zarr is read from buckets and web servers; copy the file here first")
     return isinstance(remote.resolve(address), str)
 
