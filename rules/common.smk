@@ -10,6 +10,7 @@ from snakemake.exceptions import WorkflowError
 from kdseg.config import questions, tasks, validate
 from kdseg.config.cluster import LocalOptions
 from kdseg.config.compare import choice, rate_trials, trial_name
+from kdseg.config.reading import read_values
 from kdseg.config.shipped import FOLDER as SHIPPED
 from kdseg.config.shipped import model_file
 from kdseg.config.teachers import AffinitiesTeacher
@@ -17,8 +18,10 @@ from kdseg.errors import ConfigError, KdsegError, MissingError
 from kdseg.results.manifests import read, source_fingerprint
 
 try:
+    for path in workflow.configfiles:
+        read_values(Path(path))  # Snakemake takes the last of keys that are given twice
     RUN = validate(config)
-except ConfigError as error:
+except KdsegError as error:
     raise WorkflowError(str(error)) from None
 
 
@@ -31,7 +34,7 @@ wildcard_constraints:
 
 def results(path):
     """Return a path below this configuration's folder of results."""
-    return f"{RUN.results}/{path}"
+    return path if RUN.results == "." else f"{RUN.results}/{path}"
 
 
 def manifests(wildcards, **patterns):

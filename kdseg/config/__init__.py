@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from kdseg.config.addresses import Address, Folder
@@ -23,6 +22,7 @@ from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trial
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.matching import mismatches, unfit
 from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.reading import read_values
 from kdseg.config.secrets import hidden
 from kdseg.config.sections import reaches, within_sections
 from kdseg.config.segmentation import (
@@ -36,7 +36,7 @@ from kdseg.config.segmentation import (
 )
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
-from kdseg.errors import ConfigError, MissingError, masked
+from kdseg.errors import ConfigError, masked
 from kdseg.geometry import fits_or_covers, in_sections, is_multiple
 
 __all__ = [
@@ -386,21 +386,8 @@ def validate(values: dict[str, Any]) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Read and validate one YAML file.
-
-    Raises:
-        MissingError: if there is no such file.
-        ConfigError: if it is not YAML, or not a configuration.
-    """
-    if not path.is_file():
-        raise MissingError(f"no configuration at {path}; see config/ for examples")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(values).__name__}")
-    return validate(values)
+    """Read and validate one YAML file; see `read_values`."""
+    return validate(read_values(path))
 
 
 def schema() -> str:
