@@ -169,7 +169,7 @@ def source_fingerprint(path: Path | str) -> str:
         raise MissingError(f"nothing at {path}")
     if path.suffix == ".json" and path.is_file():
         return read(path).fingerprint
-    files = _files(str(path), path.name, frozenset()) if path.is_dir() else [(path.name, path.stat())]
+    files = _files(str(path), path.name) if path.is_dir() else [(path.name, path.stat())]
     facts = dict[str, list[int]]()
     for name, one in files:
         if not stat.S_ISREG(one.st_mode):
@@ -178,16 +178,18 @@ def source_fingerprint(path: Path | str) -> str:
     return fingerprint("source", facts, {})
 
 
-def _files(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+def _files(folder: str, name: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
     """Yield what is in a folder and below, but folders, by its name from there; links to nothing are left out.
 
-    Of strings, since a path takes ten times as long as the file system, and zarr has a file per chunk.
+    Not by `Path`, which takes most of the time, since zarr has a file per chunk.
 
     Args:
         folder: path.
         name: of the folder, for the names in it.
         above: folders that it lies in, to which a link may lead back.
     """
+    here = Path(folder).stat()
+    above = (*above, (here.st_dev, here.st_ino))
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
@@ -196,11 +198,10 @@ def _files(folder: str, name: str, above: frozenset[tuple[int, int]]) -> Iterato
                 if error.errno in (errno.ENOENT, errno.ELOOP):
                     continue
                 raise
-            key = (facts.st_dev, facts.st_ino)
             if not stat.S_ISDIR(facts.st_mode):
                 yield f"{name}/{entry.name}", facts
-            elif key not in above:
-                yield from _files(entry.path, f"{name}/{entry.name}", above | {key})
+            elif (facts.st_dev, facts.st_ino) not in above:
+                yield from _files(entry.path, f"{name}/{entry.name}", above)
 
 
 def read(manifest: Path) -> Manifest:
