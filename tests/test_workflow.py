@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
+from pipeline import columns_of
 from workflow import jobs, snakemake, voxels
 
 from kdseg.config import validate
@@ -180,7 +181,7 @@ def test_fused_makes_the_same_neurons_without_affinities(finished, tmp_path, val
         path = f"student/tune/{name}.json"
         assert (voxels(folder, path) == voxels(finished[0], path)).all(), name
     tables, before = (where / "results/test/student/tune/edges.tables" for where in (folder, finished[0]))
-    assert all(path.read_bytes() == (before / path.name).read_bytes() for path in tables.iterdir())
+    assert columns_of(tables) == columns_of(before)
     page = (folder / "results/test/report.html").read_text()
     assert "student/tune/affinities" not in page
     assert "student/tune/fragments" in page

@@ -19,6 +19,12 @@ Nanometres = tuple[
     Annotated[float, Field(gt=0, allow_inf_nan=False)],
     Annotated[float, Field(gt=0, allow_inf_nan=False)],
 ]
+Place = tuple[
+    Annotated[float, Field(allow_inf_nan=False)],
+    Annotated[float, Field(allow_inf_nan=False)],
+    Annotated[float, Field(allow_inf_nan=False)],
+]
+"""A position in nm, ``(z, y, x)``."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

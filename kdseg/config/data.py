@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from kdseg.config.addresses import Address, files_of
-from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Section, Step
+from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Place, Section, Step
 
 
 class PhantomOptions(Section):
@@ -33,6 +33,19 @@ class RoiOptions(Section):
     """First voxel, (z, y, x), counted from the first voxel of the raw data."""
     shape: Extent
     """Extent in voxels, (z, y, x)."""
+
+
+class PlacesOptions(Section):
+    """Places of first voxels, nm, (z, y, x), of the datasets of a volume whose files do not say them."""
+
+    raw: Place | None = None
+    """Of the raw data."""
+    labels: Place | None = None
+    """Of the ground truth."""
+    baseline: Place | None = None
+    """Of the segmentation to compare with."""
+    mask: Place | None = None
+    """Of the mask."""
 
 
 Background = Literal["unknown", "boundary", "object"]
@@ -62,6 +75,9 @@ class VolumeOptions(Section):
     """Address of a mask, integers or bools: 0 is not tissue and never a fragment. Covers all raw data that are used."""
     voxel_size: Nanometres | None = None
     """nm, (z, y, x); needed where the file does not say, refused where the file says otherwise."""
+    offset: PlacesOptions = PlacesOptions()
+    """Where datasets lie; refused where the file says otherwise. One that neither says has to have the shape of the raw
+    data, and is taken to lie where they do."""
     roi: RoiOptions | None = None
     """Part of the source to use; default all."""
     intensity: tuple[float, float] | None = None
@@ -72,8 +88,11 @@ class VolumeOptions(Section):
         if (self.phantom is None) == (self.raw is None):
             raise ValueError("a volume needs either `raw` (an address) or `phantom`, and not both")
         given = (self.labels, self.baseline, self.mask, self.voxel_size, self.roi, self.intensity)
-        if self.phantom is not None and any(value is not None for value in given):
+        places = [kind for kind, place in self.offset if place is not None]
+        if self.phantom is not None and (places or any(value is not None for value in given)):
             raise ValueError("a phantom brings its own labels, voxel size, shape and intensities: remove all but it")
+        if without := [kind for kind in places if getattr(self, kind) is None]:
+            raise ValueError(f"`offset` says where {without[0]} lies, but the volume has no `{without[0]}`: remove one")
         if self.intensity is not None and not -math.inf < self.intensity[0] < self.intensity[1] < math.inf:
             raise ValueError(f"intensity must be (low, high) with low < high, got {self.intensity}")
         return self

@@ -75,7 +75,8 @@ class SegmentationTeacher(Section):
             volume: its name.
             options: as the configuration has them.
         """
-        own = {"labels": self.segmentation[volume], "background": self.background}
+        others = options.offset.model_copy(update={"labels": None})  # the place that is given is that of the labels
+        own = {"labels": self.segmentation[volume], "background": self.background, "offset": others}
         return options.model_copy(update=own)
 
 

@@ -14,6 +14,7 @@ reading in which all voxels begin on the grid holds.
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from numpy.typing import NDArray
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
 from kdseg.volumes.sources import Source
+from kdseg.volumes.values import without_reserved
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3
 """Of a voxel: how far two volumes may be off a common grid; of a voxel size: how far a ratio may be off an integer."""
@@ -178,7 +182,7 @@ def expect_ids(source: Source, what: str) -> None:
 
 
 def as_ids(values: NDArray[Any], what: str) -> NDArray[np.uint64]:
-    """Return values as ids, uint64 in the same shape.
+    """Return values as ids, uint64 in the same shape; those that CREMI reserves as 0, as conversion has them.
 
     Args:
         values: integers or bools.
@@ -189,7 +193,7 @@ def as_ids(values: NDArray[Any], what: str) -> NDArray[np.uint64]:
     """
     if values.dtype.kind == "i" and values.size and values.min() < 0:
         raise DataError(f"{what} hold the negative id {values.min()}, expected ids of 0 or above: 0 is background")
-    return np.ascontiguousarray(values).astype(np.uint64, copy=False)
+    return without_reserved(np.ascontiguousarray(values).astype(np.uint64, copy=False))
 
 
 def _sizes(sources: Sequence[Source]) -> list[VoxelSize]:
@@ -232,6 +236,12 @@ def _offsets(sources: Sequence[Source], ratios: Sequence[Triple]) -> list[VoxelS
                     f"{source.address} of {source.data.shape} voxels does not say where it lies, and "
                     f"{sources[other].address} has another extent, {sources[other].data.shape} voxels: give the "
                     "offset, in nm, of its first voxel"
+                )
+            if (alike := sources[placed[0] if placed else 0]) is not source:
+                log.info(
+                    "%s does not say where it lies: it has the extent of %s, and is taken to lie at the same place",
+                    source.address,
+                    alike.address,
                 )
         offset = source.offset if source.placed or not placed else sources[placed[0]].offset
         found.append(offset or (0.0, 0.0, 0.0))

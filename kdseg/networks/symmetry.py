@@ -53,7 +53,9 @@ class Symmetry(NamedTuple):
         """Return the last three axes of an array transformed, as a view."""
         lead = array.ndim - 3
         moved = array.transpose(*range(lead), *(lead + axis for axis in self.axes))
-        z, y, x = (slice(None, None, -1 if flip else 1) for flip in self.flip)
+        # an axis of one voxel would keep the negative stride, even in a contiguous copy; torch takes none
+        steps = (-1 if flip and n > 1 else 1 for flip, n in zip(self.flip, moved.shape[lead:], strict=True))
+        z, y, x = (slice(None, None, step) for step in steps)
         return moved[..., z, y, x]
 
 

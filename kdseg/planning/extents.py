@@ -131,8 +131,8 @@ def _extents(config: Config, volume: str) -> Extents:
     for kind in BESIDE:
         if (address := getattr(options, kind)) is not None:
             source = open_source(address)
-            plan_kind = plan_mask if kind == "mask" else plan_labels
-            datasets[kind] = _dataset(source, plan_kind(source, options, raw).roi.shape)
+            beside = plan_mask(source, options, raw) if kind == "mask" else plan_labels(source, options, raw, kind)
+            datasets[kind] = _dataset(source, beside.roi.shape)
     taught = {}
     for name, teacher in teachers.items():
         source = open_source(teacher.segmentation[volume])

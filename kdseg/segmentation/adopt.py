@@ -26,6 +26,8 @@ from kdseg.volumes.volume import create_volume, open_volume
 log = logging.getLogger(__name__)
 SAMPLE = (64, 64, 64)
 """Voxels in the middle, whose values tell whether they seem to be inverted."""
+HAIR = 1e-3
+"""Least and largest affinities may be off 0 and 1 by so much, as sums of float16 are: 1/255 is a step."""
 
 
 class _Part(NamedTuple):
@@ -108,15 +110,16 @@ def as_uint8(values: NDArray[Any], where: str) -> NDArray[np.uint8]:
     """Return affinities in 1/255, floats rounded to the nearest.
 
     Raises:
-        DataError: if floats are not all in 0..1.
+        DataError: if floats are not all in 0..1, or a hair outside by rounding.
     """
     if values.dtype == np.uint8:
         return values
-    if not (values.min() >= 0 and values.max() <= 1):  # NaN fails both
+    if not (values.min() >= -HAIR and values.max() <= 1 + HAIR):  # NaN fails both
         raise DataError(
-            f"{where} holds values from {values.min():g} to {values.max():g}, expected affinities in 0..1: scale them"
+            f"{where} holds values from {values.min():.9g} to {values.max():.9g}, expected affinities in 0..1: scale "
+            "them"
         )
-    return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+    return np.rint(np.clip(values.astype(np.float32), 0, 1) * 255).astype(np.uint8)
 
 
 def _say_inverted(source: ChannelSource, part: _Part, nearest: Sequence[int]) -> None:

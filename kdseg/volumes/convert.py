@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kdseg.config.data import Background, PhantomOptions
 from kdseg.config.tasks import ConvertTask, Kind
@@ -22,11 +24,14 @@ from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.pyramid import build_level
-from kdseg.volumes.sources import open_source, source_path
+from kdseg.volumes.sources import Source, open_source, source_path
 from kdseg.volumes.volume import Volume, create_volume, open_volume
 
 _SAMPLE = 64
 """Voxels along each axis of the sample of labels that is looked at."""
+
+_LEAST_RANGE = 0.25
+"""Share of a byte's grey values, below which somebody should look."""
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +92,7 @@ def _run_source(task: ConvertTask) -> None:
     else:
         source = open_source(address)
         inputs[f"source/{kind}"] = source_fingerprint(source_path(address))
-        plan = (plan_mask if kind == "mask" else plan_labels)(source, options, raw)
+        plan = plan_mask(source, options, raw) if kind == "mask" else plan_labels(source, options, raw, kind)
     made_of = _made_of(task, address, options.raw, plan)
     with claim(
         task.manifest, "convert", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
@@ -96,9 +101,42 @@ def _run_source(task: ConvertTask) -> None:
         _create(held, task, plan.roi.shape, plan.voxel_size, plan.offset, attributes)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)
+        if kind == "raw":
+            _say_range(source, plan)
         _fill(held, task, plan.roi.shape, block, function)
         if kind == "labels":
             _say_background(open_volume(held.store), options.background)
+
+
+def _say_range(raw: Source, plan: Plan) -> None:
+    """Warn where grey values of more than a byte leave most of their type's range unused, and so of a byte."""
+    if plan.intensity is None or raw.data.dtype == np.uint8:
+        return
+    sample = raw.read(plan.roi.central((_SAMPLE, _SAMPLE, _SAMPLE)))
+    low, high = plan.intensity
+    darkest, brightest = float(sample.min()), float(sample.max())
+    share = (brightest - darkest) / (high - low)
+    if share < _LEAST_RANGE:
+        log.warning(
+            "convert-raw: %s is %s, and of %g to %g, which become 0 and 255, its middle takes %g to %g: %.1f %%, some "
+            "%d grey levels. Set `intensity: [%g, %g]` for this volume if that is all of it",
+            raw.address,
+            raw.data.dtype,
+            low,
+            high,
+            darkest,
+            brightest,
+            100 * share,
+            math.floor(255 * share) + 1,
+            *_range(sample),
+        )
+
+
+def _range(sample: NDArray[Any]) -> tuple[float, float]:
+    """Return a range that holds some grey values: of integers, that of the bits which they take."""
+    if sample.dtype.kind == "f" or sample.min() < 0:
+        return float(sample.min()), float(sample.max())
+    return 0, 2 ** max(int(sample.max()).bit_length(), 8) - 1
 
 
 def _say_background(labels: Volume, said: Background) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.config.data import VolumeOptions
+from kdseg.config.tasks import Kind
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
 from kdseg.volumes.sources import Source
+from kdseg.volumes.values import to_labels, to_uint8
 from kdseg.volumes.volume import open_volume
+
+log = logging.getLogger(__name__)
 
 Content = Literal["raw", "labels", "mask"]
 """Meaning of a volume's voxels: grey values, ids of neurons, or tissue."""
 
-LARGEST_LABEL = 2**63 - 1
-"""Networks are trained with int64 labels."""
-RESERVED = 2**64 - 3
-"""This and the two ids above it mark voxels without label (outside, invalid, transparent) in CREMI-style files."""
 _TOLERANCE = 1e-3
 _BLOCK = 2**23
 """Voxels of the largest block, unless one shard is larger: 64 MB of labels."""
@@ -47,6 +48,19 @@ class Plan:
     intensity: tuple[float, float] | None = None
 
 
+def _placed(source: Source, kind: Kind, options: VolumeOptions) -> Source:
+    """Return a dataset with the place that the configuration gives it; the file may not say another one."""
+    given: VoxelSize | None = getattr(options.offset, kind)
+    if given is None:
+        return source
+    if source.placed and source.offset != given:
+        raise VoxelSizeError(
+            f"{source.address} says that it begins at {source.offset} nm (z, y, x), the configuration says {given}: "
+            f"correct the file, or remove `offset: {{{kind}: …}}`"
+        )
+    return replace(source, offset=given, placed=True)
+
+
 def plan_raw(source: Source, options: VolumeOptions) -> Plan:
     """Return what to convert of raw data.
 
@@ -57,7 +71,7 @@ def plan_raw(source: Source, options: VolumeOptions) -> Plan:
     Raises:
         DataError: if the type of the voxels is not an intensity, or floats come without ``intensity``.
         ShapeError: if the region of interest is not inside of the source.
-        VoxelSizeError: if the voxel size is not known, or the file says another one.
+        VoxelSizeError: if the voxel size is not known, or the file says another one, or another place.
     """
     dtype = source.data.dtype
     if dtype.kind not in "iuf":
@@ -68,30 +82,32 @@ def plan_raw(source: Source, options: VolumeOptions) -> Plan:
             "that become 0 and 255"
         )
     intensity = options.intensity or (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
+    source = _placed(source, "raw", options)
     voxel_size, roi = _voxel_size(source, options), _region(source, options)
     return Plan("raw", roi, voxel_size, _position(source.offset or (0.0, 0.0, 0.0), roi, voxel_size), intensity)
 
 
-def plan_labels(source: Source, options: VolumeOptions, raw: Source) -> Plan:
+def plan_labels(source: Source, options: VolumeOptions, raw: Source, kind: Kind = "labels") -> Plan:
     """Return what to convert of labels: where they meet the region of interest of the raw data.
 
-    Labels may cover a part of the raw data; their ``offset`` says where. Files without a place for an
-    offset (TIFF) must cover all of the raw data.
+    Labels may cover a part of the raw data, if both say where they lie. Where one does not, both must have the same
+    shape, and are taken to lie at the same place.
 
     Args:
         source: integers, or floats that are whole numbers.
         options: voxel size and region of interest, in voxels of ``raw``.
         raw: the raw data that the labels belong to.
+        kind: ``labels`` or ``baseline``.
 
     Raises:
         DataError: if the type of the voxels is not a label.
-        ShapeError: if labels and region do not meet, or lie between the voxels of the raw data.
-        VoxelSizeError: if the voxel sizes differ.
+        ShapeError: if labels and region do not meet, or lie between the voxels of the raw data, or nobody says where.
+        VoxelSizeError: if the voxel sizes differ, or the configuration says another place than the file.
     """
     dtype = source.data.dtype
     if dtype.kind not in "iuf":
         raise DataError(f"{source.address} holds {dtype}, expected one integer id per neuron: label its components")
-    return _plan_beside("labels", source, options, raw)
+    return _plan_beside(kind, source, options, raw)
 
 
 def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
@@ -104,8 +120,9 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
 
     Raises:
         DataError: if the voxels are neither integers nor bools.
-        ShapeError: if the mask does not cover the region, or lies between the voxels of the raw data.
-        VoxelSizeError: if the voxel sizes differ.
+        ShapeError: if the mask does not cover the region, or lies between the voxels of the raw data, or nobody says
+            where.
+        VoxelSizeError: if the voxel sizes differ, or the configuration says another place than the file.
     """
     dtype = source.data.dtype
     if dtype.kind not in "iub":
@@ -122,7 +139,8 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
     return plan
 
 
-def _plan_beside(kind: Content, source: Source, options: VolumeOptions, raw: Source) -> Plan:
+def _plan_beside(kind: Kind, source: Source, options: VolumeOptions, raw: Source) -> Plan:
+    source, raw = _placed(source, kind, options), _placed(raw, "raw", options)
     voxel_size = _voxel_size(raw, options)
     if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):
         raise VoxelSizeError(
@@ -130,7 +148,7 @@ def _plan_beside(kind: Content, source: Source, options: VolumeOptions, raw: Sou
             "one of them"
         )
     origin = raw.offset or (0.0, 0.0, 0.0)
-    shift = _shift(source, raw, origin, voxel_size)
+    shift = _shift(kind, source, raw, voxel_size)
     box = source.roi.shift(shift).intersect(_region(raw, options))
     if not box.size:
         raise ShapeError(
@@ -138,7 +156,7 @@ def _plan_beside(kind: Content, source: Source, options: VolumeOptions, raw: Sou
             f"region {_region(raw, options)}: correct its `offset` attribute or `roi`"
         )
     inside = box.shift((-shift[0], -shift[1], -shift[2]))
-    return Plan(kind, inside, voxel_size, _position(origin, box, voxel_size))
+    return Plan("mask" if kind == "mask" else "labels", inside, voxel_size, _position(origin, box, voxel_size))
 
 
 def block_shape(shard: Triple, unit: Triple, shape: Triple) -> Triple:
@@ -187,65 +205,6 @@ def convert_block(source: Source, plan: Plan, out: Path, block: Block) -> bytes:
     return open_volume(out).write(block.roi, voxels)
 
 
-def to_uint8(raw: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    """Map ``low``..``high`` linearly to 0..255, rounded half up, and clip what lies outside.
-
-    Args:
-        raw: integers or finite floats, (z, y, x).
-        low: value that becomes 0.
-        high: value that becomes 255, larger than ``low``.
-
-    Raises:
-        DataError: if a voxel is NaN or infinite.
-    """
-    if raw.dtype == np.uint8 and (low, high) == (0.0, 255.0):
-        return raw
-    out = np.empty(raw.shape, np.uint8)
-    # Section by section: the float64 copy is eight times as large as the result.
-    for z, section in enumerate(raw):
-        values = section.astype(np.float64)
-        _require_finite(values, z)
-        scaled = (np.clip(values, low, high) - low) * (255 / (high - low))
-        out[z] = np.floor(scaled + 0.5)
-    return out
-
-
-def to_labels(labels: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return labels as uint64, with 0 for unlabelled voxels.
-
-    The three largest uint64 mark voxels without label in CREMI-style files, and become 0.
-
-    Args:
-        labels: integers, or floats that are whole numbers, (z, y, x).
-
-    Raises:
-        DataError: if a label is negative, not whole, or larger than an int64.
-    """
-    if labels.dtype.kind == "f":
-        for z, section in enumerate(labels):
-            _require_finite(section, z)
-            if (section != np.floor(section)).any() or (np.abs(section) > 2**53).any():
-                raise DataError(f"labels are {labels.dtype} and not whole numbers in section {z}: store integers")
-    if labels.dtype.kind != "u" and labels.min() < 0:
-        raise DataError(f"there is the negative label {labels.min()}, expected 0 for unlabelled voxels: set them to 0")
-    ids = labels.astype(np.uint64)
-    if labels.dtype == np.uint64:
-        ids[ids >= RESERVED] = 0
-        if ids.max() > LARGEST_LABEL:
-            raise DataError(f"there is the label {ids.max()}, the largest that can be used is 2**63 - 1: renumber them")
-    return ids
-
-
-def _require_finite(section: NDArray[Any], z: int) -> None:
-    bad = ~np.isfinite(section)
-    if bad.any():
-        y, x = np.argwhere(bad)[0]
-        raise DataError(
-            f"{bad.sum()} voxels of one section are NaN or infinite, the first at {(z, int(y), int(x))} of this "
-            "region: replace them"
-        )
-
-
 def _voxel_size(source: Source, options: VolumeOptions) -> VoxelSize:
     found, wanted = source.voxel_size, options.voxel_size
     if found is None and wanted is None:
@@ -270,16 +229,26 @@ def _region(raw: Source, options: VolumeOptions) -> Roi:
     return roi
 
 
-def _shift(source: Source, raw: Source, origin: VoxelSize, voxel_size: VoxelSize) -> Triple:
-    """Return the first voxel of ``source`` in voxels of ``raw``."""
-    if source.offset is None:
+def _shift(kind: Kind, source: Source, raw: Source, voxel_size: VoxelSize) -> Triple:
+    """Return the first voxel of ``source`` in voxels of ``raw``, by the rule of `kdseg.evaluation.alignment`."""
+    if source.offset is None or raw.offset is None or not (source.placed and raw.placed):
+        without, other = (raw, source) if source.placed else (source, raw)
         if source.data.shape != raw.data.shape:
+            places = {"raw": "[0, 0, 0]"} if not raw.placed else {}  # from whose first voxel CREMI's labels count
+            places |= {kind: "[z, y, x]"} if not source.placed else {}
+            line = ", ".join(f"{name}: {place}" for name, place in places.items())
             raise ShapeError(
-                f"{source.address} is {source.data.shape} and says no offset, but {raw.address} is {raw.data.shape}: "
-                "data of a part need a format with an offset (zarr, HDF5)"
+                f"{without.address} of {without.data.shape} voxels does not say where it lies, and {other.address} has "
+                f"another shape, {other.data.shape}: add `offset: {{{line}}}` to the volume, the position in nm of the "
+                "first voxel"
             )
+        log.info(
+            "%s does not say where it lies: it has the shape of %s, and is taken to lie at the same place",
+            without.address,
+            other.address,
+        )
         return (0, 0, 0)
-    steps = [(a - b) / v for a, b, v in zip(source.offset, origin, voxel_size, strict=True)]
+    steps = [(a - b) / v for a, b, v in zip(source.offset, raw.offset, voxel_size, strict=True)]
     z, y, x = (round(step) for step in steps)
     if any(abs(step - whole) > _TOLERANCE for step, whole in zip(steps, (z, y, x), strict=True)):
         raise ShapeError(

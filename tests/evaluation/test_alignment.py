@@ -72,12 +72,15 @@ def test_a_level_of_a_pyramid_lies_on_the_finer_one(tmp_path: Path) -> None:
     assert align(fine, fine).offsets_are == "corners"
 
 
-def test_what_says_no_place_or_size_takes_the_others(tmp_path: Path) -> None:
+def test_what_says_no_place_or_size_takes_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     plain = open_source(write_zarr(tmp_path / "a.zarr", 3, np.zeros((6, 5, 4), np.uint8)))
     placed = source(tmp_path, "b", (6, 5, 4), resolution=(4, 4, 4), offset=(40, 0, 8))
     for aligned in (align(plain, placed), align(placed, plain)):
         assert (aligned.voxel_size, aligned.origin) == ((4.0, 4.0, 4.0), (40.0, 0.0, 8.0))
         assert aligned.common == plain.roi
+    said = f"{plain.address} does not say where it lies: it has the extent of {placed.address}"
+    assert caplog.text.count(said) == 2
     assert align(plain, plain).voxel_size is None
 
 
@@ -122,5 +125,6 @@ def test_only_integers_of_0_or_above_are_ids(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labels hold the negative id -3"):
         as_ids(np.array([2, -3]), "labels")
     assert as_ids(np.array([True, False]), "labels").tolist() == [1, 0]
-    large = np.array([2**63 + 1, 2**64 - 1], np.uint64)
-    assert as_ids(large, "labels").tolist() == large.tolist()
+    large = np.array([2**63 + 1, 2**64 - 4, 2**64 - 3, 2**64 - 2, 2**64 - 1], np.uint64)
+    assert as_ids(large, "labels").tolist() == [2**63 + 1, 2**64 - 4, 0, 0, 0]
+    assert large.tolist()[2] == 2**64 - 3, "the source is written to"

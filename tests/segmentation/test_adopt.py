@@ -16,6 +16,7 @@ from pipeline import STORAGE, voxels
 from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, MissingError, ShapeError, VoxelSizeError
 from kdseg.segmentation import adopt
+from kdseg.segmentation.adopt import as_uint8
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.volume import open_volume
 
@@ -101,6 +102,17 @@ def test_from_a_file_to_neurons_on_the_command_line(tmp_path: Path, affinities: 
     assert len(np.unique(found)) == 2
     assert (found[:, :, :33] == found[0, 0, 0]).all()
     assert (found[:, :, 33:] == found[0, 0, -1]).all()
+
+
+def test_a_hair_outside_is_rounding_and_more_is_told_in_full() -> None:
+    for dtype in ("f2", "f4", "f8"):
+        found = as_uint8(np.array([-0.0004, 0, 0.5, 1, 1.0004], dtype), "a")
+        assert found.tolist() == [0, 0, 128, 255, 255]
+    assert as_uint8(np.array([1.0000001]), "a").tolist() == [255]
+    with pytest.raises(DataError, match=r"values from 0 to 1\.00101, expected affinities in 0\.\.1: scale"):
+        as_uint8(np.array([0, 1.00101]), "a")
+    with pytest.raises(DataError, match=r"values from -0\.00101 to 1,"):
+        as_uint8(np.array([-0.00101, 1]), "a")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +25,8 @@ from ome_zarr.io import parse_url
 from ome_zarr.reader import Reader
 
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
-from kdseg.config.tasks import ConvertTask
+from kdseg.config.tasks import ConvertTask, Kind
+from kdseg.config.teachers import SegmentationTeacher
 from kdseg.errors import (
     ClaimError,
     ConfigError,
@@ -34,13 +37,14 @@ from kdseg.errors import (
     UnreadableError,
     VoxelSizeError,
 )
-from kdseg.geometry import Roi, blocks, is_multiple
+from kdseg.geometry import Roi, Triple, VoxelSize, blocks, is_multiple
 from kdseg.results.manifests import read
 from kdseg.volumes import convert
 from kdseg.volumes.phantom import phantom_block
-from kdseg.volumes.plan import block_shape, convert_block, plan_labels, plan_raw, to_labels, to_uint8
+from kdseg.volumes.plan import block_shape, convert_block, plan_labels, plan_raw
 from kdseg.volumes.pyramid import downsample_mean, downsample_mode
 from kdseg.volumes.sources import open_source
+from kdseg.volumes.values import to_labels, to_uint8
 from kdseg.volumes.volume import create_volume, open_volume
 
 STORAGE = StorageOptions(chunk=(8, 8, 8), shard=(16, 16, 16), levels=3)
@@ -54,9 +58,9 @@ OFFSET = (4, 10, 6)
 def write_hdf5(
     path: Path, raw: NDArray[Any] = RAW, labels: NDArray[Any] | None = LABELS, **attributes: Any
 ) -> dict[str, Any]:
-    """Write a file of the CREMI layout, and return the addresses in it."""
+    """Write a file of the CREMI layout, whose raw data say no place, and return what a configuration says of it."""
     size, shift = attributes.get("resolution", VOXEL_SIZE), attributes.get("offset", np.multiply(OFFSET, VOXEL_SIZE))
-    addresses = {"raw": f"{path}:/volumes/raw"}
+    options = {"raw": f"{path}:/volumes/raw", "offset": {"raw": (0, 0, 0)}}
     with h5py.File(path, "w") as file:
         file["volumes/raw"] = raw
         if size is not None:
@@ -66,8 +70,8 @@ def write_hdf5(
             file["volumes/labels/neuron_ids"].attrs.update(
                 {"resolution": attributes.get("label_resolution", VOXEL_SIZE), "offset": shift}
             )
-            addresses["labels"] = f"{path}:/volumes/labels/neuron_ids"
-    return addresses
+            options["labels"] = f"{path}:/volumes/labels/neuron_ids"
+    return options
 
 
 def run(kind: Any, folder: Path, options: dict[str, Any], **changes: Any) -> Path:
@@ -132,6 +136,11 @@ def test_labels_of_every_type_become_uint64(dtype: str) -> None:
     np.testing.assert_array_equal(result, np.arange(24).reshape(2, 3, 4))
 
 
+def test_float_labels_that_are_exact() -> None:
+    for dtype, most in (("f2", 2**11 - 1), ("f4", 2**24 - 1), ("f8", 2**53 - 1)):
+        assert to_labels(np.array([[[0, most]]], dtype)).tolist() == [[[0, most]]]
+
+
 def test_reserved_ids_are_unlabelled() -> None:
     ids = np.array([2**64 - 1, 2**64 - 2, 2**64 - 3, 2**63 - 1, 0], np.uint64)
     assert to_labels(ids[None, None]).tolist() == [[[0, 0, 0, 2**63 - 1, 0]]]
@@ -144,7 +153,10 @@ def test_reserved_ids_are_unlabelled() -> None:
         (np.array([1, -2], "f4"), "negative label -2"),
         (np.array([1, 0.5], "f4"), "whole"),
         (np.array([1, np.nan], "f4"), "NaN"),
-        (np.array([1, 2.0**60], "f8"), "whole"),
+        (np.array([1, 2.0**60], "f8"), "float64, which cannot tell ids apart from 9007199254740992 on"),
+        (np.array([1, 2.0**53], "f8"), "cannot tell ids apart"),
+        (np.array([1, 2.0**24 + 2], "f4"), "float32, which cannot tell ids apart from 16777216 on, .* one of 16777218"),
+        (np.array([1, 2.0**11], "f2"), "float16, which cannot tell ids apart from 2048 on"),
         (np.array([1, 2**63], "u8"), "9223372036854775808"),
         (np.array([1, 2**64 - 4], "u8"), "renumber"),
     ],
@@ -344,15 +356,99 @@ def test_labels_elsewhere(tmp_path: Path) -> None:
         _plan(write_hdf5(tmp_path / "a.h5", offset=(30 * 40.0, 0, 0)), "labels")
 
 
-def test_labels_without_a_place_must_cover_the_raw_data(tmp_path: Path) -> None:
-    import tifffile
+PLACE = (120.0, 28.0, 36.0)
+"""nm; 3, 7 and 8 voxels."""
 
-    options = write_hdf5(tmp_path / "a.h5")
-    tifffile.imwrite(tmp_path / "part.tif", LABELS.astype("u2"))
-    with pytest.raises(ShapeError, match="says no offset"):
-        _plan(options | {"labels": f"{tmp_path}/part.tif"}, "labels")
-    tifffile.imwrite(tmp_path / "all.tif", RAW.astype("u2"))
-    assert _plan(options | {"labels": f"{tmp_path}/all.tif"}, "labels").roi == Roi((0, 0, 0), RAW.shape)
+
+def write_pair(folder: Path, shape: Triple, raw_at: VoxelSize | None, labels_at: VoxelSize | None, how: str) -> Any:
+    """Write raw data and something beside them, and return their addresses."""
+    with h5py.File(folder / "raw.h5", "w") as file:
+        file["raw"] = RAW
+        file["raw"].attrs["resolution"] = VOXEL_SIZE
+        if raw_at is not None:
+            file["raw"].attrs["offset"] = raw_at
+    ids = np.arange(1, 1 + np.prod(shape)).reshape(shape)
+    if how == "tif":
+        tifffile.imwrite(folder / "labels.tif", ids.astype(np.uint16))
+        return {"raw": f"{folder}/raw.h5:/raw", "labels": f"{folder}/labels.tif"}
+    if how == "zarr":
+        group = zarr.create_group(folder / "labels.zarr")
+        group.create_array("labels", data=ids)
+        group["labels"].attrs["resolution"] = VOXEL_SIZE
+        if labels_at is not None:
+            group["labels"].attrs["offset"] = labels_at
+        return {"raw": f"{folder}/raw.h5:/raw", "labels": f"{folder}/labels.zarr/labels"}
+    with h5py.File(folder / "labels.h5", "w") as file:
+        file["labels"] = ids
+        file["labels"].attrs["resolution"] = VOXEL_SIZE
+        if labels_at is not None:
+            file["labels"].attrs["offset"] = labels_at
+    return {"raw": f"{folder}/raw.h5:/raw", "labels": f"{folder}/labels.h5:/labels"}
+
+
+@pytest.mark.parametrize("kind", ["labels", "baseline", "mask"])
+@pytest.mark.parametrize(
+    ("how", "raw_at", "labels_at"),
+    [("h5", PLACE, None), ("zarr", PLACE, None), ("tif", PLACE, None), ("h5", None, PLACE), ("h5", None, None)],
+)
+def test_the_same_shape_is_the_same_place_and_that_is_said(
+    tmp_path: Path, kind: Kind, how: str, raw_at: Any, labels_at: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = write_pair(tmp_path, RAW.shape, raw_at, labels_at, how)
+    options[kind] = options.pop("labels")
+    with caplog.at_level("INFO"):
+        manifest = run(kind, tmp_path, options)
+    found = stored(manifest)
+    assert found.shape == RAW.shape
+    assert kind == "mask" or (found == np.arange(1, 1 + RAW.size).reshape(RAW.shape)).all()
+    assert open_volume(manifest.with_suffix(".zarr")).offset == (raw_at or (0, 0, 0))
+    assert "is taken to lie at the same place" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["labels", "baseline", "mask"])
+@pytest.mark.parametrize(
+    ("how", "raw_at", "labels_at", "line"),
+    [
+        ("h5", PLACE, None, "offset: {KIND: [z, y, x]}"),
+        ("zarr", PLACE, None, "offset: {KIND: [z, y, x]}"),
+        ("tif", PLACE, None, "offset: {KIND: [z, y, x]}"),
+        ("h5", None, PLACE, "offset: {raw: [0, 0, 0]}"),
+        ("tif", None, None, "offset: {raw: [0, 0, 0], KIND: [z, y, x]}"),
+    ],
+)
+def test_a_part_without_a_place_names_the_line_to_add(
+    tmp_path: Path, kind: Kind, how: str, raw_at: Any, labels_at: Any, line: str
+) -> None:
+    options = write_pair(tmp_path, (12, 15, 20), raw_at, labels_at, how)
+    options[kind] = options.pop("labels")
+    options["roi"] = {"offset": (5, 8, 9), "shape": (4, 5, 6)}
+    with pytest.raises(ShapeError, match=re.escape(f"add `{line.replace('KIND', kind)}`")):
+        run(kind, tmp_path, options)
+    assert not (tmp_path / "out" / f"{kind}.json").exists()
+    origin = np.array(raw_at or (0, 0, 0))
+    place = tuple(origin + np.array(PLACE))
+    options["offset"] = {"raw": None if raw_at else (0, 0, 0), kind: None if labels_at else place}
+    found = stored(run(kind, tmp_path, options))
+    ids = np.arange(1, 1 + 12 * 15 * 20).reshape(12, 15, 20)
+    assert (found == (1 if kind == "mask" else ids[2:6, 1:6, 1:7])).all()
+
+
+@pytest.mark.parametrize("kind", ["raw", "labels"])
+def test_a_place_that_the_file_says_otherwise(tmp_path: Path, kind: str) -> None:
+    options = write_pair(tmp_path, RAW.shape, PLACE, PLACE, "h5")
+    with pytest.raises(VoxelSizeError, match=rf"the configuration says .* remove `offset: \{{{kind}"):
+        _plan(options | {"offset": {kind: (0, 0, 0)}}, kind)
+    assert _plan(options | {"offset": {kind: PLACE}}, kind).offset == PLACE
+
+
+def test_places_of_what_is_not_there() -> None:
+    with pytest.raises(ValueError, match="says where mask lies, but the volume has no `mask`"):
+        VolumeOptions.model_validate({"raw": "a.zarr", "offset": {"mask": (0, 0, 0)}})
+    with pytest.raises(ValueError, match="a phantom brings its own"):
+        VolumeOptions.model_validate({"phantom": {}, "offset": {"raw": (0, 0, 0)}})
+    teacher = SegmentationTeacher(segmentation={"a": "other.h5:/ids"})
+    options = VolumeOptions.model_validate({"raw": "a.zarr", "labels": "b.zarr", "offset": {"labels": PLACE}})
+    assert teacher.as_labels("a", options).offset.labels is None
 
 
 # ---- voxel sizes
@@ -388,6 +484,28 @@ def test_floats_need_intensities(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="set `intensity"):
         _plan(options)
     np.testing.assert_array_equal(stored(run("raw", tmp_path, options | {"intensity": (0, 255)})), RAW)
+
+
+@pytest.mark.parametrize(
+    ("raw", "intensity", "line"),
+    [
+        (RAW.astype("u2") * 16, None, "6.2 %, some 16 grey levels. Set `intensity: [0, 4095]`"),
+        (RAW.astype("u2") * 256, None, None),
+        (RAW.astype("i2") * 16, None, "of -32768 to 32767, .* 6.2 %, some 16 grey levels. Set `intensity: [0, 4095]`"),
+        (RAW.astype("f4") / 255, (0, 255), "0.4 %, some 2 grey levels. Set `intensity: [0, 1]`"),
+        (RAW.astype("f4") / 255, (0, 1), None),
+        (RAW.astype("f4") / 510 - 0.25, (-10, 10), "2.5 %, some 7 grey levels. Set `intensity: [-0.25, 0.25]`"),
+        (RAW, None, None),
+    ],
+)
+def test_a_range_that_is_hardly_used_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, raw: Any, intensity: Any, line: str | None
+) -> None:
+    """Twelve bits in uint16 would leave sixteen grey levels."""
+    run("raw", tmp_path, write_hdf5(tmp_path / "a.h5", raw) | {"intensity": intensity})
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == (line is not None), said
+    assert line is None or re.search(line.replace("[", r"\["), said[0]), said
 
 
 @pytest.mark.parametrize("intensity", [(1, 1), (2, 1), (0, float("nan")), (float("-inf"), 0)])
@@ -441,7 +559,13 @@ def test_a_mask_becomes_0_and_1_in_the_region(tmp_path: Path, dtype: str) -> Non
 def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     whole = np.ones(RAW.shape, np.uint8)
     cases: list[tuple[Any, NDArray[Any], dict[str, Any], str]] = [
-        (ShapeError, whole[:29], {}, r"covers \(29, 40, 50\) of the \(30, 40, 50\) voxels .* expected all"),
+        (ShapeError, whole[:29], {}, r"does not say where it lies"),
+        (
+            ShapeError,
+            whole[:29],
+            {"offset": (0, 0, 0)},
+            r"\(29, 40, 50\) of the \(30, 40, 50\) voxels .* expected all",
+        ),
         (ShapeError, whole, {"offset": np.multiply((1, 0, 0), VOXEL_SIZE)}, r"covers \(29, 40, 50\)"),
         (VoxelSizeError, whole, {"resolution": (40.0, 8.0, 9.0)}, "resample one of them"),
         (DataError, whole.astype("f4"), {}, "float32, expected a mask of integers or bools"),
@@ -451,7 +575,7 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
             run("mask", tmp_path, with_mask(tmp_path / f"{number}.h5", mask, **attributes))
     # a part is enough where only this part is used
     roi = {"shape": (29, 40, 50)}
-    run("mask", tmp_path, with_mask(tmp_path / "part.h5", whole[:29]) | {"roi": roi})
+    run("mask", tmp_path, with_mask(tmp_path / "part.h5", whole[:29], offset=(0, 0, 0)) | {"roi": roi})
     with pytest.raises(ConfigError, match="no mask"):
         run("mask", tmp_path / "b", {"phantom": {}})
 

@@ -33,8 +33,10 @@ def mutex_fragments(
         raise ConfigError(
             "the method `mutex` needs mwatershed: run `pip install mwatershed`, or choose `watershed`"
         ) from None
-    weights = affinities / 255.0
     z, y, x = mask.shape
+    # an edge block may be thinner than an offset, which then joins no pair of its voxels
+    within = [c for c, step in enumerate(offsets) if all(abs(o) < n for o, n in zip(step, mask.shape, strict=True))]
+    weights, offsets = affinities[within] / 255.0, tuple(offsets[c] for c in within)
     strides = []
     for weight, offset in zip(weights, offsets, strict=True):
         nearest = sum(abs(o) for o in offset) == 1
@@ -42,5 +44,7 @@ def mutex_fragments(
         strides.append([1, 1, 1] if nearest else list(options.strides))
         here, there = pair_slices((z, y, x), offset)
         weight[here][~(mask[here] & mask[there])] = 0  # neither attracts nor repels
+    if not offsets:  # of a single voxel
+        return mask.astype(np.uint64)
     found: NDArray[np.uint64] = mwatershed.agglom(weights, [list(offset) for offset in offsets], strides=strides)
     return np.where(mask, found, 0)

@@ -520,6 +520,23 @@ def test_mutex_bias_merges_and_long_affinities_cut() -> None:
     assert fragments(affinities, LONG, MutexOptions(bias=0.3)).max() == 1
 
 
+@pytest.mark.parametrize("shape", [(3, 3, 4), (1, 6, 6), (1, 1, 9), (1, 1, 1), (2, 3, 2)])
+def test_mutex_of_a_block_thinner_than_an_offset(shape: Triple) -> None:
+    """Like the same voxels amid others that are no tissue, where all offsets fit."""
+    offsets: Offsets = ((-1, 0, 0), (0, -1, 0), (0, 0, -1), (-9, 0, 0), (0, -5, 0), (0, 0, -27), (0, 3, 3))
+    voxels = math.prod(shape)
+    distinct = np.random.default_rng(voxels).permutation(256)[: len(offsets) * voxels].astype(np.uint8)
+    affinities = distinct.reshape(len(offsets), *shape)
+    options = MutexOptions(bias=0.001, strides=(1, 1, 1))  # no two links are equally strong: their order would count
+    found = fragments(affinities, offsets, options)
+    around = [(0, 0), *((30, 30) for _ in shape)]
+    tissue = np.pad(np.ones(shape, np.bool_), around[1:])
+    wide = fragments(np.pad(affinities, around), offsets, options, tissue)[tissue]
+    assert found.all()
+    pairs = {(a, b) for a, b in zip(found.ravel().tolist(), wide.ravel().tolist(), strict=True)}
+    assert len(pairs) == len(np.unique(found)) == len(np.unique(wide))
+
+
 def test_clean_splits_pieces_and_drops_dust() -> None:
     block = np.zeros((3, 3, 9), np.uint64)
     block[:, :, 0] = 4  # in the halo: joins the two pieces below

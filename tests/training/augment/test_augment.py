@@ -113,6 +113,13 @@ def test_symmetries_are_distinct_and_as_many_as_the_group_has(flip: bool, rotate
             assert np.linalg.det(matrix) == pytest.approx(1)
 
 
+def test_torch_takes_a_crop_of_one_section_whichever_way_it_is_turned() -> None:
+    probe = np.arange(16).reshape(1, 4, 4)
+    for symmetry in symmetries((1, 4, 4), True, "zyx"):
+        turned = torch.from_numpy(np.ascontiguousarray(symmetry.apply(probe)))
+        assert turned.flatten().sort().values.tolist() == list(range(16))
+
+
 def test_axes_of_different_length_are_not_exchanged() -> None:
     assert {symmetry.axes for symmetry in symmetries((2, 3, 3), True, "zyx")} == {(0, 1, 2), (0, 2, 1)}
 
