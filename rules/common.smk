@@ -16,11 +16,14 @@ from kdseg.config.shipped import model_file
 from kdseg.config.teachers import AffinitiesTeacher
 from kdseg.errors import ConfigError, KdsegError, MissingError
 from kdseg.results.manifests import read, source_fingerprint
+from kdseg.running.earlier import expect_earlier
 
 try:
     for path in workflow.configfiles:
         read_values(Path(path))  # Snakemake takes the last of keys that are given twice
     RUN = validate(config)
+    if workflow.is_main_process:  # jobs go on where the folder is removed meanwhile
+        expect_earlier(RUN)
 except KdsegError as error:
     raise WorkflowError(str(error)) from None
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import UnreadableError
 from kdseg.geometry import Triple
-from kdseg.results.files import CHECKSUMS
+from kdseg.results.files import CHECKSUMS, again
 from kdseg.results.tables import read_table
 
 SHARD = np.dtype([("size", "<i8"), ("crc32", "<u4")])
@@ -113,4 +113,4 @@ def difference(file: Path, said: np.void) -> str | None:
 
 def _again(path: Path) -> str:
     store = next((one for one in path.parents if one.suffix == ".zarr"), path.with_suffix("").with_suffix(".zarr"))
-    return f"make it again: kdseg verify {store.with_suffix('.json')} --repair"
+    return again(store.with_suffix(".json"))

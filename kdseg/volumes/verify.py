@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from kdseg.errors import KdsegError, MissingError
+from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
 from kdseg.results.claims import CLAIMED, Claim
 from kdseg.results.curve import read_curve
@@ -105,13 +105,17 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
         made = read(manifest)
     except KdsegError as error:
         yield Fault(str(error))
+        yield from _of_the_claim(manifest)
         return
     # of a network the weights are the input, not the manifest
     beside = {name: manifest.parent / f"{name}.json" for name in made.inputs if name != "model"}
-    try:
-        expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
-    except KdsegError as error:
-        yield Fault(str(error))
+    for name, path in beside.items():
+        try:
+            expect_made_of(manifest, **({name: path} if path.exists() else {}))
+        except DataError as error:
+            yield Fault(str(error))
+        except UnreadableError:
+            continue  # of which its own result tells
     small = list(_small(made))
     yield from small
     yield from _of_the_stage(made, sound=not small)
@@ -166,6 +170,14 @@ def _small(made: Manifest) -> Iterator[Fault]:
             yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
 
 
+def _of_the_claim(manifest: Path) -> Iterator[Fault]:
+    """Yield what is wrong with a claim beside a damaged manifest; if there is anything, no part can be kept."""
+    try:
+        read_sealed(Claim(manifest, "").claimed)
+    except KdsegError as error:
+        yield Fault(f"{error}, nor says the manifest what it is made of: kdseg clear {manifest}, then rerun its stage")
+
+
 def _of_the_stage(made: Manifest, sound: bool) -> Iterator[Fault]:
     """Yield what is wrong with what a stage reads when it goes on; a ``sound`` manifest tells what was claimed."""
     claimed = Claim(made.path, "").claimed
@@ -189,7 +201,7 @@ def _files(made: Manifest) -> Iterator[File]:
     if made.store is None:
         return
     if not made.store.exists():
-        raise MissingError(f"{made.store} is gone: kdseg clear {made.path}, then rerun its stage")
+        raise MissingError(f"{made.store} is gone since it was written")
     if made.store.is_dir() and made.store.suffix == ".zarr":
         yield from _shards(made, made.store)
     tables = made.path.with_suffix(".tables")
