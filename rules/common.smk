@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -9,17 +10,21 @@ from snakemake.exceptions import WorkflowError
 from kdseg.config import questions, tasks, validate
 from kdseg.config.cluster import LocalOptions
 from kdseg.config.compare import choice, rate_trials, trial_name
+from kdseg.config.reading import read_values
+from kdseg.config.shipped import FOLDER as SHIPPED
 from kdseg.config.shipped import model_file
 from kdseg.config.teachers import AffinitiesTeacher
 from kdseg.errors import ConfigError, KdsegError, MissingError
-from kdseg.results.manifests import read
+from kdseg.results.manifests import read, source_fingerprint
 from kdseg.running.earlier import expect_earlier
 
 try:
+    for path in workflow.configfiles:
+        read_values(Path(path))  # Snakemake takes the last of keys that are given twice
     RUN = validate(config)
     if workflow.is_main_process:  # jobs go on where the folder is removed meanwhile
         expect_earlier(RUN)
-except ConfigError as error:
+except KdsegError as error:
     raise WorkflowError(str(error)) from None
 
 
@@ -32,7 +37,7 @@ wildcard_constraints:
 
 def results(path):
     """Return a path below this configuration's folder of results."""
-    return f"{RUN.results}/{path}"
+    return path if RUN.results == "." else f"{RUN.results}/{path}"
 
 
 def manifests(wildcards, **patterns):
@@ -115,31 +120,77 @@ def taught_segmentation(wildcards):
     return RUN.teachers[wildcards.teacher].as_labels(volume, RUN.volumes[volume])
 
 
-def foreign_files(wildcards):
-    """Return the paths of the files that networks of others are made of."""
+def training_files(wildcards):
+    """Return the paths of weights that a training starts from, and of files that networks of others are made of."""
+    start = RUN.all_models[wildcards.model].train.start_from
     try:
-        return [
-            path
-            for one in foreign_teachers(wildcards).values()
-            for path in one.needed_files
-        ]
-    except MissingError as error:
-        raise WorkflowError(str(error)) from None
-
-
-def pretrained_file(wildcards):
-    """Return the path of the weights of a network that is trained already."""
-    try:
-        return str(model_file(RUN.pretrained[wildcards.model]))
+        begun = [] if start is None else [str(model_file(start))]
+        networks = foreign_teachers(wildcards).values()
+        return begun + [path for one in networks for path in one.needed_files]
     except KdsegError as error:
         raise WorkflowError(str(error)) from None
 
 
-def start_file(wildcards):
-    """Return the path of the weights that a training starts from, if it does."""
-    start = RUN.all_models[wildcards.model].train.start_from
+def pretrained_files(wildcards):
+    """Return the path of the weights of a network that is trained already."""
     try:
-        return [] if start is None else str(model_file(start))
+        return [str(model_file(RUN.pretrained[wildcards.model]))]
+    except KdsegError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def converted_files(wildcards):
+    """Return the paths that a dataset of a volume is made from."""
+    return RUN.volumes[wildcards.volume].files(wildcards.kind)
+
+
+def adopted_files(wildcards):
+    """Return the paths that a teacher's affinities of a volume lie in."""
+    return RUN.teachers[wildcards.teacher].files(wildcards.volume)
+
+
+def taught_files(wildcards):
+    """Return the paths that a segmentation that teaches is made from."""
+    return taught_segmentation(wildcards).files("labels")
+
+
+def edited_files(wildcards):
+    """Return the path of a user's merges and splits, if there are any."""
+    return [RUN.agglomerate.edits] if RUN.agglomerate.edits else []
+
+
+def named(files):
+    """Return an input function of a user's files, but of those in whose names Snakemake would see wildcards."""
+
+    def paths(wildcards):
+        found = files(wildcards)
+        odd = [path for path in found if "{" in path]
+        if missing := [path for path in odd if not Path(path).exists()]:
+            raise WorkflowError(f"nothing at {missing[0]}")
+        return [path for path in found if path not in odd]
+
+    return paths
+
+
+def states(files):
+    """Return a function of the fingerprints of a user's files, for params: time says nothing of what is in a folder."""
+    return lambda wildcards: [state(path) for path in files(wildcards)]
+
+
+@cache
+def state(path):
+    """Return the fingerprint of a user's file or folder; empty where there is none, which Snakemake says.
+
+    Of a result of this run, it is not known before that is made, and its time is enough.
+    """
+    own = path.endswith(".json") and Path(path).resolve().is_relative_to(
+        Path(RUN.results).resolve()
+    )
+    shipped = Path(path).parent == SHIPPED
+    try:
+        return "" if own or shipped else source_fingerprint(Path(path))
+    except MissingError:
+        return ""
     except KdsegError as error:
         raise WorkflowError(str(error)) from None
 

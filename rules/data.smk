@@ -4,7 +4,7 @@
 rule convert:
     """Raw data, labels, baseline or mask of one volume as sharded OME-Zarr 0.5, cropped to its region."""
     input:
-        lambda wildcards: RUN.volumes[wildcards.volume].files(wildcards.kind),
+        named(converted_files),
     output:
         manifest=results("volumes/{volume}/{kind}.json"),
     log:
@@ -27,6 +27,7 @@ rule convert:
                 storage=RUN.storage,
             )
         ),
+        sources=states(converted_files),
     shell:
         f"python -m kdseg convert --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"
 
@@ -34,7 +35,7 @@ rule convert:
 rule adopt:
     """Affinities that another program stored, on the voxels of a volume and with our offsets, to learn from."""
     input:
-        lambda wildcards: RUN.teachers[wildcards.teacher].files(wildcards.volume),
+        named(adopted_files),
         raw=results("volumes/{volume}/raw.json"),
     output:
         manifest=results("{teacher}/{volume}/affinities.json"),
@@ -62,13 +63,14 @@ rule adopt:
                 storage=RUN.storage,
             )
         ),
+        sources=states(adopted_files),
     shell:
         f"python -m kdseg adopt --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER}{REMOTE} > {{log:q}} 2>&1"
 
 
 use rule convert as convert_segmentation with:
     input:
-        lambda wildcards: taught_segmentation(wildcards).files("labels"),
+        named(taught_files),
     output:
         manifest=results("{teacher}/{volume}/segmentation.json"),
     log:
@@ -86,3 +88,4 @@ use rule convert as convert_segmentation with:
                 storage=RUN.storage,
             )
         ),
+        sources=states(taught_files),

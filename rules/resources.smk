@@ -4,7 +4,6 @@ None of it changes what a job calculates, or makes one run again.
 """
 
 import os
-from functools import cache
 
 from kdseg.running import resources as estimates
 

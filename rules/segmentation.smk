@@ -149,7 +149,7 @@ rule agglomerate:
         unpack(stored_affinities),
         fragments=results("{model}/{volume}/fragments.json"),
         edges=results("{model}/{volume}/edges.json"),
-        edits=[RUN.agglomerate.edits] if RUN.agglomerate.edits else [],
+        edits=named(edited_files),
     output:
         manifest=results("{model}/{volume}/agglomeration.json"),
     log:
@@ -175,6 +175,7 @@ rule agglomerate:
                 options=RUN.agglomerate,
             )
         ),
+        sources=states(edited_files),
     shell:
         f"python -m kdseg agglomerate --task {{params.task:q}} --workers {{threads}}{OVERWRITE}{CPU_CLUSTER} > {{log:q}} 2>&1"
 

@@ -5,8 +5,7 @@ rule rate:
     """The learning rate at which the loss of one network falls the fastest; its last words are printed."""
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
-        start=start_file,
-        foreign=foreign_files,
+        files=named(training_files),
     output:
         manifest=results("{model}/rate.json"),
     log:
@@ -32,6 +31,7 @@ rule rate:
                 device=RUN.device,
             )
         ),
+        sources=states(training_files),
     shell:
         f"python -m kdseg rate --task {{params.task:q}} --workers {{threads}}{OVERWRITE} > {{log:q}} 2>&1"
         " && tail -n 1 -- {log:q}"
@@ -40,7 +40,7 @@ rule rate:
 rule pretrained:
     """A network that is trained already: its weights lie beside the manifest and are no output."""
     input:
-        file=pretrained_file,
+        file=named(pretrained_files),
     output:
         manifest=results("{model}/model.json"),
     log:
@@ -57,6 +57,7 @@ rule pretrained:
                 offsets=RUN.offsets,
             )
         ),
+        sources=states(pretrained_files),
     shell:
         f"python -m kdseg pretrained --task {{params.task:q}}{OVERWRITE} > {{log:q}} 2>&1"
 
@@ -65,8 +66,7 @@ rule train:
     """One network; its weights, curve and resumable state lie beside the manifest and are not outputs."""
     input:
         lambda wildcards: leaves(training_inputs(wildcards)),
-        start=start_file,
-        foreign=foreign_files,
+        files=named(training_files),
     output:
         manifest=results("{model}/model.json"),
     log:
@@ -93,6 +93,7 @@ rule train:
                 device=RUN.device,
             )
         ),
+        sources=states(training_files),
         launch=(
             f"-m torch.distributed.run --standalone --nproc-per-node {GPUS}"
             if GPUS > 1

@@ -6,6 +6,7 @@ import atexit
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -20,6 +21,7 @@ from kdseg.cli.log import put_back_log
 from kdseg.cli.machine import of_the_machine
 from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
+from kdseg.config.addresses import local
 from kdseg.errors import KdsegError, masked
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,7 @@ HELP = """Distil a heavy EM segmentation network into a light one, run it blockw
 Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
 by hand (docs/segmentation.md).
 """
+_FILE = re.compile(r"(--[^\s=]+=)?(file://.*)", re.IGNORECASE | re.DOTALL)
 TROUBLE = {"same": 2, "diff": 2}
 """Exit codes on errors, where 1 means something else: as of cmp and diff."""
 
@@ -63,6 +66,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if tokens is None else tokens)
     command = words[0] if words else ""
     try:
+        words = [_with_path(word) for word in words]
         _app(words)(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _end(command, in_a_line(error), 2)
@@ -77,6 +81,12 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if said is None:
             raise
         _end(command, said, TROUBLE.get(command, 1))
+
+
+def _with_path(word: str) -> str:
+    """Return a word of the command line; for a URL ``file://``, or a flag with one, with the path that it means."""
+    found = _FILE.fullmatch(word)
+    return word if found is None else f"{found[1] or ''}{local(found[2])}"
 
 
 def _app(words: Sequence[str]) -> App:

@@ -13,15 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from kdseg.config.base import EXPECTED, FOLDER, Count, Name, Section, Step
+from kdseg.config.addresses import Address, Folder
+from kdseg.config.base import EXPECTED, Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions, PartitionsOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.matching import mismatches, unfit
 from kdseg.config.networks import ModelOptions, TrainOptions
+from kdseg.config.reading import read_values
 from kdseg.config.secrets import hidden
 from kdseg.config.sections import reaches, within_sections
 from kdseg.config.segmentation import (
@@ -35,7 +36,7 @@ from kdseg.config.segmentation import (
 )
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
-from kdseg.errors import ConfigError, MissingError, masked
+from kdseg.errors import ConfigError, masked
 from kdseg.geometry import fits_or_covers, in_sections, is_multiple
 
 __all__ = [
@@ -66,13 +67,13 @@ FOLDERS = ("volumes", "baseline", "logs", "benchmarks")
 class Config(Section):
     """Everything one run needs."""
 
-    results: Annotated[str, Field(pattern=FOLDER)] = "results"
+    results: Folder = "results"
     """Folder of all that is written; its path has letters, digits and `./_+=,@-` alone."""
     title: str = "kdseg"
     """Headline of the report."""
     overwrite: bool = False
     """Start a store over when its options or inputs changed, instead of refusing."""
-    reuse: Annotated[str | None, Field(pattern=FOLDER)] = None
+    reuse: Folder | None = None
     """Folder of the results of an earlier run of this configuration, before its data grew or changed: blocks of
     predictions and fragments are taken from there where they would come out the same. Changes no result."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
@@ -108,7 +109,7 @@ class Config(Section):
     volumes: Annotated[dict[Name, VolumeOptions], Field(min_length=1)]
     models: dict[Name, ModelOptions] = Field(default_factory=dict)
     """Networks to train."""
-    pretrained: dict[Name, str] = Field(default_factory=dict)
+    pretrained: dict[Name, Address] = Field(default_factory=dict)
     """Networks that are trained already, by names that are used like those of models: each is the name of one that
     `kdseg models` lists, or the path of a model file."""
     teachers: dict[Name, ForeignTeacher] = Field(default_factory=dict)
@@ -204,7 +205,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _reuses_another_folder(self) -> Self:
-        if self.reuse is not None and Path(self.reuse) == Path(self.results):
+        if self.reuse is not None and Path(self.reuse).resolve() == Path(self.results).resolve():
             raise ValueError(
                 f"reuse {self.reuse!r} is the folder `results`: keep that, and let `results` be another one"
             )
@@ -385,21 +386,8 @@ def validate(values: dict[str, Any]) -> Config:
 
 
 def load(path: Path) -> Config:
-    """Read and validate one YAML file.
-
-    Raises:
-        MissingError: if there is no such file.
-        ConfigError: if it is not YAML, or not a configuration.
-    """
-    if not path.is_file():
-        raise MissingError(f"no configuration at {path}; see config/ for examples")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping of sections, got {type(values).__name__}")
-    return validate(values)
+    """Read and validate one YAML file; see `read_values`."""
+    return validate(read_values(path))
 
 
 def schema() -> str:

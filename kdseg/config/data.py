@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdseg.config.addresses import Address, files_of
 from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Place, Section, Step
-
-_URL = re.compile(r"[a-z][a-z0-9+-]*://")
-
-
-def files_of(*addresses: str | None) -> list[str]:
-    """Return the files or folders that addresses lie in, each once; none of those in buckets."""
-    given = dict.fromkeys(filter(None, addresses))
-    return [address.partition(":/")[0] for address in given if not _URL.match(address)]
 
 
 class PhantomOptions(Section):
@@ -80,17 +72,17 @@ class VolumeOptions(Section):
 
     phantom: PhantomOptions | None = None
     """Compute the volume instead of reading it."""
-    raw: str | None = None
+    raw: Address | None = None
     """Address of the raw data, (z, y, x)."""
-    labels: str | None = None
+    labels: Address | None = None
     """Address of the ground truth; 0 is unlabelled. May cover a part of the raw data."""
     background: Background = "unknown"
     """Meaning of label 0 in training: `unknown`: nobody looked, no pair that touches it counts; `boundary`: membrane
     between neurons, every pair that touches it is negative; `object`: one more object, such as outer space. Scores
     leave voxels of label 0 out."""
-    baseline: str | None = None
+    baseline: Address | None = None
     """Address of somebody else's segmentation of the same tissue, scored beside ours."""
-    mask: str | None = None
+    mask: Address | None = None
     """Address of a mask, integers or bools: 0 is not tissue and never a fragment. Covers all raw data that are used."""
     voxel_size: Nanometres | None = None
     """nm, (z, y, x); needed where the file does not say, refused where the file says otherwise."""

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdseg.config.addresses import Address
 from kdseg.config.base import Border, Count, Extent, Positive, Probability, Section, Weight
 from kdseg.config.optimiser import OptimiserOptions
 from kdseg.config.terms import AffinityOptions, DiceOptions, EmbeddingOptions, TermOptions
@@ -142,7 +143,7 @@ class TrainOptions(Section):
     teacher: str | tuple[str, ...] | None = None
     """Name of the model to distil from, or of an entry of `teachers`, or several; none trains on ground truth alone."""
     teaching: TeachingOptions = TeachingOptions()
-    start_from: str | None = None
+    start_from: Address | None = None
     """The name of a shipped network, or the path of a model file, to start from instead of random weights: of the same
     network, offsets and voxel size. A head that it lacks begins at random, one that is not asked for is dropped."""
     distil: bool = True

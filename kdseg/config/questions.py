@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from kdseg.config import explain
+from kdseg.config.addresses import Address
 from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Probability, Section, Step, Weight
 from kdseg.config.data import PhantomOptions, RoiOptions, SectionsOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
@@ -71,7 +72,7 @@ class DistilTask(Section):
     teacher: Path
     """net.pt2 (torch.export), net.onnx, net.ts or net.pt (TorchScript), a model file of kdseg, or the name of a shipped
     network."""
-    raw: str
+    raw: Address
     """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
     out: Path = Path("distilled")
     """Folder to write to."""
@@ -109,11 +110,11 @@ class NeuronsTask(Section):
     Killed or not, the same command goes on where it stopped.
     """
 
-    raw: str
+    raw: Address
     """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
     out: Path
     """Folder to write to."""
-    model: str
+    model: Address
     """The name of a shipped network (`kdseg models` lists them), a model file, or the manifest of a training."""
     threshold: Probability | None = None
     """Score up to which fragments are merged; default: that of the network's card. Lower: fewer false merges."""
@@ -162,7 +163,7 @@ class PlanTask(Section):
 class AdoptTask(BlockTask):
     """Affinities that another program made → affinities for kdseg."""
 
-    address: str
+    address: Address
     """path.zarr/group or path.h5:/dataset, (c, z, y, x); uint8 in 1/255, or floats in 0..1."""
     offsets: Annotated[tuple[tuple[int, ...], ...], BeforeValidator(steps)]
     """One step z,y,x in voxels per channel: '-1,0,0 0,-1,0 0,0,-1'."""
@@ -247,13 +248,13 @@ class PropertiesTask(Section):
 class EvaluateTask(Section):
     """Score SEGMENTATION against LABELS, addresses as in docs/evaluation.md; a killed run goes on if OUT is given."""
 
-    segmentation: str
+    segmentation: Address
     """Address of the segments."""
-    labels: str
+    labels: Address
     """Address of the ground truth."""
     out: Path | None = None
     """Folder for the tables of blocks, the table of overlaps and the result; default: a temporary one."""
-    mask: str | None = None
+    mask: Address | None = None
     """Address of a volume; voxels where it is 0, or which it does not cover, are left out."""
     roi: str | None = None
     """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of the labels. Default: all that the volumes cover."""
@@ -292,7 +293,7 @@ class EvaluateTask(Section):
 class RunlengthTask(Section):
     """Expected run length of SEGMENTATION along SKELETONS (.swc, a folder of these, .csv or .npz)."""
 
-    segmentation: str
+    segmentation: Address
     """Address of the segments."""
     skeletons: Path
     """File or folder."""
@@ -313,9 +314,9 @@ class RunlengthTask(Section):
 class SameTask(Section):
     """Compare the segmentations A and B: exit 0 if they are the same but for ids, 1 if they differ, 2 on trouble."""
 
-    a: str
+    a: Address
     """Address of the first."""
-    b: str
+    b: Address
     """Address of the second."""
     roi: str | None = None
     """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of B. Default: all, which must be the same voxels of both."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from kdseg.config.addresses import Address
 from kdseg.config.base import Count, Extent, Probability, Section
 from kdseg.config.data import RoiOptions
 
@@ -122,7 +123,7 @@ class AgglomerateOptions(Section):
     chunk: Extent = (512, 512, 512)
     """Leaf of the agglomeration tree in voxels, a multiple of `fragments.block` and `edges.block`, or at least the
     volume. Does not change the segmentation; memory is about 300 bytes per edge of a leaf."""
-    edits: str | None = None
+    edits: Address | None = None
     """CSV file of a user's merges and splits, applied whenever the stage runs; see docs/proofreading.md."""
 
     @property

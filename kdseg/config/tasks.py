@@ -34,6 +34,7 @@ from kdseg.config import (
     VolumeOptions,
     load,
 )
+from kdseg.config.addresses import Address
 from kdseg.config.base import Count, Positive, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions
 from kdseg.config.data import RoiOptions
@@ -168,7 +169,7 @@ class TrainTask(LearnTask):
 class PretrainedTask(Task):
     """A network that is trained already → the same as a result, for the stages that go on from it."""
 
-    file: str
+    file: Address
     """The name of a network that `kdseg models` lists, or the path of a model file."""
     offsets: Offsets
     """Of the configuration: one affinity channel each, '-1,0,0 0,-1,0 0,0,-1'."""

@@ -9,8 +9,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from kdseg.config.addresses import Address, files_of
 from kdseg.config.base import Nanometres, Section, Step
-from kdseg.config.data import Background, VolumeOptions, files_of
+from kdseg.config.data import Background, VolumeOptions
 from kdseg.config.networks import TrainOptions
 from kdseg.config.shipped import named
 from kdseg.errors import ConfigError, MissingError
@@ -24,7 +25,7 @@ class AffinitiesTeacher(Section):
     """Affinities that another program stored; needs `teaching.outputs: stored`."""
 
     product: ClassVar[Literal["affinities"]] = "affinities"
-    affinities: Annotated[dict[str, str], Field(min_length=1)]
+    affinities: Annotated[dict[str, Address], Field(min_length=1)]
     """By volume, the address of (c, z, y, x), as path.zarr/group or path.h5:/dataset: uint8 in 1/255, or floats in
     0..1. They cover the voxels of the volume that are used, or say in their file where they lie."""
     offsets: Steps
@@ -50,7 +51,7 @@ class SegmentationTeacher(Section):
 
     product: ClassVar[Literal["segmentation"]] = "segmentation"
     needed_files: ClassVar[tuple[str, ...]] = ()
-    segmentation: Annotated[dict[str, str], Field(min_length=1)]
+    segmentation: Annotated[dict[str, Address], Field(min_length=1)]
     """By volume, the address of (z, y, x), integers, as that of `labels`; they may cover a part of the raw data."""
     background: Background = "unknown"
     """Meaning of id 0, as of `volumes.background`."""
@@ -100,7 +101,7 @@ class FileTeacher(_Network):
     What `kdseg export` wrote says all but the file by itself.
     """
 
-    file: str
+    file: Address
     """Path: net.ts or net.pt (TorchScript), net.pt2 (torch.export), net.onnx (onnxruntime runs it), net.safetensors (a
     model file of kdseg), or the name of a shipped network."""
 
@@ -120,7 +121,7 @@ class ModuleTeacher(_Network):
 
     module: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
     """`package.module:function`, which takes nothing and returns a `torch.nn.Module` with its weights."""
-    files: tuple[str, ...] = ()
+    files: tuple[Address, ...] = ()
     """Paths of files that the function reads, such as weights: with others the training is another one."""
     offsets: Steps
     voxel_size: Nanometres

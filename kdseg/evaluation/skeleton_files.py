@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 from kdseg.errors import DataError, MissingError
 from kdseg.evaluation.metrics.skeletons import Skeletons, join
 from kdseg.results.tables import read_table
+from kdseg.text import read_text
 
 _ROOT = -1
 _CSV = ("neuron", "node", "parent", "z", "y", "x")
@@ -60,7 +62,7 @@ def read_skeletons(path: Path, *, nm_per_unit: float = 1.0) -> Skeletons:
 def _swc(path: Path, neuron: int, nm: float) -> Skeletons:
     """Read ``id type x y z radius parent`` in each line."""
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         words = line.split("#")[0].split()
         if words:
             try:
@@ -75,16 +77,15 @@ def _swc(path: Path, neuron: int, nm: float) -> Skeletons:
 
 def _csv(path: Path, nm: float) -> Skeletons:
     rows = []
-    with path.open(newline="") as file:
-        lines = csv.DictReader(file)
-        if lines.fieldnames is None or not set(_CSV) <= set(lines.fieldnames):
-            raise DataError(f"{path} needs the columns {', '.join(_CSV)}, got {lines.fieldnames}")
-        for line in lines:
-            try:
-                neuron, node, parent = int(line["neuron"]), int(line["node"]), int(line["parent"])
-                rows.append((neuron, node, parent, *(float(line[axis]) * nm for axis in "zyx")))
-            except (ValueError, TypeError):
-                raise DataError(f"line {lines.line_num} of {path} is not six numbers: {line}") from None
+    lines = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    if lines.fieldnames is None or not set(_CSV) <= set(lines.fieldnames):
+        raise DataError(f"{path} needs the columns {', '.join(_CSV)}, got {lines.fieldnames}")
+    for line in lines:
+        try:
+            neuron, node, parent = int(line["neuron"]), int(line["node"]), int(line["parent"])
+            rows.append((neuron, node, parent, *(float(line[axis]) * nm for axis in "zyx")))
+        except (ValueError, TypeError):
+            raise DataError(f"line {lines.line_num} of {path} is not six numbers: {line}") from None
     return _skeletons(rows, path)
 
 

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from kdseg.config import Config, VolumeOptions
+from kdseg.config.addresses import locate
 from kdseg.config.tasks import Kind
 from kdseg.config.teachers import SegmentationTeacher
 from kdseg.errors import ConfigError
@@ -148,5 +149,5 @@ def _format(address: str) -> str:
     scheme, url, _ = address.partition("://")
     if url:
         return scheme
-    ends = [PurePath(part).suffix for part in PurePath(address.partition(":/")[0]).parts]
+    ends = [PurePath(part).suffix for part in locate(address).path.parts]
     return next((end.lstrip(".") for end in reversed(ends) if end), "folder")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -162,8 +164,8 @@ def file_fingerprint(path: Path) -> str:
 def source_fingerprint(path: Path | str) -> str:
     """Return a hash of names, sizes and times of a user's file or folder, which may be too large to read.
 
-    Of a URL it is a hash of the URL, without passwords, and the metadata there: voxels that change in a bucket are not
-    noticed.
+    Links are followed. Of a manifest it is the fingerprint that this says. Of a URL it is a hash of the URL, without
+    passwords, and the metadata there: voxels that change in a bucket are not noticed.
 
     Raises:
         MissingError: if there is nothing.
@@ -173,12 +175,41 @@ def source_fingerprint(path: Path | str) -> str:
         return fingerprint("source", {"url": masked(path), "metadata": remote.metadata(path)}, {})
     if not path.exists():
         raise MissingError(f"nothing at {path}")
-    found = [file for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path]
-    files = sorted(file for file in found if file.is_file())
-    if odd := [file for file in found if not file.is_file() and file.exists()]:  # else a link to nothing
-        raise UnreadableError(f"{odd[0]} is no file, but a pipe, socket or device: remove it")
-    facts = {str(file.relative_to(path.parent)): file.stat() for file in files}
-    return fingerprint("source", {name: [one.st_size, one.st_mtime_ns] for name, one in facts.items()}, {})
+    if path.suffix == ".json" and path.is_file():
+        return read(path).fingerprint
+    files = _files(str(path), path.name) if path.is_dir() else [(path.name, path.stat())]
+    facts = dict[str, list[int]]()
+    for name, one in files:
+        if not stat.S_ISREG(one.st_mode):
+            raise UnreadableError(f"{path.parent / name} is no file, but a pipe, socket or device: remove it")
+        facts[name] = [one.st_size, one.st_mtime_ns]
+    return fingerprint("source", facts, {})
+
+
+def _files(folder: str, name: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield what is in a folder and below, but folders, by its name from there; links to nothing are left out.
+
+    Not by `Path`, which takes most of the time, since zarr has a file per chunk.
+
+    Args:
+        folder: path.
+        name: of the folder, for the names in it.
+        above: folders that it lies in, to which a link may lead back.
+    """
+    here = Path(folder).stat()
+    above = (*above, (here.st_dev, here.st_ino))
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                facts = entry.stat()
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):
+                    continue
+                raise
+            if not stat.S_ISDIR(facts.st_mode):
+                yield f"{name}/{entry.name}", facts
+            elif (facts.st_dev, facts.st_ino) not in above:
+                yield from _files(entry.path, f"{name}/{entry.name}", above)
 
 
 def read(manifest: Path) -> Manifest:

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi, VoxelSize, triple
-from kdseg.volumes.inputs import open_input
 from kdseg.volumes.sources import ChannelSource, Source, open_channels, open_source
-from kdseg.volumes.volume import Volume
 
 Index = int | slice | EllipsisType
 
@@ -36,7 +34,7 @@ class Opened:
     dtype: np.dtype[Any]
     voxel_size: VoxelSize | None
     offset: VoxelSize | None
-    _data: Source | ChannelSource | Volume
+    _data: Source | ChannelSource
 
     @property
     def ndim(self) -> int:
@@ -95,10 +93,6 @@ def open_array(address: str | Path) -> Opened:
         UnreadableError: if it is damaged, or of no known format.
     """
     name = str(address)
-    if name.endswith(".json"):
-        volume = open_input(Path(name)).volume
-        place = volume.offset if volume.placed else None
-        return Opened(name, volume.array.shape, volume.dtype, volume.voxel_size, place, volume)
     try:
         source = open_source(name)
     except ShapeError:

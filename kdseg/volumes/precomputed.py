@@ -85,19 +85,6 @@ class PrecomputedArray:
             raise UnreadableError(f"cannot read {self.path}:{self.key}: {said}; the volume is damaged") from error
 
 
-def is_precomputed(path: Path) -> bool:
-    """Return whether a folder holds an `info`."""
-    return (path / "info").is_file()
-
-
-def split_scale(address: str) -> tuple[Path, str]:
-    """Return the folder of ``folder`` or ``folder:key``, and the key of the scale or nothing."""
-    folder, colon, key = address.rpartition(":")
-    if colon and not is_precomputed(Path(address)) and is_precomputed(Path(folder)):
-        return Path(folder), key
-    return Path(address), ""
-
-
 def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
     """Open one scale of a precomputed volume.
 

@@ -7,7 +7,6 @@ forked process.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -16,17 +15,17 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.addresses import is_precomputed, local, locate
 from kdseg.config.data import SectionsOptions
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize
 from kdseg.results import remote
+from kdseg.results.manifests import read
 from kdseg.volumes.hdf5 import Hdf5Array, open_dataset
 from kdseg.volumes.metadata import Place, Unscaled
-from kdseg.volumes.precomputed import is_precomputed, open_precomputed, split_scale
+from kdseg.volumes.precomputed import open_precomputed
 from kdseg.volumes.tiff import SUFFIXES, open_stack
 from kdseg.volumes.volume import open_volume
-
-_HDF5 = re.compile(r"^(?P<file>.+\.(?:h5|hdf5|hdf))(?::(?P<dataset>.*))?$", re.IGNORECASE)
 
 
 class _Readable(Protocol):
@@ -94,7 +93,7 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
         address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 to 0.6, plain zarr
             v2 or v3), ``path.h5:/dataset``, ``stack.tif``, a
             folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
-            ``folder:key`` for another.
+            ``folder:key`` for another; or the manifest of a volume that kdseg made, ``….json``.
         sections: order and gaps of TIFF sections; default: by number, without gaps.
 
     Raises:
@@ -103,15 +102,12 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
         ShapeError: if it is not (z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
+    address = _made(local(address))
     if _in_bucket(address):
         return _open_zarr(address)
-    hdf5 = _HDF5.match(address)
-    path = Path(hdf5["file"] if hdf5 else address)
-    if address.startswith("precomputed://"):
-        raise UnreadableError(f"{address} is not a path: kdseg reads precomputed volumes from folders; copy it to one")
-    folder, scale = split_scale(address)
-    if is_precomputed(folder) and not _is_zarr(folder):
-        volume = open_precomputed(folder, scale)
+    path, member, hdf5 = locate(address)
+    if not hdf5 and is_precomputed(path) and not _is_zarr(path):
+        volume = open_precomputed(path, member)
         opened = _source(address, volume, volume.voxel_size, volume.offset, volume.unit)
         return replace(opened, placed=volume.placed, corner=True)
     if not path.exists():
@@ -119,7 +115,7 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
             f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
         )
     if hdf5:
-        return _open_hdf5(address, path, hdf5["dataset"] or "")
+        return _open_hdf5(address, path, member)
     if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
         stack = open_stack(path, sections or SectionsOptions())
         opened = _source(address, stack, stack.voxel_size, None, (1, *stack.unit))
@@ -173,14 +169,14 @@ def open_channels(address: str) -> ChannelSource:
         ShapeError: if it is not (c, z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
+    address = _made(local(address))
     in_bucket, array = _in_bucket(address), None
-    hdf5 = None if in_bucket else _HDF5.match(address)
-    path = Path(hdf5["file"] if hdf5 else address)
+    path, member, hdf5 = (Path(address), "", False) if in_bucket else locate(address)
     if not in_bucket and not path.exists():
         raise MissingError(f"nothing at {path}; expected path.zarr, path.zarr/group or path.h5:/dataset")
-    if hdf5 is not None:
+    if hdf5:
         _expect_file(path)
-        array = open_dataset(path, hdf5["dataset"] or "", single=False)
+        array = open_dataset(path, member, single=False)
         lengths, dtype, place = array.lengths, array.dtype, array.place
     else:
         volume = open_volume(address)
@@ -237,19 +233,29 @@ def expect_same_sections(one: Source, other: Source) -> None:
 
 
 def source_path(address: str) -> Path | str:
-    """Return the file or folder that an address lies in, or its URL."""
-    if _in_bucket(address):
-        return remote.resolve(address)
-    hdf5 = _HDF5.match(address)
-    return Path(hdf5["file"]) if hdf5 else split_scale(address)[0]
+    """Return the file or folder that an address lies in, or its URL; a manifest is itself."""
+    address = local(address)
+    return remote.resolve(address) if _in_bucket(address) else locate(address).path
 
 
 def source_member(address: str) -> str:
     """Return what an address names within its file: the dataset of HDF5, the scale of precomputed; else nothing."""
-    if _in_bucket(address):
-        return ""
-    hdf5 = _HDF5.match(address)
-    return (hdf5["dataset"] or "").strip("/") if hdf5 else split_scale(address)[1]
+    address = local(address)
+    return "" if _in_bucket(address) else locate(address).member.strip("/")
+
+
+def _made(address: str) -> str:
+    """Return the address of the volume that a manifest stands for; any other address as it is.
+
+    Raises:
+        UnreadableError: if its result is no volume.
+    """
+    if not address.endswith(".json") or remote.is_remote(address) or not Path(address).is_file():
+        return address
+    manifest = read(Path(address))
+    if manifest.store is None or manifest.store.suffix != ".zarr":
+        raise UnreadableError(f"{address} is a result of `kdseg {manifest.stage}`, which is no volume: name one")
+    return str(manifest.result)
 
 
 def _in_bucket(address: str) -> bool:
@@ -258,7 +264,7 @@ def _in_bucket(address: str) -> bool:
     Raises:
         UnreadableError: if it is a URL of HDF5 or TIFF, or a file that is neither zarr nor link.
     """
-    if remote.is_remote(address) and (_HDF5.match(address) or Path(address).suffix.lower() in SUFFIXES):
+    if remote.is_remote(address) and (locate(address).hdf5 or Path(address).suffix.lower() in SUFFIXES):
         raise UnreadableError(f"{address}: only zarr is read from buckets and web servers; copy the file here first")
     return isinstance(remote.resolve(address), str)
 

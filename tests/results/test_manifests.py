@@ -390,3 +390,23 @@ def test_fingerprints(tmp_path):
     assert file_fingerprint(tmp_path / "f").startswith("e3b0c44298fc1c14")
     with pytest.raises(MissingError):
         file_fingerprint(tmp_path / "g")
+
+
+def test_a_source_changes_with_what_its_links_lead_to(tmp_path):
+    far, near = tmp_path / "far", tmp_path / "near.zarr"
+    (far / "c").mkdir(parents=True)
+    near.mkdir()
+    (near / "c").symlink_to(far / "c")
+    (near / "zarr.json").symlink_to(far / "zarr.json")
+    found = [source_fingerprint(near)]
+    for file in (far / "zarr.json", far / "c" / "0", far / "c" / "1"):
+        file.write_text("a")
+        found.append(source_fingerprint(near))
+    folder = (far / "c").stat().st_mtime_ns
+    for text, when in (("b", 10**18), ("bb", 10**18), ("bb", 10**18 + 1)):  # another time, another size
+        (far / "c" / "0").write_text(text)
+        os.utime(far / "c" / "0", ns=(when, when))
+        found.append(source_fingerprint(near))
+    assert (far / "c").stat().st_mtime_ns == folder
+    assert len(set(found)) == len(found)
+    assert source_fingerprint(near) == found[-1]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from toy_volumes import cells, write_volume
 
 from kdseg.config.questions import EvaluateTask, RunlengthTask
-from kdseg.errors import MissingError, ShapeError, UnreadableError
+from kdseg.errors import ConfigError, MissingError, ShapeError, UnreadableError
 from kdseg.evaluation import runlength
 from kdseg.evaluation.evaluate import run
 from kdseg.geometry import Roi, blocks
@@ -115,7 +115,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ShapeError, match="3 channels"):
         open_source(address)
     info.write_text(json.dumps(good))
-    with pytest.raises(UnreadableError, match="is not a path"):
+    with pytest.raises(ConfigError, match="is not a path"):
         open_source("precomputed://gs://bucket/segmentation")
     monkeypatch.setattr(precomputed, "find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'kdseg\[precomputed\]'"):

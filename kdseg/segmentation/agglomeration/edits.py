@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from kdseg.errors import DataError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.results.files import replacing
+from kdseg.text import read_text
 from kdseg.volumes.volume import Volume
 
 Point = tuple[float, float, float]
@@ -84,19 +85,16 @@ def read_edits(path: Path) -> tuple[Edit, ...]:
         DataError: with file and line, if a column or edit is unknown, or a value is missing or no number.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            unknown = [name for name in header if name not in COLUMNS]
-            if "edit" not in header or unknown or len(set(header)) != len(header):
-                raise DataError(
-                    f"{path}:1: got the columns {header}; expected `edit` and some of {COLUMNS[1:]}, by commas"
-                )
-            return tuple(_edit(header, row, f"{path}:{rows.line_num}") for row in rows if any(map(str.strip, row)))
+        rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        header = [name.strip() for name in next(rows, [])]
+        unknown = [name for name in header if name not in COLUMNS]
+        if "edit" not in header or unknown or len(set(header)) != len(header):
+            raise DataError(f"{path}:1: got the columns {header}; expected `edit` and some of {COLUMNS[1:]}, by commas")
+        return tuple(_edit(header, row, f"{path}:{rows.line_num}") for row in rows if any(map(str.strip, row)))
     except FileNotFoundError:
         raise MissingError(f"no table of edits at {path}") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UnreadableError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    except (IsADirectoryError, PermissionError, csv.Error) as error:
+        raise UnreadableError(f"{path} is not a CSV file: {error}; save it as one") from error
 
 
 def write_edits(path: Path, edits: Iterable[Edit]) -> None:
