@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from os.path import realpath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from kdseg.geometry import Roi
+from kdseg.geometry import Roi, Triple, VoxelSize, triple
 
 if TYPE_CHECKING:
     from kdseg.config import Config
@@ -97,6 +97,20 @@ def phantom_cover(options: VolumeOptions, phantom: PhantomOptions) -> Cover:
     """Return the voxels of a phantom, all of which have labels."""
     roi = Roi(phantom.offset, phantom.shape)
     return Cover(source_of(options), roi, roi)
+
+
+def placed(shape: Triple, offset: VoxelSize, raw: Roi, raw_offset: VoxelSize, voxel_size: VoxelSize) -> Roi:
+    """Return the place of labels, counted from the first voxel of what the raw data are cut from.
+
+    Args:
+        shape: of the labels in voxels, (z, y, x).
+        offset: nm, position of their first voxel.
+        raw: voxels of raw data that are used.
+        raw_offset: nm, position of the first of them.
+        voxel_size: nm.
+    """
+    steps = (round((a - b) / v) for a, b, v in zip(offset, raw_offset, voxel_size, strict=True))
+    return Roi(triple(steps), shape).shift(raw.offset)
 
 
 def leaks(config: Config, covers: Mapping[str, Cover], *, compare: bool = False) -> list[Leak]:

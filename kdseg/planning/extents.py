@@ -9,11 +9,11 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from kdseg.config import Config, VolumeOptions
-from kdseg.config.overlap import Cover, phantom_cover, source_of
+from kdseg.config.overlap import Cover, phantom_cover, placed, source_of
 from kdseg.config.tasks import Kind
 from kdseg.config.teachers import SegmentationTeacher
 from kdseg.errors import ConfigError, KdsegError
-from kdseg.geometry import Roi, Triple, VoxelSize, triple
+from kdseg.geometry import Triple, VoxelSize
 from kdseg.volumes.plan import Plan, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.sources import Source, open_source
 
@@ -144,7 +144,9 @@ class Headers:
             if used is not None:
                 datasets[kind] = _dataset(*used)
                 if kind == "labels":
-                    cover = cover._replace(labels=_within(used[1], plan))
+                    labels = used[1]
+                    there = placed(labels.roi.shape, labels.offset, plan.roi, plan.offset, plan.voxel_size)
+                    cover = cover._replace(labels=there)
         others = {
             name: self._use(*taught[name], _beside(one.as_labels(volume, options), raw, "labels"))
             for name, one in teachers.items()
@@ -206,12 +208,6 @@ def _beside(options: VolumeOptions, raw: Source, kind: Kind) -> Callable[[Source
     if kind == "mask":
         return partial(plan_mask, options=options, raw=raw)
     return partial(plan_labels, options=options, raw=raw, kind=kind)
-
-
-def _within(labels: Plan, raw: Plan) -> Roi:
-    """Return the place of labels, counted from the first voxel of the file of the raw data."""
-    steps = (round((a - b) / v) for a, b, v in zip(labels.offset, raw.offset, raw.voxel_size, strict=True))
-    return Roi(triple(steps), labels.roi.shape).shift(raw.roi.offset)
 
 
 def _dataset(source: Source, plan: Plan) -> Dataset:
