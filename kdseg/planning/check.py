@@ -34,7 +34,7 @@ def check(config: Config) -> list[Finding]:
     found += networks.findings
     found += others(config, headers.extents)
     found += fits(config, headers.extents, networks.voxel_sizes)
-    if not headers.refused:
+    if not found:  # else the jobs, whose bytes are counted, are not all known
         found += disk(config, headers.extents)
     found += devices(config)
     for option, (source, plan) in headers.used.items():
