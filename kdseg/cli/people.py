@@ -20,7 +20,7 @@ from kdseg.config import VolumeOptions, load, schema
 from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PlanTask, PropertiesTask, TuneTask
 from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, masked
 from kdseg.running.earlier import expect_earlier
 
 
@@ -41,12 +41,31 @@ def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) 
     add(app, "properties", PropertiesTask, _properties, tools, "out", whole=whole)
 
 
-def _check(path: Path, /) -> None:
-    """Validate a configuration file."""
+def _check(path: Path, /, *, files: Annotated[bool, Parameter(name=(), negative="--no-files")] = True) -> None:
+    """Validate a configuration file, and the files that it names by their headers; exit 1 if the run would stop.
+
+    All findings are printed, one per line, each with the option to change: errors, at which the run would stop, and
+    warnings.
+
+    Args:
+        path: of the YAML file.
+        files: --no-files looks at the options alone, where data and networks are made later, or lie elsewhere.
+    """
     config = load(path)
     expect_earlier(config)
+    found = []
+    if files:
+        from kdseg.planning.check import check
+
+        found = check(config)
+    for one in found:
+        print(masked(str(one)))
+    errors = sum(one.error for one in found)
     networks = f"{len(config.models)} models to train, {len(config.pretrained)} pretrained"
-    print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}")
+    looked = f"{errors} errors, {len(found) - errors} warnings" if files else "files not looked at"
+    print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}; {looked}")
+    if errors:
+        sys.exit(1)
 
 
 def _plan(

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +21,7 @@ from kdseg.config.base import EXPECTED, Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions, PartitionsOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
-from kdseg.config.matching import mismatches, unfit
+from kdseg.config.matching import mismatches, uneven_chunks, uneven_tiles, unfit
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.reading import read_values
 from kdseg.config.secrets import hidden
@@ -37,7 +38,7 @@ from kdseg.config.segmentation import (
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
 from kdseg.errors import ConfigError, masked
-from kdseg.geometry import fits_or_covers, in_sections, is_multiple
+from kdseg.geometry import in_sections, is_multiple
 
 __all__ = [
     "AgglomerateOptions",
@@ -289,20 +290,8 @@ class Config(Section):
                 "agglomerate.engine waterz needs the affinities of the whole volume, which predict.fused does not "
                 "store: use the engine `exact`, or remove `fused`"
             )
-        chunk = self.agglomerate.chunk
-        segmented = dict.fromkeys((*self.evaluate.volumes, *self.evaluate.tuned))
-        for model in self.models.values():
-            if model.train.teachers and model.train.teaching.instances == "segmentation":
-                segmented |= dict.fromkeys(self.unlabelled_of(model.train))
-        for name in segmented if self.agglomerate.engine == "exact" else ():
-            shape = self.volumes[name].shape if name in self.volumes else None
-            for section in (self.fragments, self.edges):
-                if shape is not None and not fits_or_covers(chunk, section.block, shape):
-                    where = "fragments" if section is self.fragments else "edges"
-                    raise ValueError(
-                        f"agglomerate.chunk {chunk} must be a multiple of {where}.block {section.block}, or cover the "
-                        f"volume {name!r} of {shape} voxels"
-                    )
+        if problem := next(uneven_chunks(self, {name: volume.shape for name, volume in self.volumes.items()}), None):
+            raise ValueError(problem)
         return self
 
     @model_validator(mode="after")
@@ -342,7 +331,7 @@ class Config(Section):
             self._expect_labelled(region.volume, "tune_segmentation.regions")
         for model_name in self.evaluate.models:
             self._expect(model_name, {**self.models, **self.pretrained}, "evaluate.models", "model")
-        if problem := next(unfit(self), None):
+        if problem := next(chain(unfit(self), uneven_tiles(self)), None):
             raise ValueError(problem)
         if self.evaluate.tune_on is None and self.segment.threshold is None and self.tuned_options == "none":
             self._expect_validated_threshold()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING
 
 from kdseg.config.shipped import cards, model_file
 from kdseg.config.teachers import SegmentationTeacher
 from kdseg.errors import ConfigError, MissingError
+from kdseg.geometry import Triple, fits_or_covers, is_multiple
 
 if TYPE_CHECKING:
     from kdseg.config import Config
+    from kdseg.config.networks import NetworkOptions
 
 
 def mismatches(config: Config, name: str) -> Iterator[str]:
@@ -89,6 +91,58 @@ def unfit(config: Config) -> Iterator[str]:
             )
 
 
+def pooling(network: NetworkOptions) -> Triple:
+    """Return the total pooling of a network, (z, y, x)."""
+    z, y, x = (prod(step[axis] for step in network.steps) for axis in range(3))
+    return (z, y, x)
+
+
+def predicting(config: Config) -> dict[str, None]:
+    """Return the names of the networks that predict volumes: to segment them, or because what they say is stored."""
+    found = dict.fromkeys(_segmenting(config))
+    for name, model in config.all_models.items():
+        if model.train.teaching.outputs == "stored":
+            found |= dict.fromkeys(config.own_teachers(name))
+    return {name: None for name in found if name not in config.teachers}
+
+
+def uneven_tiles(config: Config) -> Iterator[str]:
+    """Yield which networks that are trained here cannot predict tiles of the configured extent.
+
+    Args:
+        config: all names of models in it exist.
+    """
+    tile = config.predict.tile
+    for name in (name for name in predicting(config) if name in config.models):
+        stride = pooling(config.models[name].network)
+        if not is_multiple(tile, stride):
+            yield f"predict.tile {list(tile)} must be a multiple of the pooling {list(stride)} of {name!r}"
+
+
+def uneven_chunks(config: Config, shapes: Mapping[str, Triple | None]) -> Iterator[str]:
+    """Yield volumes, of those that are segmented for certain, which `agglomerate.chunk` neither divides nor covers.
+
+    Args:
+        config: all names of volumes in it exist.
+        shapes: extents of volumes, by name; None where only the file knows.
+    """
+    if config.agglomerate.engine != "exact":
+        return
+    chunk = config.agglomerate.chunk
+    segmented = dict.fromkeys((*config.evaluate.volumes, *config.evaluate.tuned))
+    for model in config.models.values():
+        if model.train.teachers and model.train.teaching.instances == "segmentation":
+            segmented |= dict.fromkeys(config.unlabelled_of(model.train))
+    for name in segmented:
+        shape = shapes.get(name)
+        for where, block in (("fragments", config.fragments.block), ("edges", config.edges.block)):
+            if shape is not None and not fits_or_covers(chunk, block, shape):
+                yield (
+                    f"agglomerate.chunk {chunk} must be a multiple of {where}.block {block}, or cover the volume "
+                    f"{name!r} of {shape} voxels"
+                )
+
+
 def _segmenting(config: Config) -> Iterator[str]:
     """Yield the names of the networks that volumes are segmented with: to be scored, or to teach neurons."""
     yield from config.evaluate.models
@@ -135,7 +189,7 @@ def _levels(config: Config, name: str) -> Iterator[str]:
     seeing = () if train.teaching.outputs == "stored" else _trained(config, name)
     for model in (name, *seeing):
         network = config.all_models[model].network
-        stride = tuple(prod(step[axis] for step in network.steps) for axis in range(3))
+        stride = pooling(network)
         if any(c % s for c, s in zip(train.crop, stride, strict=True)):
             yield (
                 f"models.{name}.train.crop {list(train.crop)} must be a multiple of the pooling {list(stride)} of "

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePath
 from typing import NamedTuple
 
 from kdseg.config import Config, VolumeOptions
 from kdseg.config.addresses import locate
+from kdseg.config.data import SectionsOptions
+from kdseg.config.overlap import Cover, phantom_cover, placed, source_of
 from kdseg.config.tasks import Kind
 from kdseg.config.teachers import SegmentationTeacher
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, KdsegError
 from kdseg.geometry import Triple, VoxelSize
-from kdseg.volumes.plan import plan_labels, plan_mask, plan_raw
+from kdseg.volumes.plan import Plan, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.sources import Source, open_source
 
 BESIDE: tuple[Kind, ...] = ("labels", "baseline", "mask")
@@ -41,11 +44,13 @@ class Extents:
     Attributes:
         datasets: by kind.
         voxel_size: nm, (z, y, x).
+        cover: voxels of raw data and ground truth, by what they are cut from.
         taught: segmentations that teach, by the names of their teachers.
     """
 
     datasets: Mapping[Kind, Dataset]
     voxel_size: VoxelSize
+    cover: Cover
     taught: Mapping[str, Dataset] = field(default_factory=dict)
 
     @property
@@ -95,9 +100,96 @@ def conversions(config: Config, extents: Mapping[str, Extents]) -> Iterator[Conv
         yield from (taught_conversion(config, extents, volume, teacher) for teacher in one.taught)
 
 
+class Headers:
+    """Headers of all sources of a configuration, each of which is opened once.
+
+    Attributes:
+        extents: of the volumes whose raw data can be used, by name, without the datasets that are refused.
+        used: the source and the part of it, of each dataset that can be used, by the option that names it.
+        refused: why the others cannot, likewise.
+    """
+
+    def __init__(self, config: Config) -> None:
+        """Open the sources; a refusal of one does not keep the others from being opened."""
+        self.config = config
+        self.extents: dict[str, Extents] = {}
+        self.used: dict[str, tuple[Source, Plan]] = {}
+        self.refused: dict[str, KdsegError | OSError] = {}
+        self._opened: dict[tuple[str, SectionsOptions | None], Source | KdsegError | OSError] = {}
+        for volume in config.volumes:
+            extents = self._extents(volume)
+            if extents is not None:
+                self.extents[volume] = extents
+
+    def _extents(self, volume: str) -> Extents | None:
+        options = self.config.volumes[volume]
+        teachers = {name: one for name, one in _segmentations(self.config).items() if volume in one.segmentation}
+        if options.phantom is not None:
+            made = Dataset(options.phantom.shape, self.config.storage.shard, "phantom")
+            datasets: dict[Kind, Dataset] = {"raw": made, "labels": made}
+            cover = phantom_cover(options, options.phantom)
+            return Extents(datasets, options.phantom.voxel_size, cover, dict.fromkeys(teachers, made))
+        found = self._use(
+            f"volumes.{volume}.raw", str(options.raw), options.sections, partial(plan_raw, options=options)
+        )
+        addresses = {kind: getattr(options, kind) for kind in BESIDE}
+        beside = {kind: (f"volumes.{volume}.{kind}", address) for kind, address in addresses.items() if address}
+        taught = {
+            name: (f"teachers.{name}.segmentation.{volume}", one.segmentation[volume]) for name, one in teachers.items()
+        }
+        if found is None:  # where the others lie, only the raw data tell
+            for option, address in (*beside.values(), *taught.values()):
+                self._open(option, address, options.sections)
+            return None
+        (raw, plan), datasets = found, {"raw": _dataset(*found)}
+        cover = Cover(source_of(options), plan.roi, None)
+        for kind, (option, address) in beside.items():
+            used = self._use(option, address, options.sections, _beside(options, raw, kind))
+            if used is not None:
+                datasets[kind] = _dataset(*used)
+                if kind == "labels":
+                    labels = used[1]
+                    there = placed(labels.roi.shape, labels.offset, plan.roi, plan.offset, plan.voxel_size)
+                    cover = cover._replace(labels=there)
+        others = {
+            name: self._use(*taught[name], options.sections, _beside(one.as_labels(volume, options), raw, "labels"))
+            for name, one in teachers.items()
+        }
+        known = {name: _dataset(*one) for name, one in others.items() if one is not None}
+        return Extents(datasets, plan.voxel_size, cover, known)
+
+    def _use(
+        self, option: str, address: str, sections: SectionsOptions | None, plan: Callable[[Source], Plan]
+    ) -> tuple[Source, Plan] | None:
+        """Return a source and what of it is used; None if it is refused."""
+        source = self._open(option, address, sections)
+        if source is None:
+            return None
+        try:
+            self.used[option] = source, plan(source)
+        except KdsegError as error:
+            self.refused[option] = error
+        return self.used.get(option)
+
+    def _open(self, option: str, address: str, sections: SectionsOptions | None) -> Source | None:
+        if (address, sections) not in self._opened:
+            try:
+                self._opened[address, sections] = open_source(address, sections)
+            except (KdsegError, OSError) as error:
+                self._opened[address, sections] = error
+        found = self._opened[address, sections]
+        if isinstance(found, Source):
+            return found
+        self.refused[option] = found
+        return None
+
+
 def read_extents(config: Config) -> dict[str, Extents]:
-    """Return the extents of all volumes, by name."""
-    return {volume: _extents(config, volume) for volume in config.volumes}
+    """Return the extents of all volumes, by name; a source that is refused is an error."""
+    headers = Headers(config)
+    for error in headers.refused.values():
+        raise error
+    return headers.extents
 
 
 def resized(extents: Mapping[str, Extents], volume: str, shape: Triple) -> dict[str, Extents]:
@@ -118,30 +210,14 @@ def _segmentations(config: Config) -> dict[str, SegmentationTeacher]:
     return {name: one for name, one in config.teachers.items() if isinstance(one, SegmentationTeacher)}
 
 
-def _extents(config: Config, volume: str) -> Extents:
-    options = config.volumes[volume]
-    teachers = {name: one for name, one in _segmentations(config).items() if volume in one.segmentation}
-    if options.phantom is not None:
-        made = Dataset(options.phantom.shape, config.storage.shard, "phantom")
-        datasets: dict[Kind, Dataset] = {"raw": made, "labels": made}
-        return Extents(datasets, options.phantom.voxel_size, dict.fromkeys(teachers, made))
-    raw = open_source(str(options.raw), options.sections)
-    plan = plan_raw(raw, options)
-    datasets = {"raw": _dataset(raw, plan.roi.shape)}
-    for kind in BESIDE:
-        if (address := getattr(options, kind)) is not None:
-            source = open_source(address, options.sections)
-            beside = plan_mask(source, options, raw) if kind == "mask" else plan_labels(source, options, raw, kind)
-            datasets[kind] = _dataset(source, beside.roi.shape)
-    taught = {}
-    for name, teacher in teachers.items():
-        source = open_source(teacher.segmentation[volume], options.sections)
-        taught[name] = _dataset(source, plan_labels(source, options, raw).roi.shape)
-    return Extents(datasets, plan.voxel_size, taught)
+def _beside(options: VolumeOptions, raw: Source, kind: Kind) -> Callable[[Source], Plan]:
+    if kind == "mask":
+        return partial(plan_mask, options=options, raw=raw)
+    return partial(plan_labels, options=options, raw=raw, kind=kind)
 
 
-def _dataset(source: Source, shape: Triple) -> Dataset:
-    return Dataset(shape, source.unit, _format(source.address))
+def _dataset(source: Source, plan: Plan) -> Dataset:
+    return Dataset(plan.roi.shape, source.unit, _format(source.address))
 
 
 def _format(address: str) -> str:

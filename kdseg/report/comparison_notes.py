@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kdseg.report.comparison import FEW, METRICS, Comparison, best_teacher
+from kdseg.report.overlap import overlaps
 from kdseg.report.rates import at_the_end
 
 UNEVEN = 1.1
@@ -28,8 +29,7 @@ def notes(comparison: Comparison) -> list[str]:
             f"{', '.join(at_end)}: the learning rate is the lowest or the highest of those that were tried: try more "
             "beyond it."
         )
-    if config.evaluate.tune_on in config.trial.volumes:
-        found.append(f"The thresholds were chosen on {config.evaluate.tune_on} itself, which flatters every model.")
+    found += overlaps(config, compare=True)
     student = config.models[compare.student]
     found += _budget_notes(comparison, student.train.seconds)
     if student.train.active_unlabelled:

@@ -17,6 +17,7 @@ from kdseg.report.curves import styles, sweep_figures, threshold_figures, traini
 from kdseg.report.figures import CONFIG, INK, STYLES, library
 from kdseg.report.graph import graph
 from kdseg.report.landscape import HEADS, landscapes, legend
+from kdseg.report.overlap import overlaps
 from kdseg.report.results import Results
 from kdseg.report.slices import sections
 from kdseg.report.table import COLUMNS, MISSING, TUNED_COLUMNS, Row, cell, least, notes
@@ -54,7 +55,11 @@ def page(results: Results, table: list[Row], tuned: list[Row], found: list[Verdi
         headline=headline(found),
         outcome=overall(found),
         verdicts=found,
-        notes=[*dict.fromkeys(text for verdict in found for text in verdict.notes), *unknown(results)],
+        notes=[
+            *overlaps(results.config),
+            *dict.fromkeys(text for verdict in found for text in verdict.notes),
+            *unknown(results),
+        ],
         columns=COLUMNS,
         table=table,
         tuned=tuned,

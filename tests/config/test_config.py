@@ -415,6 +415,22 @@ def test_what_terms_cannot_do_is_refused_before_the_teacher_is_trained(changes: 
         validate(distilled(**changes))
 
 
+def test_tiles_that_a_network_does_not_take_are_refused_where_it_predicts() -> None:
+    values = distilled()
+    values["models"]["deep"] = {**values["models"]["student"], "network": {"kind": "unet", "widths": [2, 4, 4, 4]}}
+    values["predict"] = {"block": [32, 32, 32], "tile": [4, 16, 16]}
+    assert validate(values)
+    values["evaluate"]["models"] = ["deep"]
+    message = r"predict\.tile \[4, 16, 16\] must be a multiple of the pooling \[8, 8, 8\] of 'deep'"
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
+    values["evaluate"]["models"] = ["student"]
+    values["models"]["student"]["train"] |= {"teacher": "deep", "teaching": {"outputs": "stored"}}
+    values["models"]["deep"]["train"] = values["models"]["teacher"]["train"]
+    with pytest.raises(ConfigError, match=message):
+        validate(values)
+
+
 @pytest.mark.parametrize("changes", [{"affinity": 0}, {}])
 def test_grafts_with_the_ground_truth_need_it(changes: dict[str, Any]) -> None:
     def made(**more: Any) -> dict[str, Any]:

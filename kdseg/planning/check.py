@@ -1,0 +1,74 @@
+"""A check of a configuration against the files that it names: headers are opened, hardly a voxel is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import prod
+
+import numpy as np
+
+from kdseg.config import Config
+from kdseg.config.overlap import leaks
+from kdseg.errors import KdsegError
+from kdseg.geometry import Roi, Triple
+from kdseg.planning.extents import Headers
+from kdseg.planning.findings import Finding, refusal
+from kdseg.planning.fits import fits
+from kdseg.planning.named_files import Networks, others
+from kdseg.planning.room import devices, disk
+from kdseg.results.remote import is_remote
+from kdseg.volumes.plan import Plan
+from kdseg.volumes.sources import Source
+from kdseg.volumes.values import RESERVED
+
+_SAMPLES: tuple[Triple, ...] = ((1, 128, 128), (1, 512, 512))
+"""Voxels in the middle of labels that are looked at, the larger ones where the smaller ones have one id."""
+_MOST_BYTES = 2**26
+"""Of chunks or strips that are decoded for a sample, about; labels with larger ones are not looked at."""
+
+
+def check(config: Config) -> list[Finding]:
+    """Return all findings, errors first."""
+    headers, networks = Headers(config), Networks(config)
+    found = [refusal(option, error) for option, error in headers.refused.items()]
+    found += networks.findings
+    found += others(config, headers.extents)
+    found += fits(config, headers.extents, networks.voxel_sizes)
+    if not found:  # else the jobs, whose bytes are counted, are not all known
+        found += disk(config, headers.extents)
+    found += devices(config)
+    for option, (source, plan) in headers.used.items():
+        if option.endswith(".labels"):
+            found += _one_id(option, source, plan)
+    found += _leaks(config, headers)
+    return sorted(dict.fromkeys(found), key=lambda one: not one.error)
+
+
+def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
+    """Yield a warning if the labels in the middle are all one id; a bucket is not asked again."""
+    if is_remote(source.address):
+        return
+    whole = Roi(plan.roi.offset, plan.roi.shape)
+    for shape in _SAMPLES:
+        roi = whole.central(shape)
+        units = prod(-(-n // unit) + 1 for n, unit in zip(roi.shape, source.unit, strict=True))
+        if units * prod(source.unit) * source.data.dtype.itemsize > _MOST_BYTES:
+            return
+        try:
+            values = source.read(roi)
+        except KdsegError as error:
+            yield refusal(option, error)
+            return
+        ids = np.unique(values)
+        if len(ids) > 1:
+            return
+    name = "0, unlabelled" if ids[0] == 0 or (values.dtype == np.uint64 and ids[0] >= RESERVED) else f"{ids[0]}"
+    text = f"the middle of {source.address}, {roi.shape} voxels, is all one id, {name}: name the dataset of the neurons"
+    yield Finding(option, text, False)
+
+
+def _leaks(config: Config, headers: Headers) -> Iterator[Finding]:
+    covers = {name: one.cover for name, one in headers.extents.items()}
+    for leak in (*leaks(config, covers), *(leaks(config, covers, compare=True) if config.compare else ())):
+        first, second = leak.options
+        yield Finding(second, f"{leak.text}; change it, {first} or the `roi` of a volume", False)
