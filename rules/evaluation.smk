@@ -170,7 +170,6 @@ rule tune_segmentation:
 
 
 rule report:
-    """One page: table, curves, slices, the graph of the run."""
     input:
         scores=evaluated,
         baselines=[
@@ -184,6 +183,10 @@ rule report:
         results("logs/report.log"),
     benchmark:
         results("benchmarks/report.tsv")
+    """One page: table, curves, slices, the graph of the run."""
+
+    # Seconds, and a job of SLURM would wait longer than that: it runs where Snakemake does.
+    localrule: True
     conda:
         "../envs/kdseg.yaml"
     threads: 1

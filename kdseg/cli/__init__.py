@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
+`kdseg run` runs the workflow: Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
 by hand (docs/segmentation.md).
 """
 TROUBLE = {"same": 2, "diff": 2}

@@ -35,6 +35,7 @@ from kdseg.config.segmentation import (
 )
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
+from kdseg.config.workflow import EXAMPLES
 from kdseg.errors import ConfigError, MissingError, masked
 from kdseg.geometry import fits_or_covers, in_sections, is_multiple
 
@@ -392,7 +393,7 @@ def load(path: Path) -> Config:
         ConfigError: if it is not YAML, or not a configuration.
     """
     if not path.is_file():
-        raise MissingError(f"no configuration at {path}; see config/ for examples")
+        raise MissingError(f"no configuration at {path}; examples are in {EXAMPLES}")
     try:
         values = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
