@@ -37,6 +37,7 @@ rule trial:
 
 
 checkpoint choose:
+    """The learning rate of one method: the one of least affinity loss on the tuning volume."""
     input:
         lambda wildcards: sum(rate_inputs(wildcards).values(), []),
     output:
@@ -45,10 +46,7 @@ checkpoint choose:
         results("{method}.rate/logs/choose.log"),
     benchmark:
         results("{method}.rate/benchmarks/choose.tsv")
-    """The learning rate of one method: the one of least affinity loss on the tuning volume."""
-
-    # Seconds, and a job of SLURM would wait longer than that: it runs where Snakemake does.
-    localrule: True
+    localrule: True  # seconds, and a job of SLURM would wait longer than that
     conda:
         "../envs/kdseg.yaml"
     threads: 1
@@ -66,6 +64,7 @@ checkpoint choose:
 
 
 rule compare:
+    """One page: each method against the student alone and the teacher; its table is also printed."""
     input:
         choices=choices,
         trials=compared,
@@ -75,10 +74,7 @@ rule compare:
         results("logs/compare.log"),
     benchmark:
         results("benchmarks/compare.tsv")
-    """One page: each method against the student alone and the teacher; its table is also printed."""
-
-    # Seconds, and a job of SLURM would wait longer than that: it runs where Snakemake does.
-    localrule: True
+    localrule: True  # seconds, and a job of SLURM would wait longer than that
     conda:
         "../envs/kdseg.yaml"
     threads: 1

@@ -170,6 +170,7 @@ rule tune_segmentation:
 
 
 rule report:
+    """One page: table, curves, slices, the graph of the run."""
     input:
         scores=evaluated,
         baselines=[
@@ -183,10 +184,7 @@ rule report:
         results("logs/report.log"),
     benchmark:
         results("benchmarks/report.tsv")
-    """One page: table, curves, slices, the graph of the run."""
-
-    # Seconds, and a job of SLURM would wait longer than that: it runs where Snakemake does.
-    localrule: True
+    localrule: True  # seconds, and a job of SLURM would wait longer than that
     conda:
         "../envs/kdseg.yaml"
     threads: 1

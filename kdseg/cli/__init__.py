@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-`kdseg run` runs the workflow: Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
-by hand (docs/segmentation.md).
+`run` runs the workflow, whose stages Snakemake calls. With affinities of your own call `adopt`, `fragments`, `edges`,
+`agglomerate` and `segment` by hand (docs/segmentation.md).
 """
 TROUBLE = {"same": 2, "diff": 2}
 """Exit codes on errors, where 1 means something else: as of cmp and diff."""
