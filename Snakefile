@@ -22,13 +22,6 @@ include: "rules/evaluation.smk"
 include: "rules/comparison.smk"
 
 
-# Seconds each, and a job of SLURM would wait longer than that: they run where Snakemake does.
-localrules:
-    report,
-    choose,
-    compare,
-
-
 rule all:
     """The main job: the report of this configuration, and all that it needs."""
     default_target: True

@@ -46,6 +46,7 @@ checkpoint choose:
         results("{method}.rate/logs/choose.log"),
     benchmark:
         results("{method}.rate/benchmarks/choose.tsv")
+    localrule: True  # seconds, and a job of SLURM would wait longer than that
     conda:
         "../envs/kdseg.yaml"
     threads: 1
@@ -73,6 +74,7 @@ rule compare:
         results("logs/compare.log"),
     benchmark:
         results("benchmarks/compare.tsv")
+    localrule: True  # seconds, and a job of SLURM would wait longer than that
     conda:
         "../envs/kdseg.yaml"
     threads: 1

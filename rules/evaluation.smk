@@ -184,6 +184,7 @@ rule report:
         results("logs/report.log"),
     benchmark:
         results("benchmarks/report.tsv")
+    localrule: True  # seconds, and a job of SLURM would wait longer than that
     conda:
         "../envs/kdseg.yaml"
     threads: 1

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
 
-Snakemake calls the stages. With affinities of your own call `adopt`, `fragments`, `edges`, `agglomerate` and `segment`
-by hand (docs/segmentation.md).
+`run` runs the workflow, whose stages Snakemake calls. With affinities of your own call `adopt`, `fragments`, `edges`,
+`agglomerate` and `segment` by hand (docs/segmentation.md).
 """
 _FILE = re.compile(r"(--[^\s=]+=)?(file://.*)", re.IGNORECASE | re.DOTALL)
 TROUBLE = {"same": 2, "diff": 2}

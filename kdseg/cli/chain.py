@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from kdseg.cli.again import snakemake
 from kdseg.cli.stages import STAGES
 from kdseg.config import Config, load, tasks
 from kdseg.config.base import Section
@@ -60,7 +59,7 @@ def begin(config: Config, path: Path, *, overwrite: bool) -> None:
 
 def how_to_go_on(config: Config) -> str:
     """Return the command by which the workflow goes on from what `carry_out` wrote."""
-    return f"to go on from here: {snakemake(_written(config))}"
+    return f"to go on from here: kdseg run {_written(config)}"
 
 
 def _written(config: Config) -> Path:

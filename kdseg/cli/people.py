@@ -27,6 +27,7 @@ from kdseg.running.earlier import expect_earlier
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
     """Add the commands."""
     app.command(_check, name="check", group=run)
+    app.command(_run, name="run", group=run)
     add(app, "plan", PlanTask, _plan, run, "config", whole=whole)
     add(app, "segment", NeuronsTask, _segment, run, "raw", "out", whole=whole)
     add(app, "distil", DistilTask, _distil, run, whole=whole)
@@ -66,6 +67,28 @@ def _check(path: Path, /, *, files: Annotated[bool, Parameter(name=(), negative=
     print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}; {looked}")
     if errors:
         sys.exit(1)
+
+
+def _run(
+    config: Path,
+    /,
+    *targets: str,
+    cores: Annotated[int | None, Parameter(validator=Number(gte=1))] = None,
+    profile: str | None = None,
+) -> None:
+    """Run the workflow of CONFIG from any folder, which paths in it are relative to; a line per job, as it goes.
+
+    Killed or not, the same command goes on where it stopped. Snakemake's own output is in a file below .snakemake/log.
+
+    Args:
+        config: YAML file.
+        targets: of the workflow: rules, or files to be made; default: the report. After `--`: options of Snakemake.
+        cores: that jobs share; default: all of this machine, or as the profile says.
+        profile: of Snakemake: `slurm`, or a folder with one of your own.
+    """
+    from kdseg.cli.run import run
+
+    run(config, targets, cores=cores, profile_name=profile)
 
 
 def _plan(

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from kdseg.config.workflow import EXAMPLES
 from kdseg.errors import ConfigError, MissingError
 from kdseg.text import read_text
 
@@ -20,7 +21,7 @@ def read_values(path: Path) -> dict[str, Any]:
         ConfigError: if it is not YAML, holds no mapping, or gives a key twice.
     """
     if not path.is_file():
-        raise MissingError(f"no configuration at {path}; see config/ for examples")
+        raise MissingError(f"no configuration at {path}; examples are in {EXAMPLES}")
     text = read_text(path)
     try:
         root = yaml.compose(text, yaml.SafeLoader)

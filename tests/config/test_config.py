@@ -349,7 +349,7 @@ def test_the_configuration_accepts_what_the_tree_accepts(chunk, fragment, edge, 
 
 
 def test_files_that_are_no_configuration(tmp_path):
-    with pytest.raises(MissingError, match="see config/ for examples"):
+    with pytest.raises(MissingError, match="examples are in "):
         load(tmp_path / "none.yaml")
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not valid YAML"):

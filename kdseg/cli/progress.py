@@ -1,0 +1,132 @@
+"""Lines that tell people of a run of the workflow, made of Snakemake's records, of which it logs all in a file."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kdseg.errors import masked
+
+_OURS = re.compile(r"kdseg [a-z-]+: (?=.)")
+"""How the line begins in which a stage says why it ended."""
+_AFTERMATH = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
+"""What Snakemake says after the errors of jobs, of which each has had its line."""
+_HEADER = re.compile(r"\w+(?:Exception|Error)\b[^\n]*:\n")
+"""First line of Snakemake's errors: a class, and perhaps a place in the rules."""
+_WIDTH = 100
+"""Characters of a reason."""
+
+
+class Progress:
+    """Prints a line per job that starts, ends or fails, and one per error of Snakemake itself.
+
+    Attributes:
+        done: jobs that finished, with those of no output, such as `all`.
+        total: jobs that are to run.
+        failed: jobs that failed, more than once if they were started again.
+        log: file of Snakemake's own output; None before there is one.
+        interrupted: Ctrl-C was pressed, after which failures are no news.
+    """
+
+    def __init__(self) -> None:
+        self.done = self.total = self.failed = 0
+        self.log: Path | None = None
+        self.interrupted = False
+        self._jobs = dict[int, tuple[str, float]]()
+        self._finished = list[str]()
+        self._held = list[str]()
+
+    def record(self, record: logging.LogRecord, *, dry: bool) -> None:
+        """Take one record of Snakemake's logger.
+
+        Args:
+            record: its fields are those of snakemake_interface_logger_plugins.
+            dry: nothing runs, jobs are listed only.
+        """
+        event = str(getattr(record, "event", ""))
+        said: dict[str, Any] = record.__dict__
+        if event == "run_info":
+            self.total = said.get("stats", {}).get("total", self.total)
+        elif event == "job_info" and said["output"]:
+            name = _named(said)
+            self._jobs[said["jobid"]] = (name, record.created)
+            if dry:
+                print(masked(f"would run {name}: {_reason(said)}"))
+            else:
+                _print(f"started  {name}")
+        elif event == "job_finished" and said["job_id"] in self._jobs:
+            name, began = self._jobs[said["job_id"]]
+            self._finished.append(f"finished {name}, {record.created - began:.1f} s")
+        elif event == "progress":
+            self.done, self.total = said["done"], said["total"]
+            for line in self._finished:
+                _print(f"{line} ({self.done} of {self.total})")
+            self._finished.clear()
+        elif event == "job_error":
+            self._failure(said)
+        elif record.levelno >= logging.WARNING:
+            self._trouble(record)
+
+    def end(self) -> None:
+        """Print what was held back because the failure of a job might have followed."""
+        if not self.interrupted:
+            for line in self._held:
+                _print(line)
+        self._held.clear()
+
+    def _failure(self, said: dict[str, Any]) -> None:
+        self._held.clear()
+        if not self.interrupted:
+            self.failed += 1
+            logs = "; ".join(f"{_last_words(Path(log))} (log: {log})" for log in said["log"])
+            _print(f"failed   {_named(said)}: {logs or 'it has no log'}")
+
+    def _trouble(self, record: logging.LogRecord) -> None:
+        text = str(record.msg)
+        if self.interrupted or (self.failed and text.startswith(_AFTERMATH)):
+            return
+        line = f"kdseg run: {'warning: ' if record.levelno < logging.ERROR else ''}{in_a_line(text)}"
+        if getattr(record, "exception", None) == "RuleException":
+            # of a command that failed, unless no failure of a job follows: it repeats the whole command
+            self._held.append(line)
+        else:
+            _print(line)
+
+
+def in_a_line(text: str) -> str:
+    """Return what Snakemake says in several lines in one, without the class of its error and the place in the rules."""
+    lines = [line.strip() for line in _HEADER.sub("", text, count=1).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Traceback"):
+        return lines[-1]
+    joined = "".join(line + (" " if line.endswith(":") else "; ") for line in lines)
+    return joined.removesuffix("; ").strip()
+
+
+def _last_words(log: Path) -> str:
+    """Return the line in which a stage says why it ended, else the last one of its log."""
+    try:
+        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "it wrote no log"
+    for line in reversed(lines):
+        if found := _OURS.match(line):
+            return line[found.end() :]
+    return lines[-1] if lines else "it ended without a word"
+
+
+def _named(said: dict[str, Any]) -> str:
+    output: Sequence[str] = said["output"]
+    return " ".join([said["rule_name"], *output[:1]])
+
+
+def _reason(said: dict[str, Any]) -> str:
+    return textwrap.shorten(str(said["reason"]), _WIDTH, placeholder=" …")
+
+
+def _print(line: str) -> None:
+    print(masked(line), file=sys.stderr, flush=True)
