@@ -11,7 +11,7 @@ from kdseg.planning.bench import Bench
 from kdseg.planning.extents import read_extents
 from kdseg.planning.jobs import Job, jobs
 from kdseg.planning.measure import CHAIN, measure
-from kdseg.planning.samples import Samples, blurred_affinities, part_of, sample_shapes
+from kdseg.planning.samples import MOST, Samples, blurred_affinities, growing, part_of, sample_shapes
 from kdseg.volumes.inputs import open_input
 
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
@@ -39,6 +39,39 @@ def test_a_part_lies_in_the_middle_and_begins_at_a_shard():
     options = VolumeOptions(raw="a.tif", roi={"offset": [5, 0, 7], "shape": [64, 200, 200]})
     part = part_of(options, (64, 200, 200), (64, 64, 64), (64, 64, 64))
     assert (part.roi.offset, part.roi.shape) == ((5, 64, 71), (64, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("shape", "within", "expected"),
+    [
+        ((64, 128, 128), None, [(256, 128, 128), (256, 256, 256)]),
+        ((40, 64, 64), (40, 250, 250), [(40, 128, 128), (40, 250, 250)]),
+        ((40, 64, 64), (40, 64, 64), []),
+    ],
+    ids=["of any size", "within a volume", "all of a volume"],
+)
+def test_larger_samples_have_four_times_the_voxels(shape, within, expected):
+    assert list(growing(shape, within)) == [shape, *expected]
+    assert all(np.prod(one) <= MOST for one in growing(shape, within))
+
+
+def test_a_part_of_a_phantom_may_be_larger_than_it():
+    options = VolumeOptions(phantom={"shape": (32, 32, 32), "offset": (0, 500, 0)})
+    part = part_of(options, (32, 32, 32), (64, 64, 64), (32, 32, 32))
+    assert (part.phantom.offset, part.phantom.shape) == ((0, 500, 0), (64, 64, 64))
+
+
+def test_a_sample_that_is_larger_than_its_volume_has_the_volume_and_its_mirror_images(tmp_path):
+    config = load(ROOT / "config" / "test.yaml")
+    samples = Samples(Bench(tmp_path, 1), config)
+    options = VolumeOptions(phantom={"shape": (32, 32, 32)})
+    parts = [samples.dataset("x", options, kind) for kind in ("raw", "labels")]
+    for before, after in zip(parts, samples.mirrored(*parts, (64, 32, 48)), strict=True):
+        part, whole = open_input(before).volume, open_input(after).volume
+        voxels, whole = part.read(part.roi), whole.read(whole.roi)
+        assert np.array_equal(whole[:32, :, :32], voxels)
+        assert np.array_equal(whole[32:, :, :32], voxels[::-1])
+        assert np.array_equal(whole[32:, :, 32:], voxels[::-1, :, :-17:-1])
 
 
 def test_affinities_are_high_within_objects_and_low_across():
