@@ -23,7 +23,7 @@ from kdseg.planning.timings import Timing, enough, of_two
 from kdseg.results.curve import read_curve
 
 WARM, AT_LEAST_S, AT_MOST = 3, 10.0, 300
-"""Steps of a first training that warms up, seconds that the second one should take, and steps that it has at most."""
+"""Steps of a first training that warms up, seconds that the second one should take of a core, and its most steps."""
 _SAMPLE = 2**20
 """Voxels of the first larger sample of a prediction, in 2 to 8 tiles."""
 
@@ -119,7 +119,8 @@ def time_training(samples: Samples, extents: Mapping[str, Extents], model: str) 
         return made, bench.run("train", made, workers=bench.threads)
 
     short, before = trained(WARM)
-    second = _times(short.manifest)[1]
+    # on cores that others use, too, a second has less than one of CPU time
+    second = _times(short.manifest)[1] * min(before.cpu_s / before.seconds, 1.0)
     steps = 3 * min(max(ceil(AT_LEAST_S / second / 3), WARM), AT_MOST // 3)
     long, after = trained(steps)
     took = _times(long.manifest)

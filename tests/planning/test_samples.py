@@ -103,6 +103,19 @@ def test_stages_of_a_run_are_timed_on_samples():
 
 
 @pytest.mark.slow
+def test_samples_grow_where_a_volume_is_so_large_that_small_ones_tell_nothing_of_it(monkeypatch):
+    monkeypatch.setattr("kdseg.planning.samples.MOST", 2**20)
+    config = load(ROOT / "config" / "test.yaml")
+    extents = read_extents(config)
+    job = Job("edges", "student/tune/edges.json", work={"edges": 10**15})
+    found = measure(config, extents, [job], cores=1)
+    first = sample_shapes(extents[config.evaluate.volumes[0]].raw, config.storage.shard)[1]
+    # longer than a start differs by chance, the work of the first sample is not
+    assert np.prod(found.sample) >= 4 * np.prod(first)
+    assert not found.missing
+
+
+@pytest.mark.slow
 def test_labels_are_timed_where_they_lie_beside_raw_data_of_another_format(tmp_path):
     voxels = np.random.default_rng(0).integers(1, 9, (32, 64, 64), np.uint8)
     with h5py.File(tmp_path / "a.h5", "w") as file:
