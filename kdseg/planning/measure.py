@@ -107,9 +107,10 @@ def _conversion(samples: Samples, one: Conversion) -> dict[str, Timing]:
 
     def converted(shape: Triple) -> dict[str, float]:
         manifest = samples.part(one, shape)
-        return _facts(manifest, samples.costs[manifest], prod(shape))
+        return _facts(manifest, samples.costs[manifest], one.amount(shard, shape))
 
-    shape, larger = sample_shapes(one.dataset.shape, samples.config.storage.shard)
+    shard = samples.config.storage.shard
+    shape, larger = sample_shapes(one.dataset.shape, shard)
     # code is compiled at the first turn, once for all runs to come
     samples.part(one, shape, turn="-first")
     small = converted(shape)
