@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from textwrap import fill
 
 from kdseg.config import load
 from kdseg.config.questions import PlanTask
@@ -48,7 +49,7 @@ def plan(task: PlanTask, *, as_json: bool) -> None:
         if found.actuals:
             print(f"\n{took_table(found)}")
         for line in notes(found, timings):
-            print(f"# {line}")
+            print(fill(line, 118, initial_indent="# ", subsequent_indent="#   "))
 
 
 def _on_gpu(device: str) -> bool:

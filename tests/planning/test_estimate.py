@@ -102,6 +102,8 @@ def test_two_samples_tell_start_and_unit():
     large = {"work": 30, "seconds": 11, "cpu_s": 2, "mb": 40, "bytes": 90, "voxels": 30}
     expected = Timing(start_s=5, unit_s=0.2, start_cpu_s=3, unit_cpu_s=0, voxel_bytes=3, mb=50, most=60)
     assert of_two(small, large).model_dump() == pytest.approx(expected.model_dump())
+    busy = of_two({**small, "seconds": 12, "cpu_s": 5}, {**large, "cpu_s": 15})
+    assert (busy.unit_s, busy.unit_cpu_s, busy.start_s, busy.most) == (0.5, 0.5, 7, None)
     same = of_two(small, small)
     assert (same.start_s, same.fixed_bytes, same.voxel_bytes) == (7, 0, 2)
 
