@@ -155,12 +155,16 @@ class Samples:
         return self.dataset(f"phantom-{_name(shape)}", options, kind)
 
     def mirrored(self, raw: Path, labels: Path, shape: Triple) -> tuple[Path, Path]:
-        """Make a sample that is larger than its volume: a part of it, beside its mirror images."""
+        """Make a sample larger than its volume: a part of it, beside mirror images with objects of their own."""
         name, files, manifests = f"mirrored-{_name(shape)}", {}, {"raw": raw, "labels": labels}
         for kind, manifest in manifests.items():
             part = open_input(manifest).volume
             after = [(0, max(n - m, 0)) for n, m in zip(shape, part.shape, strict=True)]
             voxels = np.pad(part.read(part.roi), after, mode="symmetric")[tuple(map(slice, shape))]
+            if kind == "labels":
+                z, y, x = (np.arange(n, dtype=np.uint64) // m for n, m in zip(shape, part.shape, strict=True))
+                image = (z[:, None, None] * (y[-1] + 1) + y[:, None]) * (x[-1] + 1) + x
+                voxels = np.where(voxels > 0, voxels + image * (voxels.max() + 1), 0)
             size = part.voxel_size or (1.0, 1.0, 1.0)
             files[kind] = f"{self._written(f'{name}-{kind}', kind, voxels, size, (0.0, 0.0, 0.0))}:/{kind}"
         options = VolumeOptions(raw=files["raw"], labels=files["labels"])
