@@ -160,7 +160,11 @@ class Samples:
         for kind, manifest in manifests.items():
             part = open_input(manifest).volume
             after = [(0, max(n - m, 0)) for n, m in zip(shape, part.shape, strict=True)]
-            voxels = np.pad(part.read(part.roi), after, mode="symmetric")[tuple(map(slice, shape))]
+            voxels = part.read(part.roi)
+            if kind == "labels":  # names in a row, since those of a phantom leave no room for more
+                names, numbers = np.unique(voxels, return_inverse=True)
+                voxels = (numbers.reshape(voxels.shape) + (names[0] != 0)).astype(np.uint64)
+            voxels = np.pad(voxels, after, mode="symmetric")[tuple(map(slice, shape))]
             if kind == "labels":
                 z, y, x = (np.arange(n, dtype=np.uint64) // m for n, m in zip(shape, part.shape, strict=True))
                 image = (z[:, None, None] * (y[-1] + 1) + y[:, None]) * (x[-1] + 1) + x
