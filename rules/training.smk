@@ -45,6 +45,8 @@ rule pretrained:
         manifest=results("{model}/model.json"),
     log:
         results("{model}/logs/pretrained.log"),
+    benchmark:
+        results("{model}/benchmarks/pretrained.tsv")
     wildcard_constraints:
         model="|".join(map(re.escape, RUN.pretrained)) or "(?!)",
     conda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import json
 import logging
 import os
@@ -56,6 +57,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     # Read when torch is loaded, hence now. Its threads would spin while they wait for each other: beside other jobs a
     # step of a training took up to ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Else Python looks through all that was imported for what can be freed before it ends: 0.2 to 0.5 s of CPU per job.
+    atexit.register(gc.freeze)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])

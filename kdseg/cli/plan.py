@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from textwrap import fill
 
 from kdseg.config import load
 from kdseg.config.questions import PlanTask
@@ -12,8 +13,9 @@ from kdseg.errors import ConfigError
 from kdseg.planning.estimate import Prices
 from kdseg.planning.extents import read_extents, resized
 from kdseg.planning.jobs import jobs
-from kdseg.planning.plan import Plan, make_plan, table
-from kdseg.planning.timings import Timings, read_timings, write_timings
+from kdseg.planning.plan import make_plan
+from kdseg.planning.table import notes, table, took_table
+from kdseg.planning.timings import read_timings, write_timings
 from kdseg.running.earlier import expect_earlier
 
 
@@ -34,7 +36,7 @@ def plan(task: PlanTask, *, as_json: bool) -> None:
     if task.timings is None:
         from kdseg.planning.measure import measure
 
-        timings = measure(config, extents, jobs(config, extents, gpus), cores)
+        timings = measure(config, extents, jobs(config, planned, gpus), cores)
     else:
         timings = read_timings(task.timings, config)
     if task.save is not None:
@@ -46,30 +48,13 @@ def plan(task: PlanTask, *, as_json: bool) -> None:
         print(json.dumps({**found.as_json(), "timed": timings.model_dump(mode="json")}, indent=2))
     else:
         print(table(found))
-        for line in _notes(timings, found):
-            print(f"# {line}")
+        if found.actuals:
+            print(f"\n{took_table(found)}")
+        for line in notes(found, timings):
+            print(fill(line, 118, initial_indent="# ", subsequent_indent="#   "))
 
 
 def _on_gpu(device: str) -> bool:
     from kdseg.networks.models import resolve_device
 
     return device.startswith("cuda") or (device == "auto" and resolve_device("auto").type == "cuda")
-
-
-def _notes(timings: Timings, found: Plan) -> list[str]:
-    sample = " x ".join(map(str, timings.sample))
-    reasons = dict[str, list[str]]()
-    for name, why in timings.missing.items():
-        reasons.setdefault(why, []).append(name)
-    elsewhere = dict.fromkeys(one.job.stage for one in found.estimates if one.job.workers is None)
-    flat = [name for name, one in timings.timings.items() if one.most is not None]
-    return [
-        f"timed on {timings.machine}, with samples of up to {sample} voxels",
-        *(f"not measured: {', '.join(names)}: {why}" for why, names in reasons.items()),
-        *(
-            [f"wall time of a Dask scheduler's workers, whose number is not known: {', '.join(elsewhere)}"]
-            if elsewhere
-            else []
-        ),
-        *([f"known of small volumes alone, since both samples took equally long: {', '.join(flat)}"] if flat else []),
-    ]

@@ -21,7 +21,8 @@ class Actual:
 
     Attributes:
         seconds: from its start to its end.
-        cpu_s: CPU seconds, as Snakemake sampled them.
+        cpu_s: CPU seconds, the more of what the job counted and what Snakemake sampled. Either may be too few: the job
+            does not see Dask's workers, and Snakemake not its last half a second, or half a minute of a longer one.
         mb: most memory that Snakemake saw.
         size: bytes of its stores and tables, without the JSON of volumes' metadata.
         voxels: of its volume.
@@ -45,9 +46,10 @@ def actual(results: Path, job: Job) -> Actual | None:
         return None
     row = _benchmark(path, job)
     voxels = manifest.stats.get("voxels")
+    counted = [one for one in (manifest.stats.get("cpu_s"), _number(row.get("cpu_time"))) if one is not None]
     return Actual(
         seconds=_number(row.get("s")),
-        cpu_s=_number(row.get("cpu_time")),
+        cpu_s=max(counted, default=None),
         mb=_number(row.get("max_rss")),
         size=stored_bytes(path),
         voxels=None if voxels is None else int(voxels),

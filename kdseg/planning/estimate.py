@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kdseg.planning.jobs import Job
 from kdseg.planning.timings import Timing
+from kdseg.planning.units import HOUR
 
-HOUR = 3600
 GB = 10**9
 
 
@@ -42,6 +42,11 @@ class Prices:
     gpu_hour: float | None = None
     gb_month: float | None = None
 
+    @property
+    def given(self) -> bool:
+        """Whether any price is known."""
+        return any(price is not None for price in (self.cpu_hour, self.gpu_hour, self.gb_month))
+
     def cost(self, cpu_s: float | None, gpu_s: float | None, size: float | None) -> float | None:
         """Return the price of hours and of a month of storage; None where none is given, or an amount is unknown."""
         amounts = ((self.cpu_hour, cpu_s, HOUR), (self.gpu_hour, gpu_s, HOUR), (self.gb_month, size, GB))
@@ -60,10 +65,10 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     """
     missing = tuple(name for name, amount in job.work.items() if not _holds(timings.get(name), amount))
     known = {name: timings[name] for name in job.work if name in timings}
-    main = next(iter(known.values()), Timing())
-    size = job.size if job.size is not None else main.fixed_bytes + main.voxel_bytes * job.voxels
+    main = timings.get(next(iter(job.work), ""))
+    size = job.size if job.size is not None or main is None else main.fixed_bytes + main.voxel_bytes * job.voxels
     if missing:
-        return Estimate(job, None, None, None, None if job.size is None else job.size, missing)
+        return Estimate(job, None, None, 0.0 if job.gpus == 0 else None, size, missing)
     work = sum(amount * known[name].unit_s for name, amount in job.work.items())
     cpu = sum(amount * known[name].unit_cpu_s for name, amount in job.work.items())
     starts = known.values()
@@ -112,6 +117,14 @@ def makespan(estimates: Sequence[Estimate], cores: int) -> float | None:
         done.add(manifest)
         free += threads
     return now
+
+
+def known_part(estimates: Sequence[Estimate]) -> list[Estimate]:
+    """Return the estimates with nothing in the place of what is not known."""
+    return [
+        replace(one, seconds=one.seconds or 0.0, cpu_s=one.cpu_s or 0.0, gpu_s=one.gpu_s or 0.0, size=one.size or 0.0)
+        for one in estimates
+    ]
 
 
 def total(estimates: Sequence[Estimate], cores: int) -> dict[str, float | None]:

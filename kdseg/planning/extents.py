@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import PurePath
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from kdseg.config.tasks import Kind
 from kdseg.config.teachers import SegmentationTeacher
 from kdseg.errors import ConfigError, KdsegError
 from kdseg.geometry import Triple, VoxelSize
-from kdseg.volumes.plan import Plan, plan_labels, plan_mask, plan_raw
+from kdseg.planning.sizes import tiled_voxels
+from kdseg.volumes.plan import Plan, block_shape, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.sources import Source, open_source
 
 BESIDE: tuple[Kind, ...] = ("labels", "baseline", "mask")
@@ -80,6 +82,18 @@ class Conversion(NamedTuple):
     def work(self) -> str:
         """Name of the work, the same for all datasets of this kind that are read from such files."""
         return f"convert {self.kind} {self.dataset.source}"
+
+    def block(self, shard: Triple) -> Triple:
+        """Return the extent of the blocks that it is done in, (z, y, x), where shards have so many voxels."""
+        return block_shape(shard, self.dataset.unit, self.dataset.shape)
+
+    def amount(self, shard: Triple, shape: Triple | None = None) -> int:
+        """Return the voxels to work on, of all of it or of a part of another shape.
+
+        Of a phantom they are those of whole blocks: one at the border, of which little is left, takes as long.
+        """
+        shape = self.dataset.shape if shape is None else shape
+        return tiled_voxels(shape, self.block(shard)) if self.dataset.source == "phantom" else prod(shape)
 
 
 def conversion(config: Config, extents: Mapping[str, Extents], volume: str, kind: Kind) -> Conversion:

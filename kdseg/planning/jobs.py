@@ -15,7 +15,6 @@ from kdseg.planning import sizes
 from kdseg.planning.extents import Conversion, Extents, conversion, taught_conversion
 from kdseg.planning.places import place_of
 from kdseg.running import resources
-from kdseg.volumes.plan import block_shape
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class _Jobs:
     def _converted(self, one: Conversion, manifest: str) -> str:
         shape, phantom = one.dataset.shape, one.options.phantom
         stored = phantom is None or phantom.stored
-        block = block_shape(self.config.storage.shard, one.dataset.unit, shape)
+        shard = self.config.storage.shard
         return self._add(
             Job(
                 "convert",
@@ -103,9 +102,9 @@ class _Jobs:
                 model=one.teacher,
                 volume=one.volume,
                 voxels=prod(shape),
-                work={one.work: prod(shape) if stored else 0},
+                work={one.work: one.amount(shard) if stored else 0},
                 size=None if stored else 0,
-                **self._placed("convert", sizes.block_count(shape, block) if stored else 0),
+                **self._placed("convert", sizes.block_count(shape, one.block(shard)) if stored else 0),
             )
         )
 

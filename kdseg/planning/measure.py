@@ -20,15 +20,15 @@ from kdseg.planning.bench import Bench, Cost
 from kdseg.planning.extents import Conversion, Extents, conversion, conversions
 from kdseg.planning.jobs import Job
 from kdseg.planning.networks import time_network, time_pretrained, time_training
-from kdseg.planning.samples import Samples, sample_shapes
+from kdseg.planning.samples import Samples, growing, sample_shapes
 from kdseg.planning.sizes import halo_voxels
-from kdseg.planning.timings import Timing, Timings, of_two, timed_options
+from kdseg.planning.timings import Timing, Timings, enough, of_two, timed_options
 from kdseg.results.manifests import read
 from kdseg.running.resources import TRAIN_CORES
 
 log = logging.getLogger(__name__)
 
-CHAIN = ("fragments", "edges", "agglomerate", "relabel", "sweep", "score")
+CHAIN = ("fragments", "edges", "agglomerate", "sweep", "relabel", "score")
 """Stages after the affinities."""
 PAIR: tuple[tasks.Kind, tasks.Kind] = ("raw", "labels")
 """Datasets of a sample."""
@@ -47,24 +47,28 @@ def measure(config: Config, extents: Mapping[str, Extents], jobs: Sequence[Job],
 
     Each stage is run as the workflow runs it, with one worker, on a part of the first volume that is scored; networks
     with weights as they are before training, unless trained ones are given; affinities are made of ground truth, or of
-    a phantom where there is none. What cannot be timed here is left out, with the reason.
+    a phantom where there is none. Where two samples take about equally long, and a job has more than they have, larger
+    ones follow. What cannot be timed here is left out, with the reason.
 
     Args:
         config: of the run.
         extents: of its volumes as they are.
-        jobs: whose work is to be timed.
+        jobs: whose work is to be timed; their volumes may be larger than they are.
         cores: that trainings may use.
     """
-    wanted = list(dict.fromkeys(name for job in jobs for name in job.work))
+    load = os.getloadavg()[0]
+    needed = dict[str, float]()
+    for job in jobs:
+        for name, amount in job.work.items():
+            needed[name] = max(amount, needed.get(name, 0.0))
     found, missing = dict[str, Timing](), dict[str, str]()
     volume = config.evaluate.volumes[0]
-    shapes = sample_shapes(extents[volume].raw, config.storage.shard)
     with tempfile.TemporaryDirectory(prefix="kdseg-plan-") as folder:
         bench = Bench(Path(folder), min(cores, TRAIN_CORES))
-        samples = Samples(bench, config)
+        samples = Samples(bench, config, needed)
 
         def attempt(names: Iterable[str], call: Callable[[], Mapping[str, Timing]]) -> None:
-            asked = [name for name in names if name in wanted and name not in found]
+            asked = [name for name in names if name in needed and name not in found]
             if not asked:
                 return
             log.info("timing %s", ", ".join(asked))
@@ -77,41 +81,59 @@ def measure(config: Config, extents: Mapping[str, Extents], jobs: Sequence[Job],
 
         for one in conversions(config, extents):
             attempt([one.work], partial(_conversion, samples, one))
-        attempt(CHAIN, partial(_chain, samples, extents, volume, shapes))
+        attempt(CHAIN, partial(_chain, samples, extents, volume))
         for model in dict.fromkeys(job.model for job in jobs if job.model):
-            products = [name for name in wanted if name.startswith(f"predict {model} ")]
+            products = {name: work for name, work in needed.items() if name.startswith(f"predict {model} ")}
             attempt(products, partial(time_network, samples, model, products, extents[volume].voxel_size))
             training = [f"{what} {model}" for what in ("train", "validate", "budget")]
             attempt(training, partial(time_training, samples, extents, model))
         attempt(["pretrained"], partial(time_pretrained, samples))
     # another dataset of the same kind may have served
     missing = {name: why for name, why in missing.items() if name not in found}
-    missing.update({name: "it cannot be timed on a sample" for name in wanted if name not in {**found, **missing}})
+    missing.update({name: "it cannot be timed on a sample" for name in needed if name not in {**found, **missing}})
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    return Timings(machine=machine, options=timed_options(config), sample=shapes[1], timings=found, missing=missing)
+    return Timings(
+        machine=machine,
+        load=load,
+        options=timed_options(config),
+        sample=samples.largest,
+        timings=found,
+        missing=missing,
+    )
 
 
 def _conversion(samples: Samples, one: Conversion) -> dict[str, Timing]:
     """Time the conversion of parts of a dataset."""
-    parts = []
-    shapes = sample_shapes(one.dataset.shape, samples.config.storage.shard)
-    # code is compiled at the first turn, once for all runs to come
-    samples.part(one, shapes[0], turn="-first")
-    for shape in shapes:
+
+    def converted(shape: Triple) -> dict[str, float]:
         manifest = samples.part(one, shape)
-        parts.append(_facts(manifest, samples.costs[manifest], prod(shape)))
-    return {one.work: of_two(*parts)}
+        return _facts(manifest, samples.costs[manifest], one.amount(shard, shape))
+
+    shard = samples.config.storage.shard
+    shape, larger = sample_shapes(one.dataset.shape, shard)
+    # code is compiled at the first turn, once for all runs to come
+    samples.part(one, shape, turn="-first")
+    small = converted(shape)
+    for shape in growing(larger, None if one.dataset.source == "phantom" else one.dataset.shape):
+        large = converted(shape)
+        if enough(small, large, samples.needed[one.work]):
+            break
+    return {one.work: of_two(small, large)}
 
 
-def _chain(
-    samples: Samples, extents: Mapping[str, Extents], volume: str, shapes: tuple[Triple, Triple]
-) -> dict[str, Timing]:
+def _chain(samples: Samples, extents: Mapping[str, Extents], volume: str) -> dict[str, Timing]:
     """Time all stages after the affinities; the first run of them compiles what is compiled, and does not count."""
-    pairs: dict[str, list[dict[str, float]]] = {name: [] for name in CHAIN}
-    for shape in (shapes[0], *shapes):
-        for name, facts in _run_chain(samples, _sample(samples, extents, volume, shape), len(pairs["score"])).items():
-            pairs[name].append(facts)
-    return {name: of_two(small, large) for name, (_, small, large) in pairs.items()}
+    shape, larger = sample_shapes(extents[volume].raw, samples.config.storage.shard)
+    part = _sample(samples, extents, volume, shape)
+    _, small = (_run_chain(samples, part, turn) for turn in ("first", "second"))
+    part = _sample(samples, extents, volume, larger)
+    for shape in growing(larger):
+        sample = part if shape == larger else _Sample(shape, *samples.mirrored(part.raw, part.labels, shape))
+        samples.largest = shape
+        large = _run_chain(samples, sample, "second")
+        if all(enough(small[name], large[name], samples.needed.get(name, 0.0)) for name in CHAIN):
+            break
+    return {name: of_two(small[name], large[name]) for name in CHAIN}
 
 
 def _sample(samples: Samples, extents: Mapping[str, Extents], volume: str, shape: Triple) -> _Sample:
@@ -124,14 +146,12 @@ def _sample(samples: Samples, extents: Mapping[str, Extents], volume: str, shape
     return _Sample(shape, raw, labels)
 
 
-def _run_chain(samples: Samples, sample: _Sample, turn: int) -> dict[str, dict[str, float]]:
+def _run_chain(samples: Samples, sample: _Sample, turn: str) -> dict[str, dict[str, float]]:
     config, how = samples.config, {"storage": samples.config.storage.model_copy(update={"remote": None})}
-    folder = samples.bench.folder / f"chain{turn}" / "x".join(map(str, sample.shape))
+    folder = samples.bench.folder / f"chain-{turn}" / "x".join(map(str, sample.shape))
     affinities = samples.affinities(sample.raw, sample.labels)
     paths = {name: folder / f"{name}.json" for name in (*CHAIN, "segmentation", "agglomeration")}
     fragments, edges, tree = paths["fragments"], paths["edges"], paths["agglomeration"]
-    last = config.agglomerate.thresholds[-1]
-    fixed = config.segment.threshold if config.segment.threshold is not None else min(0.5, last)
     evaluate = config.evaluate.model_copy(update={"tune_roi": None})
     made = {"affinities": affinities, "fragments": fragments}
     graph = {"fragments": fragments, "agglomeration": tree}
@@ -141,14 +161,15 @@ def _run_chain(samples: Samples, sample: _Sample, turn: int) -> dict[str, dict[s
         "agglomerate": tasks.AgglomerateTask(
             manifest=tree, **made, edges=edges, options=config.agglomerate.model_copy(update={"edits": None})
         ),
+        "sweep": tasks.SweepTask(manifest=paths["sweep"], **graph, labels=sample.labels, options=evaluate),
         "relabel": tasks.SegmentTask(
             manifest=paths["segmentation"],
             **graph,
             edges=edges,
-            options=config.segment.model_copy(update={"threshold": fixed}),
+            sweep=paths["sweep"],  # segments as large as those of a run, which compress as well
+            options=config.segment,
             **how,
         ),
-        "sweep": tasks.SweepTask(manifest=paths["sweep"], **graph, labels=sample.labels, options=evaluate),
         "score": tasks.ScoreTask(
             manifest=paths["score"],
             segmentation=paths["segmentation"],

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
-from math import prod
+from math import ceil, prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from kdseg.config import ModelOptions, tasks
+from kdseg.config import tasks
 from kdseg.config.tasks import Product, VolumeInputs
 from kdseg.errors import ConfigError
 from kdseg.geometry import Triple, VoxelSize, triple
 from kdseg.networks.checkpoint import LoadedModel, save_model
 from kdseg.networks.models import build
 from kdseg.planning.actual import stored_bytes
+from kdseg.planning.bench import Cost
 from kdseg.planning.extents import Extents, conversion
-from kdseg.planning.samples import Samples
-from kdseg.planning.timings import Timing, of_two
+from kdseg.planning.samples import MOST, Samples
+from kdseg.planning.timings import Timing, enough, of_two
 from kdseg.results.curve import read_curve
 
-STEPS, VALIDATE_EVERY = 9, 3
-"""Steps that are timed, and the validations among them; the first third warms up."""
+WARM, AT_LEAST_S, AT_MOST = 3, 10.0, 300
+"""Steps of a first training that warms up, seconds that the second one should take of a core, and its most steps."""
 _SAMPLE = 2**20
-"""Voxels of the larger sample of a prediction, in 2 to 8 tiles."""
+"""Voxels of the first larger sample of a prediction, in 2 to 8 tiles."""
 
 
 def weights_of(samples: Samples, model: str, voxel_size: VoxelSize) -> str:
@@ -48,31 +50,38 @@ def time_pretrained(samples: Samples) -> dict[str, Timing]:
     return {"pretrained": Timing(start_s=cost.seconds, start_cpu_s=cost.cpu_s, mb=cost.mb)}
 
 
-def time_network(samples: Samples, model: str, names: Sequence[str], voxel_size: VoxelSize) -> dict[str, Timing]:
-    """Time predictions of one network, of one tile and of several.
+def time_network(samples: Samples, model: str, needed: Mapping[str, float], voxel_size: VoxelSize) -> dict[str, Timing]:
+    """Time predictions of one network: of one tile, and of as many as tell what a tile takes.
 
     Args:
         samples: of the run.
         model: name of the network.
-        names: of the work: ``predict MODEL PRODUCT``.
+        needed: voxels of the largest job, by the names of the work: ``predict MODEL PRODUCT``.
         voxel_size: nm, (z, y, x).
     """
-    config = samples.config
-    tile = config.predict.tile
+    tile = samples.config.predict.tile
     many = min(max(_SAMPLE // prod(tile), 2), 8)
-    file = weights_of(samples, model, voxel_size)
+    file = Path(weights_of(samples, model, voxel_size))
+
+    def predicted(product: Any, count: int) -> dict[str, float]:
+        shape = (tile[0], tile[1], tile[2] * count)
+        raw = samples.grey(shape, voxel_size)
+        manifest = samples.bench.folder / model / f"{product}-{count}" / f"{product}.json"
+        cost = samples.bench.run("predict", _prediction(samples, raw, file, manifest, product))
+        return {
+            **cost._asdict(),
+            **{"work": float(prod(shape)), "voxels": float(prod(shape)), "bytes": float(stored_bytes(manifest))},
+        }
+
     found = {}
-    for name in names:
-        product: Any = name.rsplit(" ", 1)[1]
-        parts = []
-        for count in (1, many):
-            shape = (tile[0], tile[1], tile[2] * count)
-            raw = samples.grey(shape, voxel_size)
-            manifest = samples.bench.folder / model / f"{product}-{count}" / f"{product}.json"
-            cost = samples.bench.run("predict", _prediction(samples, raw, Path(file), manifest, product))
-            facts = {"work": float(prod(shape)), "voxels": float(prod(shape)), "bytes": stored_bytes(manifest)}
-            parts.append({**cost._asdict(), **facts})
-        found[name] = of_two(*parts)
+    for name, work in needed.items():
+        product, count = name.rsplit(" ", 1)[1], many
+        one = predicted(product, 1)
+        more = predicted(product, count)
+        while not enough(one, more, work) and 4 * count * prod(tile) <= MOST:
+            count *= 4
+            more = predicted(product, count)
+        found[name] = of_two(one, more)
     return found
 
 
@@ -90,43 +99,60 @@ def _prediction(samples: Samples, raw: Path, model: Path, manifest: Path, produc
 
 
 def time_training(samples: Samples, extents: Mapping[str, Extents], model: str) -> dict[str, Timing]:
-    """Time the first steps and validations of a training, on parts of its volumes.
+    """Time steps and validations of a training, on parts of its volumes.
+
+    A few steps with one validation are what it takes to start; many more with three tell what a step takes.
 
     Raises:
         ConfigError: if it learns from what cannot be made of a sample.
     """
-    config, bench = samples.config, samples.bench
-    options = config.all_models[model]
-    task = _training(samples, extents, model, options)
-    cost = bench.run("train", task, workers=bench.threads)
-    times = _times(task.manifest.with_name("model.training") / "curve.csv")
-    step, validation, first = times
-    spent = STEPS * step + STEPS // VALIDATE_EVERY * validation
-    busy = cost.cpu_s / max(cost.seconds, 1e-9)
-    start = max(cost.seconds - spent, first)
-    common = {"fixed_bytes": float(stored_bytes(task.manifest)), "mb": cost.mb}
+    bench = samples.bench
+    task = _training(samples, extents, model)
+
+    def trained(steps: int) -> tuple[tasks.TrainTask, Cost]:
+        every = steps if steps == WARM else steps // 3
+        short = {"steps": steps, "seconds": None, "validate_every": every, "checkpoint_every": steps, "warmup": 1}
+        train = task.options.train.model_copy(update=short)
+        folder = bench.folder / "trained" / f"{model}-{steps}"
+        options = task.options.model_copy(update={"train": train})
+        made = task.model_copy(update={"manifest": folder / "model.json", "options": options})
+        return made, bench.run("train", made, workers=bench.threads)
+
+    short, before = trained(WARM)
+    # on cores that others use, too, a second has less than one of CPU time
+    second = _times(short.manifest)[1] * min(before.cpu_s / before.seconds, 1.0)
+    steps = 3 * min(max(ceil(AT_LEAST_S / second / 3), WARM), AT_MOST // 3)
+    long, after = trained(steps)
+    took = _times(long.manifest)
+    every = steps // 3
+    validated = [seconds for number, seconds in enumerate(took, 1) if number % every == 0]
+    step = median(seconds for number, seconds in enumerate(took, 1) if number % every)
+    validation = max(median(validated) - step, 0.0)
+    spent, more = WARM * step + validation, (steps - WARM) * step + 2 * validation
+    # CPU seconds per second of steps alone: the start is done by one thread, steps by several
+    busy = max(after.cpu_s - before.cpu_s, 0.0) / more
+    start, start_cpu = max(before.seconds - spent, 0.0), max(before.cpu_s - busy * spent, 0.0)
+    common = {
+        **{"start_s": start, "start_cpu_s": start_cpu},
+        **{"fixed_bytes": float(stored_bytes(long.manifest)), "mb": max(before.mb, after.mb)},
+    }
     return {
-        f"train {model}": Timing(
-            start_s=start, start_cpu_s=start * busy, unit_s=step, unit_cpu_s=step * busy, **common
-        ),
+        f"train {model}": Timing(unit_s=step, unit_cpu_s=step * busy, **common),
         f"validate {model}": Timing(unit_s=validation, unit_cpu_s=validation * busy),
-        f"budget {model}": Timing(start_s=start, start_cpu_s=start * busy, unit_s=1.0, unit_cpu_s=busy, **common),
+        f"budget {model}": Timing(unit_s=1.0, unit_cpu_s=busy, **common),
     }
 
 
-def _times(curve: Path) -> tuple[float, float, float]:
-    """Return the seconds of a step, of a validation, and of the first step; those of the first third do not count."""
-    at = [0.0, *(float(row["seconds"]) for row in read_curve(curve))]
-    took = [after - before for before, after in pairwise(at)]
-    late = list(enumerate(took, 1))[VALIDATE_EVERY:]
-    plain = [seconds for step, seconds in late if step % VALIDATE_EVERY]
-    step = sum(plain) / len(plain)
-    validated = [seconds for number, seconds in late if number % VALIDATE_EVERY == 0]
-    return step, max(sum(validated) / len(validated) - step, 0.0), took[0]
+def _times(manifest: Path) -> list[float]:
+    """Return the seconds of each step of a training, some with a validation."""
+    curve = read_curve(manifest.with_name("model.training") / "curve.csv")
+    return [after - before for before, after in pairwise([0.0, *(float(row["seconds"]) for row in curve)])]
 
 
-def _training(samples: Samples, extents: Mapping[str, Extents], model: str, options: ModelOptions) -> tasks.TrainTask:
-    config, bench, train = samples.config, samples.bench, options.train
+def _training(samples: Samples, extents: Mapping[str, Extents], model: str) -> tasks.TrainTask:
+    """Return the training of a model on parts of its volumes."""
+    config, bench, options = samples.config, samples.bench, samples.config.all_models[model]
+    train = options.train
     if train.teaching.instances != "none":
         raise ConfigError("a training on segmentations by its teacher is not timed on samples")
     if any(name in config.teachers and train.teaching.outputs == "stored" for name in train.teachers):
@@ -146,11 +172,10 @@ def _training(samples: Samples, extents: Mapping[str, Extents], model: str, opti
         }
     else:
         taught["teachers"] = {teacher: _adopted(samples, teacher, size) for teacher in own}
-    short = {"steps": STEPS, "seconds": None, "validate_every": VALIDATE_EVERY, "checkpoint_every": STEPS, "warmup": 1}
     return tasks.TrainTask(
         manifest=bench.folder / "trained" / model / "model.json",
         name=model,
-        options=options.model_copy(update={"train": train.model_copy(update=short)}),
+        options=options,
         offsets=config.offsets,
         volumes=fields,
         foreign={name: config.teachers[name] for name in train.teachers if name not in own},

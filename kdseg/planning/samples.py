@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,6 +24,8 @@ from kdseg.volumes.inputs import open_input
 
 LARGE: Triple = (128, 192, 192)
 """Voxels of the larger sample, of volumes that are large enough, before it is rounded up to whole shards."""
+MOST = 2**24
+"""Voxels that a sample has at most."""
 _INSIDE, _ACROSS = 0.9, 0.2
 """Affinities within and across objects before they are blurred."""
 _BLUR, _NOISE, _GRAIN = 0.7, 0.35, 2.0
@@ -49,16 +53,38 @@ def sample_shapes(shape: Triple, shard: Triple, wanted: Triple = LARGE) -> tuple
     return small, triple(doubled[axis] if axis == longest else small[axis] for axis in range(3))
 
 
+def growing(shape: Triple, within: Triple | None = None) -> Iterator[Triple]:
+    """Yield the shape of a sample, and of samples of about four times as many voxels each, of `MOST` at most.
+
+    Args:
+        shape: of the first one, (z, y, x).
+        within: shape of the volume that they are parts of; None: they can be as large as they like.
+    """
+    while True:
+        yield shape
+        larger = shape
+        for _ in range(2):
+            axes = [axis for axis in range(3) if within is None or larger[axis] < within[axis]]
+            if not axes:
+                break
+            shortest = min(axes, key=lambda axis: larger[axis])
+            twice = [n * 2 if axis == shortest else n for axis, n in enumerate(larger)]
+            larger = triple(twice if within is None else map(min, twice, within))
+        if larger == shape or prod(larger) > MOST:
+            return
+        shape = larger
+
+
 def part_of(options: VolumeOptions, whole: Triple, shape: Triple, shard: Triple) -> VolumeOptions:
     """Return the options of the middle of a volume.
 
     Args:
         options: of the volume.
         whole: its shape in voxels.
-        shape: of the part.
+        shape: of the part; of a phantom it may be larger than the whole.
         shard: the part begins at one.
     """
-    first = triple((n - m) // 2 // s * s for n, m, s in zip(whole, shape, shard, strict=True))
+    first = triple(max(n - m, 0) // 2 // s * s for n, m, s in zip(whole, shape, shard, strict=True))
     if options.phantom is not None:
         begin = triple(o + f for o, f in zip(options.phantom.offset, first, strict=True))
         cut = options.phantom.model_copy(update={"shape": shape, "offset": begin})
@@ -92,10 +118,20 @@ def blurred_affinities(labels: NDArray[np.uint64], offsets: Offsets, seed: int =
 
 @dataclass
 class Samples:
-    """Samples that were made, each once, by the workflow's own conversion."""
+    """Samples that were made, each once, by the workflow's own conversion.
+
+    Attributes:
+        bench: that runs it.
+        config: of the run.
+        needed: work of the largest job of each kind, by the names that `Job.work` uses.
+        largest: voxels of the largest sample of a volume so far, (z, y, x).
+        costs: of what was made, by its manifest.
+    """
 
     bench: Bench
     config: Config
+    needed: Mapping[str, float] = field(default_factory=dict)
+    largest: Triple = (0, 0, 0)
     costs: dict[Path, Cost] = field(default_factory=dict)
 
     def dataset(self, name: str, options: VolumeOptions, kind: Kind) -> Path:
@@ -117,6 +153,26 @@ class Samples:
         """Make a phantom where a volume has no labels."""
         options = VolumeOptions(phantom=PhantomOptions(shape=shape, voxel_size=voxel_size))
         return self.dataset(f"phantom-{_name(shape)}", options, kind)
+
+    def mirrored(self, raw: Path, labels: Path, shape: Triple) -> tuple[Path, Path]:
+        """Make a sample larger than its volume: a part of it, beside mirror images with objects of their own."""
+        name, files, manifests = f"mirrored-{_name(shape)}", {}, {"raw": raw, "labels": labels}
+        for kind, manifest in manifests.items():
+            part = open_input(manifest).volume
+            after = [(0, max(n - m, 0)) for n, m in zip(shape, part.shape, strict=True)]
+            voxels = part.read(part.roi)
+            if kind == "labels":  # names in a row, since those of a phantom leave no room for more
+                names, numbers = np.unique(voxels, return_inverse=True)
+                voxels = (numbers.reshape(voxels.shape) + (names[0] != 0)).astype(np.uint64)
+            voxels = np.pad(voxels, after, mode="symmetric")[tuple(map(slice, shape))]
+            if kind == "labels":
+                z, y, x = (np.arange(n, dtype=np.uint64) // m for n, m in zip(shape, part.shape, strict=True))
+                image = (z[:, None, None] * (y[-1] + 1) + y[:, None]) * (x[-1] + 1) + x
+                voxels = np.where(voxels > 0, voxels + image * (voxels.max() + 1), 0)
+            size = part.voxel_size or (1.0, 1.0, 1.0)
+            files[kind] = f"{self._written(f'{name}-{kind}', kind, voxels, size, (0.0, 0.0, 0.0))}:/{kind}"
+        options = VolumeOptions(raw=files["raw"], labels=files["labels"])
+        return self.dataset(name, options, "raw"), self.dataset(name, options, "labels")
 
     def grey(self, shape: Triple, voxel_size: VoxelSize) -> Path:
         """Make raw data of noise, unless they are there: a network takes as long over them as over any others."""
@@ -148,9 +204,7 @@ class Samples:
         self.costs[manifest] = self.bench.run("adopt", task)
         return manifest
 
-    def _written(
-        self, name: str, dataset: str, voxels: NDArray[np.uint8], voxel_size: VoxelSize, offset: VoxelSize
-    ) -> Path:
+    def _written(self, name: str, dataset: str, voxels: NDArray[Any], voxel_size: VoxelSize, offset: VoxelSize) -> Path:
         path = self.bench.folder / f"{name}.h5"
         with h5py.File(path, "w") as file:
             file[dataset] = voxels

@@ -14,8 +14,11 @@ from kdseg.errors import ConfigError, MissingError, UnreadableError
 from kdseg.results.claims import differences
 from kdseg.results.sealed import read_sealed, write_sealed
 
-FLAT = 4
-"""Times the larger sample, up to which the start stands for all that a stage takes whose samples took equally long."""
+FLAT = 2
+"""Times the larger sample, up to which two samples stand for all that a stage takes although they took equally long."""
+DIFFERENT, TOLD = 1.1, 1.5
+"""CPU seconds of a larger sample, in those of the smaller one, that are no longer equally long, and that tell well
+what a unit of work takes: starts differ by a tenth by chance."""
 
 
 TIMED = {
@@ -52,6 +55,8 @@ class Timings(Section):
 
     machine: str
     """Kind and number of its processors."""
+    load: float = 0.0
+    """Processes that ran on it, or waited for a core, in the minute before."""
     options: dict[str, Any]
     """Options of the configuration that was timed, as `timed_options` returns them."""
     sample: tuple[int, int, int]
@@ -101,6 +106,15 @@ def _read(path: Path) -> Timings:
         raise UnreadableError(f"{said}; {hint}") from None
 
 
+def enough(small: Mapping[str, float], large: Mapping[str, float], needed: float) -> bool:
+    """Return whether two jobs, as in `of_two`, tell well what so much work takes; else a larger one should be timed."""
+    return needed <= FLAT * large["work"] or _differ(small, large, TOLD)
+
+
+def _differ(small: Mapping[str, float], large: Mapping[str, float], times: float) -> bool:
+    return large["cpu_s"] >= times * small["cpu_s"]
+
+
 def of_two(small: Mapping[str, float], large: Mapping[str, float]) -> Timing:
     """Return the cost of starting and of a unit of work, from a job with little of it and one with more.
 
@@ -108,19 +122,27 @@ def of_two(small: Mapping[str, float], large: Mapping[str, float]) -> Timing:
         small: ``work``, ``seconds``, ``cpu_s``, ``mb``, and ``bytes`` and ``voxels`` of what it stored.
         large: likewise; of as much work, all is taken for the start.
     """
-    more = large["work"] - small["work"]
 
-    def line(name: str) -> tuple[float, float]:
+    def line(name: str, amount: str) -> tuple[float, float]:
+        """Return the start and the slope; of what has no start, the slope through the larger job."""
+        more = large[amount] - small[amount]
         slope = max(large[name] - small[name], 0.0) / more if more > 0 else 0.0
-        return max(small[name] - slope * small["work"], 0.0), slope
+        start = small[name] - slope * small[amount]
+        return (start, slope) if start >= 0 else (0.0, large[name] / large[amount])
 
-    (start_s, unit_s), (start_cpu_s, unit_cpu_s) = line("seconds"), line("cpu_s")
+    (start_s, unit_s), (start_cpu_s, unit_cpu_s) = line("seconds", "work"), line("cpu_s", "work")
+    if unit_s == 0 < unit_cpu_s:  # by the clock of a busy machine
+        start_s, unit_s = max(small["seconds"] - unit_cpu_s * small["work"], start_cpu_s), unit_cpu_s
+    fixed_bytes, voxel_bytes = 0.0, large["bytes"] / large["voxels"]
+    if large["voxels"] > small["voxels"]:
+        fixed_bytes, voxel_bytes = line("bytes", "voxels")
     return Timing(
         start_s=start_s,
         start_cpu_s=start_cpu_s,
         unit_s=unit_s,
         unit_cpu_s=unit_cpu_s,
-        voxel_bytes=large["bytes"] / max(large["voxels"], 1),
-        most=None if unit_s > 0 and unit_cpu_s > 0 else FLAT * large["work"],
+        voxel_bytes=voxel_bytes,
+        fixed_bytes=fixed_bytes,
+        most=None if _differ(small, large, DIFFERENT) else FLAT * large["work"],
         mb=max(small["mb"], large["mb"]),
     )

@@ -23,8 +23,8 @@ from kdseg.networks.weights import weights
 from kdseg.prediction.tiles import Predictor, predictor, tile_memory
 from kdseg.results.claims import Claim
 from kdseg.results.manifests import file_fingerprint
-from kdseg.results.memory import peak_mb, resident_mb
 from kdseg.results.sealed import read_sealed, write_sealed
+from kdseg.results.usage import peak_mb, resident_mb
 from kdseg.running.attempt import BlockWork
 from kdseg.running.cluster import worker_number
 from kdseg.running.runner import Place, run_work

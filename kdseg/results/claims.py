@@ -34,8 +34,8 @@ from kdseg.results import remote
 from kdseg.results.files import CHECKSUMS, expect_removable, remove_unfinished
 from kdseg.results.locks import locked
 from kdseg.results.manifests import CLAIM, file_fingerprint, fingerprint, private_folder, write_json
-from kdseg.results.memory import peak_mb
 from kdseg.results.sealed import read_sealed, write_sealed
+from kdseg.results.usage import cpu_seconds, peak_mb
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +205,8 @@ def clear(manifest: Path) -> list[Path | str]:
 def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     voxels = held.stats.get("voxels")
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
-    stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
+    used = {"seconds": round(seconds, 3), "cpu_s": round(cpu_seconds(), 2), "peak_mb": round(peak_mb(), 1)}
+    stats = {**used, "mvox_per_s": speed, **held.stats}
     small = [path for path in (held.table, held.parquet, held.checksums, held.edits) if path.is_file()]
     small += [held.store] if held.store.is_file() else []
     small += [held.store / name for name in _metadata(held.store)]

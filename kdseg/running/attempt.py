@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 from kdseg.errors import KdsegError, masked
 from kdseg.geometry import Block
-from kdseg.results.memory import peak_mb
+from kdseg.results.usage import peak_mb
 
 log = logging.getLogger(__name__)
 

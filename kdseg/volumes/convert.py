@@ -101,9 +101,9 @@ def _run_source(task: ConvertTask) -> None:
         _create(held, task, plan.roi.shape, plan.voxel_size, plan.offset, attributes)
         block = block_shape(storage.shard, source.unit, plan.roi.shape)
         function = partial(convert_block, source, plan, held.store)
-        if kind == "raw":
-            _say_range(source, plan)
         _fill(held, task, plan.roi.shape, block, function)
+        if kind == "raw":  # not before: what has threads of its own does not survive the forks of workers
+            _say_range(source, plan)
         if kind == "labels":
             _say_background(open_volume(held.store), options.background)
 

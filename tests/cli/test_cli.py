@@ -135,3 +135,10 @@ def test_a_device_that_is_not_known(tmp_path):
     found = kdseg("tune", "model.json", "--device", "cuad", cwd=tmp_path)
     assert found.returncode == 2
     assert "expected auto, cpu, cuda or cuda:N, got 'cuad'" in found.stderr
+
+
+def test_a_command_ends_without_a_search_for_garbage():
+    said = "import atexit, gc; atexit.register(lambda: print('kept', gc.get_freeze_count())); "
+    run = [sys.executable, "-c", f"{said}from kdseg.cli import main; main(['models'])"]
+    text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert int(text.split("kept ")[1]) > 10_000

@@ -252,7 +252,7 @@ SEARCHED = {
 
 def outcome(folder: Path) -> tuple[bytes, dict[str, Any]]:
     stats = dict(read(folder / "tuned.json").stats)
-    for name in ("seconds", "peak_mb"):
+    for name in ("seconds", "cpu_s", "peak_mb"):
         del stats[name]
     return (folder / "tuned.parquet").read_bytes(), stats
 

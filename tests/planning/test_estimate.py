@@ -1,15 +1,20 @@
 """Arithmetic of a plan, against sums by hand."""
 
+import re
+from dataclasses import replace
+
 import pytest
 import yaml
 from command import invoke
 
 from kdseg.config import validate
 from kdseg.errors import ConfigError, UnreadableError
+from kdseg.planning.actual import Actual
 from kdseg.planning.estimate import Prices, estimate, makespan, total
 from kdseg.planning.jobs import Job
-from kdseg.planning.plan import make_plan, table
-from kdseg.planning.timings import Timing, Timings, of_two, read_timings, timed_options, write_timings
+from kdseg.planning.plan import Plan, make_plan
+from kdseg.planning.table import notes, table, took_table
+from kdseg.planning.timings import Timing, Timings, enough, of_two, read_timings, timed_options, write_timings
 
 TIMINGS = {
     "fast": Timing(start_s=2, start_cpu_s=3, unit_s=0.5, unit_cpu_s=1, voxel_bytes=2, fixed_bytes=7),
@@ -56,8 +61,11 @@ def test_the_steps_of_a_training_come_one_after_the_other():
 def test_what_was_not_timed_is_not_invented():
     job = a_job(fast=1, unknown=1)
     found = estimate(job, TIMINGS)
-    assert (found.seconds, found.cpu_s, found.gpu_s, found.size, found.missing) == (None,) * 4 + (("unknown",),)
-    summed = total([found, estimate(a_job("n.json", fast=1), TIMINGS)], cores=2)
+    assert (found.seconds, found.cpu_s, found.gpu_s, found.missing) == (None, None, 0, ("unknown",))
+    assert found.size == 7 + 200  # what it stores was timed
+    unsized = estimate(a_job(unknown=1, fast=1), TIMINGS)
+    assert unsized.size is None
+    summed = total([unsized, estimate(a_job("n.json", fast=1), TIMINGS)], cores=2)
     assert (summed["wall_s"], summed["cpu_s"], summed["bytes"]) == (None, None, None)
 
 
@@ -92,9 +100,27 @@ def test_costs_are_of_what_has_a_price():
 def test_two_samples_tell_start_and_unit():
     small = {"work": 10, "seconds": 7, "cpu_s": 3, "mb": 50, "bytes": 20, "voxels": 10}
     large = {"work": 30, "seconds": 11, "cpu_s": 2, "mb": 40, "bytes": 90, "voxels": 30}
-    expected = Timing(start_s=5, unit_s=0.2, start_cpu_s=3, unit_cpu_s=0, voxel_bytes=3, mb=50, most=120)
+    expected = Timing(start_s=5, unit_s=0.2, start_cpu_s=3, unit_cpu_s=0, voxel_bytes=3, mb=50, most=60)
     assert of_two(small, large).model_dump() == pytest.approx(expected.model_dump())
-    assert of_two(small, small).start_s == 7
+    busy = of_two({**small, "seconds": 12, "cpu_s": 5}, {**large, "cpu_s": 15})
+    assert (busy.unit_s, busy.unit_cpu_s, busy.start_s, busy.most) == (0.5, 0.5, 7, None)
+    same = of_two(small, small)
+    assert (same.start_s, same.fixed_bytes, same.voxel_bytes) == (7, 0, 2)
+
+
+def test_two_samples_tell_what_is_stored_whatever_the_volume():
+    small = {"work": 10, "seconds": 7, "cpu_s": 3, "mb": 50, "bytes": 500, "voxels": 10}
+    large = {**small, "work": 30, "bytes": 540, "voxels": 30}
+    found = of_two(small, large)
+    assert (found.fixed_bytes, found.voxel_bytes) == (480, 2)
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "needed", "expected"), [(14, 100, False), (16, 100, True), (10, 60, True), (10, 61, False)]
+)
+def test_a_larger_sample_follows_where_two_do_not_tell_what_a_job_takes(cpu_s, needed, expected):
+    small = {"work": 10, "seconds": 10, "cpu_s": 10}
+    assert enough(small, {"work": 30, "seconds": 20, "cpu_s": cpu_s}, needed) is expected
 
 
 def test_timings_are_kept_and_what_is_damaged_is_refused(tmp_path, values):
@@ -130,11 +156,62 @@ def test_a_volume_that_is_not_there_is_refused_before_anything_is_timed(tmp_path
     assert "give that, too" in said.stderr
 
 
-def test_the_table_says_what_is_not_known():
+def cells(text):
+    return [re.split(r"  +", line) for line in text.splitlines()]
+
+
+def test_the_table_says_what_is_not_known_and_sums_the_rest():
+    flat = {**TIMINGS, "flat": Timing(start_s=2, most=8000)}
+    timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=flat, missing={"never": "it is a search"})
+    work = ({"fast": 7200}, {"never": 1}, {"flat": 8001}, {"other": 1})
+    plan = make_plan([a_job(f"{i}.json", **one) for i, one in enumerate(work)], timings, None, 2, Prices(cpu_hour=1))
+    rows = cells(table(plan))
+    assert rows[0] == ["stage", "model", "voxels", "blocks", "CPU", "wall", "stored", "asks for", "cost"]
+    assert rows[1] == ["stage", "100", "10", "2 h", "1 h", "207 B", "5 MB", "2"]
+    assert rows[2] == ["stage", "100", "10", "?", "?", "?", "5 MB", "?"]
+    assert rows[3] == ["stage", "100", "10", "?", "?", "0 B", "5 MB", "?"]
+    assert rows[5] == ["total", "on 2 cores", "400", "40", ">=2 h", ">=1 h", ">=207 B", "5 MB", ">=2"]
+    said = "\n".join(notes(plan, timings))
+    assert "? of never: it is a search" in said
+    assert "? of flat: a sample of 4 k voxels took about as long as a smaller one, which tells nothing of more" in said
+    assert "? of other: it is not in these timings" in said
+    assert plan.as_json()["jobs"][1]["not_measured"] == ["never"]
+    assert plan.as_json()["total"]["cpu_s"] is None
+
+
+def test_the_table_has_columns_of_what_there_is():
     timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=TIMINGS, missing={})
-    plan = make_plan([a_job(fast=7200), a_job("n.json", unknown=1)], timings, None, 2, Prices(cpu_hour=1))
-    rows = [line.split() for line in table(plan).splitlines()]
-    assert rows[1][:3] == ["stage", "0.0001", "10"]
-    assert rows[1][3:] == ["2", "0", "1", "2.07e-07", "5", "2"]
-    assert rows[2][3:] == ["-", "-", "-", "-", "5", "-"]
-    assert plan.as_json()["jobs"][1]["not_measured"] == ["unknown"]
+    on_gpu = Job("train", "m.json", "net", blocks=10, work={"fast": 10}, gpus=2)
+    rows = cells(table(make_plan([on_gpu], timings, None, 2, Prices())))
+    assert rows[0] == ["stage", "model", "voxels", "blocks", "CPU", "GPU", "wall", "stored", "asks for"]
+    assert rows[1] == ["train", "net", "0", "10", "13 s", "14 s", "7 s", "7 B", "0 B"]
+    found = make_plan([a_job(workers=None, fast=10)], timings, None, 2, Prices())
+    assert cells(table(found))[2][4:] == ["13 s", ">=0 s", "207 B", "5 MB"]
+    assert any("Dask" in line for line in notes(found, timings))
+
+
+def test_finished_jobs_stand_below_with_their_share_of_the_plan():
+    timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=TIMINGS, missing={}, load=4.2)
+    estimates = [estimate(a_job(name, fast=10), TIMINGS) for name in ("m.json", "n.json", "o.json")]
+    took = {
+        "m.json": Actual(seconds=14.0, cpu_s=26.0, mb=2.5, size=414, voxels=100, blocks=10),
+        "n.json": Actual(seconds=None, cpu_s=None, mb=None, size=0, voxels=100, blocks=10),
+    }
+    plan = Plan(estimates, took, 2, Prices())
+    rows = cells(took_table(plan))
+    assert rows[1] == ["stage", *("26 s", "200 %"), *("14 s", "200 %"), *("414 B", "200 %"), *("2.5 MB", "50 %")]
+    assert rows[2] == ["stage", *("?", "?"), *("?", "?"), *("0 B", "0 %"), *("?", "?")]
+    assert rows[3] == ["total", "of 2 jobs", *("26 s", "200 %"), *("414 B", "100 %"), *("2.5 MB", "50 %")]
+    said = "\n".join(notes(plan, timings))
+    assert "4.2 other processes shared these cores" in said
+    assert "no benchmark" in said
+
+
+def test_a_plan_of_large_volumes_fits_a_terminal():
+    job = Job("predict", "a/affinities.json", "student_alone", "unlabelled", 10**15, 3818360547, {"slow": 10**15})
+    slow = {"slow": Timing(unit_s=1e-6, unit_cpu_s=1.1e-6, voxel_bytes=9.04)}
+    timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=slow, missing={})
+    job = replace(job, mb=127302000, workers=100000)
+    plan = make_plan([job], timings, None, 100000, Prices(cpu_hour=0.04))
+    took = Plan(plan.estimates, {"a/affinities.json": Actual(12345.6, 59.97, 99.9, 10**15, 10**15, 1)}, 2, Prices())
+    assert max(map(len, f"{table(plan)}\n{took_table(took)}".splitlines())) <= 120

@@ -119,6 +119,15 @@ def test_a_conversion_costs_what_its_own_file_costs(tmp_path):
     assert (made["convert labels tif"], made["convert labels h5"]) == (("file", ""), ("file", "lab"))
 
 
+def test_a_phantom_is_made_in_whole_blocks_and_a_file_is_read_in_voxels(tmp_path):
+    found = taught(tmp_path)
+    found["volumes"]["tune"]["phantom"] |= {"shape": [33, 64, 65]}
+    found["storage"] = {"chunk": [16, 16, 16], "shard": [32, 32, 32]}
+    amounts = {job.manifest: sum(job.work.values()) for job in planned(validate(found))}
+    assert amounts["volumes/tune/labels.json"] == (2 * 2 * 3) * 32**3
+    assert amounts["volumes/file/raw.json"] == 32 * 64 * 64
+
+
 def test_a_volume_of_another_shape_has_the_blocks_of_that_shape(tmp_path):
     found = values()
     with h5py.File(tmp_path / "a.h5", "w") as file:

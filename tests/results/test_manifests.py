@@ -34,6 +34,7 @@ def test_a_finished_stage_leaves_a_manifest(tmp_path):
     values = make(tmp_path / "a.json", {"tile": 3})
     assert values.stats["voxels"] == 5
     assert values.stats["peak_mb"] > 1
+    assert values.stats["cpu_s"] > 0.1  # of the whole process: its imports, too
     assert values.options == {"tile": 3}
     assert values.inputs == {"raw": "abc"}
     assert read(tmp_path / "a.json").result == tmp_path / "a.zarr"

@@ -29,7 +29,7 @@ COLUMNS = (
     *("z", "y", "x", "z_nm", "y_nm", "x_nm"),
 )
 """Columns of the table of changes: see `Changes`; the place is the first voxel that old and new object share."""
-_MEASURED = frozenset({"seconds", "peak_mb", "mvox_per_s", "workers", "device"})
+_MEASURED = frozenset({"seconds", "cpu_s", "peak_mb", "mvox_per_s", "workers", "device"})
 """Names of what a stage notes of how it ran, not of what it found."""
 _ROWS = 1 << 14
 """Rows of the table that are made at once."""

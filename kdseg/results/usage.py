@@ -1,4 +1,4 @@
-"""Memory that a process has, and has had."""
+"""Memory and CPU time that a process has, and has had."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ def peak_mb() -> float:
     """Return the largest resident memory that this process or one of its finished children had, in MB."""
     usage = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return max(usage) / 1024
+
+
+def cpu_seconds() -> float:
+    """Return the CPU seconds, of user and system, that this process and its finished children have had."""
+    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
 def resident_mb() -> float:
