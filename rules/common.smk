@@ -13,9 +13,12 @@ from kdseg.config.shipped import model_file
 from kdseg.config.teachers import AffinitiesTeacher
 from kdseg.errors import ConfigError, KdsegError, MissingError
 from kdseg.results.manifests import read
+from kdseg.running.earlier import expect_earlier
 
 try:
     RUN = validate(config)
+    if workflow.is_main_process:  # jobs go on where the folder is removed meanwhile
+        expect_earlier(RUN)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 

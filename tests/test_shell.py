@@ -16,6 +16,7 @@ from workflow import snakemake
 from kdseg.config import Config, validate
 from kdseg.config.cluster import PartitionsOptions, SlurmOptions
 from kdseg.errors import ConfigError
+from kdseg.results.claims import claim
 from kdseg.running.slurm import slurm_jobs
 
 POISON = """x;touch canary;$(touch canary)`touch canary`&touch canary|touch canary>canary "'*~\\ #"""
@@ -140,6 +141,8 @@ def test_no_text_of_the_configuration_is_run_by_a_shell(base, tmp_path, cluster,
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(found))
     for name in (*FILES, *(POISON + name for name in FILES)):
         (tmp_path / name).touch()
+    with claim(tmp_path / found["reuse"] / "student" / "tune" / "fragments.json", "fragments", {}, {}):
+        pass  # else there is nothing to reuse
     targets = ["report.html", "compare.html", "student/rate.json", "trained/model.json"]
     targets += [f"of-{name}/model.json" for name in ("affine", "segmented", "net", "function")]
     text = snakemake(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ from cyclopts import App, CycloptsError, Group
 from kdseg import __version__
 from kdseg.cli.evaluation import add_evaluation
 from kdseg.cli.generated import UsageError, in_a_line, whole_task
+from kdseg.cli.log import put_back_log
 from kdseg.cli.machine import of_the_machine
 from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
@@ -57,6 +59,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
     if job := os.environ.get("SLURM_JOB_ID"):
         # Snakemake shows this log even if the job was killed before it began to write it: then it is an earlier job's.
         log.info("job %s of SLURM, on %s", job, socket.gethostname())
+    atexit.register(put_back_log)  # then, a traceback is in it, too
     words = list(sys.argv[1:] if tokens is None else tokens)
     command = words[0] if words else ""
     try:

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from kdseg.cli.again import snakemake
 from kdseg.cli.stages import STAGES
 from kdseg.config import Config, load, tasks
 from kdseg.config.base import Section
@@ -59,9 +60,7 @@ def begin(config: Config, path: Path, *, overwrite: bool) -> None:
 
 def how_to_go_on(config: Config) -> str:
     """Return the command by which the workflow goes on from what `carry_out` wrote."""
-    snakefile = Path(__file__).parents[2] / "Snakefile"
-    where = f" --snakefile {snakefile}" if snakefile.is_file() else ""
-    return f"to go on from here: snakemake --cores all{where} --configfile {_written(config)}"
+    return f"to go on from here: {snakemake(_written(config))}"
 
 
 def _written(config: Config) -> Path:

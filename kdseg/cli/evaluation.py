@@ -128,19 +128,24 @@ def _compared(one: dict[str, Any]) -> Iterator[str]:
             f"{one['beyond'][1]}"
         )
     if one.get("differing"):
-        share = f"{one['differing']} of {one['voxels']} voxels differ ({one['differing'] / one['voxels']:.2%})"
-        in_box = "" if "objects" in one else f", all in {_box(one['box'])}, by at most {one['largest']:g}"
-        yield f"{share}{', names of objects included' if 'objects' in one else in_box}"
+        share = f"{one['differing']} of {one['voxels']} voxels ({one['differing'] / one['voxels']:.2%})"
+        if "objects" in one:
+            yield f"{share} have another id"
+        else:
+            yield f"{share} differ, all in {_box(one['box'])}, by at most {one['largest']:g}"
     if "objects" not in one or one["state"] == "identical":
         return
     yield "objects: {old} → {new}, {equal} equal ({renamed} renamed), {changed} changed".format(**one["objects"])
     yield "  {split} split, {vanished} vanished; in NEW {merged} merged, {appeared} appeared".format(**one["objects"])
     yield "VOI split {voi_split:.6f}, merge {voi_merge:.6f} bits, ARAND {arand:.6f}".format(**one)
     for row in one["changes"]:
-        yield (
-            f"{row['voxels']:>12} voxels of {row['old']} (of {row['old_size']}) are {row['new']} (of "
-            f"{row['new_size']}), from ({row['z']}, {row['y']}, {row['x']}); change {row['change']}"
-        )
+        was, now = _object(row["old"], row["old_size"]), _object(row["new"], row["new_size"])
+        at = _place([row["z"], row["y"], row["x"]])
+        yield f"{row['voxels']:>12} voxels of {was} are {now}, from {at}; change {row['change']}"
+
+
+def _object(name: int, size: int) -> str:
+    return f"{name} (of {size})" if name else "background"
 
 
 def _box(bounds: list[list[int]]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -15,12 +14,14 @@ import yaml
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
+from kdseg.cli.again import commands
 from kdseg.cli.generated import add
 from kdseg.config import VolumeOptions, load, schema
 from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PlanTask, PropertiesTask, TuneTask
 from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError
+from kdseg.running.earlier import expect_earlier
 
 
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
@@ -43,6 +44,7 @@ def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) 
 def _check(path: Path, /) -> None:
     """Validate a configuration file."""
     config = load(path)
+    expect_earlier(config)
     networks = f"{len(config.models)} models to train, {len(config.pretrained)} pretrained"
     print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}")
 
@@ -177,7 +179,9 @@ def _verify(
         print(f"{path} is not there: its stage has not finished, or the manifest is lost; run it again")
     print(f"{results} results, {damaged} damaged" + (f", {len(unfinished)} not finished" if unfinished else ""))
     if repair and again:
-        print(f"make them again: snakemake … --forcerun {shlex.join(map(str, again))}")
+        print("make them again; your next run makes what follows from them:")
+        for line in commands(again):
+            print(line)
     if damaged:
         sys.exit(1)
 

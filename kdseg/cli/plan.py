@@ -14,11 +14,13 @@ from kdseg.planning.extents import read_extents, resized
 from kdseg.planning.jobs import jobs
 from kdseg.planning.plan import Plan, make_plan, table
 from kdseg.planning.timings import Timings, read_timings, write_timings
+from kdseg.running.earlier import expect_earlier
 
 
 def plan(task: PlanTask, *, as_json: bool) -> None:
     """Time a few blocks, unless that was done before, and print what the whole run takes."""
     config = load(task.config)
+    expect_earlier(config)
     cores = task.workers or len(os.sched_getaffinity(0))
     if task.workers is not None:
         config = config.model_copy(update={"workers": task.workers})

@@ -424,8 +424,9 @@ def explain(error: ValidationError, whole: str = "configuration") -> str:
     lines = []
     for problem in error.errors():
         where = ".".join(str(part) for part in problem["loc"]) or whole
-        quoted = problem["type"] != "missing" and not isinstance(problem["input"], dict)
-        got = f" (got {masked(repr(problem['input'])):.120})" if quoted else ""
+        value = problem["input"]
+        quoted = problem["type"] != "missing" and not isinstance(value, dict)
+        got = f" (got {masked(repr(str(value) if isinstance(value, Path) else value)):.120})" if quoted else ""
         message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
         message = EXPECTED.get(problem.get("ctx", {}).get("pattern", ""), message)
         if problem["type"] == "union_tag_not_found":

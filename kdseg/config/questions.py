@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError
 
-from kdseg.config.base import Count, Extent, Nanometres, Probability, Section, Step, Weight
+from kdseg.config import explain
+from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Probability, Section, Step, Weight
 from kdseg.config.data import PhantomOptions, RoiOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
+from kdseg.errors import ConfigError
 
 Least = Annotated[int, Field(ge=0)]
 Steps = Annotated[tuple[Step, ...] | None, BeforeValidator(steps)]
@@ -171,6 +173,31 @@ class AdoptTask(BlockTask):
     storage: StorageOptions = StorageOptions()
 
 
+class LikeOldOptions(Section):
+    """Layout of a volume that takes the place of another one, OLD, and where it lies."""
+
+    chunk: Extent | None = None
+    """Unit of reading; default: that of OLD."""
+    shard: Extent | None = None
+    """Unit of writing: one file. Every block is a multiple of it. Default: that of OLD."""
+    levels: Count | None = None
+    """Resolution levels of the pyramid, for viewers; default: those of OLD."""
+    remote: Annotated[str | None, Field(pattern=BUCKET)] = None
+    """URL such as `s3://bucket/prefix`, below which the volume is made; default: it is made here."""
+
+    def like(self, old: StorageOptions) -> StorageOptions:
+        """Return the storage of OLD, but for what is given.
+
+        Raises:
+            ConfigError: if these do not fit each other.
+        """
+        given = {name: value for name, value in self if value is not None}
+        try:
+            return StorageOptions.model_validate({**dict(old), **given})
+        except ValidationError as error:
+            raise ConfigError(f"{explain(error, 'storage')}; what is not given is that of OLD: give both") from None
+
+
 class PatchTask(BlockTask):
     """The segmentation OLD, and NEW, of a region that was segmented again → OLD with that region, ids kept outside."""
 
@@ -182,9 +209,9 @@ class PatchTask(BlockTask):
     """Region to replace, z0:z1,y0:y1,x0:x1 in voxels of OLD; default: all that both cover."""
     least: Count = 1
     """Voxels outside of the region that an overlap must have to be listed as a wanted merge or split."""
-    block: Extent = (128, 128, 128)
-    """Voxels per task; a multiple of the shard. Does not change the result."""
-    storage: StorageOptions = StorageOptions()
+    block: Extent | None = None
+    """Voxels per task; a multiple of the shard, by default the least of 128 or more. Does not change the result."""
+    storage: LikeOldOptions = LikeOldOptions()
 
 
 class GraphTask(Section):

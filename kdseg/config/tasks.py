@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kdseg.config import (
     AgglomerateOptions,
@@ -78,6 +78,12 @@ def _config(text: Any) -> Any:
     return load(Path(text)) if isinstance(text, str) else text
 
 
+def _json(manifest: Path) -> Path:
+    if manifest.suffix != ".json":
+        raise ValueError(f"expected a path that ends in .json, beside which the result will lie: name {manifest}.json")
+    return manifest
+
+
 Device = Annotated[str, BeforeValidator(_device)]
 Offsets = Annotated[tuple[Step, ...], BeforeValidator(steps)]
 
@@ -94,8 +100,8 @@ class VolumeInputs(Section):
 class Task(Section):
     """The work of one stage that leaves a manifest."""
 
-    manifest: Path
-    """Manifest to write."""
+    manifest: Annotated[Path, AfterValidator(_json)]
+    """Manifest to write, a path that ends in .json."""
     overwrite: bool = False
     """Clear what other options or inputs made."""
 

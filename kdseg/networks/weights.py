@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdseg.config.shipped import model_file
 from kdseg.errors import UnreadableError
+from kdseg.results.files import again
 from kdseg.results.manifests import file_fingerprint, read
 
 
@@ -25,6 +26,6 @@ def weights(model: Path) -> Path:
     if manifest.stat("weights") != file_fingerprint(path):
         raise UnreadableError(
             f"{path} is not the file that `kdseg {manifest.stage}` left, whose SHA-256 is in {model}: it was changed "
-            f"or damaged; kdseg clear {model}, then rerun its stage"
+            f"or damaged; {again(model)}"
         )
     return path

@@ -31,7 +31,7 @@ from kdseg import __version__
 from kdseg.errors import ClaimError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
-from kdseg.results.files import CHECKSUMS, remove_unfinished
+from kdseg.results.files import CHECKSUMS, expect_removable, remove_unfinished
 from kdseg.results.locks import locked
 from kdseg.results.manifests import CLAIM, file_fingerprint, fingerprint, private_folder, write_json
 from kdseg.results.memory import peak_mb
@@ -184,7 +184,8 @@ def claim(
 def clear(manifest: Path) -> list[Path | str]:
     """Remove a manifest and all that its stage made, in a bucket too, and return what was removed: paths and URLs.
 
-    A removal that fails, e.g. because a bucket does not answer, is completed by the next one.
+    Nothing is removed where a part of it may not be. A removal that fails otherwise, e.g. because a bucket does not
+    answer, is completed by the next one.
 
     Raises:
         MissingError: if there is nothing to remove.
@@ -206,7 +207,8 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     stats = {"seconds": round(seconds, 3), "peak_mb": round(peak_mb(), 1), "mvox_per_s": speed, **held.stats}
     small = [path for path in (held.table, held.parquet, held.checksums, held.edits) if path.is_file()]
-    small += [held.store] if held.store.is_file() else [*held.store.glob("zarr.json"), *held.store.glob("*/zarr.json")]
+    small += [held.store] if held.store.is_file() else []
+    small += [held.store / name for name in _metadata(held.store)]
     store = next((path.name for path in held.results if path.exists()), None)
     values = {
         **made_of,
@@ -218,6 +220,14 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
         "stats": stats,
     }
     write_sealed(held.manifest, values)
+
+
+def _metadata(store: Path) -> list[str]:
+    """Return the names of the files, here or in a bucket, in which a volume says what it is."""
+    if remote.is_link(store):
+        return remote.metadata_names(remote.read_link(store))
+    found = [*store.glob("zarr.json"), *store.glob("*/zarr.json")]
+    return [path.relative_to(store).as_posix() for path in found]
 
 
 def _before(held: Claim, overwrite: bool) -> dict[str, Any]:
@@ -265,7 +275,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = 
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    text = "none" if value is None else json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -289,12 +299,14 @@ def _forget_progress(held: Claim) -> None:
 
 
 def _remove(held: Claim) -> None:
+    made = _made(held)
+    expect_removable([*made, held.private])
     # A removal that is killed must be taken up again, not be mistaken for a result: the claim says so first.
     write_sealed(held.claimed, {"fingerprint": CLEARING})
     if remote.is_link(held.store):
         remote.remove(remote.read_link(held.store))
     private = [path for path in held.private.iterdir() if path.name not in ("lock", held.claimed.name)]
-    for path in [*_made(held), *private]:
+    for path in [*made, *private]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shlex
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -47,10 +49,42 @@ def replacing(path: Path, refusals: tuple[type[Exception], ...] = (OSError,)) ->
         raise UnreadableError(f"cannot write {path}: {error}") from error
 
 
+def again(manifest: Path) -> str:
+    """Return what to do about a result that is damaged, or lost in part: of all that helps, it costs least."""
+    return f"kdseg verify {shlex.quote(str(manifest))} --repair says how to make just that again"
+
+
 def remove_unfinished(folder: Path) -> None:
     """Remove what writers that were killed left in a folder to which nobody writes; see `replacing`."""
     for part in folder.glob(f".*{UNFINISHED}"):
         part.unlink(missing_ok=True)
+
+
+def expect_removable(paths: Iterable[Path]) -> None:
+    """Refuse files and folders of which a part may not be removed, before another part is.
+
+    Raises:
+        UnreadableError: if a folder that one of them lies in, or that lies in one of them, may not be written.
+    """
+    for path in paths:
+        within = [folder for folder, _, _ in os.walk(path)] if path.is_dir() and not path.is_symlink() else []
+        for folder in (path.parent, *map(Path, within)):
+            if not _removable(folder, path if folder == path.parent else None):
+                raise UnreadableError(
+                    f"nothing was removed of {path}: you may not remove what is in {folder}; have its owner do it, or "
+                    "let you write there"
+                )
+
+
+def _removable(folder: Path, path: Path | None) -> bool:
+    """Return whether what lies in a folder may be removed: of a folder that many write to ``path``, if it is named."""
+    ids = os.access in os.supports_effective_ids
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=ids):
+        return False
+    mode, me = folder.stat(), os.geteuid()
+    if not mode.st_mode & stat.S_ISVTX or me in (0, mode.st_uid):
+        return True
+    return all(one.lstat().st_uid == me for one in ([path] if path else folder.iterdir()))
 
 
 def write_text(path: Path, text: str) -> None:

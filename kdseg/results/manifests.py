@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kdseg.errors import DataError, MissingError, UnreadableError, masked
+from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError, masked
 from kdseg.geometry import Triple
 from kdseg.results import remote
-from kdseg.results.files import CHECKSUMS, write_text
+from kdseg.results.files import CHECKSUMS, again, write_text
 from kdseg.results.sealed import read_sealed
 
 CLAIM = "claim.json"
@@ -66,9 +67,7 @@ class Manifest(BaseModel):
         if self.store is None:
             raise UnreadableError(f"{self.path} ({self.stage}) has no store beside it; name another manifest")
         if not self.store.exists():
-            raise MissingError(
-                f"{self.path} stands for {self.store}, which is gone: kdseg clear {self.path}, then rerun its stage"
-            )
+            raise MissingError(f"{self.path} stands for {self.store}, which is gone: {again(self.path)}")
         for name in self.files:
             if name.endswith(("zarr.json", ".zarr", CHECKSUMS)):
                 self.sound(name)
@@ -97,13 +96,16 @@ class Manifest(BaseModel):
             UnreadableError: if it is another one: damaged, changed, or of another run.
         """
         path = self.path.parent / name
-        again = f"kdseg clear {self.path}, then rerun its stage"
-        if not path.is_file():
-            raise MissingError(f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again}")
-        if self.files.get(name) != file_fingerprint(path):
+        try:
+            found = file_fingerprint(path)
+        except MissingError:
+            raise MissingError(
+                f"{path} is gone, which `kdseg {self.stage}` left beside {self.path}: {again(self.path)}"
+            ) from None
+        if self.files.get(name) != found:
             raise UnreadableError(
                 f"{path} is not the file that `kdseg {self.stage}` left, whose SHA-256 is in {self.path}: it was "
-                f"changed, damaged, or is of another run; {again}"
+                f"changed, damaged, or is of another run; {again(self.path)}"
             )
         return path
 
@@ -140,11 +142,17 @@ def fingerprint(stage: str, options: Mapping[str, Any], inputs: Mapping[str, str
 
 
 def file_fingerprint(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hex.
+    """Return the SHA-256 of a file's bytes, in hex; below a link to a bucket, of the object that lies there.
 
     Raises:
         MissingError: if there is no such file.
     """
+    folder = remote.resolve(path.parent)
+    if isinstance(folder, str):
+        data = remote.content(f"{folder}/{path.name}")
+        if data is None:
+            raise MissingError(f"no object at {folder}/{path.name}")
+        return hashlib.sha256(data).hexdigest()
     if not path.is_file():
         raise MissingError(f"no file at {path}")
     with path.open("rb") as file:
@@ -183,7 +191,7 @@ def read(manifest: Path) -> Manifest:
     store = values.get("store")
     if store is not None and Path(str(store)).stem != manifest.stem:
         raise UnreadableError(
-            f"{manifest} is that of {store}, in the place of another one: put it back, or rerun its stage"
+            f"{manifest} is that of {store}, in the place of another one: put it back, or {again(manifest)}"
         )
     try:
         return Manifest.model_validate(
@@ -261,10 +269,21 @@ def finished(path: Path) -> list[Path]:
     """
     if path.suffix == ".json":
         return [path]
-    there = [manifest for manifest in begun(path) if manifest.exists()]
+    there = {manifest for manifest in begun(path) if manifest.exists()}
+    there |= set(_alone(path, there))
     if not there:
         raise MissingError(f"no stage of kdseg has finished in {path}: name the configuration's `results`")
-    return there
+    return sorted(there)
+
+
+def _alone(path: Path, known: Collection[Path]) -> Iterator[Path]:
+    """Yield the manifests below a folder whose hidden folder is gone: whoever copies results may leave that behind."""
+    for folder, names, files in os.walk(path):
+        names[:] = [name for name in names if not name.startswith(".") and not name.endswith((".zarr", ".tables"))]
+        for found in (Path(folder) / name for name in files if name.endswith(".json")):
+            if found not in known:
+                with suppress(KdsegError):
+                    yield read(found).path
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -281,10 +300,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except MissingError:
         raise MissingError(f"no manifest at {path}: run the stage that makes it") from None
     except UnreadableError as error:
-        raise UnreadableError(
-            f"not a manifest: {error}; name the .json of a stage, or delete it and rerun its stage, which keeps what "
-            "is done"
-        ) from error
+        raise UnreadableError(f"not a manifest: {error}; name the .json of a stage, or {again(path)}") from error
     if "fingerprint" not in values:
         raise UnreadableError(
             f"{path} is not a manifest: it has no fingerprint; name that of a stage, or rerun its stage"

@@ -17,12 +17,13 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdseg.errors import ConfigError, MissingError, UnreadableError
+from kdseg.errors import ConfigError, KdsegError, MissingError, UnreadableError
 
 _REMOTE = re.compile(r"^(s3|gs|https?)://")
 _OURS = re.compile(r"^(s3|gs)://[^/]+/(.+/)?[^/]+-[0-9a-f]{12}\.zarr$")
@@ -142,6 +143,48 @@ def metadata(url: str) -> dict[str, str]:
     return found
 
 
+def metadata_names(url: str) -> list[str]:
+    """Return the names of the objects in which a volume that kdseg made says what it and its levels are."""
+    with reaching(url):
+        system, path = _system(url)
+        below = [str(name).rpartition("/")[2] for name in system.ls(path, detail=False)]
+    return [name for name in below if name == _METADATA[0]] + [
+        f"{name}/{_METADATA[0]}" for name in below if name.isdecimal()
+    ]
+
+
+def content(url: str) -> bytes | None:
+    """Return the bytes of an object; None if it is not there."""
+    with reaching(url):
+        system, path = _system(url)
+        try:
+            return bytes(system.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Return the sizes in bytes of all objects below a URL, by their URLs: a request for each thousand."""
+    with reaching(folder):
+        system, path = _system(folder)
+        found = system.find(path, detail=True).items()
+    return {f"{folder}{name.removeprefix(path)}": int(facts["size"]) for name, facts in found}
+
+
+def etag(facts: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of the ETag among the facts that fsspec tells of an object; 0 if there is none."""
+    tag = facts.get("ETag") or facts.get("etag") or ""
+    return zlib.crc32(str(tag).encode())
+
+
+def delete(url: str) -> None:
+    """Delete an object of a volume that kdseg made in a bucket, if it is there."""
+    with reaching(url):
+        system, path = _system(url)
+        if system.exists(path):
+            system.rm_file(path)
+
+
 def remove(url: str) -> None:
     """Delete a volume that kdseg made in a bucket.
 
@@ -178,7 +221,7 @@ def reaching(url: str) -> Iterator[None]:
             "and what they may do"
         ) from error
     except Exception as error:
-        if not _of_the_network(error):
+        if isinstance(error, KdsegError) or not _of_the_network(error):
             raise
         raise UnreadableError(
             f"cannot reach {url}: {error}; check the network, AWS_ENDPOINT_URL and the credentials (AWS_ACCESS_KEY_ID, "

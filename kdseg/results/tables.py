@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError, MissingError, UnreadableError
-from kdseg.results.files import replacing
+from kdseg.results.files import again, replacing
 from kdseg.results.manifests import fingerprint_of, owner
 
 
@@ -74,10 +74,7 @@ def read_table(path: Path) -> dict[str, NDArray[Any]]:
     except MemoryError:
         raise
     except Exception as error:  # of damaged bytes NumPy, its tokenizer and zipfile raise a dozen kinds
-        raise UnreadableError(
-            f"{path} is cut off, damaged or no table ({error}); remove the result and run its stage again: kdseg clear "
-            f"{owner(path)}"
-        ) from error
+        raise UnreadableError(f"{path} is cut off, damaged or no table ({error}); {again(owner(path))}") from error
 
 
 def _place(table: Path) -> bytes:

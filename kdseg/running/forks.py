@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
 from kdseg.errors import StageError
 
@@ -52,7 +53,7 @@ def forks(function: Callable[[str], None]) -> Iterator[Ask]:
         with _socket() as listening:
             listening.bind(str(address))
             listening.listen()
-            server = _start(_serve, listening, os.getpid(), function)
+            server = _start(_serve, listening, os.getpid(), function, address)
         try:
             yield _ask(str(address))
         except BaseException:
@@ -99,10 +100,21 @@ def _start(target: Callable[..., None], *arguments: object) -> BaseProcess:
     return process
 
 
-def _serve(listening: socket.socket, parent: int, function: Callable[[str], None]) -> None:
-    """Fork for everyone who asks, until the stage says it is over; then wait for the forks."""
-    die_with_parent(parent)
+def _serve(listening: socket.socket, parent: int, function: Callable[[str], None], address: Path) -> None:
+    """Fork for everyone who asks, until the stage says it is over; then wait for the forks.
+
+    If the stage is killed, nobody else is left to remove the folder of the socket.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        address.unlink(missing_ok=True)
+        with suppress(OSError):
+            address.parent.rmdir()
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the stage decides what an interruption ends
+    die_with_parent(parent, signal.SIGTERM)
     workers = []
     while True:
         asked, _ = listening.accept()
@@ -118,6 +130,7 @@ def _serve(listening: socket.socket, parent: int, function: Callable[[str], None
 def _work(
     asked: socket.socket, listening: socket.socket, parent: int, function: Callable[[str], None], text: str
 ) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with_parent(parent)
     listening.close()
     try:
@@ -138,13 +151,13 @@ def one_heap() -> None:
         ctypes.CDLL(None).mallopt(m_arena_max, 1)
 
 
-def die_with_parent(parent: int) -> None:
-    """Let this process end with its parent, also when that is killed: an orphan must not go on writing (Linux)."""
+def die_with_parent(parent: int, by: signal.Signals = signal.SIGKILL) -> None:
+    """Let this process get a signal when its parent ends, also by a kill: an orphan must not go on writing (Linux)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, by)
         if os.getppid() != parent:
-            sys.exit(1)
+            os.kill(os.getpid(), by)
 
 
 def _wake() -> None:

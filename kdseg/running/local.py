@@ -18,10 +18,11 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import daisy
@@ -79,6 +80,7 @@ class _Round:
         begun: process and seconds of those that are being done.
         told: which have been attempted.
         why: reasons for which workers were killed, by the number of their block.
+        interrupted: whether there was a Ctrl-C.
     """
 
     def __init__(self, blocks: list[Block], do: Do, patience: Patience) -> None:
@@ -89,6 +91,7 @@ class _Round:
         self.over = mmap.mmap(-1, 1)  # shared with forks, and of no file: writing to one on a full disk kills (SIGBUS)
         self.here, self.there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.failed: BaseException | None = None
+        self.interrupted = False
 
     def untried(self) -> list[Block]:
         """Return the blocks that no worker began."""
@@ -100,14 +103,35 @@ class _Round:
             scheduling = threading.Thread(target=self._schedule, args=(ask, workers), daemon=True, name="daisy")
             scheduling.start()
             try:
-                yield from self._finished(scheduling)
-            except (GeneratorExit, KeyboardInterrupt):
+                with self._noting_interruptions():
+                    yield from self._finished(scheduling)
+            except GeneratorExit:
                 self.over[0] = 1
-                for _ in self._finished(scheduling):  # what is being done: daisy waits for it
+                for _ in () if self.interrupted else self._finished(scheduling):  # what is being done: daisy waits
                     pass
                 raise
         if not self.told:
             raise StageError(f"no worker began a block ({self.failed}): see the log; fix the cause and rerun")
+
+    @contextmanager
+    def _noting_interruptions(self) -> Iterator[None]:
+        """Let the first Ctrl-C end the round, not what hears of a block at that moment: it would be done again."""
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(before):
+            yield
+            return
+
+        def note(_number: int, _frame: FrameType | None) -> None:
+            self.over[0], self.interrupted = 1, True
+            signal.signal(signal.SIGINT, before)  # a second one does not wait
+
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def _finished(self, scheduling: threading.Thread) -> Iterator[Finished]:
         looked = time.monotonic()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdseg.errors import MissingError, UnreadableError
+from kdseg.results.files import again
 from kdseg.results.locks import holder
 from kdseg.results.manifests import begun, private_folder
 from kdseg.results.sealed import read_sealed
@@ -52,7 +53,7 @@ def _standing(folder: Path, claim: Path) -> Standing | None:
     try:
         claimed, made = _sealed(claim), _sealed(manifest)
     except UnreadableError as error:
-        return Standing(name, "", "damaged", {"damage": f"{error}; remove the result by: kdseg clear {manifest}"})
+        return Standing(name, "", "damaged", {"damage": f"{error}; {again(manifest)}"})
     if claimed is None:  # it was removed since
         return None
     stage = claimed.get("stage", "clear")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from kdseg.results import remote
 from kdseg.results.claims import Claim
 from kdseg.results.tables import write_table
 from kdseg.running.progress import FinishedBlocks, forget
-from kdseg.volumes.shards import SHARD, UNWRITTEN
+from kdseg.volumes.shards import UNWRITTEN
 from kdseg.volumes.volume import Volume, open_volume
 
 Build = Callable[[int], object]
@@ -26,7 +27,7 @@ def _nothing(_level: int) -> None:
 
 
 def keep_checksums(held: Claim, name: str, block: Triple, levels: int = 1, build: Build = _nothing) -> None:
-    """Write what is known of the files of a volume, all of whose blocks are done; of those in a bucket nothing.
+    """Write what is known of the files of a volume, all of whose blocks are done.
 
     Args:
         held: the stage's claim.
@@ -42,11 +43,9 @@ def keep_checksums(held: Claim, name: str, block: Triple, levels: int = 1, build
     for level in range(levels):
         if level:
             build(level)
-        if not remote.is_link(held.store):
-            known = _expect_whole(held, name, block, level)
-            columns |= {f"size_{level}": known["size"], f"crc32_{level}": known["crc32"]}
-    if columns:
-        write_table(held.checksums, columns)
+        known = _expect_whole(held, name, block, level)
+        columns |= {f"{what}_{level}": known[what] for what in known.dtype.names or ()}
+    write_table(held.checksums, columns)
 
 
 def _expect_whole(held: Claim, name: str, block: Triple, level: int) -> NDArray[np.void]:
@@ -56,17 +55,16 @@ def _expect_whole(held: Claim, name: str, block: Triple, level: int) -> NDArray[
     """
     volume = open_volume(held.store, level=level)
     finished = _finished_blocks(held, name, block, volume, level)
-    known = np.zeros(grid_shape(volume.shape, volume.write_unit), SHARD)
+    known = np.zeros(grid_shape(volume.shape, volume.write_unit), volume.record)
     known["size"] = UNWRITTEN
     for done, written in finished.written():
         z, y, x = volume.shards(done.roi)
         part = known[z.start : z.stop, y.start : y.stop, x.start : x.stop]
-        part[...] = np.frombuffer(written, SHARD).reshape(part.shape)
+        part[...] = np.frombuffer(written, volume.record).reshape(part.shape)
     lost: list[Triple] = []
-    for index, file in volume.files(volume.roi):
-        size = file.stat().st_size if file.exists() else UNWRITTEN
-        if known["size"][index] == UNWRITTEN:
-            file.unlink(missing_ok=True)
+    for index, file, size in volume.sizes():
+        if known["size"][index] == UNWRITTEN and size != UNWRITTEN:
+            file.unlink() if isinstance(file, Path) else remote.delete(file)
         elif size != known["size"][index]:
             lost.append(cell_with(index, volume.write_unit, finished.block))
     if lost:

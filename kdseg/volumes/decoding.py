@@ -34,6 +34,11 @@ from kdseg.errors import UnreadableError
 
 MOST = 2**31
 """Bytes of one chunk, and of the index of a shard: blosc has no larger ones."""
+DEFLATED = 1032
+"""Bytes that gzip makes of one at most."""
+SPARE = 2**28
+"""Bytes that a chunk of HDF5 or of a precomputed shard may take in excess: those that cannot take more are not unpacked
+twice."""
 _SUM = 4
 """Bytes that a checksum adds to a chunk."""
 _HEAD = 600
@@ -215,6 +220,20 @@ def _most(codecs: Iterable[Codec], spec: ArraySpec) -> int:
 
 def _bytes(spec: ArraySpec) -> int:
     return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
+
+
+def unpacks_to_more(data: bytes, most: int, bits: int = zlib.MAX_WBITS) -> bool:
+    """Return whether a stream of zlib, or of gzip, unpacks to more than ``most`` bytes, taking memory for no more.
+
+    Args:
+        data: the stream.
+        most: bytes.
+        bits: the window of zlib; 31 for gzip.
+
+    Raises:
+        zlib.error: if it is damaged.
+    """
+    return len(zlib.decompressobj(bits).decompress(data, most + 1)) > most
 
 
 def expect_small_chunks(where: str, sizes: Mapping[str, int]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,27 +18,25 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5z
+from h5py import h5s, h5z
 from numpy.typing import NDArray
 
 from kdseg.errors import KdsegError, MissingError, UnreadableError
 from kdseg.geometry import Triple, triple
 from kdseg.volumes.axes import Layout, layout
-from kdseg.volumes.decoding import expect_small_chunks
+from kdseg.volumes.decoding import DEFLATED, SPARE, expect_small_chunks, unpacks_to_more
 from kdseg.volumes.metadata import Place, axis_names, plain
 
 ANYWHERE = "KDSEG_HDF5_ANYWHERE"
 """Variable of the environment that allows files in other folders, if it is 1."""
 _SAFE = {h5z.FILTER_SHUFFLE, h5z.FILTER_FLETCHER32}
 """Filters whose result is as large as what they are given."""
-_DEFLATED = 1032
-"""Bytes that gzip makes of one at most."""
 _ADDED = 21
 """Bytes that a filter before gzip adds to a chunk at most: scale-offset; a checksum adds 4."""
-_SPARE = 2**28
-"""Bytes that a chunk may take in excess: those that cannot take more are not unpacked twice."""
 _CHAIN = 100
 """Links that are followed one after the other."""
+_NUMBER = re.compile("%([b%])")
+"""Part of the names of a series of virtual sources."""
 
 
 @dataclass(frozen=True)
@@ -135,19 +134,25 @@ def _readable(what: str, why: str) -> Iterator[None]:
         raise UnreadableError(f"{what}: {error}; {why}") from error
 
 
-def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:
+def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...], links: int = 0) -> None:
     """Refuse chunks for which gzip or LZF would take much more memory than their voxels have.
 
-    Virtual datasets are not looked into: their chunks are those of other datasets. Filters of packages that a user has
-    installed are left as they are.
+    The chunks of a virtual dataset are those of other datasets. Filters of packages that a user has installed are left
+    as they are.
 
     Args:
         node: dataset.
         key: box that is to be read.
+        links: virtual datasets that led to it.
 
     Raises:
-        UnreadableError: if there is one.
+        UnreadableError: if there is one, or virtual datasets lead to themselves.
     """
+    if links > _CHAIN:
+        raise UnreadableError(f"{node.file.filename}:{node.name} is a virtual dataset of itself: make the file again")
+    if node.is_virtual:
+        for source in node.virtual_sources():
+            _expect_small_chunks_of(node, source, key, links)
     if node.chunks is None:
         return
     where, most = f"{node.file.filename}:{node.name}", math.prod(node.chunks) * node.dtype.itemsize
@@ -166,14 +171,88 @@ def expect_small_chunks_in(node: h5py.Dataset, key: tuple[slice, ...]) -> None:
     for chunk in node.iter_chunks(key):
         first = tuple(s.start // n * n for s, n in zip(chunk, node.chunks, strict=True))
         info = node.id.get_chunk_info_by_coord(first)
-        if info.byte_offset is None or info.size * _DEFLATED <= most + _SPARE:
+        if info.byte_offset is None or info.size * DEFLATED <= most + SPARE:
             continue
         skipped, data = node.id.read_direct_chunk(first)
         deflated = not skipped >> place & 1
-        if deflated and len(zlib.decompressobj().decompress(data, most + 1)) > most:
+        if deflated and unpacks_to_more(data, most):
             raise UnreadableError(
                 f"{where} has a chunk at {first} that unpacks to more than {most} bytes: it is damaged"
             )
+
+
+def _expect_small_chunks_of(node: h5py.Dataset, source: Any, key: tuple[slice, ...], links: int) -> None:
+    """Do so of one source of a virtual dataset, whose ``vspace`` and ``src_space`` say which voxels lie where."""
+    there, full = _box(source.vspace, node.shape)
+    part = _cut(there, key)
+    if part is None:
+        return
+    for number in _series(source, key):
+        name, inside = (_named(text, number) for text in (source.file_name, source.dset_name))
+        for path in [Path(node.file.filename)] if name == "." else _places(Path(node.file.filename), name):
+            if not path.is_file():
+                continue
+            with h5py.File(path, "r") as file:
+                other = file.get(inside)
+                if not isinstance(other, h5py.Dataset):
+                    continue
+                box, fills = _box(source.src_space, other.shape)
+                if full and fills and _shape(there) == _shape(box):  # else nobody knows which voxel is which
+                    ways = zip(part, there, box, strict=True)
+                    box = tuple(slice(p.start - t.start + b.start, p.stop - t.start + b.start) for p, t, b in ways)
+                inner = _cut(box, tuple(slice(0, n) for n in other.shape))
+                if inner is not None:
+                    expect_small_chunks_in(other, inner, links + 1)
+
+
+def _box(space: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], bool]:
+    """Return the box around the selected elements of a dataset, and whether these are all in it.
+
+    It is all of the dataset, and they may be any of them, if they have no end, or are of a dataset of other axes.
+    """
+    whole = tuple(slice(0, n) for n in shape)
+    if space.get_select_type() == h5s.SEL_ALL:
+        return whole, True
+    try:
+        low, high = space.get_select_bounds()
+    except (ValueError, RuntimeError):
+        return whole, False
+    box = tuple(slice(int(first), int(last) + 1) for first, last in zip(low, high, strict=True))
+    if len(box) != len(whole):
+        return whole, False
+    return box, math.prod(_shape(box)) == space.get_select_npoints()
+
+
+def _shape(box: tuple[slice, ...]) -> list[int]:
+    return [one.stop - one.start for one in box]
+
+
+def _cut(box: tuple[slice, ...], key: tuple[slice, ...]) -> tuple[slice, ...] | None:
+    """Return what two boxes share; None if nothing."""
+    shared = tuple(slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, key, strict=True))
+    return shared if all(one.start < one.stop for one in shared) else None
+
+
+def _series(source: Any, key: tuple[slice, ...]) -> range:
+    """Return the numbers of the datasets that a source of a virtual dataset stands for, and that ``key`` needs."""
+    if not any(_named(text, 0) != _named(text, 1) for text in (source.file_name, source.dset_name)):
+        return range(1)
+    start, stride, count, _ = source.vspace.get_regular_hyperslab()
+    axis = int(np.argmax(count))  # the one that has no end
+    first, last = ((n - start[axis]) // stride[axis] for n in (key[axis].start, key[axis].stop - 1))
+    return range(max(first, 0), last + 1)
+
+
+def _named(text: str, number: int) -> str:
+    """Return the name of one dataset of a series, or of its file: HDF5 takes %b for its number, and %% for %."""
+    return _NUMBER.sub(lambda found: str(number) if found[1] == "b" else "%", text)
+
+
+def _places(path: Path, name: str) -> list[Path]:
+    """Return where HDF5 looks for a file that another one names."""
+    folders = (path.parent, path.resolve().parent)
+    beside = [folder / one for one in (name, Path(name).name) for folder in folders]
+    return list(dict.fromkeys([*beside[:2], Path(name), *beside[2:]]))
 
 
 def datasets(file: h5py.File) -> list[str]:
@@ -240,12 +319,13 @@ class _Check:
         for name, _, _ in node.external or ():
             self.expect(Path(name))  # HDF5 takes relative names from the working directory
         for source in node.virtual_sources() if node.is_virtual else ():
-            name = source.file_name.replace("%b", "0")  # blocks of a series, which lie in one folder
-            self.open(path, path.name if name == "." else name, source.dset_name.replace("%b", "0"), 0)
+            for number in _series(source, tuple(slice(0, n) for n in node.shape)):
+                name = _named(source.file_name, number)
+                self.open(path, path.name if name == "." else name, _named(source.dset_name, number), 0)
 
     def open(self, path: Path, name: str, dataset: str, links: int) -> None:
         """Go on in another file, where there is one: HDF5 looks for it beside this one, then here."""
-        for other in (path.parent / name, path.resolve().parent / name, Path(name)):
+        for other in _places(path, name):
             if os.path.lexists(other):
                 self.expect(other)
                 self.follow(other, dataset, links + 1)

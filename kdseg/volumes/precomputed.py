@@ -14,6 +14,7 @@ import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import MissingError, ShapeError, UnreadableError
-from kdseg.geometry import Slices, Triple, VoxelSize, triple
+from kdseg.geometry import Slices, Triple, VoxelSize, grid_shape, triple
 from kdseg.volumes.decoding import expect_small_chunks
+from kdseg.volumes.precomputed_shards import Shards, sharding_of
 
 _PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
 """Endings of packed files; names of chunks and shards end otherwise."""
+_ENCODED = 3
+"""Bytes at most that an encoding makes of one that it cannot make smaller."""
+_HEAD = 2**16
+"""Bytes that it adds to a chunk at most."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class PrecomputedArray:
         offset: nm, (z, y, x), corner of the first voxel.
         placed: whether `info` says where the volume lies.
         unit: voxels, (z, y, x), of one chunk.
+        shards: files of the chunks; None if each chunk is one.
     """
 
     path: Path
@@ -51,14 +58,18 @@ class PrecomputedArray:
     offset: VoxelSize
     placed: bool
     unit: Triple
+    shards: Shards | None = None
     ndim: int = 3
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         """Return the voxels of a box, (z, y, x); a chunk that is not there is 0, as the format has it.
 
         Raises:
-            UnreadableError: if a chunk is damaged.
+            UnreadableError: if a chunk is damaged, or unpacks to more than its voxels.
         """
+        if self.shards is not None:
+            chunks = (range(s.start // n, -(-s.stop // n)) for s, n in zip(key, self.unit, strict=True))
+            self.shards.expect_small(triple(cell) for cell in product(*chunks))
         tensorstore: Any = import_module("tensorstore")
         spec = {
             "driver": "neuroglancer_precomputed",
@@ -111,12 +122,14 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         unit = [int(n) for n in reversed(scale["chunk_sizes"][0])]
         voxel_size, offset = triple(sizes), triple([v * s for v, s in zip(first, sizes, strict=True)])
         chunk = (unit[0], unit[1], unit[2])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, StopIteration) as error:
+        sharding, grid = sharding_of(scale), grid_shape((z, y, x), chunk)
+    except (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, StopIteration) as error:
         raise UnreadableError(
             f"{path}/info is damaged or not that of a precomputed volume ({type(error).__name__}: {error}); expected "
             "scales with key, size, resolution and chunk_sizes"
         ) from error
-    expect_small_chunks(f"{path}:{scale['key']}", {"a chunk": math.prod(unit) * dtype.itemsize})
+    most = math.prod(unit) * dtype.itemsize
+    expect_small_chunks(f"{path}:{scale['key']}", {"a chunk": most})
     if key and key not in scales:
         raise MissingError(f"{path} has no scale {key!r}, expected {path}: and one of {list(scales)}")
     if channels != 1:
@@ -131,7 +144,10 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
             "pip install 'kdseg[precomputed]', or pip install tensorstore"
         )
     key = str(scale["key"])
-    return PrecomputedArray(path, key, (z, y, x), dtype, voxel_size, offset, "voxel_offset" in scale, chunk)
+    if scale.get("encoding") != "raw":
+        most = _ENCODED * most + _HEAD
+    shards = None if sharding is None else Shards(folder, sharding, grid, most)
+    return PrecomputedArray(path, key, (z, y, x), dtype, voxel_size, offset, "voxel_offset" in scale, chunk, shards)
 
 
 def _check_chunks(folder: Path) -> None:

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from kdseg.errors import KdsegError, MissingError
+from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError
 from kdseg.geometry import Triple, block_name, cell_with, grid_shape, triple
+from kdseg.results import remote
 from kdseg.results.claims import CLAIMED, Claim
 from kdseg.results.curve import read_curve
 from kdseg.results.locks import locked
@@ -32,7 +33,7 @@ from kdseg.results.manifests import (
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
 from kdseg.running.progress import forget, listed
-from kdseg.volumes.shards import checksums, difference
+from kdseg.volumes.shards import checksums, difference, known_levels
 from kdseg.volumes.volume import open_volume
 
 _THREADS = 2
@@ -54,12 +55,12 @@ class File(NamedTuple):
     """A file of a stage.
 
     Attributes:
-        path: of the file.
-        said: record of `kdseg.volumes.shards.SHARD`; None of a table, which has its checksums inside.
+        path: of the file; a URL, if it lies in a bucket.
+        said: value of `kdseg.volumes.shards.SHARD` or `OBJECT`; None of a table, which has its checksums inside.
         made_by: returns the blocks that make it again, which is slower than to read a small file.
     """
 
-    path: Path
+    path: Path | str
     said: np.void | None
     made_by: Callable[[], tuple[Done, ...]]
 
@@ -105,13 +106,17 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
         made = read(manifest)
     except KdsegError as error:
         yield Fault(str(error))
+        yield from _of_the_claim(manifest)
         return
     # of a network the weights are the input, not the manifest
     beside = {name: manifest.parent / f"{name}.json" for name in made.inputs if name != "model"}
-    try:
-        expect_made_of(manifest, **{name: path for name, path in beside.items() if path.exists()})
-    except KdsegError as error:
-        yield Fault(str(error))
+    for name, path in beside.items():
+        try:
+            expect_made_of(manifest, **({name: path} if path.exists() else {}))
+        except DataError as error:
+            yield Fault(str(error))
+        except UnreadableError:
+            continue  # of which its own result tells
     small = list(_small(made))
     yield from small
     yield from _of_the_stage(made, sound=not small)
@@ -160,10 +165,21 @@ def _small(made: Manifest) -> Iterator[Fault]:
         files[made.store.name] = made.stats["weights"]
     for name, said in files.items():
         path = made.path.parent / name
-        if not path.exists():
+        try:
+            if file_fingerprint(path) != said:
+                yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
+        except MissingError:
             yield Fault(f"{path} is gone since it was written")
-        elif file_fingerprint(path) != said:
-            yield Fault(f"{path} is damaged or another one: its SHA-256 is not the one in {made.path}")
+        except UnreadableError as error:
+            yield Fault(str(error))
+
+
+def _of_the_claim(manifest: Path) -> Iterator[Fault]:
+    """Yield what is wrong with a claim beside a damaged manifest; if there is anything, no part can be kept."""
+    try:
+        read_sealed(Claim(manifest, "").claimed)
+    except KdsegError as error:
+        yield Fault(f"{error}, nor says the manifest what it is made of: kdseg clear {manifest}, then rerun its stage")
 
 
 def _of_the_stage(made: Manifest, sound: bool) -> Iterator[Fault]:
@@ -185,12 +201,12 @@ def _of_the_stage(made: Manifest, sound: bool) -> Iterator[Fault]:
 
 
 def _files(made: Manifest) -> Iterator[File]:
-    """Yield the files that blocks of a stage have written, there or not; none in a bucket."""
+    """Yield the files that blocks of a stage have written, there or not."""
     if made.store is None:
         return
     if not made.store.exists():
-        raise MissingError(f"{made.store} is gone: kdseg clear {made.path}, then rerun its stage")
-    if made.store.is_dir() and made.store.suffix == ".zarr":
+        raise MissingError(f"{made.store} is gone since it was written")
+    if remote.is_link(made.store) or (made.store.is_dir() and made.store.suffix == ".zarr"):
         yield from _shards(made, made.store)
     tables = made.path.with_suffix(".tables")
     names = {path.name for path in tables.iterdir()} if tables.is_dir() else set()
@@ -213,16 +229,14 @@ def _expected_tables(made: Manifest) -> Iterator[str]:
 
 
 def _shards(made: Manifest, store: Path) -> Iterator[File]:
-    level = 0
-    while (store / str(level)).exists():
+    for level in range(known_levels(store)):  # a table that is gone is found by the manifest
         volume = open_volume(store, level=level)
         unit = volume.write_unit
         known = checksums(store, level, grid_shape(volume.shape, unit))
-        if known is None:  # a table that is gone is found by the manifest
+        if known is None:
             return
         for index, path in volume.files(volume.roi):
             yield File(path, known[index], partial(_shard_made_by, made, level, index, unit))
-        level += 1
 
 
 def _shard_made_by(made: Manifest, level: int, index: Triple, unit: Triple) -> tuple[Done, ...]:
@@ -251,12 +265,13 @@ def _cell_made_by(made: Manifest, index: Triple, unit: Triple) -> tuple[Done, ..
 
 def _wrong(file: File) -> tuple[int, str | None]:
     """Return the size of a file in bytes, and what is wrong with it, in words."""
-    size = file.path.stat().st_size if file.path.exists() else 0
+    if file.said is not None:
+        wrong = difference(file.path, file.said)
+        return max(int(file.said["size"]), 0), f"{file.path} {wrong}" if wrong else None
+    path = Path(file.path)
+    size = path.stat().st_size if path.exists() else 0
     try:
-        if file.said is not None:
-            wrong = difference(file.path, file.said)
-            return size, f"{file.path} {wrong}" if wrong else None
-        read_table(file.path)
+        read_table(path)
     except KdsegError as error:
         return size, str(error)
     return size, None

@@ -1,4 +1,6 @@
-"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position. With `decoding`, all that knows zarr.
+"""Volumes on disk or in a bucket: a zarr array with a voxel size and a position.
+
+With `stores` and `decoding`, all that knows zarr.
 
 kdseg writes OME-Zarr 0.5 (zarr v3, sharded): a group whose array ``0`` is the full resolution and whose
 arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr v2) and plain arrays.
@@ -8,11 +10,9 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -23,10 +23,9 @@ import zarr
 from numpy.typing import DTypeLike, NDArray
 from zarr import AsyncArray
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import ByteRequest, Store
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
+from zarr.storage import LocalStore, StorePath
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
@@ -35,32 +34,10 @@ from kdseg.volumes.axes import SPACE, Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks
 from kdseg.volumes.metadata import Level, Place, Unscaled, axis_names, image_attributes, level_of, placed, plain
 from kdseg.volumes.phantom.unstored import Computed, open_computed
-from kdseg.volumes.shards import SHARD, UNWRITTEN, checksums, expect_sound
+from kdseg.volumes.shards import OBJECT, SHARD, UNWRITTEN, checksums, expect_sound
+from kdseg.volumes.stores import Bucket, Compared, Folder, Unread
 
 _OME = "OME metadata"
-
-
-class _Folder(LocalStore):
-    """A folder that knows size and CRC-32 of what was written to it, from when that was in memory."""
-
-    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
-        super().__init__(root, read_only=read_only)
-        self.written: dict[str, tuple[int, int]] = {}
-
-    async def set(self, key: str, value: Buffer) -> None:
-        self.written[key] = len(value), zlib.crc32(value.as_buffer_like())
-        await super().set(key, value)
-
-    async def delete(self, key: str) -> None:
-        self.written[key] = UNWRITTEN, 0
-        await super().delete(key)
-
-
-class _Unread(WrapperStore[Store]):
-    """A store of which nothing is read: zarr reads a shard, damaged or not, before it writes all of it."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -90,10 +67,9 @@ class Volume:
         """Path or URL of the array, for messages."""
         if isinstance(self.array, Computed):
             return str(self.array.path)
-        store = self.array.store
-        if not isinstance(store, FsspecStore):
+        if not isinstance(self.array.store, Bucket):
             return str(self.array.store_path)
-        return "/".join(part for part in (str(store.fs.unstrip_protocol(store.path)), self.array.path) if part)
+        return "/".join(part for part in (self.array.store.url, self.array.path) if part)
 
     @property
     def shape(self) -> Triple:
@@ -142,15 +118,15 @@ class Volume:
         selection = roi.slices(self.roi)
         if isinstance(self.array, Computed):
             return self.array.read(roi)
-        self._refuse_damaged_files(roi)
+        array = self._compared(self.array, roi)
         try:
             with self._reaching():
                 if channels is None:
                     every = () if self.channels is None else (slice(None),)
-                    return self.layout.read(self.array, (*every, *selection))
+                    return self.layout.read(array, (*every, *selection))
                 # not by zarr's `oindex`, which picks voxels one by one: 10 times the time of a slice
                 low, high = min(channels, default=0), max(channels, default=-1) + 1
-                picked = self.layout.read(self.array, (slice(low, high), *selection))
+                picked = self.layout.read(array, (slice(low, high), *selection))
             in_order = list(channels) == list(range(low, high))
             return picked if in_order else picked[np.array(channels, np.int64) - low]
         except KdsegError:
@@ -163,24 +139,39 @@ class Volume:
         return self.array.working_bytes(roi) if isinstance(self.array, Computed) else 0
 
     def _reaching(self) -> AbstractContextManager[None]:
-        in_bucket = isinstance(self.array, zarr.Array) and isinstance(self.array.store, FsspecStore)
-        return remote.reaching(self.where) if in_bucket else nullcontext()
+        return remote.reaching(self.where) if self._in_bucket else nullcontext()
 
-    def _refuse_damaged_files(self, roi: Roi) -> None:
-        """Refuse files that are not those that were written, where that is known.
+    @property
+    def _in_bucket(self) -> bool:
+        return isinstance(self.array, zarr.Array) and isinstance(self.array.store, Bucket)
 
-        Elsewhere refuse files of no bytes, as a crash of the machine leaves them: zarr reads them as zeros.
+    def _compared(self, array: zarr.Array[Any], roi: Roi) -> zarr.Array[Any]:
+        """Return the array, no file of which in ``roi`` is read that is not the one that was written.
+
+        Where that is not known, files of no bytes are refused, as a crash of the machine leaves them: zarr reads them
+        as zeros.
         """
-        known = None
-        if not isinstance(self.array, Computed) and isinstance(self.array.store, LocalStore):
-            folder = self.array.store.root / self.array.path
-            grid, level = grid_shape(self.shape, self.write_unit), folder.name
-            known = checksums(folder.parent, int(level), grid) if level.isdecimal() else None
+        known, store = self._known(), array.store
+        if isinstance(store, Bucket):
+            said = {} if known is None else {key: known[index] for index, key in self._keys(roi)}
+            return _through(Compared(store, said), array)
         for index, file in self.files(roi):
+            if not isinstance(file, Path):
+                break
             if known is not None:
                 expect_sound(file, known[index])
             elif file.is_file() and not file.stat().st_size:
                 raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
+        return array
+
+    def _known(self) -> NDArray[np.void] | None:
+        """Return what is known of the files, (z, y, x) of ``record``; None if nothing is."""
+        store = None if isinstance(self.array, Computed) else self.array.store
+        root = store.root if isinstance(store, LocalStore) else store.link if isinstance(store, Bucket) else None
+        folder = None if root is None else root / self.array.path
+        if folder is None or not folder.name.isdecimal():
+            return None
+        return checksums(folder.parent, int(folder.name), grid_shape(self.shape, self.write_unit))
 
     def sync(self, roi: Roi) -> None:
         """Fsync the files of ``roi``, so that a crash of the machine cannot lose them.
@@ -188,7 +179,7 @@ class Volume:
         Raises:
             UnreadableError: if the disk does not take it.
         """
-        files = [file for _, file in self.files(roi) if file.is_file()]
+        files = [file for _, file in self.files(roi) if isinstance(file, Path) and file.is_file()]
         try:
             for path in [*files, *dict.fromkeys(file.parent for file in files)]:
                 handle = os.open(path, os.O_RDONLY)
@@ -199,14 +190,42 @@ class Volume:
         except OSError as error:
             raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
 
-    def files(self, roi: Roi) -> Iterator[tuple[Triple, Path]]:
-        """Yield the files of ``roi`` by their places in the grid of shards, there or not; none in a bucket."""
-        if isinstance(self.array, Computed) or not isinstance(self.array.store, LocalStore):
+    def files(self, roi: Roi) -> Iterator[tuple[Triple, Path | str]]:
+        """Yield paths or URLs of the files of ``roi`` by their places in the grid of shards, there or not."""
+        if isinstance(self.array, Computed):
             return
-        folder = self.array.store.root / self.array.path
+        store = self.array.store
+        for index, key in self._keys(roi):
+            if isinstance(store, LocalStore):
+                yield index, store.root / key
+            elif isinstance(store, Bucket):
+                yield index, f"{store.url}/{key}"
+
+    def sizes(self) -> Iterator[tuple[Triple, Path | str, int]]:
+        """Yield all files by their places in the grid of shards, with sizes in bytes; `UNWRITTEN` if not there."""
+        listed, found = "", dict[str, int]()
+        for index, file in self.files(self.roi):
+            if isinstance(file, Path):
+                yield index, file, file.stat().st_size if file.exists() else UNWRITTEN
+                continue
+            plane = file.rsplit("/", 2)[0]
+            if plane != listed:
+                listed, found = plane, remote.sizes(plane)
+            yield index, file, found.get(file, UNWRITTEN)
+
+    def _keys(self, roi: Roi) -> Iterator[tuple[Triple, str]]:
+        """Yield the keys of the files of ``roi`` in the store, by their places in the grid of shards."""
+        if isinstance(self.array, Computed):
+            return
+        prefix = f"{self.array.path}/" if self.array.path else ""
         for index in product(*self.shards(roi)):
-            key = self.layout.back((*self._lead, *index), self.array.ndim, 0)
-            yield triple(index), folder / self.array.metadata.encode_chunk_key(key)
+            place = self.layout.back((*self._lead, *index), self.array.ndim, 0)
+            yield triple(index), prefix + self.array.metadata.encode_chunk_key(place)
+
+    @property
+    def record(self) -> np.dtype[np.void]:
+        """Type of what is known of a file: `kdseg.volumes.shards.SHARD`, or `OBJECT` in a bucket."""
+        return OBJECT if self._in_bucket else SHARD
 
     def shards(self, roi: Roi) -> list[range]:
         """Return which shards hold voxels of ``roi``, along each axis."""
@@ -224,8 +243,7 @@ class Volume:
             data: array of the region's shape, channels first if the volume has any.
 
         Returns:
-            What is known of the files of ``roi``, records of `kdseg.volumes.shards.SHARD` in C order; nothing of those
-            in a bucket.
+            What is known of the files of ``roi``, values of ``record`` in C order.
 
         Raises:
             ShapeError: if the region does not lie on those borders, or the data do not fit it, or the axes of the array
@@ -243,10 +261,8 @@ class Volume:
             if o % unit or (e % unit and e != n):
                 raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
         array = self.array
-        place = StorePath(_Unread(array.store), array.path)
-        unread: AsyncArray[Any] = AsyncArray(array.metadata, place, array.config)
-        whole = zarr.Array[Any](unread)
-        if not array.compressors:
+        whole = _through(Unread(array.store), array)
+        if not any(isinstance(codec, BloscCodec) for codec in array.compressors):
             # looking for chunks of zeros only would take longer than to write them
             whole = whole.with_config({"write_empty_chunks": True})
         try:
@@ -256,10 +272,8 @@ class Volume:
             raise
         except OSError as error:
             raise UnreadableError(f"cannot write {roi} to {self.where}: {error}") from error
-        if not isinstance(array.store, _Folder):
-            return b""
-        names = (file.relative_to(array.store.root).as_posix() for _, file in self.files(roi))
-        return np.array([array.store.written[name] for name in names], SHARD).tobytes()
+        written = cast("Folder | Bucket", array.store).written
+        return np.array([written[key] for _, key in self._keys(roi)], self.record).tobytes()
 
 
 def open_volume(address: str | Path, *, level: int = 0, single: bool = False) -> Volume:
@@ -285,7 +299,7 @@ def open_volume(address: str | Path, *, level: int = 0, single: bool = False) ->
         return _open_phantom(path, level)
     try:
         with _reaching(path):
-            node = zarr.open(_store(path), mode="r+")
+            node = zarr.open(_store(path, address), mode="r+")
     except KdsegError:
         raise
     except (FileNotFoundError, KeyError) as error:
@@ -342,23 +356,27 @@ def create_volume(
     where = remote.resolve(path)
     if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
         raise _read_only(where)
-    if isinstance(where, Path):
-        (where / "zarr.json").unlink(missing_ok=True)  # an earlier attempt's, which may be damaged: it is written anew
+    notes = dict(attributes or {})
+    ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
     try:
         with _reaching(where):
-            group = zarr.open_group(_store(where), mode="a", zarr_format=3)
+            store = _store(where, path)
             arrays = [
-                _array(group, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
+                _array(store, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
                 for level in range(levels)
             ]
-            notes = dict(attributes or {})
-            ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
-            group.attrs.update({"kdseg": notes, "ome": ome})
+            zarr.create_group(Unread(store), zarr_format=3, attributes={"kdseg": notes, "ome": ome})
     except KdsegError:
         raise
     except OSError as error:
         raise UnreadableError(f"cannot create {path}: {error}") from error
     return Volume(arrays[0], voxel_size, offset, notes)
+
+
+def _through(store: Store, array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return an array as another store has it."""
+    other: AsyncArray[Any] = AsyncArray(array.metadata, StorePath(store, array.path), array.config)
+    return zarr.Array[Any](other)
 
 
 def _read_only(path: Path) -> UnreadableError:
@@ -378,14 +396,14 @@ def _reaching(where: str | Path) -> AbstractContextManager[None]:
     return remote.reaching(where) if isinstance(where, str) else nullcontext()
 
 
-def _store(where: str | Path) -> FsspecStore | _Folder:
+def _store(where: str | Path, address: str | Path) -> Bucket | Folder:
     if isinstance(where, Path):
-        return _Folder(where)
-    return FsspecStore.from_url(where, storage_options=remote.OPTIONS)
+        return Folder(where)
+    return Bucket.at(where, None if remote.is_remote(address) else Path(address))
 
 
 def _array(
-    group: zarr.Group,
+    store: Bucket | Folder,
     level: int,
     lead: tuple[int, ...],
     shape: Triple,
@@ -394,36 +412,35 @@ def _array(
     shard: Triple,
     compress: bool,
 ) -> zarr.Array[Any]:
-    # CRC-32C is for readers that do not know our checksums; on uncompressed chunks it would be 5 % of a fast prediction
-    codecs: list[BytesBytesCodec] = [BloscCodec(cname="zstd", clevel=1), Crc32cCodec()] if compress else []
-    create = partial(
-        group.create_array,
-        str(level),
+    codecs: list[BytesBytesCodec] = [BloscCodec(cname="zstd", clevel=1)] if compress else []
+    if compress or isinstance(store, Bucket):
+        # In a bucket it is the only checksum of what is read, elsewhere for readers that do not know ours: on
+        # uncompressed chunks there it would be 5 % of a fast prediction.
+        codecs.append(Crc32cCodec())
+    found = _found(store, level)
+    if found is not None and (found.shape != (*lead, *shape) or found.dtype != dtype):
+        raise ShapeError(f"{found.store_path} holds {found.dtype} {found.shape}, expected {dtype} {(*lead, *shape)}")
+    # metadata of an earlier attempt may be damaged: they are written anew
+    created = zarr.create_array(
+        Unread(store),
+        name=str(level),
         shape=(*lead, *shape),
         chunks=(*lead, *chunk),
         shards=(*lead, *shard),
         dtype=dtype,
         fill_value=0,
         compressors=codecs or None,
+        zarr_format=3,
         dimension_names=[*("c" for _ in lead), *SPACE],
     )
-    found = _found(group, level)
-    if found is not None and (found.shape != (*lead, *shape) or found.dtype != dtype):
-        raise ShapeError(
-            f"{group.store_path}/{level} holds {found.dtype} {found.shape}, expected {dtype} {(*lead, *shape)}"
-        )
-    if isinstance(group.store, LocalStore):  # as of the group
-        (group.store.root / group.path / str(level) / "zarr.json").unlink(missing_ok=True)
-    elif found is not None:
-        return found
-    return create()
+    return _through(store, created)
 
 
-def _found(group: zarr.Group, level: int) -> zarr.Array[Any] | None:
+def _found(store: Bucket | Folder, level: int) -> zarr.Array[Any] | None:
     """Return what an earlier attempt created, unless its metadata are damaged."""
     try:
-        return cast("zarr.Array[Any] | None", group.get(str(level)))
-    except (OSError, ValueError, TypeError):
+        return zarr.open_array(store, path=str(level), mode="r+")
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
@@ -451,7 +468,7 @@ def _image_around(path: str | Path) -> Level | None:
     parent = Path(whole) if isinstance(path, Path) else whole
     try:
         with _reaching(parent):
-            attributes = dict(zarr.open_group(_store(parent), mode="r").attrs)
+            attributes = dict(zarr.open_group(_store(parent, parent), mode="r").attrs)
         ome = cast("dict[str, Any]", attributes.get("ome", attributes))
         levels = [level for level, dataset in enumerate(ome["multiscales"][0]["datasets"]) if dataset["path"] == name]
         return level_of(ome, levels[0], parent) if levels else None

@@ -14,10 +14,11 @@ from typing import Any, get_type_hints
 
 import pytest
 from command import invoke
+from pydantic import ValidationError
 from small_trainings import options
 
 from kdseg.cli.stages import STAGES
-from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions
+from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions, questions, tasks
 from kdseg.config.base import Section
 from kdseg.config.cluster import SlurmOptions
 from kdseg.config.data import RoiOptions
@@ -113,9 +114,16 @@ def test_values_in_words(made: list[Section]) -> None:
     found: Any = task(made, "predict", *PREDICT, "--roi", "1:3,0:4,2:7")
     assert found.roi == RoiOptions(offset=(1, 0, 2), shape=(2, 4, 5))
     found = task(
-        made, "fragments", "--affinities", "a", "--manifest", "m", "--options", '{"watershed": {"method": "mutex"}}'
+        made,
+        "fragments",
+        "--affinities",
+        "a",
+        "--manifest",
+        "m.json",
+        "--options",
+        '{"watershed": {"method": "mutex"}}',
     )
-    assert found == FragmentsTask(affinities="a", manifest="m", options=FragmentsOptions(watershed=MutexOptions()))
+    assert found == FragmentsTask(affinities="a", manifest="m.json", options=FragmentsOptions(watershed=MutexOptions()))
     found = task(
         made, "evaluate", "a", "b", "out", "--ignore-label", 0, "--ignore-label", 7, "--ignore-segment", "none"
     )
@@ -134,6 +142,7 @@ WRONG = {
     "too small": ((*PREDICT, "--workers", "0"), r"workers: .*greater than or equal to 1 \(got 0\)"),
     "missing": (("--raw", "r.json", "--model", "m.json"), r"--manifest"),
     "device": ((*PREDICT, "--device", "gpu"), r"device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+    "manifest": ((*PREDICT[:-1], "a"), r"manifest: expected a path that ends in \.json.*name a\.json \(got 'a'\)"),
     "region": ((*PREDICT, "--roi", "1:1,0:4,0:4"), r"roi: expected z0:z1,y0:y1,x0:x1.*'1:1,0:4,0:4'"),
     "sections that do not fit": (
         (*PREDICT, "--options.tile", "60", "64", "64"),
@@ -145,7 +154,10 @@ WRONG = {
     "no task": (("--task", "[1]"), r"--task: expected the fields of a task as JSON, got \[1\]"),
     "unknown key of a task": (("--task", '{"row": 1}'), r"row: unknown key"),
     "missing in a task": (("--task", '{"raw": "r.json"}'), r"model: Field required"),
-    "wrong in a task": (("--task", '{"raw": "r", "model": "m", "manifest": "a", "gpus": 0}'), r"gpus: .*1 \(got 0\)"),
+    "wrong in a task": (
+        ("--task", '{"raw": "r", "model": "m", "manifest": "a.json", "gpus": 0}'),
+        r"gpus: .*1 \(got 0\)",
+    ),
 }
 
 
@@ -158,6 +170,15 @@ def test_what_is_not_understood_is_told_in_a_line(made: list[Section], case: str
     assert done.stderr.count("\n") == 1
     assert re.search(message, done.stderr), done.stderr
     assert not made
+
+
+def test_every_command_that_writes_a_manifest_has_it_end_in_json() -> None:
+    sections = [one for module in (questions, tasks) for one in vars(module).values() if isinstance(one, type)]
+    writing = {one for one in sections if issubclass(one, Section) and "manifest" in one.model_fields}
+    assert len(writing) > 15
+    for task_type in writing:
+        with pytest.raises(ValidationError, match=r"expected a path that ends in \.json"):
+            task_type(manifest="a")
 
 
 def test_an_unknown_command_is_told() -> None:

@@ -172,6 +172,39 @@ def test_ctrl_c_is_a_line_and_the_rest_is_the_same(
     assert contents(tmp_path / "raw.zarr") == converted
 
 
+@pytest.mark.parametrize("error", [None, "traceback"])
+def test_a_log_that_another_run_removed_is_put_back(raw: Path, tmp_path: Path, error: str | None) -> None:
+    """As by a second Snakemake, before its job is refused."""
+    log, go = tmp_path / "convert.log", tmp_path / "go"
+    code = f"""
+import sys, time
+from pathlib import Path
+from kdseg.cli import main
+from kdseg.volumes import convert
+def run(task):
+    print("half of it is done", flush=True)
+    while not Path({str(go)!r}).exists():
+        time.sleep(0.01)
+    if {error is not None}:
+        raise RuntimeError("of the program")
+    print("all of it is done")
+convert.run = run
+main(sys.argv[1:])
+"""
+    with log.open("w") as file:
+        run = subprocess.Popen([sys.executable, "-c", code, *convert(raw, tmp_path)], stdout=file, stderr=file)
+    while "half" not in log.read_text():
+        time.sleep(0.01)
+    log.unlink()
+    log.write_text("refused")
+    go.touch()
+    assert run.wait() == (0 if error is None else 1)
+    lines = [line for line in log.read_text().splitlines() if " INFO " not in line]
+    assert lines[0] == "half of it is done"
+    assert lines[-1] == ("all of it is done" if error is None else "RuntimeError: of the program")
+    assert "refused" not in lines
+
+
 def until_workers_begin(process: int) -> None:
     def begun() -> bool:
         return any("spawn_main" in word for one in family(process)[1:] for word in one.cmdline())

@@ -175,7 +175,7 @@ def test_a_folder_knows_whether_boundaries_were_asked_for(pair: tuple[str, str],
     assert "boundaries" not in claimed["options"]
     done = evaluate(*pair, tmp_path / "out", "--boundaries", 7)
     assert done.exit_code == 1
-    assert "options.boundaries was null, is 7.0" in done.output
+    assert "options.boundaries was none, is 7.0" in done.output
     assert evaluate(*pair, tmp_path / "out", "--boundaries", 7, "--overwrite").exit_code == 0
     assert "options.boundaries was 7.0, is 8.0" in evaluate(*pair, tmp_path / "out", "--boundaries", 8).output
 

@@ -241,8 +241,35 @@ def test_what_cannot_be_compared_stops_nothing(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "far: not comparable" in done.stdout
     assert "they do not overlap" in done.stdout
-    assert "has 2 channels" in done.stdout
+    assert f"channels: 2 in {tmp_path / 'a' / 'channels.json'}, 3 in" in done.stdout
     assert "near: identical" in done.stdout
+
+
+def test_what_is_printed_is_plain(tmp_path: Path) -> None:
+    old = np.array([[[0, 0, 0, 4, 4, 5, 5, 5]]], np.uint64)
+    new = np.array([[[7, 7, 0, 0, 0, 5, 5, 6]]], np.uint64)
+    store(tmp_path / "old.json", old)
+    store(tmp_path / "new.json", new)
+    store(tmp_path / "raw.json", np.ones((2, 1, 1, 8), np.uint8))
+    done = kdseg(tmp_path / "old.json", tmp_path / "new.json")
+    assert done.stdout.splitlines()[:4] == [
+        "old → new: different",
+        "  options.sum was 23, is 30",
+        "  5 of 8 voxels (62.50%) have another id",
+        "  objects: 2 → 3, 0 equal (0 renamed), 2 changed",
+    ]
+    assert [line.strip() for line in done.stdout.splitlines()[6:8]] == [
+        "2 voxels of background are 7 (of 2), from (0, 0, 0); change 2",
+        "2 voxels of 4 (of 2) are background, from (0, 0, 3); change 2",
+    ]
+    done = kdseg(tmp_path / "raw.json", tmp_path / "new.json")
+    assert done.stdout.startswith(
+        f"raw → new: not comparable, channels: 2 in {tmp_path / 'raw.json'}, none in {tmp_path / 'new.json'}\n"
+    )
+    for name, stage, options in (("a", "rate", {"rate": None}), ("b", "rate", {"rate": 1}), ("c", "sweep", {})):
+        made(tmp_path / name / "x.json", stage, options, **({"weights": "sha"} if name == "a" else {}))
+    assert "  options.rate was none, is 1\n  weights were sha, are none" in kdseg(tmp_path / "a", tmp_path / "b").stdout
+    assert "  made by `kdseg rate`, now by `kdseg sweep`\n" in kdseg(tmp_path / "b", tmp_path / "c").stdout
 
 
 @pytest.mark.parametrize("damaged", ["chunk", "metadata", "manifest", "table"])

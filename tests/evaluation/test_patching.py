@@ -150,7 +150,7 @@ def patched(folder: Path, old: Ids, new: Ids, place: Roi, region: Roi | None, **
                 "manifest": manifest,
                 "region": options,
                 "block": (32, 32, 32),
-                "storage": STORAGE,
+                "storage": STORAGE.model_dump(),
                 **how,
             }
         )
@@ -206,7 +206,7 @@ def test_any_region_is_put_in_as_a_loop_does(
     region = box(*part, place)
     old, new = random_case(seed, place, region)
     expected, wants, fresh = oracle(old, new, place, region)
-    storage = STORAGE.model_copy(update={"chunk": (cell, 4, 4), "shard": (cell, 4, 4)})
+    storage = {**STORAGE.model_dump(), "chunk": (cell, 4, 4), "shard": (cell, 4, 4)}
     manifest = patched(folder, old, new, place, region, storage=storage, block=(cell, 4, 8))
     found = voxels(manifest)
     np.testing.assert_array_equal(found, expected)
@@ -271,7 +271,7 @@ def files(manifest: Path) -> dict[str, bytes]:
     return found | {suffix: manifest.with_suffix(suffix).read_bytes() for suffix in beside}
 
 
-SMALL = STORAGE.model_copy(update={"chunk": (4, 4, 4), "shard": (4, 4, 4)})
+SMALL = {**STORAGE.model_dump(), "chunk": (4, 4, 4), "shard": (4, 4, 4)}
 
 
 def test_blocks_and_workers_change_no_byte(tmp_path: Path) -> None:
@@ -331,6 +331,31 @@ def test_beside_the_result(tmp_path: Path) -> None:
     assert [fault.what for _, faults in verify(manifest, 1) for fault in faults] != []
     clear(manifest)
     assert not edits.exists()
+
+
+def layout(manifest: Path) -> tuple[Triple, Triple, int]:
+    """Return chunk, shard and number of levels of a volume."""
+    volume = open_volume(manifest.with_suffix(".zarr"))
+    return volume.array.chunks, volume.write_unit, len(list(manifest.with_suffix(".zarr").glob("*/zarr.json")))
+
+
+def test_the_result_is_stored_as_the_old_one_unless_told_otherwise(tmp_path: Path) -> None:
+    first = patched(tmp_path, *a_case(), storage={"chunk": (4, 4, 2), "shard": (8, 4, 4), "levels": 3})
+    assert layout(first) == ((4, 4, 2), (8, 4, 4), 3)
+    words = ("patch", first, tmp_path / "new.json", "--manifest")
+    for name, flags, expected in (
+        ("a", (), layout(first)),
+        ("b", ("--storage.levels", 2, "--storage.shard", 4, 8, 6), ((4, 4, 2), (4, 8, 6), 2)),
+        ("c", ("--storage", '{"levels": 1}'), ((4, 4, 2), (8, 4, 4), 1)),
+    ):
+        done = invoke(*words, tmp_path / f"{name}.json", *flags)
+        assert done.exit_code == 0, done.output
+        assert layout(tmp_path / f"{name}.json") == expected
+    done = invoke(*words, tmp_path / "d.json", "--storage.chunk", 4, 4, 3)
+    assert done.exit_code == 1
+    assert "shard (8, 4, 4) must be a multiple of chunk (4, 4, 3)" in done.stderr
+    assert "what is not given is that of OLD: give both" in done.stderr
+    assert not (tmp_path / "d.zarr").exists()
 
 
 def test_small_overlaps_are_left_out_of_the_edits(tmp_path: Path) -> None:

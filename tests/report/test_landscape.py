@@ -128,7 +128,7 @@ def test_scores_of_another_search_are_refused(tmp_path: Path) -> None:
     table = next(tmp_path.glob("**/fast/tuned.parquet"))
     swapped = [path for path in tmp_path.glob("**/tuned.parquet") if "other" in path.parts]
     table.write_bytes(swapped[0].read_bytes())
-    with pytest.raises(UnreadableError, match=r"tuned\.parquet is not the file.*kdseg clear \S*tuned\.json"):
+    with pytest.raises(UnreadableError, match=r"tuned\.parquet is not the file.*kdseg verify \S*tuned\.json --repair"):
         landscapes(collect(configuration(tmp_path)))
 
 

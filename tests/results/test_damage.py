@@ -80,11 +80,11 @@ def test_a_flipped_bit_of_a_manifest_is_refused_or_is_in_a_blank(tmp_path: Path)
             assert read(manifest) == before
         else:
             assert "\n" not in said
-            assert "delete it and rerun its stage" in said
+            assert f"kdseg verify {manifest} --repair says how" in said
             refused += 1
     assert refused > 0.8 * len(whole)
     manifest.write_text(json.dumps({**json.loads(whole), "stats": {}}))
-    with pytest.raises(UnreadableError, match=r"a\.json was changed or damaged.*delete it and rerun"):
+    with pytest.raises(UnreadableError, match=r"a\.json was changed or damaged.*kdseg verify \S*a\.json --repair"):
         read(manifest)
     manifest.unlink()
     assert table_stage(manifest, 5).stats["best"] == before.stats["best"]
@@ -120,7 +120,7 @@ def test_a_status_tells_of_damage(tmp_path: Path) -> None:
     result = invoke("status", tmp_path)
     assert result.exit_code == 1
     for name in "ab":
-        assert f"kdseg clear {tmp_path / name}.json" in result.stdout
+        assert f"kdseg verify {tmp_path / name}.json --repair says how" in result.stdout
     assert result.stdout.splitlines()[-1] == "2 damaged"
 
 
@@ -142,10 +142,10 @@ def test_a_table_that_is_not_the_one_of_its_manifest_is_refused(tmp_path: Path, 
     whole = path.read_bytes()
     for wrong in [other.table(suffix).read_bytes(), *list(flipped(whole))[::5]]:
         path.write_bytes(wrong)
-        with pytest.raises(UnreadableError, match=rf"a\{suffix} is not the file.*kdseg clear \S*a\.json, then rerun"):
+        with pytest.raises(UnreadableError, match=rf"a\{suffix} is not the file.*kdseg verify \S*a\.json --repair"):
             made.table(suffix)
     path.unlink()
-    with pytest.raises(KdsegError, match=rf"a\{suffix} is gone.*kdseg clear \S*a\.json, then rerun"):
+    with pytest.raises(KdsegError, match=rf"a\{suffix} is gone.*kdseg verify \S*a\.json --repair"):
         made.table(suffix)
 
 

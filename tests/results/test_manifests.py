@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import version
 
@@ -268,6 +269,62 @@ def test_clear_removes_what_the_stage_made_and_nothing_else(tmp_path):
     with pytest.raises(MissingError, match="nothing to clear"):
         clear(tmp_path / "a.json")
     assert (tmp_path / "a.json").exists()
+
+
+@contextmanager
+def somebody(folder):
+    """Be a user who owns ``folder`` and all below, and is not root, to whom nothing is forbidden."""
+    if os.geteuid():
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 4321, 4321)
+    passable = [one for one in folder.parents if not one.stat().st_mode & 1]
+    for one in passable:
+        one.chmod(one.stat().st_mode | 1)
+    os.setegid(4321)
+    os.seteuid(4321)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+        for one in passable:
+            one.chmod(one.stat().st_mode & ~1)
+
+
+@pytest.mark.parametrize("closed", [".", "a.zarr/0", ".a/8x8x8", "a.training"])
+@pytest.mark.parametrize("way", ["clear", "overwrite"])
+def test_what_may_not_be_removed_as_a_whole_is_left_alone(tmp_path, closed, way):
+    make(tmp_path / "a.json", {})
+    for name in (".a/8x8x8", "a.zarr/0", "a.training"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    folder = tmp_path / closed
+    with somebody(tmp_path):
+        folder.chmod(0o555)
+        with pytest.raises(UnreadableError, match=rf"nothing was removed.*may not remove what is in {folder}.*owner"):
+            clear(tmp_path / "a.json") if way == "clear" else make(tmp_path / "a.json", {"tile": 3}, overwrite=True)
+        folder.chmod(0o755)
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+        clear(tmp_path / "a.json")
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_own_in_a_folder_for_all_is_left_alone(tmp_path):
+    if os.geteuid():
+        pytest.skip("needs root, to make files of others")
+    make(tmp_path / "a.json", {})
+    with somebody(tmp_path):
+        os.seteuid(0)
+        os.chown(tmp_path, 0, 0)
+        os.chown(tmp_path / "a.zarr", 0, 0)
+        tmp_path.chmod(0o1777)
+        os.seteuid(4321)
+        with pytest.raises(UnreadableError, match=r"nothing was removed of .*a\.zarr"):
+            clear(tmp_path / "a.json")
+        assert read(tmp_path / "a.json").result.exists()
 
 
 def test_bad_manifests(tmp_path):

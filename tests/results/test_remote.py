@@ -1,16 +1,11 @@
-"""Volumes in a bucket: the same bytes as on disk, links to them, and what is said when the bucket refuses.
-
-The bucket is that of a real server, moto's, over HTTP; it checks signatures.
-"""
+"""Volumes in a bucket: the same bytes as on disk, links to them, and what is said when the bucket refuses."""
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,13 +14,11 @@ import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import boto3
 import numpy as np
 import pytest
-import s3fs
 import yaml
+from bucket_server import forget, on_disk, serving
 from command import invoke
-from fsspec.implementations.http import HTTPFileSystem
 from pipeline import STORAGE, voxels
 from toy_models import TILE, save
 from toy_volumes import cells, write_volume
@@ -41,7 +34,7 @@ from kdseg.config import (
 )
 from kdseg.config.questions import EvaluateTask
 from kdseg.config.tasks import AgglomerateTask, ConvertTask, EdgesTask, FragmentsTask, PredictTask, SegmentTask
-from kdseg.errors import ClaimError, ConfigError, DataError, KdsegError, MissingError, StageError, UnreadableError
+from kdseg.errors import ClaimError, ConfigError, KdsegError, MissingError, StageError, UnreadableError
 from kdseg.evaluation import evaluate
 from kdseg.prediction import stage as predict
 from kdseg.results.claims import claim, clear
@@ -70,85 +63,10 @@ IN_BUCKET = STORAGE.model_copy(update={"remote": "s3://bucket/results"})
 FRAGMENTS = FragmentsOptions(block=(32, 64, 64), halo=(8, 8, 8))
 
 
-class Bucket:
-    """The bucket, seen by another client than kdseg's."""
-
-    def __init__(self, **how):
-        self.client = boto3.client("s3", region_name="us-east-1", **how)
-
-    def files(self, prefix=""):
-        """Return the bytes of all objects below a prefix or URL, by the rest of their names."""
-        prefix = prefix.removeprefix("s3://bucket/")
-        listed = self.client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
-        keys = [one["Key"] for page in listed for one in page.get("Contents", [])]
-        return {key.removeprefix(prefix): self.get(key) for key in keys}
-
-    def get(self, key):
-        return self.client.get_object(Bucket="bucket", Key=key)["Body"].read()
-
-    def put(self, key, body):
-        self.client.put_object(Bucket="bucket", Key=key.removeprefix("s3://bucket/"), Body=body)
-
-    def delete(self, key):
-        self.client.delete_object(Bucket="bucket", Key=key.removeprefix("s3://bucket/"))
-
-    def upload(self, folder, prefix):
-        for name, body in on_disk(folder).items():
-            self.put(prefix + name, body)
-
-
-def on_disk(folder):
-    return {f"/{p.relative_to(folder).as_posix()}": p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def bucket():
-    port = free_port()
-    # the first four calls need no valid signature: they make who is allowed to do all that follows
-    server = subprocess.Popen(
-        [sys.executable, "-c", "import sys; from moto.server import main; main(sys.argv[1:])", "-p", str(port)],
-        env={**os.environ, "INITIAL_NO_AUTH_ACTION_COUNT": "4"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            assert server.poll() is None
-            time.sleep(0.05)
-    how = {"endpoint_url": f"http://127.0.0.1:{port}", "aws_access_key_id": "x", "aws_secret_access_key": "y"}
-    iam = boto3.client("iam", region_name="us-east-1", **how)
-    iam.create_user(UserName="kdseg")
-    allowed = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}
-    iam.put_user_policy(UserName="kdseg", PolicyName="all", PolicyDocument=json.dumps(allowed))
-    key = iam.create_access_key(UserName="kdseg")["AccessKey"]
-    boto3.client("s3", region_name="us-east-1", **how).create_bucket(Bucket="bucket")
-    how |= {"aws_access_key_id": key["AccessKeyId"], "aws_secret_access_key": key["SecretAccessKey"]}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in how.items():
-            patch.setenv(name.upper() if name.startswith("aws") else f"AWS_{name.upper()}", value)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        patch.setenv("AWS_CONFIG_FILE", os.devnull)
-        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        yield Bucket(**how)
-        forget()
-    server.kill()
-    server.wait()
-
-
-def forget():
-    for kind in (s3fs.S3FileSystem, HTTPFileSystem):
-        kind.clear_instance_cache()
-    gc.collect()
+    with serving() as found:
+        yield found
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -245,9 +163,13 @@ def test_all_volumes_have_the_bytes_of_a_run_on_disk(bucket, local, remote):
     for name in ("raw", "affinities", "fragments", "segmentation"):
         url = read_link(read(remote[name]).result)
         assert re.fullmatch(rf"s3://bucket/results/{name}-[0-9a-f]{{12}}\.zarr", url)
-        files = on_disk(read(local[name]).result)
+        files, there = on_disk(read(local[name]).result), bucket.files(url)
         assert len(files) > 2
-        assert bucket.files(url) == files
+        if name == "affinities":  # whose chunks are not compressed, and have a checksum only where they lie in a bucket
+            np.testing.assert_array_equal(voxels(remote[name]), voxels(local[name]))
+            assert there.keys() == files.keys()
+        else:
+            assert there == files
         assert [p for p in remote[name].parent.glob(f"{name}.*") if p.is_dir()] == []
     assert np.ptp(voxels(local["affinities"])) > 50
     assert len(np.unique(voxels(local["segmentation"]))) > 2
@@ -274,7 +196,7 @@ def test_a_level_below_a_link(local, remote):
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, local):
+def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, remote):
     convert.run(
         ConvertTask(
             kind="raw",
@@ -306,7 +228,7 @@ def test_a_killed_run_goes_on_where_its_link_points(tmp_path, bucket, inputs, lo
             assert time.monotonic() < deadline
             time.sleep(0.2)
     assert read_link(read(tmp_path / "affinities.json").result) == url
-    assert bucket.files(url) == on_disk(read(local["affinities"]).result)
+    assert bucket.files(url) == bucket.files(read_link(read(remote["affinities"]).result))
     assert not bucket.files("elsewhere")
 
 
@@ -324,10 +246,10 @@ def test_what_is_damaged_in_the_bucket(tmp_path, bucket, inputs, remote):
     try:
         bucket.put(key, whole[: len(whole) // 2])
         volume = open_input(remote["fragments"]).volume
-        with pytest.raises(UnreadableError, match=r"cannot read .* of s3://bucket/\S+\.zarr/0: .*damaged"):
+        with pytest.raises(UnreadableError, match=f"{url} has {len(whole) // 2} bytes, {len(whole)} were written"):
             volume.read(volume.roi)
         bucket.delete(key)
-        with pytest.raises((DataError, StageError), match="a file of it was lost or changed"):
+        with pytest.raises(StageError, match="0/c/0/0/0 is gone since it was written; kdseg verify"):
             segment.run(SegmentTask(**ways, manifest=tmp_path / "segmentation.json", options=how, storage=IN_BUCKET))
     finally:
         bucket.put(key, whole)

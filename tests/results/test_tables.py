@@ -108,13 +108,13 @@ def test_a_damaged_shape_cuts_no_column_short(tmp_path: Path) -> None:
         ("links.npz", "links.json"),
     ],
 )
-def test_a_damaged_table_names_the_manifest_to_clear(tmp_path: Path, table: str, manifest: str) -> None:
+def test_a_damaged_table_names_the_manifest_to_verify(tmp_path: Path, table: str, manifest: str) -> None:
     path = tmp_path / table
     path.parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / ".segmentation").mkdir(exist_ok=True)
     write_sealed(tmp_path / ".segmentation" / "claim.json", {"fingerprint": "a1"})
     path.write_bytes(b"no table")
-    with pytest.raises(UnreadableError, match=rf"kdseg clear {tmp_path / manifest}$"):
+    with pytest.raises(UnreadableError, match=rf"kdseg verify {tmp_path / manifest} --repair says"):
         read_table(path)
 
 

@@ -102,6 +102,38 @@ def test_a_killed_worker_is_replaced_and_its_block_done_again(tmp_path):
     assert {path.name for path in tmp_path.glob("?_?_?")} == {"_".join(map(str, b.index)) for b in blocks(total, block)}
 
 
+STAGE = """
+import sys, time
+from pathlib import Path
+from kdseg.geometry import Roi
+from kdseg.running.runner import Place, run_blocks
+folder = Path(sys.argv[1])
+def slow(block):
+    (folder / "began").touch()
+    time.sleep(60)
+run_blocks("slow", Roi((0, 0, 0), (800, 8, 8)), (8, 8, 8), slow, Place(2), folder / "done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "whom"), [(signal.SIGTERM, "the stage"), (signal.SIGTERM, "all"), (signal.SIGKILL, "the stage")]
+)
+def test_a_stage_that_is_killed_leaves_no_temporary_folder(tmp_path, how, whom):
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    run = subprocess.Popen([sys.executable, "-c", STAGE, str(tmp_path)], env=environment, start_new_session=True)
+    while not (tmp_path / "began").exists():
+        time.sleep(0.02)
+    assert list(temporary.glob("kdseg-*"))
+    os.kill(run.pid, how) if whom == "the stage" else os.killpg(run.pid, how)
+    assert run.wait() == -how
+    patience = time.monotonic() + 30
+    while list(temporary.iterdir()) and time.monotonic() < patience:
+        time.sleep(0.02)
+    assert list(temporary.iterdir()) == []
+
+
 HEAPS = """
 import ctypes, sys, threading
 from kdseg.running.forks import one_heap

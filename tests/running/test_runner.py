@@ -209,15 +209,15 @@ from kdseg.geometry import Roi
 folder = Path(sys.argv[1])
 def slow(block):
     (folder / "_".join(map(str, block.index))).touch()
-    time.sleep(0.3)
+    time.sleep(float(sys.argv[2]))
 run_blocks("slow", Roi((0, 0, 0), (800, 8, 8)), (8, 8, 8), slow, Place(2), folder.parent / "done")
 """
 
 
-def test_an_interruption_ends_the_stage(tmp_path):
+def test_an_interruption_ends_the_stage_and_loses_no_block(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-c", INTERRUPTED, str(out)]
+    command = [sys.executable, "-c", INTERRUPTED, str(out), "0.3"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     while len(list(out.iterdir())) < 5:
         time.sleep(0.02)
@@ -225,7 +225,28 @@ def test_an_interruption_ends_the_stage(tmp_path):
     _, said = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "KeyboardInterrupt" in said
-    assert len(list(out.iterdir())) < 50
+    begun, redone = {path.name for path in out.iterdir()}, set()
+    assert len(begun) < 50
+    again = partial(run_blocks, "slow", Roi((0, 0, 0), (800, 8, 8)), BLOCK)
+    again(lambda block: redone.add("_".join(map(str, block.index))), Place(1), tmp_path / "done")
+    assert not begun & redone  # those that were being done were waited for
+    assert len(begun | redone) == 100
+
+
+def test_a_second_interruption_waits_for_no_block(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-c", INTERRUPTED, str(out), "600"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
+    while len(list(out.iterdir())) < 2:
+        time.sleep(0.02)
+    run.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run.wait(timeout=2)  # it waits for its blocks
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode != 0
+    assert "KeyboardInterrupt" in said
 
 
 def test_a_block_of_too_many_files_fails_in_words(tmp_path):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+import yaml
 from command import invoke
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline import NEAREST, perfect_affinities, store
+from workflow import ROOT
 
+from kdseg.cli.again import snakemake
+from kdseg.config import validate
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.config.segmentation import EdgesOptions, FragmentsOptions
 from kdseg.config.tasks import ConvertTask, EdgesTask, FragmentsTask
@@ -348,6 +354,26 @@ def test_results_of_another_run_are_found(whole: Path, tmp_path: Path) -> None:
     assert any("was not made of" in fault.what for fault in found["fragments.json"])
 
 
+@pytest.mark.parametrize("claimed", [True, False])
+def test_a_damaged_manifest_is_one_fault_whose_cure_keeps_all_blocks(tmp_path: Path, claimed: bool) -> None:
+    labels = np.eye(40, dtype=np.uint8)[None].repeat(24, 0)
+    affinities = store(tmp_path / "affinities.json", perfect_affinities(labels), offsets=NEAREST)
+    cut, _ = planted(tmp_path, affinities)
+    before = contents(cut)
+    flip(cut, 0.5, 1)
+    if not claimed:
+        Claim(cut, "").claimed.unlink()
+    found = {manifest.name: [fault.what for fault in faults] for manifest, faults in verify(tmp_path, 1) if faults}
+    assert found.keys() == {"fragments.json"}
+    assert f"kdseg verify {cut} --repair says how" in found["fragments.json"][0]
+    if not claimed:  # nobody knows what the blocks are made of
+        assert f"kdseg clear {cut}, then rerun" in found["fragments.json"][1]
+        return
+    planted(tmp_path, affinities)
+    assert contents(cut) == before
+    assert json.loads((tmp_path / "fragments.status.json").read_text())["blocks"]["done"] == 0
+
+
 @pytest.mark.parametrize("damage", ["gone", "flipped", "another"])
 def test_a_claim_that_no_longer_holds_the_result_is_found(whole: Path, tmp_path: Path, damage: str) -> None:
     manifest = copy(whole, tmp_path / "run")
@@ -415,9 +441,36 @@ def test_the_command_says_what_to_run(whole: Path, tmp_path: Path) -> None:
     shards(manifest, 1)[0].unlink()
     said = invoke("verify", tmp_path / "run", "--repair", "--workers", "1")
     assert said.exit_code == 1
-    assert f"--forcerun {manifest}" in said.stdout
+    assert said.stdout.splitlines()[-1].endswith(
+        f"your configuration for CONFIG: {snakemake('CONFIG')} --force {manifest}"
+    )
     make(tmp_path / "run")
     assert contents(manifest) == contents(whole)
+
+
+def test_the_command_to_run_can_be_pasted(tmp_path: Path, values: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    Path("config").mkdir()
+    for name, results in (("other", "results/other"), ("of me", "results/test")):
+        (tmp_path / "config" / f"{name}.yaml").write_text(yaml.safe_dump({**values, "results": results}))
+    config = validate(values)
+    manifest = Path("results/test/volumes/tune/raw.json")
+    task = ConvertTask(kind="raw", manifest=manifest, options=config.volumes["tune"], storage=config.storage)
+    convert.run(task)
+    before, file = contents(manifest), shards(manifest)[1]
+    file.write_bytes(b"damaged")
+    (tmp_path / "elsewhere").mkdir()
+    for folder, run in (("elsewhere", "../results/test"), (".", str(tmp_path / "results" / "test" / "volumes"))):
+        monkeypatch.chdir(tmp_path / folder)
+        said = invoke("verify", run, "--repair", "--workers", "1")
+    command = said.stdout.splitlines()[-1]
+    assert shlex.split(command)[-4:] == ["--configfile", "config/of me.yaml", "--force", str(manifest)]
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    assert before.items() <= contents(manifest).items()  # there is a log, too
+    (tmp_path / "results" / "test" / "config.yaml").write_text(yaml.safe_dump({**values, "results": "results/test"}))
+    Path(f"{manifest}").write_text("{")
+    assert f"{tmp_path}/results/test/config.yaml --force" in invoke("verify", manifest, "--repair").stdout
 
 
 def test_of_a_claim_that_was_mended_nothing_is_to_be_made_again(whole: Path, tmp_path: Path) -> None:
@@ -426,7 +479,7 @@ def test_of_a_claim_that_was_mended_nothing_is_to_be_made_again(whole: Path, tmp
     said = invoke("verify", tmp_path / "run", "--repair")
     assert said.exit_code == 1
     assert "1 results, 1 damaged" in said.stdout
-    assert "forcerun" not in said.stdout
+    assert "--force" not in said.stdout
     assert invoke("verify", tmp_path / "run").exit_code == 0
 
 
@@ -440,6 +493,27 @@ def test_a_manifest_that_is_gone_is_told_of(whole: Path, tmp_path: Path) -> None
         f"{manifest} is not there: its stage has not finished, or the manifest is lost; run it again",
         "1 results, 0 damaged, 1 not finished",
     ]
+
+
+def test_results_without_their_hidden_folders_are_found_and_said_to_lack_them(whole: Path, tmp_path: Path) -> None:
+    manifest = copy(whole, tmp_path / "run")
+    copied = tmp_path / "copied"
+    shutil.copytree(tmp_path / "run", copied / "part", ignore=shutil.ignore_patterns(".*"))
+    (copied / "package.json").write_text('{"stage": "another program"}')
+    twin, claimed = copied / "part" / manifest.name, copied / "part" / f".{manifest.stem}" / "claim.json"
+    assert list(verify(copied / "part", 1)) == list(verify(copied, 1))
+    said = invoke("verify", copied)
+    assert said.exit_code == 1
+    assert said.stdout.splitlines() == [
+        f"no file at {claimed}; kdseg verify {twin} --repair writes it anew",
+        "1 results, 1 damaged",
+    ]
+    assert invoke("verify", copied, "--repair").exit_code == 1
+    assert invoke("verify", copied).stdout == "1 results, 0 damaged\n"
+    shards(twin)[0].unlink()
+    assert [len(faults) for _, faults in verify(copied, 1)] == [1]
+    make(twin.parent)
+    assert contents(twin) == contents(whole)
 
 
 def test_a_folder_without_results(tmp_path: Path) -> None:

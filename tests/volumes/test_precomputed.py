@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toy_volumes import cells, write_volume
 
@@ -17,8 +22,8 @@ from kdseg.config.questions import EvaluateTask, RunlengthTask
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.evaluation import runlength
 from kdseg.evaluation.evaluate import run
-from kdseg.geometry import Roi
-from kdseg.volumes import precomputed
+from kdseg.geometry import Roi, blocks
+from kdseg.volumes import precomputed, precomputed_shards
 from kdseg.volumes.sources import open_source, source_path
 
 tensorstore = pytest.importorskip("tensorstore")
@@ -150,3 +155,99 @@ def test_is_scored_by_several_workers(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "a.json").read_text())
     expected = run(EvaluateTask(segmentation=str(tmp_path / "a.zarr"), labels=str(tmp_path / "labels.zarr")))
     assert found["scores"] == expected["scores"]
+
+
+def sharded(base: Path, sharding: dict[str, Any]) -> Any:
+    """Open shards by the numbers of their chunks."""
+    spec = {"driver": "neuroglancer_uint64_sharded", "base": f"file://{base}/", "metadata": sharding}
+    return tensorstore.KvStore.open(spec).result()
+
+
+def with_a_bomb(folder: Path, sharding: dict[str, Any], which: int, bomb: bytes, data: NDArray[Any] = SEGMENTS) -> str:
+    """Write shards, the chunk at one place among the numbers of which is replaced."""
+    address = write(folder, data, key="k", sharding=sharding)
+    chunks = sharded(folder / "k", sharding)
+    packed = {key: gzip.compress(chunks.read(key).result().value) for key in sorted(chunks.list().result())}
+    packed[sorted(packed)[which % len(packed)]] = bomb
+    shutil.rmtree(folder / "k")
+    (folder / "k").mkdir()
+    out = sharded(folder / "k", {**sharding, "data_encoding": "raw"})
+    for key, value in packed.items():
+        out.write(key, value).result()
+    return address
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_the_chunk_that_unpacks_to_more_is_refused_and_no_other(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    sharding = {
+        **SHARDS,
+        "hash": data.draw(st.sampled_from(["identity", "murmurhash3_x86_128"])),
+        "preshift_bits": data.draw(st.integers(0, 4)),
+        "minishard_bits": data.draw(st.integers(0, 3)),
+        "shard_bits": data.draw(st.integers(0, 5)),
+        "minishard_index_encoding": data.draw(st.sampled_from(["raw", "gzip"])),
+    }
+    shape = tuple(data.draw(st.integers(1, 5 * unit)) for unit in (4, 9, 8))
+    voxels = np.random.default_rng(0).integers(1, 2**60, shape, np.uint64)
+    bomb = gzip.compress(bytes(10**5))
+    folder = tmp_path_factory.mktemp("bomb")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(precomputed_shards, "SPARE", 0 if sharding["minishard_index_encoding"] == "raw" else 2**12)
+        source = open_source(with_a_bomb(folder, sharding, data.draw(st.integers(0, 200)), bomb, voxels))
+        refused = 0
+        for block in blocks(source.roi, (4, 9, 8)):
+            try:
+                assert (source.read(block.roi) == voxels[block.roi.slices()]).all()
+            except UnreadableError as error:
+                assert f"a chunk at {block.index} that unpacks to more than 2304 bytes" in str(error)  # noqa: PT017
+                refused += 1
+    assert refused == 1
+
+
+MUCH = 2**30
+"""More than the 256 MB in excess that are not looked for."""
+
+
+def test_a_chunk_of_a_shard_does_not_take_the_memory_that_it_asks_for(tmp_path: Path) -> None:
+    source = open_source(with_a_bomb(tmp_path / "a", SHARDS, 3, gzip.compress(bytes(MUCH))))
+    source.read(Roi((0, 0, 0), (1, 1, 1)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    said = r"\.shard has a chunk at .* unpacks to more than 2304 bytes: it is damaged"
+    with pytest.raises(UnreadableError, match=said):
+        source.read(source.roi)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 8 / 1024
+
+
+@pytest.mark.parametrize("start", [0, 2**62, 2**64 - 8])
+def test_an_index_of_a_shard_does_not_take_the_memory_that_it_asks_for(tmp_path: Path, start: int) -> None:
+    sharding = {**SHARDS, "minishard_bits": 0, "shard_bits": 0, "minishard_index_encoding": "gzip"}
+    source = open_source(write(tmp_path / "a", sharding=sharding, key="k"))
+    bomb = gzip.compress(bytes(MUCH))
+    (shard,) = (tmp_path / "a" / "k").iterdir()
+    end = (start + len(bomb)) % 2**64
+    shard.write_bytes(start.to_bytes(8, "little") + end.to_bytes(8, "little") + bomb)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableError, match=r"an index of minishard 0 that unpacks to more|the volume is damaged"):
+        source.read(source.roi)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 8 / 1024
+
+
+@pytest.mark.parametrize("cut", [0, 5, 20])
+def test_a_shard_that_was_cut_is_refused(tmp_path: Path, cut: int) -> None:
+    sharding = {**SHARDS, "minishard_bits": 0, "shard_bits": 0, "minishard_index_encoding": "gzip"}
+    source = open_source(write(tmp_path / "a", sharding=sharding, key="k"))
+    (shard,) = (tmp_path / "a" / "k").iterdir()
+    shard.write_bytes(shard.read_bytes()[:cut])
+    with pytest.raises(UnreadableError, match="the volume is damaged"):
+        source.read(source.roi)
+
+
+def test_info_with_sharding_of_another_kind(tmp_path: Path) -> None:
+    write(tmp_path / "a", key="k", sharding=SHARDS)
+    info = tmp_path / "a" / "info"
+    info.write_text(info.read_text().replace("murmurhash3_x86_128", "sha1"))
+    with pytest.raises(UnreadableError, match="not that of a precomputed volume"):
+        open_source(str(tmp_path / "a"))

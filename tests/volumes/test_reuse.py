@@ -1,6 +1,7 @@
 """Blocks of an earlier result: taken only where a run from scratch makes the same; all bytes are those of one."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from command import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline import STORAGE, store, voxels
 from toy_models import TILE, save
+from workflow import snakemake
 
 from kdseg.config import FragmentsOptions, PredictOptions, validate
 from kdseg.config.networks import HeadOptions
@@ -395,6 +398,36 @@ def test_ids_are_those_that_a_block_has_in_the_new_grid(grid, more, seed, grows)
     block = (2, 3, 4)
     old, new = (unique_ids(pieces, index, one, block) for one in (was, now))
     assert (renumbered(old, index, was, now, block) == new).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (None, r"reuse: no folder at '\S*old', expected the `results` of an earlier run.*take `reuse` out"),
+        (".", r"reuse: '\S*old' holds no finished prediction or fragments"),  # a file of another program
+        ("below/student/tune", r"reuse: '\S*old' holds no finished .*'student'.*'tune'.*take `reuse` out"),
+        ("student/tune", None),
+    ],
+)
+def test_a_folder_without_an_earlier_result_is_refused_before_anything_runs(tmp_path, values, place, message):
+    old, config = tmp_path / "old", tmp_path / "config.yaml"
+    if place is not None:
+        store(old / place / "fragments.json", np.ones((1, 2, 3), np.uint64))
+    if place == ".":
+        (old / "student" / "tune").mkdir(parents=True)
+        (old / "student" / "tune" / "fragments.json").write_text('{"fingerprint": "0"}')
+    config.write_text(yaml.safe_dump({**values, "results": str(tmp_path / "new"), "reuse": str(old)}))
+    timings = tmp_path / "timings.json"
+    for words in (("check", config), ("plan", config, "--timings", timings)):
+        done = invoke(*words)
+        if message is None:
+            assert "reuse" not in done.stderr
+        else:
+            assert done.exit_code == 1
+            assert re.match(rf"kdseg {words[0]}: {message}", done.stderr)
+            assert done.stderr.count("\n") == 1
+    text = snakemake(tmp_path, config, "--dry-run", check=message is None)
+    assert "rule predict" in text if message is None else re.search(message, text)
 
 
 def test_a_folder_is_not_reused_for_itself(values):

@@ -520,3 +520,136 @@ def test_chunks_of_other_formats_that_nobody_has_the_memory_for(tmp_path: Path) 
     source = open_source(f"{tmp_path}/x.h5:/raw")
     with pytest.raises(UnreadableError, match="a chunk has 4000000000 bytes"):
         source.read(Roi((0, 0, 0), (1, 1, 1)))
+
+
+@pytest.fixture(scope="module")
+def packed() -> bytes:
+    return zlib.compress(bytes(8 * MUCH))
+
+
+def chunked(path: Path, packed: bytes, data: np.ndarray = DATA) -> None:
+    """Write `data`, in chunks of half its length; the second one unpacks to more than its voxels."""
+    with h5py.File(path, "a") as file:
+        chunk = (data.shape[0] // 2, *data.shape[1:])
+        node = file.create_dataset("data", data=data, chunks=chunk, compression="gzip")
+        node.id.write_direct_chunk((chunk[0], *(0 for _ in chunk[1:])), packed)
+
+
+def of_a_series(file: h5py.File, name: bytes, dataset: bytes, chunk: tuple[int, int, int]) -> None:
+    """Make a virtual dataset of as many others as it is long."""
+    whole, more = DATA.shape, (h5py.h5s.UNLIMITED, *DATA.shape[1:])
+    there = h5py.h5s.create_simple(whole, more)
+    there.select_hyperslab((0, 0, 0), (h5py.h5s.UNLIMITED, 1, 1), (chunk[0], 1, 1), chunk)
+    made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    made.set_virtual(there, name, dataset, h5py.h5s.create_simple(chunk))
+    h5py.h5d.create(file.id, b"raw", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple(whole, more), made)
+
+
+def series(path: Path, packed: bytes) -> None:
+    with h5py.File(path.with_name("0.h5"), "w") as file:
+        file["data"] = DATA[:2]
+    chunked(path.with_name("1.h5"), packed, DATA[2:])
+    with h5py.File(path, "w") as file:
+        of_a_series(file, b"%b.h5", b"data", (2, 6, 8))
+
+
+def here(path: Path, packed: bytes) -> None:
+    chunked(path, packed)
+    with h5py.File(path, "a") as file:
+        layout = h5py.VirtualLayout(DATA.shape, DATA.dtype)
+        layout[...] = h5py.VirtualSource(".", "data", DATA.shape)
+        file.create_virtual_dataset("raw", layout)
+
+
+def beside(path: Path, packed: bytes) -> None:
+    chunked(path.with_name("100%.h5"), packed)
+    with h5py.File(path, "w") as file:
+        virtual_of_virtual(file, Path("100%%.h5"))
+
+
+def beside_in_name_only(path: Path, packed: bytes) -> None:
+    chunked(path.with_name("there.h5"), packed)
+    with h5py.File(path, "w") as file:
+        virtual(file, Path("/not/there.h5"))
+
+
+def shifted(path: Path, packed: bytes) -> None:
+    chunked(path.with_name("there.h5"), packed, np.concatenate([DATA[:1], DATA, DATA[:1]]))
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout(DATA.shape, DATA.dtype)
+        layout[...] = h5py.VirtualSource("there.h5", "data", (6, 6, 8))[1:5]
+        file.create_virtual_dataset("raw", layout)
+
+
+def sections(path: Path, packed: bytes) -> None:
+    with h5py.File(path, "w") as file:
+        layout = h5py.VirtualLayout(DATA.shape, DATA.dtype)
+        for z in range(4):
+            file[str(z)] = DATA[z]
+            layout[z] = h5py.VirtualSource("." if z < 3 else "there.h5", str(z) if z < 3 else "data", DATA[z].shape)
+        file.create_virtual_dataset("raw", layout)
+    chunked(path.with_name("there.h5"), packed, DATA[3])
+
+
+def mixed(path: Path, packed: bytes) -> None:
+    """The sections 0, 1, 3 and 4 of a dataset as 0, 1, 2 and 4 of one, whose last section but one is not filled."""
+    chunked(path.with_name("there.h5"), packed, np.concatenate([DATA[:2], DATA[:1], DATA[2:], DATA[:1]]))
+    with h5py.File(path, "w") as file:
+        made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        spaces = h5py.h5s.create_simple((5, 6, 8)), h5py.h5s.create_simple((6, 6, 8))
+        for space, picked in zip(spaces, ((0, 1, 2, 4), (0, 1, 3, 4)), strict=True):
+            space.select_none()
+            for z in picked:
+                space.select_hyperslab((z, 0, 0), (1, 6, 8), op=h5py.h5s.SELECT_OR)
+        made.set_virtual(spaces[0], b"there.h5", b"data", spaces[1])
+        h5py.h5d.create(file.id, b"raw", h5py.h5t.NATIVE_UINT8, h5py.h5s.create_simple((5, 6, 8)), made)
+
+
+def test_a_chunk_of_sections_that_were_picked(tmp_path: Path, packed: bytes) -> None:
+    mixed(tmp_path / "x.h5", packed)
+    source = open_source(f"{tmp_path}/x.h5:/raw")
+    with pytest.raises(UnreadableError, match=r"data has a chunk at \(3, 0, 0\) that unpacks to more than \d+ bytes"):
+        source.read(Roi((2, 0, 0), (1, 6, 8)))
+
+
+@pytest.mark.parametrize(
+    ("way", "section"), [(here, 2), (beside, 2), (beside_in_name_only, 2), (shifted, 2), (sections, 3), (series, 2)]
+)
+def test_a_chunk_of_a_virtual_dataset_that_unpacks_to_more_than_its_voxels(
+    tmp_path: Path, packed: bytes, way: Callable[[Path, bytes], None], section: int
+) -> None:
+    way(tmp_path / "x.h5", packed)
+    source = open_source(f"{tmp_path}/x.h5:/raw")
+    first = Roi((0, 0, 0), (2, 6, 8))
+    assert (source.read(first) == DATA[:2]).all()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for part in (source.roi, Roi((section, 0, 0), (1, 6, 8))):
+        with pytest.raises(UnreadableError, match=r"data has a chunk at .* that unpacks to more than \d+ bytes"):
+            source.read(part)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 4 / 1024
+
+
+def test_a_virtual_dataset_of_itself(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        virtual(file, Path("x.h5"))
+        file.move("raw", "data")
+    source = open_source(f"{tmp_path}/x.h5:/data")
+    with pytest.raises(UnreadableError, match="is a virtual dataset of itself: make the file again"):
+        source.read(source.roi)
+
+
+@pytest.mark.parametrize("name", ["100%%.h5", "%b.h5"])
+def test_no_name_of_a_virtual_source_leads_elsewhere(tmp_path: Path, target: Path, name: str) -> None:
+    """HDF5 takes %% for %, and what is not the first of a series may be a link."""
+    (tmp_path / "given").mkdir()
+    with h5py.File(tmp_path / "given" / "0.h5", "w") as file:
+        file["data"] = DATA[:2]
+    for link in ("100%.h5", "1.h5"):
+        (tmp_path / "given" / link).symlink_to(target)
+    with h5py.File(tmp_path / "given" / "x.h5", "w") as file:
+        if "%%" in name:
+            virtual(file, Path(name))
+        else:
+            of_a_series(file, name.encode(), b"data", (2, 6, 8))
+    with pytest.raises(UnreadableError, match=r"x\.h5 takes voxels from .*\.h5, outside of its own folder"):
+        open_source(f"{tmp_path}/given/x.h5:/raw")

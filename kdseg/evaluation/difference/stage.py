@@ -75,7 +75,8 @@ def _pairs(old: Path, new: Path) -> tuple[list[tuple[str, _Pair | UnreadableErro
     Those of which a manifest is damaged come last.
     """
     if old.suffix == ".json" and new.suffix == ".json":
-        return [(new.stem, (read(old), read(new)))], [], []
+        name = new.stem if old.stem == new.stem else f"{old.stem} → {new.stem}"
+        return [(name, (read(old), read(new)))], [], []
     if ".json" in (old.suffix, new.suffix):
         raise DataError(f"got {old} and {new}, expected two manifests or two folders of results")
     known = [{str(one.relative_to(run).with_suffix("")): one for one in finished(run)} for run in (old, new)]
@@ -92,10 +93,13 @@ def _pairs(old: Path, new: Path) -> tuple[list[tuple[str, _Pair | UnreadableErro
 def _made_of(old: Manifest, new: Manifest) -> Iterator[str]:
     """Yield what differs in what two results are made of, in words."""
     before, now = ({"stage": one.stage, "options": one.options, "inputs": one.inputs} for one in (old, new))
-    yield from differences(before, now)
+    if old.stage == new.stage:
+        yield from differences(before, now)
+    else:  # whose options have little in common
+        yield f"made by `kdseg {old.stage}`, now by `kdseg {new.stage}`"
     weights = [one.stats.get("weights") for one in (old, new)]
     if weights[0] != weights[1]:
-        yield f"weights were {weights[0]}, are {weights[1]}"
+        yield f"weights were {weights[0] or 'none'}, are {weights[1] or 'none'}"
     if old.version != new.version:
         yield f"kdseg was {old.version}, is {new.version}"
 
@@ -139,7 +143,8 @@ def _volumes(task: DiffTask, pair: _Pair) -> tuple[dict[str, Any], _Changed | No
     """
     volumes = [open_volume(one.result) for one in pair]
     if volumes[0].channels != volumes[1].channels:
-        raise DataError(f"{pair[0].path} has {volumes[0].channels} channels, {pair[1].path} {volumes[1].channels}")
+        counts = [f"{one.channels or 'none'} in {made.path}" for one, made in zip(volumes, pair, strict=True)]
+        raise DataError(f"channels: {', '.join(counts)}")
     found, place = aligned(*pair), Place(task.workers)
     beyond = [one.roi.size - found.common.size for one in found.placed]
     region = {"region": _bounds(found.common), "voxels": found.common.size, "beyond": beyond}

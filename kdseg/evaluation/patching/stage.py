@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config import StorageOptions
 from kdseg.config.questions import PatchTask
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.evaluation.alignment import Placed, align
@@ -16,6 +17,7 @@ from kdseg.evaluation.patching.names import Names, Wanted, names, wanted
 from kdseg.evaluation.patching.overlaps import HERE, Found, count_overlaps
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, block_name, blocks, is_multiple, triple
 from kdseg.results.claims import claim
+from kdseg.results.manifests import read
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.runner import Place, place_of, run_blocks
 from kdseg.segmentation.agglomeration.edits import Edit, Point, write_edits
@@ -29,6 +31,8 @@ from kdseg.volumes.sources import open_source
 from kdseg.volumes.volume import create_volume, open_volume
 
 Ids = NDArray[np.uint64]
+_BLOCK = 128
+"""Voxels of a block along each axis, at least, unless the task says how many."""
 
 
 def run(task: PatchTask) -> None:
@@ -45,8 +49,10 @@ def run(task: PatchTask) -> None:
     """
     if task.manifest.resolve() in (task.old.resolve(), task.new.resolve()):
         raise ConfigError(f"{task.manifest} is an input: nothing is patched in place, name another manifest")
-    if not is_multiple(task.block, task.storage.shard):
-        raise ShapeError(f"block {task.block} must be a multiple of the shard {task.storage.shard}")
+    storage = task.storage.like(StorageOptions.model_validate(read(task.old).options.get("storage", {})))
+    block = task.block or triple(-(-_BLOCK // unit) * unit for unit in storage.shard)
+    if not is_multiple(block, storage.shard):
+        raise ShapeError(f"block {block} must be a multiple of the shard {storage.shard}: give another --block")
     inputs = {name: open_input(path) for name, path in (("old", task.old), ("new", task.new))}
     old, new, region = _placed(task, inputs)
     volume = inputs["old"].volume
@@ -55,26 +61,26 @@ def run(task: PatchTask) -> None:
     made_of = {
         "region": [list(region.offset), list(region.shape)],
         "least": task.least,
-        "storage": task.storage.model_dump(mode="json"),
+        "storage": storage.model_dump(mode="json"),
     }
     marks, place = {name: one.fingerprint for name, one in inputs.items()}, place_of(task)
     with claim(
-        task.manifest, "patch", made_of, marks, volume=True, bucket=task.storage.remote, overwrite=task.overwrite
+        task.manifest, "patch", made_of, marks, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:
         create_volume(
             held.store,
             shape=volume.shape,
             dtype=np.uint64,
-            chunk=task.storage.chunk,
-            shard=task.storage.shard,
+            chunk=storage.chunk,
+            shard=storage.shard,
             voxel_size=volume.voxel_size,
             offset=volume.offset,
-            levels=task.storage.levels,
+            levels=storage.levels,
             attributes=volume.attributes,
         )
-        progress = held.progress(task.block)
-        overlaps = count_overlaps(old, new, region, task.block, progress, place)
-        found = names(overlaps.outside, overlaps.inside, _largest(old, task.block, progress / "largest", place))
+        progress = held.progress(block)
+        overlaps = count_overlaps(old, new, region, block, progress, place)
+        found = names(overlaps.outside, overlaps.inside, _largest(old, block, progress / "largest", place))
         wants = wanted(overlaps.outside, found, task.least)
         write_edits(held.edits, _edits(wants, overlaps, found, (volume.shape, volume.voxel_size, volume.offset)))
         table = held.private / "names.npz"
@@ -82,12 +88,12 @@ def run(task: PatchTask) -> None:
         parts = progress / "segments"
         parts.mkdir(exist_ok=True)
         function = partial(patch_block, old, new, region, table, (held.store, parts))
-        run_blocks("patch", old.roi, task.block, function, place, progress)
+        run_blocks("patch", old.roi, block, function, place, progress)
         build = partial(build_level, held.store, "mode", place, held.private)
-        keep_checksums(held, "patch", task.block, task.storage.levels, build)
+        keep_checksums(held, "patch", block, storage.levels, build)
         held.stats.update(
             voxels=old.roi.size,
-            segments=write_segments(held.parquet, _statistics(parts, old.roi, task.block), volume),
+            segments=write_segments(held.parquet, _statistics(parts, old.roi, block), volume),
             renamed=found.new.size - found.fresh,
             fresh=found.fresh,
             merges=sum(want.merge for want in wants),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from kdseg.config.questions import GraphTask
 from kdseg.errors import MissingError, VoxelSizeError
 from kdseg.geometry import Triple, VoxelSize, grid_shape
+from kdseg.results.files import again
 from kdseg.results.manifests import expect_made_of, expect_stage, read
 from kdseg.results.parquet import Column, write_parquet
 from kdseg.results.tables import read_table
@@ -160,7 +161,7 @@ def _tables(manifest: Path) -> list[Path]:
     folder = manifest.with_suffix(".tables")
     found = sorted(folder.glob("*.npz"), key=lambda path: [int(part) for part in path.stem.split("_")])
     if not found:
-        raise MissingError(f"no tables in {folder}: kdseg clear {manifest}, then run its stage again")
+        raise MissingError(f"no tables in {folder}: {again(manifest)}")
     return found
 
 
