@@ -51,7 +51,7 @@ def configuration(task: DistilTask) -> Config:
     offsets = task.offsets or facts.get("offsets")
     if offsets is None:
         raise ConfigError(f"the teacher {task.teacher} does not say its offsets: give --offsets '-1,0,0 0,-1,0 0,0,-1'")
-    source = open_source(task.raw)
+    source = open_source(task.raw, task.sections)
     size = source.voxel_size or task.voxel_size
     if size is None:
         raise VoxelSizeError(f"{task.raw} {lacks_size(source)}: give --voxel-size, in nm, as z y x")
@@ -59,7 +59,8 @@ def configuration(task: DistilTask) -> Config:
     # what does not fit is to be known before hours of conversion
     open_teacher(FileTeacher.model_validate(teacher), ours, size, torch.device("cpu"))
     downsample, kernels = _levels(size, len(task.widths))
-    volume = {"raw": task.raw, "voxel_size": task.voxel_size, "intensity": task.intensity, "roi": task.roi}
+    volume: dict[str, Any] = {"raw": task.raw, "voxel_size": task.voxel_size, "intensity": task.intensity}
+    volume |= {"roi": task.roi, "sections": task.sections}
     train = {
         "volumes": ["raw"],
         "validate_on": "raw",

@@ -46,9 +46,10 @@ def configuration(task: NeuronsTask) -> Config:
     resolve_device(task.device)
     known, file = cards().get(task.model), weights(Path(task.model))
     loaded = load_model(file)
-    given = {"raw": task.raw, "voxel_size": task.voxel_size, "intensity": task.intensity, "roi": task.roi}
+    given: dict[str, Any] = {"raw": task.raw, "voxel_size": task.voxel_size, "intensity": task.intensity}
+    given |= {"roi": task.roi, "sections": task.sections}
     volume = {key: value for key, value in given.items() if value is not None}
-    source = open_source(task.raw)
+    source = open_source(task.raw, task.sections)
     if task.intensity is None and source.data.dtype.itemsize > 1 and source.data.dtype.kind in "iu":
         raise ConfigError(
             f"{task.raw} holds {source.data.dtype}, few of whose values may be used: give --intensity LOW HIGH, the "

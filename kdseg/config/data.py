@@ -43,6 +43,17 @@ class RoiOptions(Section):
     """Extent in voxels, (z, y, x)."""
 
 
+class SectionsOptions(Section):
+    """Order of the files in a folder of TIFF sections, and what becomes of sections that are not there."""
+
+    order: Literal["number", "name"] = "number"
+    """`number`: by the one number in which the names differ, each section once; `name`: unchecked, by name, numbers
+    in it by value, of images that do not follow each other (default where the configuration says `sections: true`)."""
+    missing: Literal["refuse", "leave_out", "fill"] = "refuse"
+    """Sections that the numbers of a folder, or the metadata of OME-TIFF, leave out: `leave_out`: the next one lies
+    directly behind; `fill`: a section of zeros, which `train.augment.missing_section` teaches networks to bridge."""
+
+
 class PlacesOptions(Section):
     """Places of first voxels, nm, (z, y, x), of the datasets of a volume whose files do not say them."""
 
@@ -90,12 +101,14 @@ class VolumeOptions(Section):
     """Part of the source to use; default all."""
     intensity: tuple[float, float] | None = None
     """Raw values that become 0 and 255; default: the range of the data type (required for floats)."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections, of all datasets of this volume; default: by number, without gaps."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.phantom is None) == (self.raw is None):
             raise ValueError("a volume needs either `raw` (an address) or `phantom`, and not both")
-        given = (self.labels, self.baseline, self.mask, self.voxel_size, self.roi, self.intensity)
+        given = (self.labels, self.baseline, self.mask, self.voxel_size, self.roi, self.intensity, self.sections)
         places = [kind for kind, place in self.offset if place is not None]
         if self.phantom is not None and (places or any(value is not None for value in given)):
             raise ValueError("a phantom brings its own labels, voxel size, shape and intensities: remove all but it")

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from kdseg.config import explain
 from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Probability, Section, Step, Weight
-from kdseg.config.data import PhantomOptions, RoiOptions, StorageOptions
+from kdseg.config.data import PhantomOptions, RoiOptions, SectionsOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
 from kdseg.errors import ConfigError
 
@@ -87,6 +87,8 @@ class DistilTask(Section):
     """Raw values that become 0 and 255; needed of floats."""
     roi: Region = None
     """Part of the raw data to use: z0:z1,y0:y1,x0:x1."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of raw data in TIFF sections; default: by number, without gaps."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (8, 16, 32)
     """Channels of the student per level, finest first; repeat."""
     steps: Count = 5000
@@ -121,6 +123,8 @@ class NeuronsTask(Section):
     """Raw values that become 0 and 255; needed of all but 8-bit data."""
     roi: Region = None
     """Part of the raw data to segment: z0:z1,y0:y1,x0:x1."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of raw data in TIFF sections; default: by number, without gaps."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: Count | None = None
@@ -277,6 +281,8 @@ class EvaluateTask(Section):
     """nm, z y x, of the first voxel, instead of what the file says."""
     labels_offset: Position | None = None
     """nm, z y x, of the first voxel, instead of what the file says."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
     workers: Count = 1
     """Processes; changes no result."""
     overwrite: bool = False
@@ -300,6 +306,8 @@ class RunlengthTask(Section):
     """nm, z y x, of files that do not say."""
     offset: Position | None = None
     """nm, z y x, of the first voxel's centre, instead of what the file says."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
 
 
 class SameTask(Section):
@@ -311,6 +319,8 @@ class SameTask(Section):
     """Address of the second."""
     roi: str | None = None
     """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of B. Default: all, which must be the same voxels of both."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
     block: Extent = (128, 128, 128)
     """Voxels per task; changes no result."""
     pairs: Least = 10

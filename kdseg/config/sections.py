@@ -33,6 +33,9 @@ _TRAIN = {
 
 def within_sections(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of a configuration, before they are checked, with what `sections: true` makes of defaults."""
+    volumes = values.get("volumes")
+    if isinstance(volumes, dict):
+        values = {**values, "volumes": {name: _volume(volume) for name, volume in volumes.items()}}
     models = values.get("models")
     if isinstance(models, dict):
         values = {**values, "models": {name: _model(model) for name, model in models.items()}}
@@ -88,6 +91,12 @@ def _joined(terms: tuple[TermOptions, ...]) -> Iterator[str]:
             yield f"the term 'spkd' cuts features into {list(term.parts)} parts: use [1, h, w]"
         if isinstance(term, SkdOptions) and term.pool[0] > 1:
             yield f"the term 'skd' pools features by {list(term.pool)}: use [1, h, w]"
+
+
+def _volume(volume: Any) -> Any:
+    if not isinstance(volume, dict) or volume.get("phantom") is not None:
+        return volume
+    return _filled(volume, {"sections": {"order": "name"}})
 
 
 def _model(model: Any) -> Any:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, lacks_size, sized
+from kdseg.volumes.sources import Source, expect_same_sections, lacks_size, sized
 from kdseg.volumes.values import without_reserved
 
 log = logging.getLogger(__name__)
@@ -150,6 +150,9 @@ def align(anchor: Source, *others: Source) -> Alignment:
     fine = triple(min(size[axis] for size in sizes) for axis in range(3))
     ratios = [_ratio(source, size, fine) for source, size in zip(sources, sizes, strict=True)]
     offsets = _offsets(sources, ratios)
+    for other in others:
+        if not (other.placed and anchor.placed):
+            expect_same_sections(other, anchor)
     starts, offsets_are = _starts(sources, sizes, offsets, fine)
     placed = tuple(Placed(*one) for one in zip(sources, ratios, starts, strict=True))
     common = placed[0].roi

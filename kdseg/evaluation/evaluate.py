@@ -168,7 +168,7 @@ def _sources(task: EvaluateTask) -> list[Source]:
         address = getattr(task, name)
         if address is None:
             continue
-        source = open_source(address)
+        source = open_source(address, task.sections)
         expect_ids(source, f"the {name}")
         if place is not None:
             source = replace(source, offset=place, placed=True, unscaled=None)

@@ -32,7 +32,10 @@ def run(task: RunlengthTask) -> dict[str, Any]:
         DataError: if no node lies in the volume.
     """
     segmentation, voxel_size = task.segmentation, task.voxel_size
-    source, truth = open_source(segmentation), read_skeletons(task.skeletons, nm_per_unit=task.nm_per_unit)
+    source, truth = (
+        open_source(segmentation, task.sections),
+        read_skeletons(task.skeletons, nm_per_unit=task.nm_per_unit),
+    )
     expect_ids(source, "the segmentation")
     size = source.voxel_size or voxel_size
     if size is None or (voxel_size is not None and not np.allclose(size, voxel_size, rtol=1e-3)):

@@ -45,7 +45,7 @@ def run(task: SameTask) -> dict[str, Any]:
         ShapeError: if, without ``roi``, they cover different voxels.
     """
     a, b, where = task.a, task.b, Place(task.workers)
-    sources = [open_source(address) for address in (b, a)]
+    sources = [open_source(address, task.sections) for address in (b, a)]
     for source in sources:
         expect_ids(source, "the segments of")
     aligned = align(*sources)

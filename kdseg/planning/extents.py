@@ -124,17 +124,17 @@ def _extents(config: Config, volume: str) -> Extents:
         made = Dataset(options.phantom.shape, config.storage.shard, "phantom")
         datasets: dict[Kind, Dataset] = {"raw": made, "labels": made}
         return Extents(datasets, options.phantom.voxel_size, dict.fromkeys(teachers, made))
-    raw = open_source(str(options.raw))
+    raw = open_source(str(options.raw), options.sections)
     plan = plan_raw(raw, options)
     datasets = {"raw": _dataset(raw, plan.roi.shape)}
     for kind in BESIDE:
         if (address := getattr(options, kind)) is not None:
-            source = open_source(address)
+            source = open_source(address, options.sections)
             beside = plan_mask(source, options, raw) if kind == "mask" else plan_labels(source, options, raw, kind)
             datasets[kind] = _dataset(source, beside.roi.shape)
     taught = {}
     for name, teacher in teachers.items():
-        source = open_source(teacher.segmentation[volume])
+        source = open_source(teacher.segmentation[volume], options.sections)
         taught[name] = _dataset(source, plan_labels(source, options, raw).roi.shape)
     return Extents(datasets, plan.voxel_size, taught)
 

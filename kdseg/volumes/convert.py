@@ -85,12 +85,12 @@ def _run_source(task: ConvertTask) -> None:
     address = getattr(options, kind)
     if address is None or options.raw is None:
         raise ConfigError(f"the volume has no {kind}: set `{kind}` to the address of a dataset")
-    source = raw = open_source(options.raw)
+    source = raw = open_source(options.raw, options.sections)
     inputs = {"source/raw": source_fingerprint(source_path(options.raw))}
     if kind == "raw":
         plan = plan_raw(raw, options)
     else:
-        source = open_source(address)
+        source = open_source(address, options.sections)
         inputs[f"source/{kind}"] = source_fingerprint(source_path(address))
         plan = plan_mask(source, options, raw) if kind == "mask" else plan_labels(source, options, raw, kind)
     made_of = _made_of(task, address, options.raw, plan)
@@ -164,6 +164,7 @@ def _made_of(task: ConvertTask, address: str, raw: str, plan: Plan) -> dict[str,
         "offset": list(plan.offset),
         "intensity": None if plan.intensity is None else list(plan.intensity),
         **({"background": task.options.background} if task.kind == "labels" else {}),
+        **({} if task.options.sections is None else {"sections": task.options.sections.model_dump(mode="json")}),
         "storage": task.storage.model_dump(mode="json"),
     }
 

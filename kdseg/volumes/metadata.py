@@ -22,7 +22,7 @@ _PREFIXES = {
 TO_NM = {f"{prefix}meter": 10.0 ** (power + 9) for prefix, power in _PREFIXES.items()}
 TO_NM |= {"angstrom": 0.1, "inch": 2.54e7, "foot": 3.048e8, "yard": 9.144e8, "mile": 1.609344e12}
 TO_NM |= {"parsec": 3.0856775814913673e25}
-TO_NM |= {"pm": 1e-3, "å": 0.1, "Å": 0.1, "nm": 1.0, "mm": 1e6, "cm": 1e7, "m": 1e9, "km": 1e12}
+TO_NM |= {"pm": 1e-3, "å": 0.1, "Å": 0.1, "\u212b": 0.1, "nm": 1.0, "mm": 1e6, "cm": 1e7, "m": 1e9, "km": 1e12}
 TO_NM |= dict.fromkeys(("micron", "um", "µm", "μm", "\\u00b5m"), 1e3)
 """Units of length: all names of OME-Zarr, and symbols of OME-TIFF, ImageJ and funlib; one is how ImageJ escapes µm."""
 _READ = re.compile(r"0\.[456](?!\d)")

@@ -15,7 +15,7 @@ from kdseg.config.data import VolumeOptions
 from kdseg.config.tasks import Kind
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, lacks_size, sized
+from kdseg.volumes.sources import Source, expect_same_sections, lacks_size, sized
 from kdseg.volumes.values import to_labels, to_uint8
 from kdseg.volumes.volume import open_volume
 
@@ -242,6 +242,7 @@ def _shift(kind: Kind, source: Source, raw: Source, voxel_size: VoxelSize) -> Tr
                 f"another shape, {other.data.shape}: add `offset: {{{line}}}` to the volume, the position in nm of the "
                 "first voxel"
             )
+        expect_same_sections(source, raw)
         log.info(
             "%s does not say where it lies: it has the shape of %s, and is taken to lie at the same place",
             without.address,

@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.data import SectionsOptions
 from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi, Slices, Triple, VoxelSize
 from kdseg.results import remote
@@ -49,6 +51,7 @@ class Source:
         unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
         placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
         corner: whether ``offset`` is the first voxel's corner by the format; else take it for its centre, as OME-Zarr.
+        numbers: of its sections, if names of files or metadata number them.
         unscaled: what the file says of size and place in units that are no lengths; see `sized`.
     """
 
@@ -59,6 +62,7 @@ class Source:
     unit: Triple
     placed: bool = True
     corner: bool = False
+    numbers: tuple[Fraction, ...] | None = None
     unscaled: Unscaled | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +87,7 @@ class Source:
         return np.asarray(self.data[roi.slices(self.roi)])
 
 
-def open_source(address: str) -> Source:
+def open_source(address: str, sections: SectionsOptions | None = None) -> Source:
     """Open a volume by its address.
 
     Args:
@@ -91,6 +95,7 @@ def open_source(address: str) -> Source:
             v2 or v3), ``path.h5:/dataset``, ``stack.tif``, a
             folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
             ``folder:key`` for another.
+        sections: order and gaps of TIFF sections; default: by number, without gaps.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -116,8 +121,9 @@ def open_source(address: str) -> Source:
     if hdf5:
         return _open_hdf5(address, path, hdf5["dataset"] or "")
     if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
-        stack = open_stack(path)
-        return replace(_source(address, stack, stack.voxel_size, None, (1, *stack.unit)), placed=False)
+        stack = open_stack(path, sections or SectionsOptions())
+        opened = _source(address, stack, stack.voxel_size, None, (1, *stack.unit))
+        return replace(opened, placed=False, numbers=stack.numbers)
     if path.is_dir() or path.suffix == ".zarr":
         return _open_zarr(address)
     raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
@@ -211,6 +217,23 @@ def lacks_size(source: Source | ChannelSource) -> str:
     if source.unscaled is None:
         return "does not say how large its voxels are"
     return f"has axes in {list(source.unscaled.units)}, which are no units of length"
+
+
+def expect_same_sections(one: Source, other: Source) -> None:
+    """Refuse volumes of one place whose sections have other numbers.
+
+    Raises:
+        ShapeError: if some have, as far as both are numbered.
+    """
+    a, b = one.numbers, other.numbers
+    if a is None or b is None or a == b:
+        return
+    alone = min(set(a) ^ set(b))
+    where, lacks = (one, other) if alone in a else (other, one)
+    raise ShapeError(
+        f"{where.address} has a section {float(alone):g}, which {lacks.address} lacks: expected the same sections in "
+        "both. Number them alike, or set `sections.missing: fill`, or `sections.order: name` if they agree anyway"
+    )
 
 
 def source_path(address: str) -> Path | str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 from command import invoke
 from pipeline import voxels
 from seeing import write_seeing
@@ -18,6 +19,7 @@ from workflow import ROOT
 from kdseg.cli import distil
 from kdseg.cli.distil import configuration
 from kdseg.config import load
+from kdseg.config.data import SectionsOptions
 from kdseg.config.questions import DistilTask
 from kdseg.errors import ConfigError, KdsegError, MissingError, ShapeError
 from kdseg.results.claims import clear
@@ -81,6 +83,18 @@ def test_the_configuration_follows_the_data(given: dict[str, Any], tmp_path: Pat
     assert student.network.downsample == ((1, 2, 2), (1, 2, 2), (2, 2, 2))
     assert student.network.kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3))
     assert student.train.crop == (8, 64, 64)
+
+
+def test_sections_that_are_missing(given: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for z in [*range(20), *range(21, 24)]:
+        tifffile.imwrite(tmp_path / "s" / f"s{z}.tif", np.full((32, 32), 9, np.uint8))
+    given["raw"] = str(tmp_path / "s")
+    with pytest.raises(ShapeError, match="missing: 20"):
+        configuration(DistilTask(**given))
+    config = configuration(DistilTask(**given, sections=SectionsOptions(missing="fill")))
+    assert config.volumes["raw"].sections == SectionsOptions(missing="fill")
+    assert config.models["student"].train.crop == (24, 32, 32)
 
 
 def test_the_documented_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from command import invoke
@@ -22,6 +23,7 @@ from workflow import ROOT, jobs
 from kdseg.cli.chain import begin
 from kdseg.cli.segment import configuration
 from kdseg.config import VolumeOptions, load, validate
+from kdseg.config.data import SectionsOptions
 from kdseg.config.questions import NeuronsTask
 from kdseg.config.segmentation import WatershedOptions
 from kdseg.config.shipped import Card, cards
@@ -159,6 +161,21 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert done.exit_code == 1
     assert message in done.stderr
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_sections_that_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    for z in (0, 1, 3):
+        tifffile.imwrite(tmp_path / "s" / f"s{z}.tif", np.full((16, 16), 9, np.uint8))
+    words = ("segment", tmp_path / "s", tmp_path / "out", "--model", "fib25-m", "--voxel-size", 10, 10, 10)
+    refused = invoke(*words)
+    assert refused.exit_code == 1
+    assert "has 3 of the 4 sections 0 to 3; missing: 2. Add them, or set `sections.missing`" in refused.stderr
+    given = {"raw": str(tmp_path / "s"), "out": tmp_path / "out", "model": "fib25-m", "voxel_size": (10, 10, 10)}
+    config = configuration(NeuronsTask.model_validate(given | {"sections": {"missing": "fill"}}))
+    assert config.volumes["raw"].sections == SectionsOptions(missing="fill")
+    begin(config, tmp_path / "config.yaml", overwrite=False)
+    assert load(tmp_path / "config.yaml") == config
 
 
 def test_what_was_tuned_for_a_network_is_used(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
