@@ -76,6 +76,17 @@ def test_axes_in_another_order_and_places_in_voxels(folder: Path) -> None:
     assert found["what"]["region"] == expected["what"]["region"]
 
 
+def test_a_voxel_size_that_is_given_gives_places_in_voxels_a_meaning(folder: Path) -> None:
+    part = SEGMENTS[2:].astype(np.int32)
+    known = write_hdf5(folder / "known.h5", part, "a", resolution=NM, offset=(360, 80, 0))
+    other = write_hdf5(folder / "other.h5", part, "a", voxel_size=(1, 1, 1), offset=(12, 10, 0), units="pixel")
+    assert "no units of length" in kdseg(other, folder / "labels.zarr").output
+    expected = answer(folder, known, folder / "labels.zarr")
+    found = answer(folder, other, folder / "labels.zarr", "--voxel-size", *NM)
+    assert found["scores"] == expected["scores"]
+    assert found["what"]["region"] == expected["what"]["region"]
+
+
 def test_details_and_the_worst_objects(folder: Path) -> None:
     addresses = (f"{folder}/segments.h5:/a", folder / "labels.zarr")
     found = answer(folder, *addresses, "--block", 4, 8, 16)
