@@ -42,7 +42,7 @@ def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) 
     add(app, "properties", PropertiesTask, _properties, tools, "out", whole=whole)
 
 
-def _check(path: Path, /, *, files: Annotated[bool, Parameter(name=(), negative="--no-files")] = True) -> None:
+def _check(path: Path, /, *, no_files: Annotated[bool, Parameter(negative=())] = False) -> None:
     """Validate a configuration file, and the files that it names by their headers; exit 1 if the run would stop.
 
     All findings are printed, one per line, each with the option to change: errors, at which the run would stop, and
@@ -50,12 +50,12 @@ def _check(path: Path, /, *, files: Annotated[bool, Parameter(name=(), negative=
 
     Args:
         path: of the YAML file.
-        files: --no-files looks at the options alone, where data and networks are made later, or lie elsewhere.
+        no_files: look at the options alone, where data and networks are made later, or lie on another machine.
     """
     config = load(path)
     expect_earlier(config)
     found = []
-    if files:
+    if not no_files:
         from kdseg.planning.check import check
 
         found = check(config)
@@ -63,7 +63,7 @@ def _check(path: Path, /, *, files: Annotated[bool, Parameter(name=(), negative=
         print(masked(str(one)))
     errors = sum(one.error for one in found)
     networks = f"{len(config.models)} models to train, {len(config.pretrained)} pretrained"
-    looked = f"{errors} errors, {len(found) - errors} warnings" if files else "files not looked at"
+    looked = "files not looked at" if no_files else f"{errors} errors, {len(found) - errors} warnings"
     print(f"{path}: {len(config.volumes)} volumes, {networks}, results in {config.results}; {looked}")
     if errors:
         sys.exit(1)

@@ -56,7 +56,7 @@ def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
             return
         try:
             values = source.read(roi)
-        except KdsegError as error:
+        except (KdsegError, OSError) as error:
             yield refusal(option, error)
             return
         ids = np.unique(values)

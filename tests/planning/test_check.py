@@ -119,7 +119,7 @@ ERRORS = {
     "region outside": ({"volumes.test.roi.offset": [60, 0, 0]}, "volumes.test.raw", r"`roi` \[60:76.*make it smaller"),
     "between voxels": ({"volumes.test.labels": "@between"}, "volumes.test.labels", "expected whole voxels"),
     "elsewhere": ({"volumes.test.labels": "@far"}, "volumes.test.labels", "does not meet the region"),
-    "mask": ({"volumes.test.mask": "@small"}, "volumes.test.mask", "does not meet|covers .* expected all"),
+    "mask": ({"volumes.tune.mask": "@small"}, "volumes.tune.mask", r"covers \(8, 64, 64\) of the .* expected all"),
     "baseline": ({"volumes.test.baseline": "@far"}, "volumes.test.baseline", "does not meet"),
     "segmentation": (
         {
