@@ -7,6 +7,7 @@ from setuptools.command.build_py import build_py
 
 TOP = Path(__file__).parent
 FILES = ("Snakefile", "rules/*.smk", "envs/*.yaml", "profiles/*/*.yaml", "config/**/*")
+MINE = "mine.yaml"  # which git ignores: a configuration of whoever builds
 
 
 class BuildWithWorkflow(build_py):
@@ -25,7 +26,9 @@ class BuildWithWorkflow(build_py):
         return [*super().get_outputs(include_bytecode), *(target for _, target in self._workflow())]
 
     def _workflow(self) -> list[tuple[str, str]]:
-        found = [path for pattern in FILES for path in sorted(TOP.glob(pattern)) if path.is_file()]
+        found = [
+            path for pattern in FILES for path in sorted(TOP.glob(pattern)) if path.is_file() and path.name != MINE
+        ]
         return [(str(one), str(Path(self.build_lib, "kdseg", "workflow", one.relative_to(TOP)))) for one in found]
 
 

@@ -84,15 +84,13 @@ def test_a_profile_comes_with_the_workflow(damaged):
 
 @pytest.mark.slow
 def test_ctrl_c_is_one_line(tmp_path, values):
-    values["models"]["teacher"]["train"]["steps"] = 10**6
+    values["volumes"]["train"] = {"phantom": {"shape": [512, 1024, 1024]}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
-    model = "results/test/teacher/model.json"
-    process = started("config.yaml", model, "--cores", "1", cwd=tmp_path)
-    for line in process.stderr:
-        if line == f"started  train {model}\n":
-            break
-    curve = tmp_path / "results" / "test" / "teacher" / "logs" / "train.log"
-    while not (curve.is_file() and "step" in curve.read_text()):
+    raw = "results/test/volumes/train/raw.json"
+    process = started("config.yaml", raw, "--cores", "1", cwd=tmp_path)
+    assert process.stderr.readline() == f"started  convert {raw}\n"
+    log = tmp_path / "results" / "test" / "volumes" / "train" / "logs" / "raw.log"
+    while not (log.is_file() and "blocks to do" in log.read_text()):
         assert process.poll() is None
         time.sleep(0.2)
     os.killpg(process.pid, signal.SIGINT)
