@@ -30,7 +30,7 @@ from kdseg.results.claims import claim
 
 Ids = NDArray[np.uint64]
 Voxel = tuple[int, ...]
-HIGH = np.uint64(2**64 - 1)
+HIGH = np.uint64(2**64 - 4)
 
 
 def kdseg(*arguments: object) -> Result:

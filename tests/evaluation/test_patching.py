@@ -36,7 +36,7 @@ from kdseg.volumes.volume import open_volume
 
 Ids = NDArray[np.uint64]
 Voxel = tuple[int, ...]
-HIGH = 2**64 - 1
+HIGH = 2**64 - 4
 SHAPE = (10, 12, 9)
 EXTENT = st.tuples(*[st.integers(0, n - 1) for n in SHAPE]), st.tuples(*[st.integers(1, n) for n in SHAPE])
 

@@ -21,7 +21,7 @@ from kdseg.evaluation.metrics.scores import scores
 SHAPE = (10, 24, 20)
 CELLS = cells(SHAPE, 9)[1]
 CELLS[CELLS == 4] = 0
-RENAMED = np.where(CELLS > 0, np.uint64(2**64 - 1) - CELLS * np.uint64(7), np.uint64(0))
+RENAMED = np.where(CELLS > 0, np.uint64(2**64 - 4) - CELLS * np.uint64(7), np.uint64(0))
 Ids = NDArray[np.uint64]
 
 

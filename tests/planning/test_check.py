@@ -214,7 +214,7 @@ ERRORS = {
         "teachers.lab",
         "nothing at /none.onnx",
     ),
-    "no affinities": (lab("nothing"), "teachers.lab.affinities.train", "not a dataset"),
+    "no affinities": (lab("nothing"), "teachers.lab.affinities.train", "has no dataset"),
     "channels": (lab("affinities", [*OFFSETS, [-3, 0, 0]]), "teachers.lab.offsets", "has 3 channels, but 4 steps"),
     "place of affinities": (lab("few"), "teachers.lab.affinities.train", "expected those of the volume 'train'"),
     "voxels of affinities": (lab("thick_affinities"), "teachers.lab.affinities.train", r"voxels of \(20"),

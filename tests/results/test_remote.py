@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -67,15 +66,6 @@ FRAGMENTS = FragmentsOptions(block=(32, 64, 64), halo=(8, 8, 8))
 def bucket():
     with serving() as found:
         yield found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forgotten():
-    """Let sessions die here, where nobody minds that they are open, and not in the next file of this process."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        forget()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,15 +46,6 @@ EMPTY = "0/c/0/0/2"
 def bucket() -> Iterator[Bucket]:
     with serving() as found:
         yield found
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forgotten() -> Iterator[None]:
-    """Let sessions die here, where nobody minds that they are open, and not in the next file of this process."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        forget()
 
 
 @pytest.fixture(autouse=True)
