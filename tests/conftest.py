@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import shutil
-import sys
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,20 +83,3 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("workflow") / "copy"
     shutil.copytree(made, folder, symlinks=True)
     return folder, folder / "config.yaml"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forgotten_sessions() -> Iterator[None]:
-    """Let sessions of HTTP die here, where nobody minds that they are open, and not in a later file of this process.
-
-    fsspec closes none when it forgets a file system.
-    """
-    yield
-    kinds = [("s3fs", "S3FileSystem"), ("fsspec.implementations.http", "HTTPFileSystem")]
-    used = [getattr(sys.modules[module], kind) for module, kind in kinds if module in sys.modules]
-    for kind in used:
-        kind.clear_instance_cache()
-    if used:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()

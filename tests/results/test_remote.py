@@ -52,8 +52,6 @@ from kdseg.volumes.volume import create_volume, open_volume
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*ClientSession:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:.*StorePath:pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed client session:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed connector:ResourceWarning"),
 ]
 
 SHAPE = (40, 64, 33)

@@ -32,8 +32,6 @@ from kdseg.volumes.volume import Volume, create_volume, open_volume
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*ClientSession:pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore:.*StorePath:pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed client session:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed connector:ResourceWarning"),
 ]
 
 SHAPE = (16, 32, 48)
