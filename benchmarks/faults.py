@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--config FILE] [--faults N] [--seed N]
 
 The configuration runs in a temporary folder. Then files of its results, of all kinds in turn, are damaged in one of
-eight ways. What `kdseg verify --repair` says is done, `kdseg clear` and `snakemake --forcerun`, until it finds nothing
+eight ways. What `kdseg verify --repair` says is done, `kdseg clear` and `kdseg run`, until it finds nothing
 more. A fault may hide behind another one, as those of a volume behind a manifest that cannot be read: it is found
 later, or never, where the whole result is made again. At the end all volumes, tables and networks have to be what they
 were.
@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,12 +107,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     kdseg = [sys.executable, "-m", "kdseg"]
-    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--cores", "2"]
-    snakemake += ["--configfile", given.config.resolve(), "--workflow-profile", ROOT / "profiles" / "default"]
+    workflow = [*kdseg, "run", "config.yaml", "--", "--keep-going"]
     with TemporaryDirectory() as made:
         folder = Path(made)
         run = Path(yaml.safe_load(given.config.read_text())["results"])
-        call(folder, *snakemake)
+        (folder / "config.yaml").write_text(given.config.read_text())  # where `verify` looks for it
+        call(folder, *workflow)
         before = digests(folder / run)
         print(f"{len(before)} files of results; {call(folder, *kdseg, 'verify', run)[1].strip()}\n")
         planted = plant(folder / run, given.faults, given.seed)
@@ -122,8 +123,9 @@ def main() -> None:
             found = {file: rounds for file, _, _ in planted if str(file.relative_to(folder)) in said} | found
             for manifest in sorted(set(re.findall(r"kdseg clear (\S+?\.json)", said))):
                 call(folder, *kdseg, "clear", manifest)
-            again = re.search(r"--forcerun (.*)", said)
-            call(folder, *snakemake, "--keep-going", *(["--forcerun", *again[1].split()] if again else []))
+            for command in re.findall(r"^kdseg (run .*)", said, re.MULTILINE):
+                call(folder, *kdseg, *shlex.split(command), "--keep-going")
+            call(folder, *workflow)
         print("| file | kind | fault | found in round |\n| --- | --- | --- | --- |")
         for file, kind, way in planted:
             print(f"| {file.relative_to(folder / run)} | {kind} | {way} | {found.get(file, '-')} |")

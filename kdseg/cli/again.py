@@ -9,13 +9,10 @@ from pathlib import Path
 from kdseg.config import Config, load
 from kdseg.errors import KdsegError
 
-SNAKEFILE = Path(__file__).parents[2] / "Snakefile"
 
-
-def snakemake(configuration: Path | str) -> str:
-    """Return the command that runs the workflow with a configuration, on all cores."""
-    where = ["--snakefile", str(SNAKEFILE)] if SNAKEFILE.is_file() else []
-    return shlex.join(["snakemake", "--cores", "all", *where, "--configfile", str(configuration)])
+def forced(configuration: Path | str, targets: Sequence[Path | str]) -> str:
+    """Return the command that makes results of a configuration again, whatever their times say."""
+    return shlex.join(["kdseg", "run", str(configuration), *map(str, targets), "--", "--force"])
 
 
 def commands(manifests: Sequence[Path]) -> Iterator[str]:
@@ -29,15 +26,11 @@ def commands(manifests: Sequence[Path]) -> Iterator[str]:
         folder = Path(config.results).resolve()
         below = [one for one in left if one.resolve().is_relative_to(folder)]
         if below:  # by the names that the workflow has for them
-            yield f"{snakemake(path)} --force {_named(config, folder, below)}"
+            yield forced(path, [f"{config.results}/{one.resolve().relative_to(folder)}" for one in below])
         left = {one: None for one in left if one not in below}
     if left:
-        found = f"{snakemake('CONFIG')} --force {shlex.join(map(str, left))}"
+        found = forced("CONFIG", list(left))
         yield f"run the commands that made them, or, with the path of your configuration for CONFIG: {found}"
-
-
-def _named(config: Config, folder: Path, manifests: Sequence[Path]) -> str:
-    return shlex.join(f"{config.results}/{one.resolve().relative_to(folder)}" for one in manifests)
 
 
 def _configurations(manifests: Sequence[Path]) -> Iterator[tuple[Path, Config]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -59,7 +60,7 @@ def begin(config: Config, path: Path, *, overwrite: bool) -> None:
 
 def how_to_go_on(config: Config) -> str:
     """Return the command by which the workflow goes on from what `carry_out` wrote."""
-    return f"to go on from here: kdseg run {_written(config)}"
+    return f"to go on from here: {shlex.join(['kdseg', 'run', str(_written(config))])}"
 
 
 def _written(config: Config) -> Path:

@@ -13,9 +13,9 @@ from typing import Any
 from kdseg.errors import masked
 
 _OURS = re.compile(r"kdseg [a-z-]+: (?=.)")
-"""How the line begins in which a stage says why it ended."""
+"""Beginning of the line in which a stage says why it ended."""
 _AFTERMATH = ("Exiting because a job execution failed", "WorkflowError:\nAt least one job did not complete")
-"""What Snakemake says after the errors of jobs, of which each has had its line."""
+"""Errors of Snakemake that follow those of jobs, of which each has had its line."""
 _HEADER = re.compile(r"\w+(?:Exception|Error)\b[^\n]*:\n")
 """First line of Snakemake's errors: a class, and perhaps a place in the rules."""
 _WIDTH = 100

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
+from kdseg.config.text import read_text
 from kdseg.config.workflow import EXAMPLES
 from kdseg.errors import ConfigError, MissingError
-from kdseg.text import read_text
 
 
 def read_values(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ FOLDER = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
 SNAKEFILE = FOLDER / "Snakefile"
 EXAMPLES = FOLDER / "config"
 DEFAULTS = FOLDER / "profiles" / "default"
-"""What every run of the workflow uses."""
+"""Profile that every run of the workflow uses."""
 
 
 def profile(name: str) -> str:

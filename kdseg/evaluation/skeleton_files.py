@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from kdseg.config.text import read_text
 from kdseg.errors import DataError, MissingError
 from kdseg.evaluation.metrics.skeletons import Skeletons, join
 from kdseg.results.tables import read_table
-from kdseg.text import read_text
 
 _ROOT = -1
 _CSV = ("neuron", "node", "parent", "z", "y", "x")

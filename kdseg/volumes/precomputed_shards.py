@@ -38,7 +38,7 @@ _WORD = 2**32 - 1
 
 
 class Sharding(BaseModel):
-    """How chunks are spread over files, as `info` says it."""
+    """Rule by which chunks are spread over files, as `info` says it."""
 
     model_config = ConfigDict(frozen=True)
 

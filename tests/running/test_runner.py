@@ -214,14 +214,20 @@ run_blocks("slow", Roi((0, 0, 0), (800, 8, 8)), (8, 8, 8), slow, Place(2), folde
 """
 
 
-def test_an_interruption_ends_the_stage_and_loses_no_block(tmp_path):
-    out = tmp_path / "out"
+def interrupted(out, seconds, blocks):
+    """Begin a stage whose blocks take so many seconds, and interrupt it when so many have begun."""
     out.mkdir()
-    command = [sys.executable, "-c", INTERRUPTED, str(out), "0.3"]
+    command = [sys.executable, "-c", INTERRUPTED, str(out), str(seconds)]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
-    while len(list(out.iterdir())) < 5:
+    while len(list(out.iterdir())) < blocks:
         time.sleep(0.02)
     run.send_signal(signal.SIGINT)
+    return run
+
+
+def test_an_interruption_ends_the_stage_and_loses_no_block(tmp_path):
+    out = tmp_path / "out"
+    run = interrupted(out, 0.3, 5)
     _, said = run.communicate(timeout=60)
     assert run.returncode != 0
     assert "KeyboardInterrupt" in said
@@ -234,13 +240,7 @@ def test_an_interruption_ends_the_stage_and_loses_no_block(tmp_path):
 
 
 def test_a_second_interruption_waits_for_no_block(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    command = [sys.executable, "-c", INTERRUPTED, str(out), "600"]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
-    while len(list(out.iterdir())) < 2:
-        time.sleep(0.02)
-    run.send_signal(signal.SIGINT)
+    run = interrupted(tmp_path / "out", 600, 2)
     with pytest.raises(subprocess.TimeoutExpired):
         run.wait(timeout=2)  # it waits for its blocks
     run.send_signal(signal.SIGINT)

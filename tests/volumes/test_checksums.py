@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipeline import NEAREST, perfect_affinities, store
 from workflow import ROOT
 
-from kdseg.cli.again import snakemake
+from kdseg.cli.again import forced
 from kdseg.config import validate
 from kdseg.config.data import PhantomOptions, StorageOptions, VolumeOptions
 from kdseg.config.segmentation import EdgesOptions, FragmentsOptions
@@ -441,9 +441,7 @@ def test_the_command_says_what_to_run(whole: Path, tmp_path: Path) -> None:
     shards(manifest, 1)[0].unlink()
     said = invoke("verify", tmp_path / "run", "--repair", "--workers", "1")
     assert said.exit_code == 1
-    assert said.stdout.splitlines()[-1].endswith(
-        f"your configuration for CONFIG: {snakemake('CONFIG')} --force {manifest}"
-    )
+    assert said.stdout.splitlines()[-1].endswith(f"your configuration for CONFIG: {forced('CONFIG', [manifest])}")
     make(tmp_path / "run")
     assert contents(manifest) == contents(whole)
 
@@ -465,12 +463,12 @@ def test_the_command_to_run_can_be_pasted(tmp_path: Path, values: dict, monkeypa
         monkeypatch.chdir(tmp_path / folder)
         said = invoke("verify", run, "--repair", "--workers", "1")
     command = said.stdout.splitlines()[-1]
-    assert shlex.split(command)[-4:] == ["--configfile", "config/of me.yaml", "--force", str(manifest)]
+    assert shlex.split(command) == ["kdseg", "run", "config/of me.yaml", str(manifest), "--", "--force"]
     subprocess.run(command, shell=True, check=True, capture_output=True)
     assert before.items() <= contents(manifest).items()  # there is a log, too
     (tmp_path / "results" / "test" / "config.yaml").write_text(yaml.safe_dump({**values, "results": "results/test"}))
     Path(f"{manifest}").write_text("{")
-    assert f"{tmp_path}/results/test/config.yaml --force" in invoke("verify", manifest, "--repair").stdout
+    assert f"kdseg run {tmp_path}/results/test/config.yaml " in invoke("verify", manifest, "--repair").stdout
 
 
 def test_of_a_claim_that_was_mended_nothing_is_to_be_made_again(whole: Path, tmp_path: Path) -> None:

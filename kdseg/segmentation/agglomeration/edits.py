@@ -24,10 +24,10 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kdseg.config.text import read_text
 from kdseg.errors import DataError, MissingError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.results.files import replacing
-from kdseg.text import read_text
 from kdseg.volumes.volume import Volume
 
 Point = tuple[float, float, float]
