@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from kdseg.config import AgglomerateOptions, EdgesOptions, FragmentsOptions, SegmentOptions, StorageOptions
+from kdseg.config.data import SectionsOptions
 from kdseg.config.questions import EvaluateTask
 from kdseg.config.segmentation import PredictOptions
 from kdseg.config.tasks import AgglomerateTask, EdgesTask, FragmentsTask, SegmentTask
@@ -31,14 +32,19 @@ if TYPE_CHECKING:
 _STORAGE = StorageOptions(levels=1)
 
 
-def open(address: str | Path) -> Opened:
+def open(address: str | Path, sections: SectionsOptions | Mapping[str, Any] | None = None) -> Opened:
     """Open a volume: of any address that a configuration takes, or by the manifest (`.json`) of a stage.
+
+    Args:
+        address: of it.
+        sections: order and gaps of TIFF sections, as of a volume of a configuration; default: by number, without gaps.
 
     Raises:
         MissingError: if it is not there.
         UnreadableError: if it is damaged, or of no known format.
+        ShapeError: if it has neither three axes nor these and one of channels.
     """
-    return open_array(address)
+    return open_array(address, SectionsOptions.model_validate(_values(sections)))
 
 
 def load_model(model: str | Path, device: str = "cpu") -> LoadedModel:
@@ -193,33 +199,47 @@ def evaluate(
     segmentation: ArrayLike | Opened,
     labels: ArrayLike | Opened,
     *,
-    voxel_size: VoxelSize = (1.0, 1.0, 1.0),
+    voxel_size: VoxelSize | None = None,
     **options: Any,
 ) -> dict[str, float]:
     """Return the scores of a segmentation by their names, as `kdseg evaluate` has them, such as ``voi`` and ``arand``.
 
+    Two volumes that were opened lie on each other by their places, as for the command; arrays voxel on voxel.
+
     Args:
         segmentation: integers (z, y, x).
-        labels: likewise, on the same voxels; 0 is left out unless ``ignore_labels`` says otherwise.
-        voxel_size: nm, (z, y, x), for what is asked in nm.
+        labels: likewise; 0 is left out unless ``ignore_labels`` says otherwise.
+        voxel_size: nm, (z, y, x), for what is asked in nm; default: what an opened volume says.
         **options: fields of `kdseg.config.questions.EvaluateTask`, e.g. ``dust``, ``components``, ``per_section``.
 
     Raises:
-        ShapeError: if both are not integers of one shape (z, y, x).
+        ShapeError: if arrays are not integers of one shape (z, y, x).
+        VoxelSizeError: if something is asked in nm, and nobody says the voxel size.
     """
     from kdseg.evaluation import evaluate as stage
 
+    if isinstance(segmentation, Opened) and isinstance(labels, Opened):
+        addresses = {"segmentation": segmentation.address, "labels": labels.address}
+        return _scores(stage.run(EvaluateTask.model_validate({**addresses, "voxel_size": voxel_size, **options})))
     pair = {"segmentation": np.asarray(segmentation), "labels": np.asarray(labels)}
     shapes = [one.shape for one in pair.values()]
     if len(set(shapes)) > 1 or len(shapes[0]) != 3:
         raise ShapeError(f"segmentation and labels are {shapes[0]} and {shapes[1]}, expected one shape (z, y, x)")
+    known = (one.voxel_size for one in (segmentation, labels) if isinstance(one, Opened))
+    size = voxel_size or next((one for one in known if one is not None), None)
+    if size is None and any(options.get(name) is not None for name in ("boundaries", "ignore_border")):
+        raise VoxelSizeError("a distance in nm needs voxels of a known size: give `voxel_size`, in nm")
     with TemporaryDirectory(prefix="kdseg-") as name:
         addresses = {part: str(Path(name) / f"{part}.zarr") for part in pair}
         for part, values in pair.items():
-            _store(Path(name) / f"{part}.json", values, voxel_size, {})
-        found = stage.run(EvaluateTask.model_validate({**addresses, **options}))
-    scores: dict[str, float] = found["scores"]
-    return scores
+            _store(Path(name) / f"{part}.json", values, size or (1.0, 1.0, 1.0), {})
+        return _scores(stage.run(EvaluateTask.model_validate({**addresses, **options})))
+
+
+def _scores(answer: Mapping[str, Any]) -> dict[str, float]:
+    """Return all scores of an evaluation, those of boundaries among them."""
+    boundaries: dict[str, float] = answer.get("boundaries", {}).get("scores", {})
+    return {**answer["scores"], **boundaries}
 
 
 def _values(options: Any) -> dict[str, Any]:

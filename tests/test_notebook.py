@@ -96,6 +96,28 @@ def test_neurons_and_scores_are_those_of_the_commands(tmp_path: Path) -> None:
     assert kdseg.evaluate(expected, LABELS) != scores
 
 
+def test_opened_volumes_lie_where_they_say_and_have_the_size_that_they_say(tmp_path: Path) -> None:
+    labels = LABELS.astype(np.uint64)
+    here = write_hdf5(tmp_path / "a.h5", labels, "a", resolution=(8, 8, 8), offset=(0, 0, 0))
+    there = write_hdf5(tmp_path / "b.h5", labels[4:], "a", resolution=(8, 8, 8), offset=(32, 0, 0))
+    segmentation, truth = kdseg.open(here), kdseg.open(there)
+    assert kdseg.evaluate(segmentation, truth)["voi"] == 0
+    with pytest.raises(ShapeError, match="expected one shape"):
+        kdseg.evaluate(np.asarray(segmentation), truth)
+    near, far = (kdseg.evaluate(segmentation, labels, boundaries=nm)["boundary_f"] for nm in (1, 100))
+    assert near == far == 1
+    with pytest.raises(VoxelSizeError, match="give `voxel_size`"):
+        kdseg.evaluate(labels, labels, boundaries=10)
+    moved = np.roll(labels, 1, axis=2)
+    assert (
+        kdseg.evaluate(segmentation, moved, boundaries=9)["boundary_f"]
+        == kdseg.evaluate(labels, moved, boundaries=9, voxel_size=(8.0, 8.0, 8.0))["boundary_f"]
+    )
+    assert kdseg.evaluate(segmentation, moved, boundaries=9) != kdseg.evaluate(
+        labels, moved, boundaries=9, voxel_size=(1.0, 1.0, 1.0)
+    )
+
+
 VOLUME = np.arange(4 * 5 * 6, dtype=np.uint16).reshape(4, 5, 6)
 CHANNELS = np.arange(2 * 4 * 5 * 6, dtype=np.uint8).reshape(2, 4, 5, 6)
 

@@ -21,7 +21,6 @@ from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PlanTas
 from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError, masked
-from kdseg.running.earlier import expect_earlier
 
 
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
@@ -53,7 +52,6 @@ def _check(path: Path, /, *, no_files: Annotated[bool, Parameter(negative=())] =
         no_files: look at the options alone, where data and networks are made later, or lie on another machine.
     """
     config = load(path)
-    expect_earlier(config)
     found = []
     if not no_files:
         from kdseg.planning.check import check

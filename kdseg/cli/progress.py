@@ -31,12 +31,13 @@ class Progress:
         failed: jobs that failed, more than once if they were started again.
         log: file of Snakemake's own output; None before there is one.
         interrupted: Ctrl-C was pressed, after which failures are no news.
+        idle: Snakemake said that there is nothing to do.
     """
 
     def __init__(self) -> None:
         self.done = self.total = self.failed = 0
         self.log: Path | None = None
-        self.interrupted = False
+        self.interrupted = self.idle = False
         self._jobs = dict[int, tuple[str, float]]()
         self._finished = list[str]()
         self._held = list[str]()
@@ -69,6 +70,10 @@ class Progress:
             self._finished.clear()
         elif event == "job_error":
             self._failure(said)
+        elif event == "group_error":
+            pass  # each of its jobs has an error of its own
+        elif str(record.msg).startswith("Nothing to be done"):
+            self.idle = True
         elif record.levelno >= logging.WARNING:
             self._trouble(record)
 

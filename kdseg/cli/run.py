@@ -33,10 +33,12 @@ def run(config: Path, words: Sequence[str], *, cores: int | None, profile_name: 
         profile_name: of Snakemake: the name of one of ours, a folder, or one that Snakemake finds.
 
     Raises:
-        UsageError: if Snakemake does not understand its options.
+        UsageError: if Snakemake does not understand its options, or another configuration is among them.
         KeyboardInterrupt: after Ctrl-C, when its jobs have ended.
         SystemExit: with Snakemake's exit status, if it is not 0.
     """
+    if taken := [word for word in words if word.startswith("--configfile")]:
+        raise UsageError(f"{taken[0]}: one configuration is given before `--`; for several: snakemake --configfile A B")
     made = load(config)
     options = ["--configfile", str(config), "--workflow-profile", str(DEFAULTS), "--logger", _LOGGER]
     if profile_name is not None:
@@ -59,8 +61,10 @@ def run(config: Path, words: Sequence[str], *, cores: int | None, profile_name: 
         page = Path(made.results) / "report.html"
         report = "" if words else f"; report: {page}"
         print(f"{progress.done} of {progress.total} jobs done{report}{where}", file=sys.stderr)
-    else:
-        print(f"{progress.total} jobs would run" if progress.total else "nothing to do, all is there")
+    elif progress.idle:
+        print("nothing to do, all is there", file=sys.stderr)
+    elif progress.total:
+        print(f"{progress.total} jobs would run")
 
 
 def _snakemake(words: Sequence[str], progress: Progress) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from kdseg.cli.chain import Stages, carry_out, converted, how_to_go_on, segmented
 from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, tasks, validate
+from kdseg.config.addresses import is_url
 from kdseg.config.base import EXPECTED, FOLDER
 from kdseg.config.questions import NeuronsTask
 from kdseg.config.shipped import cards
@@ -117,7 +118,7 @@ def _expect_folder(task: NeuronsTask) -> None:
 
 def _anywhere(address: str) -> str:
     """Return an address that means the same in any working directory."""
-    return address if "://" in address else str(Path(address).resolve())
+    return address if is_url(address) else str(Path(address).resolve())
 
 
 def _hint(meta: Mapping[str, Any]) -> str:

@@ -122,10 +122,10 @@ class Config(Section):
     segment: SegmentOptions = SegmentOptions()
     evaluate: EvaluateOptions
     compare: CompareOptions | None = None
-    """Methods of distillation to compare: `snakemake compare` trains the student with each."""
+    """Methods of distillation to compare: `kdseg run CONFIG compare` trains the student with each."""
 
     tune_segmentation: TuneSegmentationOptions | None = None
-    """Post-processing options to try: `snakemake tune_segmentation` says which suit each model best."""
+    """Post-processing options to try: `kdseg run CONFIG tune_segmentation` says which suit each model best."""
 
     @cached_property
     def trials(self) -> dict[str, ModelOptions]:

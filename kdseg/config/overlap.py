@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from os.path import realpath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from kdseg.config.addresses import is_url, locate
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
 
 if TYPE_CHECKING:
@@ -87,9 +88,9 @@ def source_of(options: VolumeOptions) -> str:
     if options.phantom is not None:
         return f"phantom {options.phantom.seed} {options.phantom.voxel_size}"
     address = str(options.raw)
-    if "://" in address:
+    if is_url(address):
         return _FIRST_LEVEL.sub(r"\1", address.rstrip("/"))
-    file, _, member = address.partition(":")
+    file, member, _ = locate(address)
     return ":".join((_FIRST_LEVEL.sub(r"\1", realpath(file)), member.strip("/")))
 
 

@@ -17,4 +17,4 @@ DEFAULTS = FOLDER / "profiles" / "default"
 def profile(name: str) -> str:
     """Return the folder of a profile of the workflow by its name; any other is left for Snakemake to find."""
     ours = FOLDER / "profiles" / name
-    return str(ours) if (ours / "config.yaml").is_file() else name
+    return str(ours) if Path(name).name == name and (ours / "config.yaml").is_file() else name  # ./slurm is the user's

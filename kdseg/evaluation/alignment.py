@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, expect_same_sections, lacks_size, sized
+from kdseg.volumes.sources import Source, expect_same_sections, expect_sections_in_step, lacks_size, sized
 from kdseg.volumes.values import without_reserved
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,9 @@ def align(anchor: Source, *others: Source) -> Alignment:
         if not (other.placed and anchor.placed):
             expect_same_sections(other, anchor)
     starts, offsets_are = _starts(sources, sizes, offsets, fine)
+    for other, ratio, start in zip(others, ratios[1:], starts[1:], strict=True):
+        if ratio[0] == ratios[0][0]:
+            expect_sections_in_step(other, anchor, (start[0] - starts[0][0]) // ratio[0])
     placed = tuple(Placed(*one) for one in zip(sources, ratios, starts, strict=True))
     common = placed[0].roi
     for one in placed[1:]:

@@ -71,8 +71,6 @@ def run(task: EvaluateTask) -> dict[str, Any]:
         size,
     )
     made_of = task.model_dump(exclude={"segmentation", "labels", "mask", "out", "workers", "overwrite"})
-    if task.boundaries is None:
-        del made_of["boundaries"]  # folders of earlier versions do not know it
     named = {"segmentation": task.segmentation, "labels": task.labels, "mask": task.mask}
     inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
     members = {name: source_member(address) for name, address in named.items() if address and source_member(address)}

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from kdseg.config.text import read_text
-from kdseg.errors import DataError, MissingError
+from kdseg.errors import DataError, MissingError, UnreadableError
 from kdseg.evaluation.metrics.skeletons import Skeletons, join
-from kdseg.results.tables import read_table
 
 _ROOT = -1
 _CSV = ("neuron", "node", "parent", "z", "y", "x")
@@ -51,7 +50,11 @@ def read_skeletons(path: Path, *, nm_per_unit: float = 1.0) -> Skeletons:
         return _csv(path, nm_per_unit)
     if path.suffix != ".npz":
         raise DataError(f"skeletons come as .swc, .csv or .npz, got {path.name}")
-    columns = read_table(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            columns = dict(file)
+    except Exception as error:  # of damaged bytes NumPy and zipfile raise a dozen kinds
+        raise UnreadableError(f"{path} is cut off, damaged or no npz ({error}): write it anew") from error
     if set(columns) != set(Skeletons._fields):
         raise DataError(f"{path} must hold {', '.join(Skeletons._fields)}, got {', '.join(columns)}")
     return Skeletons(

@@ -9,14 +9,15 @@ import numpy as np
 
 from kdseg.config import Config
 from kdseg.config.overlap import leaks
-from kdseg.errors import KdsegError
-from kdseg.geometry import Roi, Triple
+from kdseg.errors import ConfigError, KdsegError
+from kdseg.geometry import Triple
 from kdseg.planning.extents import Headers
 from kdseg.planning.findings import Finding, refusal
 from kdseg.planning.fits import fits
 from kdseg.planning.named_files import Networks, others
 from kdseg.planning.room import devices, disk
 from kdseg.results.remote import is_remote
+from kdseg.running.earlier import expect_earlier
 from kdseg.volumes.plan import Plan
 from kdseg.volumes.sources import Source
 from kdseg.volumes.values import RESERVED
@@ -31,9 +32,13 @@ def check(config: Config) -> list[Finding]:
     """Return all findings, errors first."""
     headers, networks = Headers(config), Networks(config)
     found = [refusal(option, error) for option, error in headers.refused.items()]
+    try:
+        expect_earlier(config)
+    except ConfigError as error:
+        found.append(Finding("reuse", str(error).removeprefix("reuse: ")))
     found += networks.findings
     found += others(config, headers.extents)
-    found += fits(config, headers.extents, networks.voxel_sizes)
+    found += fits(config, headers.extents, networks.voxel_sizes, networks.starts)
     if not found:  # else the jobs, whose bytes are counted, are not all known
         found += disk(config, headers.extents)
     found += devices(config)
@@ -48,9 +53,8 @@ def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
     """Yield a warning if the labels in the middle are all one id; a bucket is not asked again."""
     if is_remote(source.address):
         return
-    whole = Roi(plan.roi.offset, plan.roi.shape)
     for shape in _SAMPLES:
-        roi = whole.central(shape)
+        roi = plan.roi.central(shape)
         units = prod(-(-n // unit) + 1 for n, unit in zip(roi.shape, source.unit, strict=True))
         if units * prod(source.unit) * source.data.dtype.itemsize > _MOST_BYTES:
             return

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import NamedTuple
 
 from kdseg.config import Config, VolumeOptions
-from kdseg.config.addresses import locate
+from kdseg.config.addresses import is_url, locate
 from kdseg.config.data import SectionsOptions
 from kdseg.config.overlap import Cover, phantom_cover, placed, source_of
 from kdseg.config.tasks import Kind
@@ -236,8 +236,7 @@ def _dataset(source: Source, plan: Plan) -> Dataset:
 
 def _format(address: str) -> str:
     """Return the scheme of a URL, or the end of the last name with one in a path: groups and folders have none."""
-    scheme, url, _ = address.partition("://")
-    if url:
-        return scheme
+    if is_url(address):
+        return address.partition("://")[0]
     ends = [PurePath(part).suffix for part in locate(address).path.parts]
     return next((end.lstrip(".") for end in reversed(ends) if end), "folder")

@@ -16,13 +16,16 @@ _ON_ONE_GRID = 1e-3
 """Relative difference of the voxels that one network is trained on, at most."""
 
 
-def fits(config: Config, extents: Mapping[str, Extents], known: Mapping[str, VoxelSize]) -> Iterator[Finding]:
+def fits(
+    config: Config, extents: Mapping[str, Extents], known: Mapping[str, VoxelSize], starts: Mapping[str, VoxelSize]
+) -> Iterator[Finding]:
     """Yield what does not fit.
 
     Args:
         config: of the run.
         extents: of its volumes, by name, as far as they are known.
         known: voxels, nm, (z, y, x), of networks that are trained already, by name.
+        starts: likewise, of those that trainings start from, by the names of the models.
     """
     sizes = {name: one.voxel_size for name, one in extents.items()}
     trained = dict(known)
@@ -31,6 +34,12 @@ def fits(config: Config, extents: Mapping[str, Extents], known: Mapping[str, Vox
         if drawn:
             trained[name] = sizes[drawn[0]]
             yield from _trained(f"models.{name}.train", model, drawn, sizes)
+            if name in starts and not knows_voxels(starts[name], trained[name]):
+                yield Finding(
+                    f"models.{name}.train.start_from",
+                    f"{model.train.start_from} was trained on voxels of {starts[name]} nm, {drawn[0]!r} has "
+                    f"{trained[name]}: start from another network, or name another resolution level",
+                )
         for volume in drawn:
             shape, crop = extents[volume].raw, model.train.crop
             if any(n < c for n, c in zip(shape, crop, strict=True)):

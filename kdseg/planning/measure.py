@@ -124,7 +124,7 @@ def _conversion(samples: Samples, one: Conversion) -> dict[str, Timing]:
 def _chain(samples: Samples, extents: Mapping[str, Extents], volume: str) -> dict[str, Timing]:
     """Time all stages after the affinities; the first run of them compiles what is compiled, and does not count."""
     shape, larger = sample_shapes(extents[volume].raw, samples.config.storage.shard)
-    part = _sample(samples, extents, volume, shape)
+    part, samples.largest = _sample(samples, extents, volume, shape), shape
     _, small = (_run_chain(samples, part, turn) for turn in ("first", "second"))
     part = _sample(samples, extents, volume, larger)
     for shape in growing(larger):

@@ -10,10 +10,10 @@ import numpy as np
 
 from kdseg.config import Config
 from kdseg.config.matching import predicting
-from kdseg.config.shipped import cards, model_file
+from kdseg.config.shipped import SUFFIX, cards, model_file
 from kdseg.config.teachers import AffinitiesTeacher, FileTeacher, NetworkTeacher, SegmentationTeacher
-from kdseg.errors import KdsegError, MissingError
-from kdseg.geometry import VoxelSize, is_multiple
+from kdseg.errors import ConfigError, KdsegError, MissingError
+from kdseg.geometry import VoxelSize, channels_of, is_multiple
 from kdseg.planning.extents import Extents
 from kdseg.planning.findings import Finding, refusal
 from kdseg.volumes.sources import open_channels
@@ -21,14 +21,13 @@ from kdseg.volumes.sources import open_channels
 if TYPE_CHECKING:
     from kdseg.networks.checkpoint import LoadedModel
 
-_MODEL_FILE = ".safetensors"
-
 
 class Networks:
     """Networks in files, each read once.
 
     Attributes:
         voxel_sizes: nm, (z, y, x), of those that are trained already, by the names that they have in this run.
+        starts: likewise, of those that trainings start from, by the names of the models.
         findings: on them.
     """
 
@@ -36,27 +35,41 @@ class Networks:
         """Read the files."""
         self.config, self._read = config, dict[str, "LoadedModel | Exception"]()
         self.voxel_sizes: dict[str, VoxelSize] = {}
+        self.starts: dict[str, VoxelSize] = {}
         self.findings: list[Finding] = []
         for name, file in config.pretrained.items():
-            self._add(f"pretrained.{name}", name, file)
+            if (found := self._add(f"pretrained.{name}", file)) is not None:
+                self.voxel_sizes[name] = found.voxel_size
+                self._expect_tiles(name, found)
         for name, teacher in config.teachers.items():
-            if isinstance(teacher, FileTeacher) and (teacher.file in cards() or teacher.file.endswith(_MODEL_FILE)):
-                self._add(f"teachers.{name}.file", name, teacher.file)
+            if isinstance(teacher, FileTeacher) and (teacher.file in cards() or teacher.file.endswith(SUFFIX)):
+                if (found := self._add(f"teachers.{name}.file", teacher.file, some=True)) is not None:
+                    self.voxel_sizes[name] = found.voxel_size
+                    self._expect_tiles(name, found)
             elif not isinstance(teacher, AffinitiesTeacher | SegmentationTeacher):
                 self._expect_files(f"teachers.{name}", teacher)
         for name, model in config.models.items():
             if model.train.start_from is not None:
-                self._add(f"models.{name}.train.start_from", "", model.train.start_from)
+                option = f"models.{name}.train.start_from"
+                if (found := self._add(option, model.train.start_from)) is not None:
+                    self.starts[name] = found.voxel_size
+                    if found.options.spelled_out != model.network.spelled_out:
+                        text = "holds another network than the model's: give the model that `network`"
+                        self.findings.append(Finding(option, f"{model.train.start_from} {text}"))
 
-    def _add(self, option: str, name: str, file: str) -> None:
+    def _add(self, option: str, file: str, *, some: bool = False) -> LoadedModel | None:
+        """Return the network in a file, if there is one; ``some`` of its offsets may be wanted, in any order."""
         found = self._load(file)
         if isinstance(found, Exception):
             self.findings.append(refusal(option, found))
-            return
-        if name:
-            self.voxel_sizes[name] = found.voxel_size
-        wanted, tile = self.config.offsets, self.config.predict.tile
-        if found.offsets != wanted:
+            return None
+        wanted = self.config.offsets
+        if some:
+            try:
+                channels_of(wanted, found.offsets)
+            except ConfigError as error:
+                self.findings.append(Finding(option, f"{file} {error}"))
+        elif found.offsets != wanted:
             self.findings.append(
                 Finding(
                     option,
@@ -64,6 +77,10 @@ class Networks:
                     f"{[list(o) for o in wanted]}: give it those, as `offsets`",
                 )
             )
+        return found
+
+    def _expect_tiles(self, name: str, found: LoadedModel) -> None:
+        tile = self.config.predict.tile
         if name in predicting(self.config) and not is_multiple(tile, found.network.stride):
             text = f"{list(tile)} must be a multiple of the pooling {list(found.network.stride)} of {name!r}"
             self.findings.append(Finding("predict.tile", text))

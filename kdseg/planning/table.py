@@ -10,9 +10,9 @@ from kdseg.planning.estimate import Estimate, known_part, total
 from kdseg.planning.plan import Plan
 from kdseg.planning.timings import FLAT, Timings
 from kdseg.planning.units import bytes_text, count_text, figure_text, time_text
+from kdseg.running.resources import MB
 
 UNKNOWN = "?"
-_MB = 10**6
 _NAMES = ("stage", "model", "volume")
 _PLANNED = (*_NAMES, "voxels", "blocks", "CPU", "GPU", "wall", "stored", "asks for", "cost")
 _TOOK = (*_NAMES, "took CPU", "of plan", "took wall", "of plan", "stored", "of plan", "memory", "of asked")
@@ -83,7 +83,7 @@ def _planned(plan: Plan, one: Estimate) -> tuple[str, ...]:
         *(_stage(one), job.model, job.volume),
         *(count_text(job.voxels), f"{job.blocks:,}"),
         *(_or_unknown(seconds, time_text) for seconds in (one.cpu_s, one.gpu_s, one.seconds)),
-        *(_or_unknown(one.size, bytes_text), bytes_text(job.mb * _MB)),
+        *(_or_unknown(one.size, bytes_text), bytes_text(job.mb * MB)),
         _or_unknown(cost, figure_text) if plan.prices.given else "",
     )
 
@@ -101,7 +101,7 @@ def _total(plan: Plan) -> tuple[str, ...]:
         *("total", f"on {plan.cores} cores", ""),
         *(count_text(known["voxels"] or 0), f"{known['blocks'] or 0:,.0f}"),
         *(summed(name, time_text) for name in ("cpu_s", "gpu_s", "wall_s")),
-        *(summed("bytes", bytes_text), bytes_text((known["mb"] or 0) * _MB)),
+        *(summed("bytes", bytes_text), bytes_text((known["mb"] or 0) * MB)),
         "" if cost is None else f"{'>=' if some else ''}{figure_text(cost)}",
     )
 
@@ -117,7 +117,7 @@ def _took(one: Estimate, found: Actual) -> tuple[str, ...]:
         *(_or_unknown(found.cpu_s, time_text), _share(found.cpu_s, one.cpu_s)),
         *(_or_unknown(found.seconds, time_text), _share(found.seconds, one.seconds)),
         *(bytes_text(found.size), _share(found.size, one.size)),
-        *(_or_unknown(mb and mb * _MB, bytes_text), _share(mb, job.mb)),
+        *(_or_unknown(mb and mb * MB, bytes_text), _share(mb, job.mb)),
     )
 
 
@@ -132,7 +132,7 @@ def _took_total(plan: Plan) -> tuple[str, ...]:
         *(time_text(cpu[0]), _share(*cpu)),
         *("", ""),
         *(bytes_text(size[0]), _share(*size)),
-        *(bytes_text(most * _MB), _share(most, max((one.job.mb for one, _ in pairs), default=0))),
+        *(bytes_text(most * MB), _share(most, max((one.job.mb for one, _ in pairs), default=0))),
     )
 
 

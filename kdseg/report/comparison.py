@@ -153,7 +153,7 @@ def collect(config: Config) -> Comparison:
     paths = {name: Path(config.results) / name / "trial.json" for name in names}
     found = {name: read(path).stats for name, path in paths.items() if path.exists()}
     if not found:
-        raise MissingError(f"no trial below {config.results}: run `snakemake compare --configfile <this run's YAML>`")
+        raise MissingError(f"no trial below {config.results}: run `kdseg run <this run's YAML> compare`")
     chosen = choices(config)
     entries: list[Entry] = []
     for volume in config.trial.volumes:

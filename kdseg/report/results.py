@@ -73,9 +73,7 @@ def collect(config: Config) -> Results:
     folder = Path(config.results)
     manifests = {key: read(folder / f"{key}.json") for key in expected(config) if (folder / f"{key}.json").exists()}
     if not manifests:
-        raise MissingError(
-            f"no results below {folder}: run the workflow first, `snakemake --cores all --configfile <this run's YAML>`"
-        )
+        raise MissingError(f"no results below {folder}: run the workflow first, `kdseg run <this run's YAML>`")
     paths = {model: folder / model / CURVE for model in config.models}
     curves = {model: curve_points(path) for model, path in paths.items() if path.exists()}
     return Results(config, manifests, curves)

@@ -67,13 +67,20 @@ def expect_removable(paths: Iterable[Path]) -> None:
         UnreadableError: if a folder that one of them lies in, or that lies in one of them, may not be written.
     """
     for path in paths:
-        within = [folder for folder, _, _ in os.walk(path)] if path.is_dir() and not path.is_symlink() else []
-        for folder in (path.parent, *map(Path, within)):
+        for folder in (path.parent, *(_folders(path) if path.is_dir() and not path.is_symlink() else ())):
             if not _removable(folder, path if folder == path.parent else None):
                 raise UnreadableError(
                     f"nothing was removed of {path}: you may not remove what is in {folder}; have its owner do it, or "
                     "let you write there"
                 )
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield a folder and all below it, also those that may not be looked into."""
+    closed: list[str] = []
+    for folder, _, _ in os.walk(path, onerror=lambda error: closed.append(error.filename)):
+        yield Path(folder)
+    yield from map(Path, closed)
 
 
 def _removable(folder: Path, path: Path | None) -> bool:

@@ -248,7 +248,8 @@ def owner(file: Path) -> Path:
             return folder.with_name(f"{folder.name[1:]}.json")
     if file.parent.suffix == ".tables":
         return file.parent.with_suffix(".json")
-    return file.with_name(f"{file.name.partition('.')[0]}.json")
+    stem = file.name.removesuffix(CHECKSUMS) if file.name.endswith(CHECKSUMS) else file.stem
+    return file.with_name(f"{stem}.json")
 
 
 def fingerprint_of(manifest: Path) -> str | None:
@@ -312,9 +313,19 @@ def _alone(path: Path, known: Collection[Path]) -> Iterator[Path]:
     for folder, names, files in os.walk(path):
         names[:] = [name for name in names if not name.startswith(".") and not name.endswith((".zarr", ".tables"))]
         for found in (Path(folder) / name for name in files if name.endswith(".json")):
-            if found not in known:
-                with suppress(KdsegError):
-                    yield read(found).path
+            if found not in known and (_is_manifest(found) or _has_a_result(found)):
+                yield found
+
+
+def _is_manifest(path: Path) -> bool:
+    with suppress(KdsegError):
+        return read(path).path == path
+    return False
+
+
+def _has_a_result(path: Path) -> bool:
+    """Return whether beside a file, which may be a damaged manifest, lies what a stage leaves."""
+    return any(path.with_suffix(end).exists() for end in (".zarr", ".tables", CHECKSUMS, ".parquet", ".safetensors"))
 
 
 def read_json(path: Path) -> dict[str, Any]:

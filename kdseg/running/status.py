@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.files import again
 from kdseg.results.locks import holder
-from kdseg.results.manifests import begun, private_folder
+from kdseg.results.manifests import CLAIM, begun, private_folder
 from kdseg.results.sealed import read_sealed
 from kdseg.running.telemetry import status_path
 
@@ -39,7 +39,7 @@ def run(folder: Path) -> list[Standing]:
     Raises:
         MissingError: if no stage of kdseg has begun in it.
     """
-    claimed = (private_folder(manifest) / "claim.json" for manifest in begun(folder))
+    claimed = (private_folder(manifest) / CLAIM for manifest in begun(folder))
     claims = sorted((path for path in claimed if path.exists()), key=lambda path: path.stat().st_mtime)
     if not claims:
         raise MissingError(f"no stage of kdseg has begun in {folder}: name the configuration's `results`")

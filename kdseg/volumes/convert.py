@@ -116,7 +116,7 @@ def _say_range(raw: Source, plan: Plan) -> None:
     low, high = plan.intensity
     darkest, brightest = float(sample.min()), float(sample.max())
     share = (brightest - darkest) / (high - low)
-    if share < _LEAST_RANGE:
+    if 0 < share < _LEAST_RANGE:  # of padding alone nothing can be told
         log.warning(
             "convert-raw: %s is %s, and of %g to %g, which become 0 and 255, its middle takes %g to %g: %.1f %%, some "
             "%d grey levels. Set `intensity: [%g, %g]` for this volume if that is all of it",

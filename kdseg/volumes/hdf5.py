@@ -66,11 +66,6 @@ class Hdf5Array:
         """Extent in voxels, (z, y, x)."""
         return triple(self.lengths[-3:])
 
-    @property
-    def ndim(self) -> int:
-        """Number of axes."""
-        return len(self.lengths)
-
     def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
         """Return the values of a box, one slice for each axis.
 

@@ -199,7 +199,7 @@ def placed(
     """
     if scale is not None and not all(0 < v < float("inf") for v in scale):
         raise VoxelSizeError(f"{where} has the voxel size {tuple(scale)}, expected three positive numbers")
-    factors = [_nm_per(unit) for unit in units]
+    factors = [nm_per(unit) for unit in units]
     if None not in factors:
         size, offset = (
             None if values is None else triple(v * float(f or 0) for v, f in zip(values, factors, strict=True))
@@ -213,7 +213,7 @@ def placed(
     return Place(unscaled=Unscaled(tuple(units), start))
 
 
-def _nm_per(unit: Any) -> float | None:
+def nm_per(unit: Any) -> float | None:
     """Return the nm of a unit of length; symbols as they are, names in any spelling."""
     if not isinstance(unit, str):
         return None

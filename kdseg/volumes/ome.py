@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from kdseg.errors import ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
-from kdseg.volumes.metadata import TO_NM
+from kdseg.volumes.metadata import nm_per
 
 _HEAD = 2**13
 """Characters of OME-XML that hold its first element; in images of thousands of files each may repeat all of it."""
@@ -140,7 +140,7 @@ def _run(data: ElementTree.Element, axis: str) -> Run:
 def _voxel_size(pixels: ElementTree.Element) -> VoxelSize | None:
     found = []
     for axis in "ZYX":
-        unit = TO_NM.get(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
+        unit = nm_per(pixels.get(f"PhysicalSize{axis}Unit", "µm"))
         size = float(pixels.get(f"PhysicalSize{axis}", "nan"))
         if unit is None or not 0 < size < math.inf:  # some programs write 0 for what they do not know
             return None

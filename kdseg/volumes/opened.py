@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.errors import ShapeError
+from kdseg.config.data import SectionsOptions
+from kdseg.errors import KdsegError, ShapeError
 from kdseg.geometry import Roi, VoxelSize, triple
 from kdseg.volumes.sources import ChannelSource, Source, open_channels, open_source
 
@@ -85,18 +86,26 @@ def _taken(axis: range, index: Index) -> tuple[range, bool]:
     raise IndexError(f"expected an integer or a slice, got {index!r}")
 
 
-def open_array(address: str | Path) -> Opened:
+def open_array(address: str | Path, sections: SectionsOptions | None = None) -> Opened:
     """Open a volume: of any address that a configuration takes, or by the manifest (`.json`) of a stage.
+
+    Args:
+        address: of it.
+        sections: order and gaps of TIFF sections; default: by number, without gaps.
 
     Raises:
         MissingError: if it is not there.
         UnreadableError: if it is damaged, or of no known format.
+        ShapeError: if it has neither three axes nor these and one of channels.
     """
     name = str(address)
     try:
-        source = open_source(name)
-    except ShapeError:
-        taught = open_channels(name)
+        source = open_source(name, sections)
+    except ShapeError as error:
+        try:
+            taught = open_channels(name)
+        except KdsegError:
+            raise error from None
         shape = (taught.channels, *taught.shape)
         return Opened(name, shape, taught.dtype, taught.voxel_size, taught.offset, taught)
     place = source.offset if source.placed else None

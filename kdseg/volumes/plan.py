@@ -15,7 +15,7 @@ from kdseg.config.data import VolumeOptions
 from kdseg.config.tasks import Kind
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, expect_same_sections, lacks_size, sized
+from kdseg.volumes.sources import Source, expect_same_sections, expect_sections_in_step, lacks_size, sized
 from kdseg.volumes.values import to_labels, to_uint8
 from kdseg.volumes.volume import open_volume
 
@@ -256,6 +256,7 @@ def _shift(kind: Kind, source: Source, raw: Source, voxel_size: VoxelSize) -> Tr
             f"{source.address} starts {steps} voxels from the first one of {raw.address}, expected whole voxels: "
             "correct its offset"
         )
+    expect_sections_in_step(source, raw, z)
     return (z, y, x)
 
 

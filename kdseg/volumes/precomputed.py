@@ -59,7 +59,6 @@ class PrecomputedArray:
     placed: bool
     unit: Triple
     shards: Shards | None = None
-    ndim: int = 3
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         """Return the voxels of a box, (z, y, x); a chunk that is not there is 0, as the format has it.

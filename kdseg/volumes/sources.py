@@ -215,6 +215,29 @@ def lacks_size(source: Source | ChannelSource) -> str:
     return f"has axes in {list(source.unscaled.units)}, which are no units of length"
 
 
+def expect_sections_in_step(one: Source, other: Source, shift: int) -> None:
+    """Refuse volumes that say where they lie, but whose sections run apart: one of them lacks some.
+
+    Args:
+        one: numbered or not.
+        other: likewise, with sections of the same thickness.
+        shift: first section of ``one``, counted from that of ``other``.
+
+    Raises:
+        ShapeError: if the numbers of the sections that lie on each other do not differ by the same throughout.
+    """
+    a, b = one.numbers, other.numbers
+    if a is None or b is None:
+        return
+    pairs = [(number, b[k + shift]) for k, number in enumerate(a) if 0 <= k + shift < len(b)]
+    if apart := [(p, q) for p, q in pairs if p - q != pairs[0][0] - pairs[0][1]]:
+        (p, q), (first, its) = apart[0], pairs[0]
+        raise ShapeError(
+            f"section {float(first):g} of {one.address} lies on {float(its):g} of {other.address}, but {float(p):g} on "
+            f"{float(q):g}: one of them lacks sections. Set `sections.missing: fill`"
+        )
+
+
 def expect_same_sections(one: Source, other: Source) -> None:
     """Refuse volumes of one place whose sections have other numbers.
 
@@ -274,7 +297,6 @@ class _ZarrArray:
     address: str
     shape: Triple
     dtype: np.dtype[Any]
-    ndim: int = 3
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         z, y, x = (range(n)[s] for n, s in zip(self.shape, key, strict=True))

@@ -15,7 +15,7 @@ import tifffile
 
 from kdseg.errors import ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
-from kdseg.volumes.metadata import TO_NM
+from kdseg.volumes.metadata import nm_per
 from kdseg.volumes.ome import Ome, read_ome, uuid_of
 from kdseg.volumes.tiff_stack import Section, readable
 
@@ -171,7 +171,7 @@ def _dangling(file: tifffile.TiffFile) -> bool:
 def _voxel_size(file: tifffile.TiffFile) -> VoxelSize | None:
     imagej = file.imagej_metadata
     if imagej is not None and "spacing" in imagej:
-        unit = TO_NM.get(str(imagej.get("unit", "")).lower())
+        unit = nm_per(imagej.get("unit"))
         tags = file.pages.first.tags
         if unit is None or "XResolution" not in tags or "YResolution" not in tags:
             return None

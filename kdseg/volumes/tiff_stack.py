@@ -78,7 +78,6 @@ class TiffStack:
     unit: tuple[int, int]
     voxel_size: VoxelSize | None
     numbers: tuple[Fraction, ...] | None = None
-    ndim: int = 3
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         """Return the voxels of three slices of step 1.

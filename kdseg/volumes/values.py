@@ -59,7 +59,7 @@ def to_labels(labels: NDArray[Any]) -> NDArray[np.uint64]:
                 )
     if labels.dtype.kind != "u" and labels.min() < 0:
         raise DataError(f"there is the negative label {labels.min()}, expected 0 for unlabelled voxels: set them to 0")
-    ids = without_reserved(labels.astype(np.uint64))
+    ids = without_reserved(labels.astype(np.uint64, copy=False))
     if ids.max() > LARGEST_LABEL:
         raise DataError(f"there is the label {ids.max()}, the largest that can be used is 2**63 - 1: renumber them")
     return ids

@@ -110,9 +110,9 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
         return
     # of a network the weights are the input, not the manifest
     beside = {name: manifest.parent / f"{name}.json" for name in made.inputs if name != "model"}
-    for name, path in beside.items():
+    for name, path in ((name, path) for name, path in beside.items() if path.exists()):
         try:
-            expect_made_of(manifest, **({name: path} if path.exists() else {}))
+            expect_made_of(manifest, **{name: path})
         except DataError as error:
             yield Fault(str(error))
         except UnreadableError:
@@ -128,7 +128,7 @@ def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> I
                 if wrong:
                     yield Fault(wrong, file.made_by())
     except KdsegError as error:
-        yield Fault(str(error))
+        yield Fault(f"{error}; the files of this result were not all compared")
 
 
 def repair(manifest: Path, found: list[Fault]) -> None:

@@ -25,6 +25,7 @@ from zarr import AsyncArray
 from zarr.abc.codec import BytesBytesCodec
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import BaseZarrError
 from zarr.storage import LocalStore, StorePath
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError
@@ -155,13 +156,15 @@ class Volume:
         if isinstance(store, Bucket):
             said = {} if known is None else {key: known[index] for index, key in self._keys(roi)}
             return _through(Compared(store, said), array)
-        for index, file in self.files(roi):
-            if not isinstance(file, Path):
-                break
-            if known is not None:
-                expect_sound(file, known[index])
-            elif file.is_file() and not file.stat().st_size:
-                raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
+        if known is not None:
+            for index, key in self._keys(roi):
+                expect_sound(cast("LocalStore", store).root / key, known[index])
+        elif isinstance(store, LocalStore):
+            for channel in range(self._channel_files):
+                for _, key in self._keys(roi, channel):
+                    file = store.root / key
+                    if file.is_file() and not file.stat().st_size:
+                        raise UnreadableError(f"{file} is empty, so {roi} cannot be read: copy or compute it again")
         return array
 
     def _known(self) -> NDArray[np.void] | None:
@@ -213,13 +216,19 @@ class Volume:
                 listed, found = plane, remote.sizes(plane)
             yield index, file, found.get(file, UNWRITTEN)
 
-    def _keys(self, roi: Roi) -> Iterator[tuple[Triple, str]]:
-        """Yield the keys of the files of ``roi`` in the store, by their places in the grid of shards."""
+    def _keys(self, roi: Roi, channel: int = 0) -> Iterator[tuple[Triple, str]]:
+        """Yield the keys of the files of ``roi`` in the store, by their places in the grid of shards.
+
+        Args:
+            roi: voxels.
+            channel: place of the file along the channels, of which volumes of others have several.
+        """
         if isinstance(self.array, Computed):
             return
         prefix = f"{self.array.path}/" if self.array.path else ""
         for index in product(*self.shards(roi)):
-            place = self.layout.back((*self._lead, *index), self.array.ndim, 0)
+            lead = () if self.channels is None else (channel,)
+            place = self.layout.back((*lead, *index), self.array.ndim, 0)
             yield triple(index), prefix + self.array.metadata.encode_chunk_key(place)
 
     @property
@@ -232,8 +241,12 @@ class Volume:
         return [range(o // u, -(-e // u)) for o, e, u in zip(roi.offset, roi.end, self.write_unit, strict=True)]
 
     @property
-    def _lead(self) -> tuple[int, ...]:
-        return () if self.channels is None else (0,)
+    def _channel_files(self) -> int:
+        """Number of files along the channels; 1 without channels."""
+        if self.channels is None or isinstance(self.array, Computed):
+            return 1
+        per_file: int = self.layout.of(self.array.shards or self.array.chunks)[0]
+        return -(-self.channels // per_file)
 
     def write(self, roi: Roi, data: NDArray[Any]) -> bytes:
         """Write the voxels of ``roi``.
@@ -461,7 +474,12 @@ def _open_image(group: zarr.Group, path: str | Path, level: int, *, single: bool
 
 
 def _image_around(path: str | Path) -> Level | None:
-    """Return what the image that an array is a level of says of it, if there is one that is understood."""
+    """Return what the image that an array is a level of says of it; None if there is no image that names its axes.
+
+    Raises:
+        UnreadableError: if what is around it cannot be read: nobody knows then whether it is an image.
+        VoxelSizeError: if the image is not understood.
+    """
     whole, _, name = str(path).rstrip("/").rpartition("/")
     if name.endswith(".zarr") or not whole:
         return None
@@ -469,11 +487,25 @@ def _image_around(path: str | Path) -> Level | None:
     try:
         with _reaching(parent):
             attributes = dict(zarr.open_group(_store(parent, parent), mode="r").attrs)
-        ome = cast("dict[str, Any]", attributes.get("ome", attributes))
-        levels = [level for level, dataset in enumerate(ome["multiscales"][0]["datasets"]) if dataset["path"] == name]
-        return level_of(ome, levels[0], parent) if levels else None
-    except (KdsegError, OSError, ValueError, TypeError, LookupError):
+    except (FileNotFoundError, NotADirectoryError, MissingError, BaseZarrError):  # no group is there
         return None
+    except UnreadableError as error:
+        if isinstance(error.__cause__, PermissionError):  # a bucket's answer for what is not there, to who may not list
+            return None
+        raise
+    except (OSError, ValueError) as error:
+        raise UnreadableError(
+            f"cannot read the metadata of {parent}, of which {path} may be a level: {error}"
+        ) from error
+    ome = cast("dict[str, Any]", attributes.get("ome", attributes))
+    try:
+        image = ome["multiscales"][0]
+        levels = [level for level, dataset in enumerate(image["datasets"]) if dataset["path"] == name]
+        if not levels or not ("axes" in image or "coordinateSystems" in image):
+            return None
+    except (TypeError, LookupError):
+        return None
+    return level_of(ome, levels[0], parent)
 
 
 def _placed(level: Level, order: Layout, path: str | Path) -> Place:

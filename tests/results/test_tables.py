@@ -119,16 +119,22 @@ def test_a_damaged_table_names_the_manifest_to_verify(tmp_path: Path, table: str
 
 
 PLACES = ("edges.tables/0_0_0.npz", ".edges/8x8x8/parts/0_0_0.npz", "edges.checksums.npz", "edges.npz")
+DOTTED = [
+    ("edges.v2.tables/0_0_0.npz", "edges.v2"),
+    ("edges.v2.checksums.npz", "edges.v2"),
+    ("edges.v2.npz", "edges.v2"),
+]
+"""Results may have dots in their names."""
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_a_table_is_not_read_in_another_result(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize(("place", "stem"), [(place, "edges") for place in PLACES] + DOTTED)
+def test_a_table_is_not_read_in_another_result(tmp_path: Path, place: str, stem: str) -> None:
     """Of the same name in the same place, as of a run with other options; moved with its result it is read."""
     for run, fingerprint in (("one", "a1"), ("two", "b2"), ("same", "a1")):
         path = tmp_path / run / place
         path.parent.mkdir(parents=True)
-        (tmp_path / run / ".edges").mkdir(exist_ok=True)
-        write_sealed(tmp_path / run / ".edges" / "claim.json", {"fingerprint": fingerprint})
+        (tmp_path / run / f".{stem}").mkdir(exist_ok=True)
+        write_sealed(tmp_path / run / f".{stem}" / "claim.json", {"fingerprint": fingerprint})
         write_table(path, EDGES._asdict())
     paths = [tmp_path / run / place for run in ("one", "two", "same")]
     assert paths[0].read_bytes() == paths[2].read_bytes()

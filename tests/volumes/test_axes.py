@@ -201,7 +201,6 @@ ROI = st.tuples(*[st.tuples(st.integers(0, n - 1), st.integers(1, n)) for n in D
 def test_axes_in_any_order(tmp_path_factory: pytest.TempPathFactory, kind: str, names: list[str], roi: Roi) -> None:
     source = open_source(WRITE[kind](tmp_path_factory.mktemp("a"), ordered(names), names))
     assert source.data.shape == DATA.shape
-    assert source.data.ndim == 3
     np.testing.assert_array_equal(source.read(roi), DATA[roi.slices()])
     np.testing.assert_allclose(source.voxel_size or (), tuple(SIZE.values()))
     np.testing.assert_allclose(source.offset or (), tuple(OFFSET.values()))
@@ -352,6 +351,32 @@ def test_a_level_that_is_named_by_itself_is_what_its_image_says(tmp_path: Path, 
 def test_a_level_of_an_image_that_is_not_understood_is_a_plain_array(tmp_path: Path) -> None:
     address = image(tmp_path / "o.zarr", DATA, {"datasets": [{"path": "s0"}]}, "0.2")
     assert open_source(f"{address}/s0").voxel_size is None
+
+
+def test_a_level_of_an_image_that_cannot_be_read_or_understood_is_refused(tmp_path: Path) -> None:
+    """As a plain array it would be in another order, without a word."""
+    address = ome_05(tmp_path, ordered("xyz"), "xyz")
+    metadata = tmp_path / "o.zarr" / "zarr.json"
+    whole = metadata.read_text()
+    metadata.write_text(whole[:-30])
+    with pytest.raises(UnreadableError, match=r"metadata of .*o\.zarr, of which .*s0 may be a level"):
+        open_source(f"{address}/s0")
+    metadata.write_text(whole.replace('"scale"', '"affine"'))
+    with pytest.raises(KdsegError, match=r"o\.zarr"):
+        open_source(f"{address}/s0")
+    metadata.write_text(whole)
+    assert open_source(f"{address}/s0").data.shape == DATA.shape
+
+
+def test_an_empty_file_of_any_channel_is_refused(tmp_path: Path) -> None:
+    """zarr reads an empty shard as zeros."""
+    values = np.ones((2, 8, 8, 8), np.uint8)
+    zarr.create_array(tmp_path / "a.zarr", data=values, chunks=(1, 4, 4, 4), shards=(1, 8, 8, 8))
+    source = open_channels(str(tmp_path / "a.zarr"))
+    assert (source.read(Roi((0, 0, 0), (8, 8, 8))) == 1).all()
+    (tmp_path / "a.zarr" / "c" / "1" / "0" / "0" / "0").write_bytes(b"")
+    with pytest.raises(UnreadableError, match=r"c/1/0/0/0 is empty"):
+        source.read(Roi((0, 0, 0), (4, 4, 4)))
 
 
 def test_the_order_of_the_levels_contradicts_the_image(tmp_path: Path) -> None:

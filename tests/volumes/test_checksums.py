@@ -511,6 +511,10 @@ def test_results_without_their_hidden_folders_are_found_and_said_to_lack_them(wh
     shards(twin)[0].unlink()
     assert [len(faults) for _, faults in verify(copied, 1)] == [1]
     make(twin.parent)
+    shutil.rmtree(copied / "part" / f".{manifest.stem}")
+    flip(twin, 0.5, 0)
+    assert [path for path, faults in verify(copied, 1) if faults] == [twin]
+    flip(twin, 0.5, 0)
     assert contents(twin) == contents(whole)
 
 

@@ -522,6 +522,7 @@ def test_floats_need_intensities(tmp_path: Path) -> None:
         (RAW.astype("f4") / 255, (0, 1), None),
         (RAW.astype("f4") / 510 - 0.25, (-10, 10), "2.5 %, some 7 grey levels. Set `intensity: [-0.25, 0.25]`"),
         (RAW, None, None),
+        (np.zeros_like(RAW, np.float32), (0, 1), None),
     ],
 )
 def test_a_range_that_is_hardly_used_is_warned_of(

@@ -424,8 +424,10 @@ def test_a_folder_without_an_earlier_result_is_refused_before_anything_runs(tmp_
             assert "reuse" not in done.stderr
         else:
             assert done.exit_code == 1
-            assert re.match(rf"kdseg {words[0]}: {message}", done.stderr)
-            assert done.stderr.count("\n") == 1
+            said = done.stdout.splitlines()[0] if words[0] == "check" else done.stderr
+            assert re.match(rf"{'error' if words[0] == 'check' else 'kdseg plan'}: {message}", said)
+            assert done.stderr.count("\n") == (words[0] == "plan")
+            assert invoke("check", config, "--no-files").exit_code == 0
     text = snakemake(tmp_path, config, "--dry-run", check=message is None)
     assert "rule predict" in text if message is None else re.search(message, text)
 

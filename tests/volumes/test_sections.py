@@ -226,6 +226,21 @@ def test_sections_of_raw_data_and_labels_have_the_same_numbers(tmp_path: Path) -
     np.testing.assert_array_equal(by_name, np.stack([section(k) for k in range(1, 6)]))
 
 
+def test_sections_that_run_apart_are_not_laid_on_each_other(tmp_path: Path) -> None:
+    """Where both say their places, too, which only tell where the first section is."""
+    raw = folder(tmp_path / "raw", [f"z{k:03}.tif" for k in (0, 1, 2, 4, 5)])
+    gap = {"raw": raw, "voxel_size": (40, 4, 4), "sections": {"missing": "leave_out"}}
+    for numbers, first, fits in ((range(6), 0, False), (range(3), 0, True), ((4, 5), 120, True), ((1, 2, 4), 40, True)):
+        part = tmp_path / f"labels{len(list(tmp_path.iterdir()))}"
+        labels = folder(part, [f"z{k:03}.tif" for k in numbers])
+        options = {**gap, "labels": labels, "offset": {"raw": (0, 0, 0), "labels": (first, 0, 0)}}
+        if fits:
+            assert len(converted(part, "labels", **options)) == len(numbers)
+        else:
+            with pytest.raises(ShapeError, match=r"section 0 of .* lies on 0 of .*, but 3 on 4: one of them lacks"):
+                converted(part, "labels", **options)
+
+
 def test_commands_on_folders_take_the_options_of_sections(tmp_path: Path) -> None:
     address = folder(tmp_path / "s", {f"s{k}.tif": k for k in (0, 1, 3, 4)})
     swc = tmp_path / "1.swc"

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.errors import DataError
+from kdseg.volumes.values import RESERVED
 
 Ids = NDArray[np.uint64]
 
@@ -90,10 +91,10 @@ def names(outside: Overlaps, inside: Overlaps, largest: int) -> Names:
     won = alone[_won(Overlaps(*(column[alone] for column in inside)), outside.old)]
     name[np.searchsorted(new, inside.new[won])] = inside.old[won]
     rest = np.flatnonzero(name == 0)
-    if largest + rest.size >= 1 << 64:
+    if largest + rest.size >= RESERVED:
         raise DataError(
-            f"{rest.size} objects need ids above {largest}, the largest of the old segmentation, but ids have 64 bits: "
-            "give the old one smaller ids"
+            f"{rest.size} objects need ids above {largest}, the largest of the old segmentation, but {RESERVED} and "
+            "above mean no label: give the old one smaller ids"
         )
     name[rest] = np.uint64(largest) + np.arange(1, rest.size + 1, dtype=np.uint64)
     return Names(new, name, rest.size)
