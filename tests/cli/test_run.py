@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from command import interruptible
 from workflow import ROOT
 
 from kdseg.cli.progress import Progress, in_a_line
+from kdseg.config.workflow import FOLDER, profile
 
 RAW = "results/test/volumes/tune/raw.json"
 
@@ -66,6 +68,7 @@ def test_the_error_of_a_stage_is_one_line_with_the_place_of_its_log(damaged):
     [
         (["none.html"], 1, "kdseg run: No rule to produce none.html"),
         (["--", "--bogus"], 2, "kdseg run: unrecognized arguments: --bogus"),
+        (["--", "--configfile", "other.yaml"], 2, "kdseg run: --configfile: one configuration is given before `--`"),
         (["--profile", "absent"], 2, "kdseg run: Error: profile directory given (absent)"),
     ],
 )
@@ -80,6 +83,17 @@ def test_a_profile_comes_with_the_workflow(damaged):
     code, out, lines = run(damaged, RAW, "--profile", "slurm", "--", "--dry-run", cwd=damaged.parent)
     assert code == 0, lines
     assert out == f"would run convert {RAW}: Missing output files: {RAW}\n1 jobs would run\n"
+
+
+def test_a_profile_of_ones_own_has_a_path(tmp_path, monkeypatch):
+    """Even if its folder has the name of one of ours."""
+    monkeypatch.chdir(tmp_path)
+    assert Path(profile("slurm")).is_relative_to(FOLDER)
+    assert [profile(name) for name in ("./slurm", str(tmp_path / "slurm"), "mine")] == [
+        "./slurm",
+        str(tmp_path / "slurm"),
+        "mine",
+    ]
 
 
 @pytest.mark.slow

@@ -187,6 +187,16 @@ ERRORS = {
         "models.heavy.train.start_from",
         r"no model file at /none",
     ),
+    "network of a start": (
+        {"models.heavy.train.start_from": "fib25-s"},
+        "models.heavy.train.start_from",
+        "fib25-s holds another network",
+    ),
+    "voxels of a start": (
+        {"models.heavy.train.start_from": "fib25-s", "volumes.train": THICK},
+        "models.heavy.train.start_from",
+        r"was trained on voxels of .* nm, 'train' has",
+    ),
     "offsets of a network": (
         {"pretrained.old": "fib25-s", "offsets": OFFSETS},
         "pretrained.old",
@@ -230,6 +240,14 @@ ERRORS = {
 def test_nothing_is_found_where_nothing_is_wrong(folder):
     assert findings(folder, {}) == []
     assert [one for one in findings(folder, lab("affinities")) if one.error] == []
+
+
+def test_a_teacher_may_have_more_offsets_than_the_run(folder):
+    change = {"teachers.lab": {"file": "fib25-s"}, "models.fast.train.teacher": "lab"}
+    assert not [one for one in findings(folder, change) if one.option.startswith("teachers.")]
+    lacking = {**change, "offsets": [*OFFSETS, [-1, -2, -5]]}
+    (found,) = [one for one in findings(folder, lacking) if one.option == "teachers.lab.file"]
+    assert "fib25-s has no channel for the offsets [[-1, -2, -5]]" in found.text
 
 
 @pytest.mark.parametrize("case", ERRORS)
