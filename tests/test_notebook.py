@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 from command import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +160,18 @@ def test_all_of_a_volume_and_what_is_no_part_of_it(files: dict[str, tuple[Any, N
             opened[index]  # type: ignore[index]
     with pytest.raises(ValueError, match="copy"):
         np.array(opened, copy=False)
+
+
+def test_what_cannot_be_opened_is_told_by_who_knows_the_format(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "colour.tif", np.zeros((4, 8, 8, 3), np.uint8), photometric="rgb")
+    with pytest.raises(ShapeError, match="values per pixel"):
+        kdseg.open(tmp_path / "colour.tif")
+    (tmp_path / "gap").mkdir()
+    for k in (0, 1, 3):
+        tifffile.imwrite(tmp_path / "gap" / f"z{k}.tif", np.full((8, 8), k, np.uint8))
+    with pytest.raises(ShapeError, match="sections"):
+        kdseg.open(tmp_path / "gap")
+    assert kdseg.open(tmp_path / "gap", {"missing": "fill"})[:, 0, 0].tolist() == [0, 1, 0, 3]
 
 
 def test_refusals(folder: Path) -> None:

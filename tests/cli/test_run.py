@@ -126,6 +126,16 @@ def test_jobs_are_counted_and_those_without_output_are_not_named(capsys):
     assert (progress.done, progress.total) == (2, 2)
 
 
+def test_idle_runs_are_known_and_errors_of_groups_told_by_their_jobs(tmp_path, capsys):
+    progress = Progress()
+    progress.record(record("group_error", logging.ERROR, "Error in group x:"), dry=False)
+    progress.record(record("info", logging.INFO, "Building DAG of jobs..."), dry=False)
+    progress.end()
+    assert (capsys.readouterr().err, progress.idle) == ("", False)
+    progress.record(record("info", logging.INFO, "Nothing to be done (all is there)."), dry=False)
+    assert progress.idle
+
+
 def test_a_failed_command_is_told_once_and_other_errors_of_rules_are_not_lost(tmp_path, capsys):
     log = tmp_path / "x.log"
     log.write_text("2026-01-01 INFO begun\nkdseg predict: no room on s3://user:secret@host/x\nsome other line\n")

@@ -230,7 +230,13 @@ def test_sections_that_run_apart_are_not_laid_on_each_other(tmp_path: Path) -> N
     """Where both say their places, too, which only tell where the first section is."""
     raw = folder(tmp_path / "raw", [f"z{k:03}.tif" for k in (0, 1, 2, 4, 5)])
     gap = {"raw": raw, "voxel_size": (40, 4, 4), "sections": {"missing": "leave_out"}}
-    for numbers, first, fits in ((range(6), 0, False), (range(3), 0, True), ((4, 5), 120, True), ((1, 2, 4), 40, True)):
+    for numbers, first, fits in (
+        (range(6), 0, False),
+        (range(3), 0, True),
+        ((4, 5), 120, True),
+        ((1, 2, 4), 40, True),
+        ((11, 12, 14), 40, True),
+    ):
         part = tmp_path / f"labels{len(list(tmp_path.iterdir()))}"
         labels = folder(part, [f"z{k:03}.tif" for k in numbers])
         options = {**gap, "labels": labels, "offset": {"raw": (0, 0, 0), "labels": (first, 0, 0)}}
