@@ -522,7 +522,7 @@ def test_other_machines_are_not_compared(tmp_path):
 
 
 def test_no_results_at_all(tmp_path):
-    with pytest.raises(MissingError, match="run the workflow first, `snakemake"):
+    with pytest.raises(MissingError, match="run the workflow first, `kdseg run"):
         report.run(ReportTask(config=configuration(tmp_path / "nothing"), out=tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
 
