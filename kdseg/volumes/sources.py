@@ -15,6 +15,7 @@ from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi, triple
 from kdseg.results import remote
 from kdseg.results.manifests import fingerprint, read, source_fingerprint
+from kdseg.volumes import mrc
 from kdseg.volumes.foreign import ChannelSource, ForeignArray, Readable, Source
 from kdseg.volumes.hdf5 import open_dataset
 from kdseg.volumes.images import open_images
@@ -30,8 +31,8 @@ from kdseg.volumes.volume import open_volume
 from kdseg.volumes.zipped import is_zipped
 
 EXPECTED = (
-    "path.zarr, path.zarr/group, path.zarr.zip, path.n5/dataset, path.h5:/dataset, path.npy, stack.tif, or a folder of "
-    "TIFF, PNG or JPEG sections"
+    "path.zarr, path.zarr/group, path.zarr.zip, path.n5/dataset, path.h5:/dataset, path.npy, path.mrc, stack.tif, or a "
+    "folder of TIFF, PNG or JPEG sections"
 )
 """Addresses, for messages."""
 
@@ -57,9 +58,10 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
 
     Args:
         address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 to 0.6, plain zarr
-            v2 or v3), ``path.zarr.zip``, ``path.n5/dataset``, ``path.h5:/dataset``, ``path.npy``, ``stack.tif``, a
-            folder of TIFF, PNG or JPEG sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its
-            first scale, ``folder:key`` for another; or the manifest of a volume that kdseg made, ``….json``.
+            v2 or v3), ``path.zarr.zip``, ``path.n5/dataset``, ``path.h5:/dataset``, ``path.npy``, ``path.mrc``,
+            ``stack.tif``, a folder of TIFF, PNG or JPEG sections, or a folder of Neuroglancer's precomputed format,
+            ``folder`` for its first scale, ``folder:key`` for another; or the manifest of a volume that kdseg made,
+            ``….json``.
         sections: order and gaps of sections; default: by number, without gaps.
 
     Raises:
@@ -183,7 +185,7 @@ def _in_bucket(address: str) -> bool:
     """
     if remote.is_remote(address):
         path = Path(address)
-        one_file = kind_of(path) or unread(path) or is_zipped(path) or path.suffix.lower() == ".npy"
+        one_file = kind_of(path) or unread(path) or is_zipped(path) or path.suffix.lower() in (".npy", *mrc.ENDINGS)
         if one_file or locate(address).hdf5 or any(part.endswith(".n5") for part in path.parts):
             raise UnreadableError(
                 f"{address}: only zarr is read from buckets and web servers; copy the file or folder here first"
@@ -261,6 +263,11 @@ FORMATS = (
         ".npy",
         lambda at: at.path.is_file() and at.path.suffix.lower() == ".npy",
         array=lambda _, at, single: open_npy(at.path, single=single),
+    ),
+    Format(
+        "MRC",
+        lambda at: at.path.is_file() and at.path.suffix.lower() in mrc.ENDINGS,
+        array=lambda _, at, single: mrc.open_mrc(at.path, single=single),
     ),
     Format("a file of sections", lambda at: at.path.is_file() and kind_of(at.path) is not None, source=_open_sections),
     _ZARR,

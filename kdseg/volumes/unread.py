@@ -40,12 +40,6 @@ _NIFTI = Unread(
     "import nibabel, numpy; image = nibabel.load(SOURCE); numpy.save(TARGET, numpy.asarray(image.dataobj).T)",
     "image.header.get_zooms(), x first, in mm as a rule, and image.affine, which may turn or flip it",
 )
-_MRC = Unread(
-    "MRC",
-    "mrcfile",
-    "import mrcfile, numpy; image = mrcfile.mmap(SOURCE); numpy.save(TARGET, image.data)",
-    "image.voxel_size, in Å",
-)
 _NPZ = Unread(
     "several arrays of NumPy",
     "",
@@ -63,9 +57,6 @@ FORMATS = {
     ".nhdr": _NRRD,
     ".nii": _NIFTI,
     ".nii.gz": _NIFTI,
-    ".mrc": _MRC,
-    ".rec": _MRC,
-    ".map": _MRC,
     ".npz": _NPZ,
     ".raw": _RAW,
 }

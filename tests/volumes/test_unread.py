@@ -28,13 +28,6 @@ def nifti(path: Path) -> None:
     library.save(library.Nifti1Image(DATA.T, np.diag([4e-6, 5e-6, 4e-5, 1])), path)
 
 
-def mrc(path: Path) -> None:
-    library: Any = pytest.importorskip("mrcfile", reason="mrcfile writes MRC")
-    with library.new(path) as file:
-        file.set_data(DATA)
-        file.voxel_size = (40.0, 50.0, 400.0)
-
-
 def npz(path: Path) -> None:
     np.savez_compressed(path, raw=DATA)
 
@@ -48,9 +41,6 @@ WRITE: dict[str, Callable[[Path], None]] = {
     ".nhdr": nrrd,
     ".nii": nifti,
     ".nii.gz": nifti,
-    ".mrc": mrc,
-    ".rec": mrc,
-    ".map": mrc,
     ".npz": npz,
     ".raw": raw,
 }
@@ -61,7 +51,7 @@ def test_all_of_them_are_tested() -> None:
 
 
 @pytest.mark.parametrize("ending", WRITE)
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:nrrd|nibabel|mrcfile")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:nrrd|nibabel")
 def test_the_lines_convert_it(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"it's my.data{ending}"
     WRITE[ending](path)
