@@ -15,6 +15,7 @@ are inherited: what a dataset lacks, the groups say that it lies in.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,8 @@ _LISTED = 8
 """Datasets that a message lists."""
 _DEEP = 4
 """Groups below each other in which datasets are looked for, to list them."""
+
+log = logging.getLogger(__name__)
 
 
 def is_n5(path: Path) -> bool:
@@ -133,14 +136,16 @@ class _Reader:
         Args:
             order: of the axes in the opposite order of the file.
         """
+        self._expect_understood()
         transformed, plain = self._of_transform(order), self._of_resolution(order)
         if transformed is None or plain is None:
             return transformed or plain or Place()
-        a, b = transformed.voxel_size, plain.voxel_size
-        if a and b and not all(math.isclose(m, n, rel_tol=1e-3) for m, n in zip(a, b, strict=True)):
+        a, b = transformed, plain
+        sizes_differ = a.voxel_size and b.voxel_size and not _alike(a.voxel_size, b.voxel_size)
+        if sizes_differ or (a.placed and b.placed and not _alike(a.offset, b.offset)):
             raise VoxelSizeError(
-                f"the attributes of {self.folder} contradict each other: voxels of {a} nm by `transform`, {b} nm by "
-                "`resolution` or `pixelResolution`: remove one"
+                f"the attributes of {self.folder} contradict each other: voxels of {a.voxel_size} nm at {a.offset} by "
+                f"`transform`, {b.voxel_size} nm at {b.offset} by the others: remove one"
             )
         return transformed if transformed.voxel_size or not plain.voxel_size else plain
 
@@ -148,12 +153,7 @@ class _Reader:
         """Return what `transform` says, of this dataset or in `multiscales` of its group."""
         found = self.own.get("transform")
         if found is None:
-            images = self.above[0].get("multiscales") if self.above else None
-            try:
-                datasets = images[0]["datasets"] if images else []
-                found = next((one["transform"] for one in datasets if one["path"].strip("/") == self.folder.name), None)
-            except (LookupError, TypeError, AttributeError):
-                found = None  # of another kind: those of OME-Zarr have no `transform`
+            found = self._of_group().get("transform")
         if found is None:
             return None
         try:
@@ -171,12 +171,19 @@ class _Reader:
             ) from error
         return placed(scale, place, units, self.folder)
 
+    def _of_group(self) -> Attributes:
+        """Return what `multiscales` of the group says of this dataset; nothing if it is not understood."""
+        images: Any = self.above[0].get("multiscales") if self.above else None
+        try:
+            return next((dict(one) for one in images[0]["datasets"] if one["path"].strip("/") == self.folder.name), {})
+        except (LookupError, TypeError, AttributeError, ValueError):
+            return {}
+
     def _of_resolution(self, order: Layout) -> Place | None:
         """Return what `resolution` or `pixelResolution`, `downsamplingFactors` and `offset` say."""
         level = next((k for k, one in enumerate(self.chain) if {"resolution", "pixelResolution"} & one.keys()), None)
         start = next((one["offset"] for one in self.chain if "offset" in one), None)
         if level is None and start is None:
-            self._expect_straight()
             return None
         sizes, units = ([1.0] * len(self.names), ["nm"] * len(self.names)) if level is None else self._sizes(level)
         factors = self._factors(inherited=bool(level))
@@ -184,7 +191,6 @@ class _Reader:
         if start is not None:  # its first voxel is the mean of several: its centre is not that of the finest's first
             begin = self._numbers("offset", start)
             start = [o + (f - 1) / 2 * v for o, f, v in zip(begin, factors, sizes, strict=True)]
-        self._expect_straight()
         found = None if start is None else self._in_space(order, start)
         return placed(
             None if level is None else self._in_space(order, scale), found, self._in_space(order, units), self.folder
@@ -232,7 +238,14 @@ class _Reader:
             )
         return [1.0] * len(self.names)
 
-    def _expect_straight(self) -> None:
+    def _expect_understood(self) -> None:
+        if "transform" not in self.own and "coordinateTransformations" in self._of_group():
+            raise VoxelSizeError(
+                f"the group of {self.folder} has OME metadata, which are read in zarr only: say axes, resolution and "
+                "units in the attributes of the dataset, and remove multiscales"
+            )
+        if any(any(one.get("translate") or ()) for one in self.chain):
+            log.warning("%s has an attribute translate, which is not read: set `offset` if it counts", self.folder)
         for one in self.chain:
             if "affineTransform" in one and not _identity(one["affineTransform"]):
                 raise VoxelSizeError(
@@ -259,7 +272,7 @@ class _Reader:
 
 
 def _alike(a: Sequence[float], b: Sequence[float]) -> bool:
-    return all(math.isclose(m, n, rel_tol=1e-3) for m, n in zip(a, b, strict=True))
+    return all(math.isclose(m, n, rel_tol=1e-3, abs_tol=1e-9) for m, n in zip(a, b, strict=True))
 
 
 def _identity(value: Any) -> bool:

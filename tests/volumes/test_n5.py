@@ -239,6 +239,18 @@ def test_sizes_that_are_not_understood(tmp_path: Path) -> None:
                 {"resolution": [4, 5, 40], "affineTransform": [[1, 0.2, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]},
                 "affineTransform",
             ),
+            (
+                {
+                    "transform": {
+                        "axes": ["z", "y", "x"],
+                        "scale": [40, 5, 4],
+                        "translate": [0, 0, 1],
+                        "units": ["nm"] * 3,
+                    },
+                    "offset": [0, 0, 0],
+                },
+                "contradict",
+            ),
             ({"resolution": [4, 5, 40], "downsamplingFactors": [2, 2]}, "downsamplingFactors .*expected"),
             ({"pixelResolution": {"unit": "nm"}}, "pixelResolution .*expected"),
         )
@@ -297,6 +309,25 @@ def test_cosem_names_sizes_in_the_group(tmp_path: Path) -> None:
     write(root / "s1", DATA[:, ::2, ::2], pixelResolution={"unit": "nm", "dimensions": [8, 10, 40]})
     assert (open_source(str(root)).voxel_size, open_source(f"{root}/s0").offset) == ((40, 5, 4), (0, 0, 0))
     assert (open_source(f"{root}/s1").voxel_size, open_source(f"{root}/s1").offset) == ((40, 10, 8), (0, 0, 1))
+
+
+def test_what_is_said_in_other_ways(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Render says a place of the group in voxels of its own; OME-Zarr's metadata may lie in N5, too."""
+    root = tmp_path / "a.n5" / "em"
+    attributes(root, axes=["x", "y", "z"], resolution=[4, 5, 40], translate=[0, 0, 0])
+    write(root / "s0")
+    assert open_source(str(root)).voxel_size == (40, 5, 4)
+    assert not caplog.records
+    attributes(root, translate=[10, 0, 0])
+    assert not open_source(str(root)).placed
+    assert "has an attribute translate, which is not read" in caplog.text
+    steps = [{"type": "scale", "scale": [40, 5, 4]}]
+    attributes(root, multiscales=[{"datasets": [{"path": "s0", "coordinateTransformations": steps}]}])
+    with pytest.raises(VoxelSizeError, match="has OME metadata, which are read in zarr only"):
+        open_source(str(root))
+    for value in (5, [], [{}], [{"datasets": [{"path": 0}]}], [{"datasets": [["path"]]}]):
+        attributes(root, multiscales=value)
+        assert open_source(str(root)).voxel_size == (40, 5, 4)
 
 
 def test_paintera(tmp_path: Path) -> None:
