@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import tracemalloc
 import zipfile
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from numpy.typing import NDArray
 from zarr.storage import ZipStore
 
 from kdseg.config.data import StorageOptions, VolumeOptions
@@ -20,6 +22,7 @@ from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes import convert, zipped
+from kdseg.volumes.foreign import Source
 from kdseg.volumes.inputs import open_input
 from kdseg.volumes.metadata import image_attributes
 from kdseg.volumes.sources import open_channels, open_source, source_member, source_path
@@ -207,6 +210,22 @@ def test_conversion_and_its_fingerprint(tmp_path: Path) -> None:
     rezip(Path(address), tmp_path / "b.zarr.zip")
     (tmp_path / "b.zarr.zip").rename(address)
     assert before != [source_fingerprint(Path(path)) for path in options.files("raw")]
+
+
+def differs(source: Source, data: NDArray[Any]) -> int:
+    """Return how often one process reads other voxels than were written."""
+    rois = [Roi((z, y, 0), (8, 8, 64)) for z in range(0, 64, 8) for y in range(0, 64, 8)]
+    return sum(not np.array_equal(source.read(roi), data[roi.slices()]) for roi in rois)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_forks_do_not_share_the_place_in_the_file(tmp_path: Path) -> None:
+    data = np.random.default_rng(1).integers(0, 256, (64, 64, 64), dtype=np.uint8)
+    source = open_source(plain(tmp_path / "a.zarr.zip", data=data))
+    assert differs(source, data) == 0  # the file is open now
+    with multiprocessing.get_context("fork").Pool(3) as pool:
+        assert pool.starmap(differs, [(source, data)] * 6) == [0] * 6
 
 
 def test_no_bucket(tmp_path: Path) -> None:
