@@ -348,21 +348,21 @@ def test_damage_is_named(tmp_path: Path) -> None:
     source = open_source(str(path))
     block, whole = path / "0" / "1" / "1", (path / "0" / "1" / "1").read_bytes()
     rest = Roi((0, 0, 0), (4, 4, 11))
-    for content in (
-        b"",
-        whole[:9],
-        whole[:-9],
-        whole[:16] + b"no gzip",
-        encoded(DATA[:4, :4, :4], "xz"),
-        encoded(DATA[:4, :4, :4], mode=1),
-        encoded(DATA[0, :4, :4]),
-        encoded(DATA[:5, :4, :4]),
-        encoded(DATA[:4, :4, :4].astype(np.uint8)),
-        encoded(DATA[:4, :4, :4].astype(np.uint32)),
+    for content, said in (
+        (b"", ""),
+        (whole[:9], ""),
+        (whole[:-9], ""),
+        (whole[:16] + b"no gzip", ""),
+        (encoded(DATA[:4, :4, :4], "xz"), ""),
+        (encoded(DATA[:4, :4, :4], mode=1), "its mode is 1, expected 0"),
+        (encoded(DATA[0, :4, :4]), "it has 2 axes, expected 3"),
+        (encoded(DATA[:5, :4, :4]), r"it has \(5, 4, 4\) voxels, expected no more than \(4, 4, 4\)"),
+        (encoded(DATA[:4, :4, :4].astype(np.uint8)), "it has 64 bytes, expected 128"),
+        (encoded(DATA[:4, :4, :4].astype(np.uint32)), "more than the 128 bytes"),
     ):
         block.write_bytes(content)
         np.testing.assert_array_equal(source.read(rest), DATA[rest.slices()])
-        with pytest.raises(UnreadableError, match=r"cannot read .*a\.n5/0/1/1: .*damaged") as caught:
+        with pytest.raises(UnreadableError, match=rf"cannot read .*a\.n5/0/1/1: .*{said}.*damaged") as caught:
             source.read(source.roi)
         assert "\n" not in str(caught.value)
     block.unlink()
