@@ -24,6 +24,7 @@ class Estimate:
         gpu_s: seconds that it holds GPUs, times their number.
         size: bytes that it stores.
         missing: names of what was not timed.
+        bounded: names of what was timed on too little to tell more than what it takes at most: so are the seconds.
     """
 
     job: Job
@@ -32,6 +33,7 @@ class Estimate:
     gpu_s: float | None
     size: float | None
     missing: tuple[str, ...] = ()
+    bounded: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,12 +65,15 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     a training has one process, which was timed with the threads that it gets. Starts of jobs that a stage submits to
     SLURM, and their waiting, are not in it.
     """
-    missing = tuple(name for name, amount in job.work.items() if not _holds(timings.get(name), amount))
-    known = {name: timings[name] for name in job.work if name in timings}
+    missing = tuple(name for name in job.work if name not in timings)
+    bounded = tuple(name for name, amount in job.work.items() if name in timings and not timings[name].holds(amount))
+    known = {
+        name: timings[name].at_most() if name in bounded else timings[name] for name in job.work if name in timings
+    }
     main = timings.get(next(iter(job.work), ""))
     size = job.size if job.size is not None or main is None else main.fixed_bytes + main.voxel_bytes * job.voxels
     if missing:
-        return Estimate(job, None, None, 0.0 if job.gpus == 0 else None, size, missing)
+        return Estimate(job, None, None, 0.0 if job.gpus == 0 else None, size, missing, bounded)
     work = sum(amount * known[name].unit_s for name, amount in job.work.items())
     cpu = sum(amount * known[name].unit_cpu_s for name, amount in job.work.items())
     starts = known.values()
@@ -77,7 +82,7 @@ def estimate(job: Job, timings: Mapping[str, Timing]) -> Estimate:
     seconds = None if sharing is None else start + work / sharing
     cpu_s = max((one.start_cpu_s for one in starts), default=0.0) + cpu
     gpu_s = 0.0 if job.gpus == 0 else None if job.gpus is None or seconds is None else seconds * job.gpus
-    return Estimate(job, seconds, cpu_s, gpu_s, size)
+    return Estimate(job, seconds, cpu_s, gpu_s, size, bounded=bounded)
 
 
 def _sharing(job: Job) -> int | None:
@@ -85,10 +90,6 @@ def _sharing(job: Job) -> int | None:
     if job.stage == "train" or job.blocks <= 1:
         return 1
     return None if job.workers is None else max(min(job.workers, job.blocks), 1)
-
-
-def _holds(timing: Timing | None, amount: float) -> bool:
-    return timing is not None and (timing.most is None or amount <= timing.most)
 
 
 def makespan(estimates: Sequence[Estimate], cores: int) -> float | None:
@@ -120,11 +121,13 @@ def makespan(estimates: Sequence[Estimate], cores: int) -> float | None:
 
 
 def known_part(estimates: Sequence[Estimate]) -> list[Estimate]:
-    """Return the estimates with nothing in the place of what is not known."""
-    return [
-        replace(one, seconds=one.seconds or 0.0, cpu_s=one.cpu_s or 0.0, gpu_s=one.gpu_s or 0.0, size=one.size or 0.0)
-        for one in estimates
-    ]
+    """Return the estimates with nothing in the place of what is not known, or known at most."""
+
+    def known(one: Estimate) -> Estimate:
+        seconds, cpu_s, gpu_s = (0.0, 0.0, 0.0) if one.bounded else (one.seconds, one.cpu_s, one.gpu_s)
+        return replace(one, seconds=seconds or 0.0, cpu_s=cpu_s or 0.0, gpu_s=gpu_s or 0.0, size=one.size or 0.0)
+
+    return [known(one) for one in estimates]
 
 
 def total(estimates: Sequence[Estimate], cores: int) -> dict[str, float | None]:

@@ -41,6 +41,7 @@ class Plan:
                 "bytes": one.size,
                 "cost": self.prices.cost(one.cpu_s, one.gpu_s, one.size),
                 "not_measured": list(one.missing),
+                "at_most": list(one.bounded),
                 "actual": asdict(self.actuals[one.job.manifest]) if one.job.manifest in self.actuals else None,
             }
             for one in self.estimates

@@ -24,7 +24,7 @@ from kdseg.volumes.inputs import open_input
 
 LARGE: Triple = (128, 192, 192)
 """Voxels of the larger sample, of volumes that are large enough, before it is rounded up to whole shards."""
-MOST = 2**24
+MOST = 2**25
 """Voxels that a sample has at most."""
 _INSIDE, _ACROSS = 0.9, 0.2
 """Affinities within and across objects before they are blurred."""

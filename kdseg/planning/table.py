@@ -12,7 +12,7 @@ from kdseg.planning.timings import FLAT, Timings
 from kdseg.planning.units import bytes_text, count_text, figure_text, time_text
 from kdseg.running.resources import MB
 
-UNKNOWN = "?"
+UNKNOWN, AT_MOST, AT_LEAST = "?", "<=", ">="
 _NAMES = ("stage", "model", "volume")
 _PLANNED = (*_NAMES, "voxels", "blocks", "CPU", "GPU", "wall", "stored", "asks for", "cost")
 _TOOK = (*_NAMES, "took CPU", "of plan", "took wall", "of plan", "stored", "of plan", "memory", "of asked")
@@ -47,8 +47,15 @@ def notes(plan: Plan, timings: Timings) -> list[str]:
     elsewhere = dict.fromkeys(one.job.stage for one in plan.estimates if one.job.workers is None)
     if elsewhere:
         found.append(f"{UNKNOWN} of {', '.join(elsewhere)}: nobody knows how many workers the Dask scheduler has")
+    for name, most in dict.fromkeys(
+        (name, timings.timings[name].most or 0.0) for one in plan.estimates for name in one.bounded
+    ):
+        found.append(
+            f"{AT_MOST} of {name}: a sample of {count_text(most / FLAT)} voxels took about as long as a smaller one, "
+            f"which does not tell what more than {count_text(most)} take; all that it took is taken for its voxels"
+        )
     if reasons or elsewhere:
-        found.append(">= sums what is known")
+        found.append(f"{AT_LEAST} sums what is known")
     if any(one.seconds is None for one in plan.actuals.values()):
         found.append(f"{UNKNOWN} of a finished job's wall time: Snakemake left no benchmark of it")
     return found
@@ -58,13 +65,7 @@ def _why(name: str, timings: Timings) -> str:
     """Return why nobody knows what some work takes."""
     if name in timings.missing:
         return timings.missing[name]
-    most = timings.timings[name].most if name in timings.timings else None
-    if most is None:
-        return "it is not in these timings; leave out --timings to time it"
-    return (
-        f"a sample of {count_text(most / FLAT)} voxels took about as long as a smaller one, which tells nothing of "
-        f"more than {count_text(most)}; leave out --timings, or give a larger volume to take samples of"
-    )
+    return "it is not in these timings; leave out --timings to time it"
 
 
 def _stage(one: Estimate) -> str:
@@ -72,8 +73,8 @@ def _stage(one: Estimate) -> str:
     return job.stage if job.stage not in ("convert", "predict") else f"{job.stage} {Path(job.manifest).stem}"
 
 
-def _or_unknown(value: float | None, text: Callable[[float], str]) -> str:
-    return UNKNOWN if value is None else text(value)
+def _or_unknown(value: float | None, text: Callable[[float], str], bounded: bool = False) -> str:
+    return UNKNOWN if value is None else ("" if not bounded or value == 0 else AT_MOST) + text(value)
 
 
 def _planned(plan: Plan, one: Estimate) -> tuple[str, ...]:
@@ -82,27 +83,31 @@ def _planned(plan: Plan, one: Estimate) -> tuple[str, ...]:
     return (
         *(_stage(one), job.model, job.volume),
         *(count_text(job.voxels), f"{job.blocks:,}"),
-        *(_or_unknown(seconds, time_text) for seconds in (one.cpu_s, one.gpu_s, one.seconds)),
+        *(_or_unknown(seconds, time_text, bool(one.bounded)) for seconds in (one.cpu_s, one.gpu_s, one.seconds)),
         *(_or_unknown(one.size, bytes_text), bytes_text(job.mb * MB)),
-        _or_unknown(cost, figure_text) if plan.prices.given else "",
+        _or_unknown(cost, figure_text, bool(one.bounded)) if plan.prices.given else "",
     )
 
 
 def _total(plan: Plan) -> tuple[str, ...]:
-    """Return the sums; of what is known alone, marked as such, where something is not."""
+    """Return the sums; of what is known alone where something is not, or at most; marked as such."""
     everything, known = (total(some, plan.cores) for some in (plan.estimates, known_part(plan.estimates)))
+    bounded = any(one.bounded for one in plan.estimates)
 
     def summed(name: str, text: Callable[[float], str]) -> str:
-        return ("" if everything[name] is not None else ">=") + text(known[name] or 0.0)
+        if (found := everything[name]) is None:
+            return AT_LEAST + text(known[name] or 0.0)
+        return _or_unknown(found, text, bounded and name.endswith("_s"))
 
-    cost = plan.prices.cost(known["cpu_s"], known["gpu_s"], known["bytes"])
-    some = any(everything[name] is None for name in ("cpu_s", "gpu_s", "bytes"))
+    sums = {name: everything[name] for name in ("cpu_s", "gpu_s", "bytes")}
+    some = None in sums.values()
+    cost = plan.prices.cost(**{name.replace("bytes", "size"): (known if some else sums)[name] for name in sums})
     return (
         *("total", f"on {plan.cores} cores", ""),
         *(count_text(known["voxels"] or 0), f"{known['blocks'] or 0:,.0f}"),
         *(summed(name, time_text) for name in ("cpu_s", "gpu_s", "wall_s")),
         *(summed("bytes", bytes_text), bytes_text((known["mb"] or 0) * MB)),
-        "" if cost is None else f"{'>=' if some else ''}{figure_text(cost)}",
+        "" if cost is None else (AT_LEAST if some else AT_MOST if bounded else "") + figure_text(cost),
     )
 
 

@@ -44,10 +44,26 @@ class Timing(Section):
     fixed_bytes: float = 0.0
     """Bytes that are stored whatever the volume."""
     most: float | None = None
-    """Work up to which this holds: both samples took equally long, so that nobody knows what more takes;
+    """Work up to which this holds: both samples took equally long, and tell only what more takes at most;
     None: as much as there is."""
     mb: float = 0.0
     """Memory of the process that was measured."""
+
+    def holds(self, work: float) -> bool:
+        """Return whether this tells what so much work takes, and not only what it takes at most."""
+        return self.most is None or work <= self.most
+
+    def at_most(self) -> Timing:
+        """Return the most that any work can take: all that the larger sample took is taken for its work."""
+        sampled = 1.0 if self.most is None else self.most / FLAT
+        return self.model_copy(
+            update={
+                "start_s": 0.0,
+                "start_cpu_s": 0.0,
+                "unit_s": self.unit_s + self.start_s / sampled,
+                "unit_cpu_s": self.unit_cpu_s + self.start_cpu_s / sampled,
+            }
+        )
 
 
 class Timings(Section):

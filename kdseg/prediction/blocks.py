@@ -26,7 +26,7 @@ from kdseg.results.manifests import file_fingerprint
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.usage import peak_mb, resident_mb
 from kdseg.running.attempt import BlockWork
-from kdseg.running.cluster import worker_number
+from kdseg.running.dask_tasks import worker_number
 from kdseg.running.runner import Place, run_work
 from kdseg.running.telemetry import status_path
 from kdseg.volumes.decoding import decode_in_one_thread

@@ -74,7 +74,8 @@ def engine(place: Place, todo: int, folder: Path) -> Iterator[Engine]:
 
         yield partial(on_forks, workers, Patience())
     else:
-        from kdseg.running.cluster import run_tasks, workers_of
+        from kdseg.running.cluster import workers_of
+        from kdseg.running.dask_tasks import run_tasks
 
         with workers_of(_at_most(place.cluster, todo), workers, place.threads, folder) as found:
             yield partial(run_tasks, found, Patience())

@@ -69,10 +69,13 @@ def test_what_was_not_timed_is_not_invented():
     assert (summed["wall_s"], summed["cpu_s"], summed["bytes"]) == (None, None, None)
 
 
-def test_samples_that_took_equally_long_tell_nothing_of_large_volumes():
-    flat = {"fast": Timing(start_s=2, most=10)}
-    assert estimate(a_job(fast=10), flat).seconds == 2
-    assert estimate(a_job(fast=11), flat).seconds is None
+def test_samples_that_took_equally_long_tell_what_large_volumes_take_at_most():
+    """The larger one of 5 units of work took 2 s, or 3 s of CPU: if that was all for these units, so much each."""
+    flat = {"fast": Timing(start_s=1.5, unit_s=0.1, start_cpu_s=3, most=10)}
+    within = estimate(a_job(fast=10, blocks=1), flat)
+    assert (within.seconds, within.cpu_s, within.bounded) == (2.5, 3, ())
+    beyond = estimate(a_job(fast=100, blocks=1), flat)
+    assert (beyond.seconds, beyond.cpu_s, beyond.bounded, beyond.missing) == (40, 60, ("fast",), ())
 
 
 def test_jobs_wait_for_what_they_need_and_for_cores():
@@ -161,22 +164,33 @@ def cells(text):
 
 
 def test_the_table_says_what_is_not_known_and_sums_the_rest():
-    flat = {**TIMINGS, "flat": Timing(start_s=2, most=8000)}
+    flat = {**TIMINGS, "flat": Timing(start_s=1800, start_cpu_s=1800, most=8000)}
     timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=flat, missing={"never": "it is a search"})
-    work = ({"fast": 7200}, {"never": 1}, {"flat": 8001}, {"other": 1})
+    work = ({"fast": 7200}, {"never": 1}, {"flat": 16000}, {"other": 1})
     plan = make_plan([a_job(f"{i}.json", **one) for i, one in enumerate(work)], timings, None, 2, Prices(cpu_hour=1))
     rows = cells(table(plan))
     assert rows[0] == ["stage", "model", "voxels", "blocks", "CPU", "wall", "stored", "asks for", "cost"]
     assert rows[1] == ["stage", "100", "10", "2 h", "1 h", "207 B", "5 MB", "2"]
     assert rows[2] == ["stage", "100", "10", "?", "?", "?", "5 MB", "?"]
-    assert rows[3] == ["stage", "100", "10", "?", "?", "0 B", "5 MB", "?"]
+    assert rows[3] == ["stage", "100", "10", "<=2 h", "<=2 h", "0 B", "5 MB", "<=2"]
     assert rows[5] == ["total", "on 2 cores", "400", "40", ">=2 h", ">=1 h", ">=207 B", "5 MB", ">=2"]
     said = "\n".join(notes(plan, timings))
     assert "? of never: it is a search" in said
-    assert "? of flat: a sample of 4 k voxels took about as long as a smaller one, which tells nothing of more" in said
+    assert (
+        "<= of flat: a sample of 4 k voxels took about as long as a smaller one, which does not tell what more" in said
+    )
     assert "? of other: it is not in these timings" in said
     assert plan.as_json()["jobs"][1]["not_measured"] == ["never"]
+    assert plan.as_json()["jobs"][2]["at_most"] == ["flat"]
     assert plan.as_json()["total"]["cpu_s"] is None
+
+
+def test_sums_of_what_is_known_at_most_are_that_too():
+    flat = {"flat": Timing(start_s=2, start_cpu_s=4, most=2), **TIMINGS}
+    timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=flat, missing={})
+    jobs = [a_job("a.json", flat=900), a_job("b.json", fast=7197)]
+    rows = cells(table(make_plan(jobs, timings, None, 1, Prices(cpu_hour=1))))
+    assert rows[-1] == ["total", "on 1 cores", "200", "20", "<=3 h", "<=1.5 h", "207 B", "5 MB", "<=3"]
 
 
 def test_the_table_has_columns_of_what_there_is():

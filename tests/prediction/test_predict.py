@@ -21,7 +21,8 @@ from kdseg.geometry import Roi
 from kdseg.prediction import stage as predict
 from kdseg.results.manifests import read
 from kdseg.running.attempt import Patience
-from kdseg.running.cluster import AHEAD, run_tasks, workers_of
+from kdseg.running.cluster import workers_of
+from kdseg.running.dask_tasks import AHEAD, run_tasks
 from kdseg.running.progress import FinishedBlocks
 from kdseg.volumes.affinities import affinity_offsets
 from kdseg.volumes.inputs import open_input

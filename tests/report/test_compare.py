@@ -286,7 +286,7 @@ def test_what_is_missing_is_not_measured(tmp_path, values):
     assert "0 of 1 method beat" in sentence(found, "tune")
     assert "1 method not measured" in sentence(found, "tune")
     assert "not measured" in table_text(found, "tune")
-    with pytest.raises(MissingError, match="kdseg run .* compare"):
+    with pytest.raises(MissingError, match=r"kdseg run .* compare"):
         collect(validate({**values, "results": str(tmp_path / "nowhere")}))
 
 

@@ -26,7 +26,8 @@ from kdseg.errors import ConfigError, StageError
 from kdseg.prediction import stage as predict
 from kdseg.running import slurm
 from kdseg.running.attempt import Patience
-from kdseg.running.cluster import run_tasks, workers_of
+from kdseg.running.cluster import workers_of
+from kdseg.running.dask_tasks import run_tasks
 
 pytestmark = pytest.mark.slow  # schedulers and SLURM, with workers of their own
 
@@ -216,8 +217,8 @@ def test_stages_on_slurm_while_a_job_is_cancelled_and_a_worker_is_stopped(folder
     monkeypatch.chdir(tmp_path)
     program = (
         "import sys; from pathlib import Path; import test_cluster as t\n"
-        "from kdseg.running import attempt, cluster\n"
-        "attempt.Patience.LEAST_S, cluster._LOOK_S = 10.0, 1.0\n"
+        "from kdseg.running import attempt, dask_tasks\n"
+        "attempt.Patience.LEAST_S, dask_tasks.LOOK_S = 10.0, 1.0\n"
         "t.segmented(Path(sys.argv[1]), 'on slurm', t.SLURM)"
     )
     child = begun(program, folder)

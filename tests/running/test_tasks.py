@@ -14,9 +14,10 @@ from distributed import Client, Future, LocalCluster, get_worker
 
 from kdseg.config.cluster import LocalOptions
 from kdseg.errors import StageError
-from kdseg.running import cluster
+from kdseg.running import cluster, dask_tasks
 from kdseg.running.attempt import Patience
-from kdseg.running.cluster import BATCH_S, Workers, run_tasks, workers_of
+from kdseg.running.cluster import Workers, workers_of
+from kdseg.running.dask_tasks import BATCH_S, run_tasks
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def where(_):
 def test_workers_that_come_later_have_work_while_others_go_on(here, monkeypatch):
     """News never stop, so that a look at the workers must not wait for a silence."""
     started, client = here
-    monkeypatch.setattr(cluster, "_LOOK_S", 0.5)
+    monkeypatch.setattr(dask_tasks, "LOOK_S", 0.5)
     looks = []
     found = set()
     for finished in run_tasks(Workers(client, 60, lambda: looks.append(1) or 0), Patience(), where, range(40)):
@@ -95,11 +96,11 @@ class Lost(Future):
 
 @pytest.mark.parametrize(
     "future",
-    [Lost("pending"), Lost("lost"), Lost("finished", cluster.KilledWorker("task", None, 0))],
+    [Lost("pending"), Lost("lost"), Lost("finished", dask_tasks.KilledWorker("task", None, 0))],
     ids=["pending", "lost", "finished"],
 )
 def test_a_result_that_was_lost_is_had_again(future):
-    ((one, two), _, seconds) = cluster._finished(["one", "two"], future)
+    ((one, two), _, seconds) = dask_tasks._finished(["one", "two"], future)
     assert (one.item, two.item) == ("one", "two")
     assert one.died
     assert seconds is None
@@ -108,7 +109,7 @@ def test_a_result_that_was_lost_is_had_again(future):
 def test_jobs_that_end_together_are_no_reason_to_give_up(here, monkeypatch):
     """Sixteen jobs have one walltime: all are lost, and submitted again, before another task is finished."""
     _, client = here
-    monkeypatch.setattr(cluster, "_LOOK_S", 0.2)
+    monkeypatch.setattr(dask_tasks, "LOOK_S", 0.2)
     looks = []
 
     def revive():
@@ -122,7 +123,7 @@ def test_jobs_that_end_together_are_no_reason_to_give_up(here, monkeypatch):
 
 def test_jobs_that_end_again_and_again_are_given_up(here, monkeypatch):
     _, client = here
-    monkeypatch.setattr(cluster, "_LOOK_S", 0.2)
+    monkeypatch.setattr(dask_tasks, "LOOK_S", 0.2)
     submitted = iter(range(16, 1000, 4))
     with pytest.raises(StageError, match="28 jobs in a row ended without a finished block"):
         list(run_tasks(Workers(client, 60, lambda: next(submitted), jobs=16), Patience(), lasting, [6.0]))
@@ -159,8 +160,9 @@ def stopped_once(folder, block):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_worker_that_is_stopped_is_replaced(tmp_path, monkeypatch, processes):
     monkeypatch.setattr(Patience, "LEAST_S", 3.0)
-    monkeypatch.setattr(cluster, "_LOOK_S", 0.5)
-    monkeypatch.setattr(cluster, "_RESTART_S", 40.0)
+    monkeypatch.setattr(dask_tasks, "LOOK_S", 0.5)
+    monkeypatch.setattr(cluster, "RESTART_S", 40.0)
+    monkeypatch.setattr(dask_tasks, "RESTART_S", 40.0)
     with workers_of(LocalOptions(), processes, 1, tmp_path) as workers:
         found = list(run_tasks(workers, Patience(), partial(stopped_once, tmp_path), iter(range(16))))
     assert (tmp_path / "met").exists()
