@@ -24,7 +24,6 @@ from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes import convert, zipped
 from kdseg.volumes.foreign import Source
 from kdseg.volumes.inputs import open_input
-from kdseg.volumes.metadata import image_attributes
 from kdseg.volumes.sources import open_channels, open_source, source_member, source_path
 from kdseg.volumes.volume import open_volume
 
@@ -46,9 +45,23 @@ def plain(path: Path, zarr_format: Any = 3, data: Any = DATA, shards: Any = None
     return str(path)
 
 
+def ome() -> dict[str, Any]:
+    """Return the metadata of an image of two levels."""
+    datasets = []
+    for level in (0, 1):
+        scale, shift = (
+            [v * 2**level for v in SIZE],
+            [o + v * (2**level - 1) / 2 for o, v in zip(PLACE, SIZE, strict=True)],
+        )
+        steps = [{"type": "scale", "scale": scale}, {"type": "translation", "translation": shift}]
+        datasets.append({"path": str(level), "coordinateTransformations": steps})
+    axes = [{"name": name, "type": "space", "unit": "nanometer"} for name in "zyx"]
+    return {"axes": axes, "datasets": datasets}
+
+
 def image(path: Path) -> str:
     with ZipStore(path, mode="w") as store:
-        zarr.create_group(store, attributes={"ome": image_attributes("a", SIZE, PLACE, 2, False)})
+        zarr.create_group(store, attributes={"ome": {"version": "0.5", "multiscales": [ome()]}})
         for level, data in enumerate((DATA, DATA[::2, ::2, ::2])):
             made = zarr.create_array(
                 store, name=str(level), shape=data.shape, chunks=(2, 2, 2), shards=(4, 4, 4), dtype=data.dtype
