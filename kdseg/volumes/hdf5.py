@@ -22,7 +22,7 @@ from kdseg.volumes.hdf5_links import expect_within
 from kdseg.volumes.metadata import axis_names, plain
 
 _CURES = {
-    "unable to lock file, errno = 11": "another program has it open for writing: close it there; or, if it writes "
+    "unable to lock file, errno = 11,": "another program has it open for writing: close it there; or, if it writes "
     "nothing now, set HDF5_USE_FILE_LOCKING=FALSE in the environment of every process",
     "unable to lock file": "its file system has no locks, as some of networks: if no program writes to it, set "
     "HDF5_USE_FILE_LOCKING=FALSE in the environment of every process",

@@ -152,7 +152,12 @@ def test_a_file_whose_writer_was_ended(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_file_system_without_locks(tmp_path: Path) -> None:
     """No such file system is at hand: HDF5 says so in the words of a lock that is held, with another number."""
-    for number, words in ((37, "No locks available"), (524, "Unknown error 524"), (95, "Operation not supported")):
+    for number, words in (
+        (37, "No locks available"),
+        (110, "Connection timed out"),
+        (524, "Unknown error 524"),
+        (95, "Operation not supported"),
+    ):
         said = f"[Errno {number}] Unable to synchronously open file (unable to lock file, errno = {number}, '{words}')"
         with (
             pytest.raises(UnreadableError, match=r"its file system has no locks.*HDF5_USE_FILE_LOCKING=FALSE"),
