@@ -27,6 +27,7 @@ from kdseg.config.addresses import N5_ATTRIBUTES
 from kdseg.errors import MissingError, UnreadableError, VoxelSizeError
 from kdseg.volumes.axes import Layout
 from kdseg.volumes.metadata import Place, placed
+from kdseg.volumes.section_files import kind_of
 
 Attributes = Mapping[str, Any]
 _LEVEL = re.compile(r"s(\d+)\Z")
@@ -41,8 +42,11 @@ log = logging.getLogger(__name__)
 
 
 def is_n5(path: Path) -> bool:
-    """Return whether a folder is one of N5, by its name, that of one above, or its file of attributes."""
-    return path.is_dir() and (any(part.endswith(".n5") for part in path.parts) or (path / N5_ATTRIBUTES).is_file())
+    """Return whether a folder is one of N5: by a name above it or its own, or attributes beside no sections."""
+    if not path.is_dir():
+        return False
+    told = (path / N5_ATTRIBUTES).is_file() and not any(kind_of(one) for one in path.iterdir())
+    return told or any(part.endswith(".n5") for part in path.parts)
 
 
 def attributes_of(folder: Path) -> Attributes:

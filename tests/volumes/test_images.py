@@ -68,6 +68,12 @@ def test_sections_are_ordered_and_checked_as_those_of_tiff(tmp_path: Path, caplo
     assert order(named, order="name") == [0, 1]
 
 
+def test_attributes_beside_sections_make_no_n5_of_them(tmp_path: Path) -> None:
+    address = folder(tmp_path / "a", ["s0.png", "s1.png"])
+    (tmp_path / "a" / "attributes.json").write_text('{"microscope": "ours"}')
+    assert order(address) == [0, 1]
+
+
 def test_kinds_of_files_are_not_mixed(tmp_path: Path) -> None:
     address = folder(tmp_path / "a", ["s0.png", "s1.png"])
     tifffile.imwrite(tmp_path / "a" / "s2.tif", section(2))
