@@ -48,6 +48,7 @@ def test_devices_that_are_mixed_are_refused() -> None:
             there[torch.tensor([0])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", NETWORKS, ids=lambda options: f"{options.kind}{options.widths}")
 @pytest.mark.parametrize("product", ["affinities", "affinities_flips", "embedding"])
 def test_a_predictor_is_where_its_network_is(options: Any, product: Product) -> None:
@@ -65,6 +66,7 @@ def test_a_predictor_is_where_its_network_is(options: Any, product: Product) -> 
     assert (found[0] == found[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.options.name}-{CASES.index(c)}")
 def test_a_term_is_where_its_inputs_are(case: Case) -> None:
     found = []

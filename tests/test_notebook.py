@@ -48,6 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["none", "flips"])
 def test_predictions_are_those_of_the_stage(folder: Path, tmp_path: Path, average: Any) -> None:
     how = TILE.model_copy(update={"average": average})

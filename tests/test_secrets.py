@@ -78,6 +78,7 @@ def configured(values: dict[str, Any], server: str, password: str) -> str:
     return yaml.safe_dump({**values, "volumes": {**values["volumes"], "real": real}})
 
 
+@pytest.mark.slow
 def test_the_workflow_reads_what_a_password_guards(server: str, tmp_path: Path, values: dict[str, Any]) -> None:
     folder, config = tmp_path / "run", tmp_path / "config.yaml"
     folder.mkdir()
@@ -102,6 +103,7 @@ def test_the_workflow_reads_what_a_password_guards(server: str, tmp_path: Path, 
         expect_no(secret, folder, text)
 
 
+@pytest.mark.slow
 def test_commands_read_what_a_password_guards(server: str, tmp_path: Path) -> None:
     address = f"http://me:{SECRET}@{server}/raw.zarr"
     out = tmp_path / "out"
@@ -122,6 +124,7 @@ def test_commands_read_what_a_password_guards(server: str, tmp_path: Path) -> No
     expect_no(SECRET, tmp_path, text)
 
 
+@pytest.mark.slow
 def test_a_variable_stands_for_a_password(server: str, tmp_path: Path) -> None:
     options = {"raw": "http://me:${PASSWORD}@" + server + "/raw.zarr", "voxel_size": [10, 10, 10]}
     task = ("convert", "--kind", "raw", "--manifest", tmp_path / "raw.json", "--options", json.dumps(options))

@@ -131,6 +131,7 @@ def accepted(base):
     return found, untried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cluster", "cpu_cluster"), [(SLURM, SCHEDULER), (SCHEDULER, SLURM)])
 def test_no_text_of_the_configuration_is_run_by_a_shell(base, tmp_path, cluster, cpu_cluster):
     base = base | {"cluster": cluster, "cpu_cluster": cpu_cluster}
@@ -180,6 +181,7 @@ def words(node):
         yield node
 
 
+@pytest.mark.slow
 def test_no_option_of_slurm_but_the_prologue_is_run_by_the_script_of_a_job(tmp_path, monkeypatch):
     pytest.importorskip("dask_jobqueue")
     monkeypatch.setattr("sys.executable", f"{tmp_path}/py thon; touch canary; true")

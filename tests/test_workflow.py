@@ -204,6 +204,7 @@ def test_a_mistake_is_told_at_the_prompt(tmp_path, values):
     assert "a.tif" in text
 
 
+@pytest.mark.slow
 def test_post_processing_is_tuned_for_each_scored_model(tmp_path, values):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(values))
@@ -226,6 +227,7 @@ def test_post_processing_is_tuned_for_each_scored_model(tmp_path, values):
     assert "rule fragments" not in text
 
 
+@pytest.mark.slow
 def test_stages_are_told_of_clusters_that_are_not_the_default(tmp_path, values):
     config = tmp_path / "config.yaml"
     values |= {"cluster": {"kind": "local", "dashboard": True}, "cpu_cluster": {"kind": "local"}}
@@ -240,6 +242,7 @@ def test_stages_are_told_of_clusters_that_are_not_the_default(tmp_path, values):
     assert set(told.values()) == {None}
 
 
+@pytest.mark.slow
 def test_segmentations_take_what_a_search_chose(tmp_path, values):
     config = tmp_path / "config.yaml"
     values["evaluate"] |= {"models": ["teacher", "student"]}

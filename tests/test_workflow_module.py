@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from workflow import ROOT
 
 OUTER = """
@@ -21,6 +22,7 @@ rule mine:
 """
 
 
+@pytest.mark.slow
 def test_another_workflow_takes_it_as_a_module(tmp_path, values):
     values["compare"]["learning_rates"] = [0.001, 0.01]  # with a checkpoint
     (tmp_path / "Snakefile").write_text(OUTER.format(snakefile=str(ROOT / "Snakefile")))

@@ -93,6 +93,7 @@ def test_a_network_that_says_its_logits_too_small_is_mended() -> None:
     assert calibration.share(pairs, (1.0, 0.0), 40) == f"{100 * truth[102:128].mean():.0f} %"
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["fib25-s", "fib25-m", "fib25-m-distilled"])
 def test_shipped_weights_reproduce_the_scores_of_their_card(em_data: Path, tmp_path: Path, name: str) -> None:

@@ -115,6 +115,7 @@ def ended(tmp_path: Path) -> list[tuple[str, str]]:
     return [(row["outcome"], row["said"]) for row in rows if row.get("of") == "guard"]
 
 
+@pytest.mark.slow
 def test_a_job_that_hangs_is_cut_off_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert programme(tmp_path, monkeypatch, "time.sleep(600)", "--rehearse", limit=8) == 0
     assert ended(tmp_path) == [("out of time", "")]

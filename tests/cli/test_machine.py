@@ -160,6 +160,7 @@ def interrupted(words: list[str], line: str, wait: Callable[[int], None]) -> tup
     return run.returncode, [one for one in said.splitlines() if " INFO " not in one and not one.endswith(("…", " s"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.0, 0.2, 0.5])
 def test_ctrl_c_is_a_line_and_the_rest_is_the_same(
     raw: Path, converted: dict[Path, bytes], tmp_path: Path, seconds: float
@@ -172,6 +173,7 @@ def test_ctrl_c_is_a_line_and_the_rest_is_the_same(
     assert contents(tmp_path / "raw.zarr") == converted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, "traceback"])
 def test_a_log_that_another_run_removed_is_put_back(raw: Path, tmp_path: Path, error: str | None) -> None:
     """As by a second Snakemake, before its job is refused."""

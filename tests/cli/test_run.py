@@ -63,6 +63,7 @@ def test_the_error_of_a_stage_is_one_line_with_the_place_of_its_log(damaged):
     assert "Error in rule convert:" in (damaged.parent / place).read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
@@ -79,6 +80,7 @@ def test_what_snakemake_refuses_is_a_line(damaged, words, code, line):
     assert len(lines) <= 2
 
 
+@pytest.mark.slow
 def test_a_profile_comes_with_the_workflow(damaged):
     code, out, lines = run(damaged, RAW, "--profile", "slurm", "--", "--dry-run", cwd=damaged.parent)
     assert code == 0, lines

@@ -69,6 +69,7 @@ def oracle(seed: int, what: Count, tolerance: float, dust: int) -> BoundaryCount
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 9),

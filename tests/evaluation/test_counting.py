@@ -44,6 +44,7 @@ def rows(table: Path) -> list[tuple[int, ...]]:
     return list(zip(*(columns[column.name].tolist() for column in counting.COLUMNS), strict=True))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 9), block=BLOCKS, options=OPTIONS, masked=st.booleans())
 def test_blocks_change_nothing(
@@ -56,6 +57,7 @@ def test_blocks_change_nothing(
     assert rows(folder / "a.parquet") == oracle(seed, what)
 
 
+@pytest.mark.slow
 def test_workers_and_a_deep_tree_change_nothing(tmp_path: Path) -> None:
     what = made(tmp_path, 1, components=True)
     count_blocks(what, tmp_path / "a", tmp_path / "a.parquet", place=Place(1))

@@ -114,6 +114,7 @@ def test_objects_of_few_voxels(seed: int, ids: int, others: int) -> None:
     assert list(zip(*(column.tolist() for column in changes), strict=True)) == expected
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -164,6 +165,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
         assert (tmp_path / "c.csv").read_text() == table
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), block=st.tuples(*[st.integers(2, 9)] * 3), channels=st.sampled_from([0, 1, 3]))
 def test_values_of_any_channels(

@@ -114,6 +114,7 @@ def test_details_and_the_worst_objects(folder: Path) -> None:
     assert "false merges: " not in kdseg(*addresses, "--worst", 0).output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("border", [0, 8, 17])
 def test_voxels_near_borders_are_left_out(folder: Path, border: float) -> None:
     """Whatever the blocks; borders are those of the whole labels, distances within the section."""

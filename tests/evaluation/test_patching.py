@@ -192,6 +192,7 @@ def test_names_of_any_overlaps(
     assert [want.voxels for want in listed] == sorted((want.voxels for want in listed), reverse=True)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 2**32 - 1), whole=st.tuples(*EXTENT), part=st.tuples(*EXTENT), cell=st.sampled_from([4, 8]))
 def test_any_region_is_put_in_as_a_loop_does(
@@ -226,6 +227,7 @@ def test_any_region_is_put_in_as_a_loop_does(
     assert all(np.unique(side).size == side.size for side in pairs), "names are one to one"
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -274,6 +276,7 @@ def files(manifest: Path) -> dict[str, bytes]:
 SMALL = {**STORAGE.model_dump(), "chunk": (4, 4, 4), "shard": (4, 4, 4)}
 
 
+@pytest.mark.slow
 def test_blocks_and_workers_change_no_byte(tmp_path: Path) -> None:
     case = a_case()
     first = patched(tmp_path, *case, storage=SMALL)

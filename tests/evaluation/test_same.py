@@ -74,6 +74,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHANGES)
 @pytest.mark.parametrize(("block", "workers"), [((16, 32, 32), 1), ((4, 9, 7), 2)])
 def test_every_difference_is_found(tmp_path: Path, case: str, block: tuple[int, ...], workers: int) -> None:

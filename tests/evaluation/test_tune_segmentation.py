@@ -194,6 +194,7 @@ def staged(
     return list(read(swept).stat("sweep")), swept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long_range", [False, True])
 def test_candidates_score_as_the_stages_on_the_whole_volume(
     volumes: dict[str, TunedVolume], tmp_path: Path, long_range: bool
@@ -263,6 +264,7 @@ def test_the_number_of_workers_changes_nothing(volumes: dict[str, TunedVolume], 
     assert outcome(tmp_path / "1") == outcome(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on_to_the_same_bytes(volumes: dict[str, TunedVolume], tmp_path: Path) -> None:
     tune_segmentation.run(task(volumes, tmp_path / "whole", options=search(**SEARCHED)))
     killed = task(volumes, tmp_path / "killed", options=search(**SEARCHED))

@@ -32,6 +32,7 @@ def model(options: NetworkOptions = UNET, seed: int = 0) -> LoadedModel:
     return LoadedModel(network, options, heads, OFFSETS, (40.0, 9.7, 8.0), {"name": "student", "step": 7})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [UNET, DynUNetOptions(widths=(2, 2, 2))], ids=["unet", "dynunet"])
 def test_a_file_is_all_one_needs(tmp_path: Path, options: NetworkOptions) -> None:
     saved = model(options)

@@ -104,6 +104,7 @@ def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return made, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
 def test_an_export_gives_the_probabilities_at_any_shape(
     saved: tuple[LoadedModel, Path], tmp_path: Path, suffix: str
@@ -129,6 +130,7 @@ def test_an_export_gives_the_probabilities_at_any_shape(
     assert (tuple(about["stride"]), tuple(about["halo"])) == (made.network.stride, made.network.halo)
 
 
+@pytest.mark.slow
 def test_an_onnx_file_names_its_ends(saved: tuple[LoadedModel, Path], tmp_path: Path) -> None:
     export(saved[1], tmp_path / "a.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx", providers=["CPUExecutionProvider"])
@@ -137,6 +139,7 @@ def test_an_onnx_file_names_its_ends(saved: tuple[LoadedModel, Path], tmp_path: 
     assert (affinities.name, affinities.shape[:2], affinities.type) == ("affinities", ["n", 4], "tensor(float)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".ts"])
 def test_other_heads_are_exported_on_demand(tmp_path: Path, suffix: str) -> None:
     made = model(UNetOptions(widths=(2, 3)))

@@ -64,6 +64,7 @@ def held(name, order):
         order.append("out")
 
 
+@pytest.mark.slow
 def test_processes_take_turns():
     with multiprocessing.Manager() as manager:
         order = manager.list()

@@ -74,6 +74,7 @@ def test_weights_that_were_changed_are_noticed(tmp_path: Path) -> None:
     assert not (tmp_path / "a.json").exists()
 
 
+@pytest.mark.slow
 def test_a_shipped_network_predicts_by_its_name(tmp_path: Path) -> None:
     raw = write_volume(tmp_path / "cells.zarr", cells((16, 32, 32), 8)[0])
     volume = VolumeOptions(raw=str(raw))

@@ -354,6 +354,7 @@ def kdseg(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command_tells_errors_from_warnings(folder, tmp_path):
     wrong = {"volumes.test.raw": "/nowhere.zarr", "volumes.train.labels": "@ones"}
     cases = {"good": {}, "doubtful": {"volumes.train.labels": "@ones"}, "wrong": wrong}

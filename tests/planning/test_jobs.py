@@ -66,6 +66,7 @@ CONFIGURATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_a_plan_has_the_jobs_of_the_workflow_and_asks_for_what_they_ask(tmp_path, name):
     path = tmp_path / "config.yaml"

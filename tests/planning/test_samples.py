@@ -61,6 +61,7 @@ def test_a_part_of_a_phantom_may_be_larger_than_it():
     assert (part.phantom.offset, part.phantom.shape) == ((0, 500, 0), (64, 64, 64))
 
 
+@pytest.mark.slow
 def test_a_sample_that_is_larger_than_its_volume_has_its_mirror_images_with_objects_of_their_own(tmp_path):
     config = load(ROOT / "config" / "test.yaml")
     samples = Samples(Bench(tmp_path, 1), config)
@@ -88,6 +89,7 @@ def test_affinities_are_high_within_objects_and_low_across():
     assert abs(found[1, 2:, 2:, 8].mean() - found[1, 2:, 2:, 4].mean()) < 30
 
 
+@pytest.mark.slow
 def test_affinities_lie_where_their_labels_lie(tmp_path):
     config = load(ROOT / "config" / "test.yaml")
     samples = Samples(Bench(tmp_path, 1), config)

@@ -127,6 +127,7 @@ def test_other_weights_or_tiles_are_noticed(folder, reference):
         run(folder, "reference", model="other/model.json")
 
 
+@pytest.mark.slow
 def test_averages_are_those_that_students_learn_from(folder):
     part = voxels(folder / "raw.json")[:20, :24, :17]  # eight mirror images of each tile are predicted: few tiles
     raw, model, out = store(folder / "flips" / "raw.json", part), folder / "model.json", folder / "flips"

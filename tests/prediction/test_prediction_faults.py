@@ -91,6 +91,7 @@ def test_the_status_adds_up(reference):
     assert read(reference).stats["mvox_per_s"] == pytest.approx(np.prod(SHAPE) / busy / 1e6, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_damaged_chunk_costs_its_neighbours_only(folder, reference, tmp_path):
     (tmp_path / "raw").mkdir()
     store(tmp_path / "raw" / "raw.json", voxels(folder / "raw.json"))
@@ -231,6 +232,7 @@ def begun(folder, manifest):
     return child
 
 
+@pytest.mark.slow
 def test_a_killed_worker_changes_nothing(folder, reference, tmp_path):
     manifest = tmp_path / "affinities.json"
     child = begun(folder, manifest)
@@ -240,6 +242,7 @@ def test_a_killed_worker_changes_nothing(folder, reference, tmp_path):
     assert (voxels(manifest) == voxels(reference)).all()
 
 
+@pytest.mark.slow
 def test_a_killed_group_goes_on_with_the_same_bytes(folder, reference, tmp_path):
     manifest = tmp_path / "affinities.json"
     child = begun(folder, manifest)
@@ -331,6 +334,7 @@ def test_a_region_has_the_bytes_of_the_whole(folder, reference, tmp_path):
         run(folder, tmp_path / "beyond.json", roi=RoiOptions(offset=(3, 0, 50), shape=(20, 33, 100)))
 
 
+@pytest.mark.slow
 def test_fragments_do_not_depend_on_what_is_not_predicted(folder, reference, mask, tmp_path):
     store(tmp_path / "mask.json", mask)
     sparse = run(folder, tmp_path / "affinities.json", mask=tmp_path / "mask.json")

@@ -563,6 +563,7 @@ def test_each_method_is_trained_at_its_own_rate(finished, tmp_path, values):
     assert "Nothing to be done" in snakemake(folder, config, "compare")
 
 
+@pytest.mark.slow
 def test_without_the_section_it_says_what_to_add(tmp_path, values):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({key: section for key, section in values.items() if key != "compare"}))

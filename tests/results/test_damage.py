@@ -175,6 +175,7 @@ def listed(folder: Path) -> Path:
     return grid.path
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_a_list_of_finished_blocks_costs_two_blocks_at_most(tmp_path: Path) -> None:
     path = listed(tmp_path)
     whole = path.read_bytes()

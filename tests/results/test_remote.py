@@ -402,6 +402,7 @@ def test_a_web_server(inputs):
         volume.read(volume.roi)
 
 
+@pytest.mark.slow
 def test_the_workflow_waits_for_no_files_in_a_bucket(tmp_path, values):
     changed = json.loads(json.dumps(values))  # others use them, too
     changed["volumes"]["train"] = {"raw": "s3://bucket/in/raw.zarr", "labels": "s3://bucket/in/labels.zarr"}

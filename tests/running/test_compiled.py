@@ -36,6 +36,7 @@ def called(folder: Path, *, factor: int, step: int) -> tuple[int, int]:
     return result, hits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factor", "step", "expected"), [(3, 0, 30), (2, 5, 25)], ids=["function", "constant"])
 def test_a_change_in_another_file_compiles_again(tmp_path: Path, factor: int, step: int, expected: int) -> None:
     (tmp_path / "caller.py").write_text(CALLER)

@@ -165,6 +165,7 @@ def test_a_worker_that_stops_or_hangs_or_is_killed_is_replaced(tmp_path, monkeyp
     assert {path.name for path in tmp_path.glob("?_?_?")} == {"_".join(map(str, b.index)) for b in blocks(TOTAL, BLOCK)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("trouble", "said"), [(killed, "ended"), (hang, r"was at it for \d+ s, too long")])
 def test_a_block_that_no_worker_survives_is_named_and_the_others_are_done(tmp_path, monkeypatch, trouble, said):
     monkeypatch.setattr(Patience, "LEAST_S", 0.3)
@@ -180,6 +181,7 @@ def test_a_block_that_no_worker_survives_is_named_and_the_others_are_done(tmp_pa
     assert len(list(tmp_path.glob("?_?_?"))) == 44
 
 
+@pytest.mark.slow
 def test_more_blocks_than_a_round_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "ROUND", 7)
     run_blocks(

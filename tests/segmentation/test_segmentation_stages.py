@@ -57,6 +57,7 @@ def test_perfect_affinities_give_the_labels_back(tmp_path, labels):
     assert found["sweep"]["best"] in (0.1, 0.5, 0.9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "workers"), [((64, 96, 64), 1), ((32, 64, 32), 2)])
 def test_blocks_and_workers_change_nothing(tmp_path, noisy, labels, block, workers):
     affinities = store(tmp_path / "affinities.json", noisy, offsets=OFFSETS)

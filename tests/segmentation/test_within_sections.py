@@ -99,6 +99,7 @@ def test_no_edge_joins_two_sections(long_range):
     assert (more.touch == np.isin(apart, (1, 16))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS[::2], ids=["watershed", "mutex"])
 def test_every_block_gives_each_section_what_it_has_alone(tmp_path: Path, method):
     affinities = noisy(SHAPE, 7)
@@ -132,6 +133,7 @@ def test_every_block_gives_each_section_what_it_has_alone(tmp_path: Path, method
         assert len(np.unique(segments)) < len(np.unique(fragments))
 
 
+@pytest.mark.slow
 def test_fragments_and_edges_without_stored_affinities_are_the_same(tmp_path: Path) -> None:
     raw = np.random.default_rng(0).integers(0, 256, SHAPE, dtype=np.uint8)
     flat = UNetOptions(widths=(3, 6), kernels=((1, 3, 3),) * 2, downsample=((1, 2, 2),))

@@ -188,6 +188,7 @@ def test_a_network_from_elsewhere_teaches_as_it_would_as_a_model(
     assert trained(tmp_path / "other", volume, saved(tmp_path / "other.safetensors", seed=4)) != expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".ts", ".pt2", ".onnx"])
 def test_what_kdseg_exported_says_all_by_itself(tmp_path: Path, suffix: str) -> None:
     model, path = saved(tmp_path / "teacher.safetensors", THEIRS), tmp_path / f"net{suffix}"

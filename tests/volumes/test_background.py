@@ -91,6 +91,7 @@ def test_conversion_notes_it_and_warns(tmp_path: Path, labels: np.ndarray, caplo
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("background", ["unknown", "boundary", "object"])
 def test_students_learn_what_it_means(tmp_path: Path, labels: np.ndarray, background: str) -> None:
     """The oracle: pairs of voxels, one by one; beyond the labels nothing is known."""

@@ -110,6 +110,7 @@ def damaged(how: str, key: str, before: dict[str, bytes]) -> bytes | None:
     return {"gone": None, "cut": data[:middle], "flipped": flipped, "swapped": other, "empty": b"", "there": data}[how]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "how"),
     [
@@ -194,6 +195,7 @@ def test_what_lies_where_all_blocks_left_nothing_is_removed(
         assert readable(manifest).shape == SHAPE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [False, True])
 def test_no_manifest_stands_over_a_hole(whole: Path, tmp_path: Path, bucket: Bucket, raw: Path, cut: bool) -> None:
     with a_copy(whole, tmp_path, bucket) as (manifest, url, before):
@@ -287,6 +289,7 @@ def test_an_empty_object_of_somebody_else(tmp_path: Path, bucket: Bucket) -> Non
         volume.read(volume.roi)
 
 
+@pytest.mark.slow
 def test_a_bucket_that_does_not_answer_costs_no_blocks(
     whole: Path, tmp_path: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ def test_converted_data_of_a_user_are_whole(tmp_path: Path) -> None:
     assert list(verify(manifest, 1)) == [(manifest, [])]
 
 
+@pytest.mark.slow
 def test_two_shards_of_one_size_are_not_taken_for_each_other(tmp_path: Path) -> None:
     storage = STORAGE.model_copy(update={"levels": 1})
     manifest = make(tmp_path / "a", storage=storage)
@@ -257,6 +258,7 @@ def test_a_file_where_none_was_written(tmp_path: Path) -> None:
     assert readable(manifest).any()
 
 
+@pytest.mark.slow
 def test_checksums_do_not_depend_on_workers(whole: Path, tmp_path: Path) -> None:
     assert contents(make(tmp_path, workers=2)) == contents(whole)
 
@@ -392,6 +394,7 @@ def test_a_claim_that_no_longer_holds_the_result_is_found(whole: Path, tmp_path:
     assert mended == (damage != "another")  # of two that are sound nobody knows which one is right
 
 
+@pytest.mark.slow
 def test_no_claim_is_made_of_a_manifest_of_another_result(whole: Path, tmp_path: Path) -> None:
     manifest = copy(whole, tmp_path / "run")
     other = tmp_path / "other" / "raw.json"
@@ -406,6 +409,7 @@ def test_no_claim_is_made_of_a_manifest_of_another_result(whole: Path, tmp_path:
     assert not claimed.exists()
 
 
+@pytest.mark.slow
 def test_no_claim_is_written_over_that_of_a_result_made_meanwhile(whole: Path, tmp_path: Path) -> None:
     manifest = copy(whole, tmp_path / "run")
     claimed = Claim(manifest, "").claimed
@@ -493,6 +497,7 @@ def test_a_manifest_that_is_gone_is_told_of(whole: Path, tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.slow
 def test_results_without_their_hidden_folders_are_found_and_said_to_lack_them(whole: Path, tmp_path: Path) -> None:
     manifest = copy(whole, tmp_path / "run")
     copied = tmp_path / "copied"

@@ -267,6 +267,7 @@ convert.run(ConvertTask(kind="raw", manifest=Path(sys.argv[2]), options=options,
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on(tmp_path: Path) -> None:
     address = str(tmp_path / "s.zarr")
     array = zarr.create_array(address, shape=(16, 24, 40), chunks=(8, 8, 8), dtype="u1")
@@ -610,6 +611,7 @@ def test_a_mask_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 # ---- phantoms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raw", "labels"])
 def test_a_phantom_is_stored_as_it_is_computed(tmp_path: Path, kind: Any) -> None:
     phantom = {"shape": (20, 24, 17), "seed": 3, "voxel_size": (20, 10, 10), "offset": (-5, 7, 100)}

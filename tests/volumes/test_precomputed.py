@@ -212,6 +212,7 @@ MUCH = 2**30
 """More than the 256 MB in excess that are not looked for."""
 
 
+@pytest.mark.slow
 def test_a_chunk_of_a_shard_does_not_take_the_memory_that_it_asks_for(tmp_path: Path) -> None:
     source = open_source(with_a_bomb(tmp_path / "a", SHARDS, 3, gzip.compress(bytes(MUCH))))
     source.read(Roi((0, 0, 0), (1, 1, 1)))
@@ -222,6 +223,7 @@ def test_a_chunk_of_a_shard_does_not_take_the_memory_that_it_asks_for(tmp_path: 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MUCH / 8 / 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 2**62, 2**64 - 8])
 def test_an_index_of_a_shard_does_not_take_the_memory_that_it_asks_for(tmp_path: Path, start: int) -> None:
     sharding = {**SHARDS, "minishard_bits": 0, "shard_bits": 0, "minishard_index_encoding": "gzip"}

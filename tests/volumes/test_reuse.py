@@ -400,6 +400,7 @@ def test_ids_are_those_that_a_block_has_in_the_new_grid(grid, more, seed, grows)
     assert (renumbered(old, index, was, now, block) == new).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "message"),
     [

@@ -433,6 +433,7 @@ def test_sections_of_zarr_are_refused_in_a_line(tmp_path: Path, shards: tuple[in
         open_source(str(tmp_path / "x.zarr"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [(), (2,)])
 def test_a_chunk_of_hdf5_that_unpacks_to_more_than_its_voxels(tmp_path: Path, channels: tuple[int, ...]) -> None:
     chunk, data = (*(1 for _ in channels), 2, 6, 8), np.broadcast_to(DATA, (*channels, *DATA.shape))

@@ -67,6 +67,7 @@ def some_network(rng):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_any_network_is_predicted_as_with_padding_and_alike_in_every_region(seed):
     rng = np.random.default_rng(seed)

@@ -110,6 +110,7 @@ def test_the_order_of_channels_changes_nothing(folder: Path) -> None:
         assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.2, 0.35, 0.6])
 def test_neurons_of_a_tree_are_those_of_the_whole(folder: Path, threshold: float) -> None:
     """Look-up tables from the root down, where regions have names of other leaves; thresholds below the largest."""
@@ -162,6 +163,7 @@ tests.run(Path(sys.argv[1]), sys.argv[2], (32, 32, 32))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("writes", [0, 1, 3])
 def test_killed_at_any_level_it_ends_with_the_same_tables(folder: Path, level: int, writes: int) -> None:

@@ -71,6 +71,7 @@ def in_blocks(affinities: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", ["phantom", "gala_train", "connectomics_512"])
 def test_the_tree_is_waterz_in_one_shot(name: str, request: pytest.FixtureRequest) -> None:

@@ -107,6 +107,7 @@ def fused(folder: Path, name: str, workers: int = 1, **changes: Any) -> Path:
     return manifest
 
 
+@pytest.mark.slow
 def test_damaged_tables_are_made_again_by_their_blocks(folder: Path) -> None:
     """The cells of tables are those of shards, half as high and wide as the blocks that make them."""
     manifest = fused(folder, "damaged")
@@ -146,6 +147,7 @@ def expect_the_same_bytes(folder: Path, name: str, workers: int = 1) -> None:
     assert not (found / "affinities.zarr").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_fragments_and_edges_are_those_of_stored_affinities(folder: Path, workers: int) -> None:
     name = f"workers{workers}"
@@ -179,6 +181,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(folder: Path) -> None
     expect_the_same_bytes(folder, "killed")
 
 
+@pytest.mark.slow
 def test_the_neurons_follow_without_affinities(folder: Path) -> None:
     found = []
     for name, affinities in (("neurons", None), ("stored", folder / "stored" / "affinities.json")):
@@ -288,6 +291,7 @@ def test_stored_affinities_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path) -> None:
     out = folder / "command"
     manifests = {"raw": folder / "raw.json", "model": folder / "model.json", "mask": folder / "mask.json"}

@@ -82,12 +82,14 @@ def installed(folder: Path, target: str, name: str = "mine_huber") -> dict[str, 
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
 
 
+@pytest.mark.slow
 def test_a_term_of_another_package_is_trained(tmp_path: Path) -> None:
     environment = installed(tmp_path, "mine.options:HuberOptions")
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False)
     assert done.stdout.split() == ["mine.terms", "True"], done.stderr
 
 
+@pytest.mark.slow
 def test_such_a_package_may_be_imported_first(tmp_path: Path) -> None:
     environment = installed(tmp_path, "mine.options:HuberOptions")
     program = f"import mine.options\n{PROGRAM}"
@@ -95,6 +97,7 @@ def test_such_a_package_may_be_imported_first(tmp_path: Path) -> None:
     assert done.stdout.split() == ["mine.terms", "True"], done.stderr
 
 
+@pytest.mark.slow
 def test_any_package_of_kdseg_may_be_imported_first() -> None:
     arguments = [sys.executable, "-c", EACH_FIRST, str(Path(kdseg.__file__).parent)]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)

@@ -49,6 +49,7 @@ def boundary(labels: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["isotropic", "sections"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=8, phases=[Phase.generate])  # a block takes long: no shrinking

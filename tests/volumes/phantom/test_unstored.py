@@ -48,6 +48,7 @@ def folder(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["raw", "labels"])
 @given(data=st.data())
 @settings(deadline=None, max_examples=8, phases=[Phase.generate])
