@@ -341,6 +341,7 @@ def create_volume(
     channels: int | None = None,
     levels: int = 1,
     compress: bool = True,
+    labels: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> Volume:
     """Create an OME-Zarr 0.5 image, or open the one that an earlier attempt created.
@@ -356,6 +357,7 @@ def create_volume(
         channels: length of a leading channel axis; None leaves it out.
         levels: resolution levels; level k has ``ceil(shape / 2**k)`` voxels.
         compress: blosc-zstd at its lightest; affinities are stored raw, they hardly shrink.
+        labels: the voxels are ids or a mask; noted in the OME metadata, by which viewers show them as such.
         attributes: JSON values to note beside the OME metadata.
 
     Returns:
@@ -370,7 +372,7 @@ def create_volume(
     if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
         raise _read_only(where)
     notes = dict(attributes or {})
-    ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
+    ome = image_attributes(path.stem, voxel_size, offset, levels, channels=channels is not None, labels=labels)
     try:
         with _reaching(where):
             store = _store(where, path)
