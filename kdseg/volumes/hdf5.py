@@ -104,9 +104,9 @@ def open_dataset(path: Path, dataset: str, *, single: bool) -> Hdf5Array:
                 raise MissingError(f"{path} has no dataset {dataset!r}, expected {path}: and one of {datasets(file)}")
             said = _dimensions(node) | axis_names(node.attrs, where)
             order = layout(node.shape or (), said, where, single=single)  # an empty dataset has no shape
-            unit = order.of(node.chunks or (1, *node.shape[1:]))
+            unit = order.of(node.chunks or (1, *node.shape[1:]), 1)
             place = plain(node.attrs, order, node.ndim, where)
-            return Hdf5Array(path, dataset, order.of(node.shape), node.dtype, order, place, triple(unit[-3:]))
+            return Hdf5Array(path, dataset, order.of(node.shape, 1), node.dtype, order, place, triple(unit[-3:]))
 
 
 def _dimensions(node: h5py.Dataset) -> dict[str, list[str]]:

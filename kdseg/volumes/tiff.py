@@ -10,6 +10,7 @@ from pathlib import Path
 from kdseg.config.data import SectionsOptions
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
+from kdseg.running.heartbeat import doing
 from kdseg.volumes.ome import Ome, merged, places, read_ome
 from kdseg.volumes.sections import Numbers, in_order
 from kdseg.volumes.tiff_file import ANOTHER_AXIS, PagesFile, open_file
@@ -34,7 +35,7 @@ def open_stack(path: Path, options: SectionsOptions) -> TiffStack:
         UnreadableError: if a file is no TIFF, or is cut off, or names other files.
     """
     if path.is_dir():
-        files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+        files = files_in(path)
         if not files:
             raise MissingError(f"{path} holds no TIFF files; expected sections named *.tif or *.tiff")
         if odd := [file for file in files if not file.is_file()]:  # a pipe would be waited for
@@ -48,10 +49,22 @@ def open_stack(path: Path, options: SectionsOptions) -> TiffStack:
     return _of_file(open_file(path), options)
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return the TIFF files of a folder, but hidden ones, by name."""
+    return [p for p in sorted(folder.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
+
+
 def _of_file(file: PagesFile, options: SectionsOptions) -> TiffStack:
     if file.ome is None:
-        if len(file.shape) != 3:
-            raise ShapeError(f"{file.path} has the shape {file.shape}, expected (z, y, x): give the folder it lies in")
+        if len(file.shape) not in (2, 3):
+            raise ShapeError(f"{file.path} has the shape {file.shape}, expected (z, y, x), or (y, x) of one section")
+        if len(file.sections) == 1 and (beside := [one for one in files_in(file.path.parent) if one != file.path]):
+            log.warning(
+                "%s is one section; %d more TIFF files lie beside it, such as %s: give the folder to take all",
+                file.path,
+                len(beside),
+                beside[0].name,
+            )
         return _stack([file], list(file.sections), file.voxel_size)
     if others := file.ome.others(file.path.name):
         raise UnreadableError(
@@ -151,8 +164,9 @@ def _stack(
 def _open_files(files: Sequence[Path]) -> list[PagesFile]:
     opened: list[PagesFile] = []
     told = False
-    for path in files:
-        opened.append(open_file(path, told=told))
-        # each file of an image may repeat all of its metadata: thousands of times thousands of lines
-        told = told or (opened[-1].several and opened[-1].ome is not None and opened[-1].ome.whole)
+    with doing(lambda: f"opening {files[0].parent}: {len(opened)} of {len(files)} files"):
+        for path in files:
+            opened.append(open_file(path, told=told))
+            # each file of an image may repeat all of its metadata: thousands of times thousands of lines
+            told = told or (opened[-1].several and opened[-1].ome is not None and opened[-1].ome.whole)
     return opened
