@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.files import again
+from kdseg.results.kept import kept
 from kdseg.results.locks import holder
 from kdseg.results.manifests import CLAIM, begun, private_folder
 from kdseg.results.sealed import read_sealed
@@ -52,7 +53,7 @@ def _standing(folder: Path, claim: Path) -> Standing | None:
     manifest = claim.parent.with_name(f"{claim.parent.name.removeprefix('.')}.json")
     name = str(manifest.relative_to(folder).with_suffix(""))
     try:
-        claimed, made = _sealed(claim), _sealed(manifest)
+        claimed, made = _sealed(claim), _sealed(manifest) or kept(manifest)
     except UnreadableError as error:
         return Standing(name, "", "damaged", {"damage": f"{error}; {again(manifest)}"})
     if claimed is None:  # it was removed since

@@ -60,7 +60,7 @@ def how_far(facts: Mapping[str, Any], *, running: bool) -> list[str]:
         parts += [f"{name} {value:.4g}" for name, value in facts["best"].items()]
         speed = f"{facts['steps_per_s_now']:.3g} steps/s" if facts["steps_per_s_now"] else ""
     if running:
-        parts += [speed, "" if left is None else f"{span(left)} left"]
+        parts += [speed, f"{span(facts['seconds'])} so far" if left is None else f"{span(left)} left"]
     return [part for part in parts if part]
 
 
