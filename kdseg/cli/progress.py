@@ -110,7 +110,9 @@ class Progress:
             _say(f"at work  {job.name}: {job.how_far()}")
         if len(jobs) > _SHOWN:
             _say(f"at work  {len(jobs) - _SHOWN} more jobs")
-        return "" if jobs else "no job runs yet"
+        if not jobs:
+            _say("at work  Snakemake looks for what there is to do")
+        return ""
 
     def end(self) -> None:
         """Print what was held back because the failure of a job might have followed."""

@@ -1,8 +1,8 @@
 """Manifests of finished results, kept in their hidden folders too.
 
 Snakemake removes the manifest of an earlier result before it starts the job that makes it again. If the stage is then
-refused, since that result was made of something else, the result is still there, and known by this copy: it is no output
-that Snakemake could take for one of the options at hand.
+refused, since that result was made of something else, the result is still there, and known by this copy: it is no
+output that Snakemake could take for one of the options at hand.
 """
 
 from __future__ import annotations

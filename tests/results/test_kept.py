@@ -30,7 +30,7 @@ def test_an_earlier_result_is_known_though_another_try_was_refused(tmp_path: Pat
     make(manifest, {"n": 1})
     said = manifest.read_bytes()
     manifest.unlink()  # as Snakemake does before it starts a job
-    with pytest.raises(ClaimError, match="options.n was 1, is 2"):
+    with pytest.raises(ClaimError, match=r"options\.n was 1, is 2"):
         make(manifest, {"n": 2})
     assert [(one.name, one.state) for one in status.run(tmp_path)] == [("a", "finished")]
     assert not manifest.exists()  # it would stand for the other options
@@ -78,5 +78,5 @@ def test_work_of_another_try_does_not_give_way(tmp_path: Path, what: str) -> Non
         write_text(tmp_path / "a.training" / "state.pt", "state")
     if what == "result":
         write_text(tmp_path / "a.safetensors", "weights")
-    with pytest.raises(ClaimError, match="options.n was 1, is 2"):
+    with pytest.raises(ClaimError, match=r"options\.n was 1, is 2"):
         make(manifest, {"n": 2})
