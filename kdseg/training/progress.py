@@ -77,7 +77,9 @@ class Progress:
         return None if self.run.steps == inf else int(self.run.steps)
 
     def line(self) -> str:
-        """Return how far it is, in a line; empty if a bar shows it."""
+        """Return how far it is, in a line; empty if a bar or the first process shows it."""
+        if not self.run.ranks.first:
+            return ""
         if self._bar.disable:
             return f"{self._name}: {', '.join(how_far(self._values('running'), running=True))}"
         self._bar.refresh()
