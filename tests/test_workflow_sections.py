@@ -41,8 +41,9 @@ CONFIG = {
     },
     "predict": {"tile": [1, 32, 32]},
     "fragments": {"watershed": {"method": "mutex"}, "dust": 8},
-    "evaluate": {"models": ["student"], "volumes": ["tune"], "tune_on": "tune"},
+    "evaluate": {"models": ["student"], "volumes": ["tune", "single"], "tune_on": "tune"},
 }
+CONFIG["volumes"]["single"] = CONFIG["volumes"]["tune"] | {"raw": "single.tif", "labels": "single_labels.tif"}
 
 
 def images(folder, name, count, seed):
@@ -60,6 +61,9 @@ def images(folder, name, count, seed):
 def test_images_are_learned_segmented_and_scored_one_by_one(tmp_path):
     images(tmp_path, "train", 6, 0)
     images(tmp_path, "tune", 3, 100)
+    images(tmp_path, "alone", 1, 200)
+    for file, folder in (("single", "alone"), ("single_labels", "alone_labels")):
+        (tmp_path / folder / "00.tif").rename(tmp_path / f"{file}.tif")
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
     snakemake(tmp_path, config)
@@ -71,6 +75,7 @@ def test_images_are_learned_segmented_and_scored_one_by_one(tmp_path):
     assert stats["sections"]["count"] == 3
     assert stats["sections"]["mean"]["aji"] > 0.05  # a barely trained network: not single voxels, though
     assert stats["scores"]["voi"] == pytest.approx(stats["best_possible"]["voi"])
+    assert json.loads((results / "student" / "single" / "scores.json").read_text())["stats"]["sections"]["count"] == 1
     segments = open_input(results / "student" / "tune" / "segmentation.json").volume
     ids = [set(np.unique(section)) - {0} for section in segments.read(segments.roi)]
     assert all(ids)

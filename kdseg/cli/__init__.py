@@ -24,6 +24,7 @@ from kdseg.cli.people import add_people
 from kdseg.cli.stages import add_stages
 from kdseg.config.addresses import local
 from kdseg.errors import KdsegError, masked
+from kdseg.running.heartbeat import beating
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,8 @@ def main(tokens: Sequence[str] | None = None) -> None:
     command = words[0] if words else ""
     try:
         words = [_with_path(word) for word in words]
-        _app(words)(words, exit_on_error=False, print_error=False)
+        with beating(command):
+            _app(words)(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _end(command, in_a_line(error), 2)
     except UsageError as error:

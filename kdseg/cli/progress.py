@@ -6,11 +6,16 @@ import logging
 import re
 import sys
 import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from kdseg.errors import masked
+from kdseg.errors import KdsegError, masked
+from kdseg.results.sealed import read_sealed
+from kdseg.running.heartbeat import said as said_something
+from kdseg.running.heartbeat import span
+from kdseg.running.telemetry import how_far, status_path
 
 _OURS = re.compile(r"kdseg [a-z-]+: (?=.)")
 """Beginning of the line in which a stage says why it ended."""
@@ -20,6 +25,26 @@ _HEADER = re.compile(r"\w+(?:Exception|Error)\b[^\n]*:\n")
 """First line of Snakemake's errors: a class, and perhaps a place in the rules."""
 _WIDTH = 100
 """Characters of a reason."""
+_SHOWN = 3
+"""Jobs that are told of at once."""
+
+
+class _Job(NamedTuple):
+    """A job that runs: its name, when it began, in seconds of the epoch, and what it makes."""
+
+    name: str
+    began: float
+    output: Path
+
+    def how_far(self) -> str:
+        """Return how far its stage is, or how long ago it began where the stage has not said anything since then."""
+        path, parts = status_path(self.output), list[str]()
+        try:
+            if path.stat().st_mtime >= self.began:
+                parts = how_far(read_sealed(path), running=True)
+        except (OSError, KdsegError, KeyError):  # it is not there yet, or is of another version
+            pass
+        return ", ".join(parts) or span(time.time() - self.began)
 
 
 class Progress:
@@ -38,7 +63,7 @@ class Progress:
         self.done = self.total = self.failed = 0
         self.log: Path | None = None
         self.interrupted = self.idle = False
-        self._jobs = dict[int, tuple[str, float]]()
+        self._jobs = dict[int, _Job]()
         self._finished = list[str]()
         self._held = list[str]()
 
@@ -55,20 +80,21 @@ class Progress:
             self.total = said.get("stats", {}).get("total", self.total)
         elif event == "job_info" and said["output"]:
             name = _named(said)
-            self._jobs[said["jobid"]] = (name, record.created)
             if dry:
                 print(masked(f"would run {name}: {_reason(said)}"))
             else:
-                _print(f"started  {name}")
+                self._jobs[said["jobid"]] = _Job(name, record.created, Path(said["output"][0]))
+                _say(f"started  {name}")
         elif event == "job_finished" and said["job_id"] in self._jobs:
-            name, began = self._jobs[said["job_id"]]
-            self._finished.append(f"finished {name}, {record.created - began:.1f} s")
+            job = self._jobs.pop(said["job_id"])
+            self._finished.append(f"finished {job.name}, {record.created - job.began:.1f} s")
         elif event == "progress":
             self.done, self.total = said["done"], said["total"]
             for line in self._finished:
-                _print(f"{line} ({self.done} of {self.total})")
+                _say(f"{line} ({self.done} of {self.total})")
             self._finished.clear()
         elif event == "job_error":
+            self._jobs.pop(said.get("jobid", -1), None)
             self._failure(said)
         elif event == "group_error":
             pass  # each of its jobs has an error of its own
@@ -77,11 +103,22 @@ class Progress:
         elif record.levelno >= logging.WARNING:
             self._trouble(record)
 
+    def at_work(self) -> str:
+        """Print how far the jobs are that run, as their stages say; return nothing to be logged."""
+        jobs = [*self._jobs.values()]
+        for job in jobs[:_SHOWN]:
+            _say(f"at work  {job.name}: {job.how_far()}")
+        if len(jobs) > _SHOWN:
+            _say(f"at work  {len(jobs) - _SHOWN} more jobs")
+        if not jobs:
+            _say("at work  Snakemake looks for what there is to do")
+        return ""
+
     def end(self) -> None:
         """Print what was held back because the failure of a job might have followed."""
         if not self.interrupted:
             for line in self._held:
-                _print(line)
+                _say(line)
         self._held.clear()
 
     def _failure(self, said: dict[str, Any]) -> None:
@@ -89,7 +126,7 @@ class Progress:
         if not self.interrupted:
             self.failed += 1
             logs = "; ".join(f"{_last_words(Path(log))} (log: {log})" for log in said["log"])
-            _print(f"failed   {_named(said)}: {logs or 'it has no log'}")
+            _say(f"failed   {_named(said)}: {logs or 'it has no log'}")
 
     def _trouble(self, record: logging.LogRecord) -> None:
         text = str(record.msg)
@@ -100,7 +137,7 @@ class Progress:
             # of a command that failed, unless no failure of a job follows: it repeats the whole command
             self._held.append(line)
         else:
-            _print(line)
+            _say(line)
 
 
 def in_a_line(text: str) -> str:
@@ -133,5 +170,6 @@ def _reason(said: dict[str, Any]) -> str:
     return textwrap.shorten(str(said["reason"]), _WIDTH, placeholder=" …")
 
 
-def _print(line: str) -> None:
+def _say(line: str) -> None:
+    said_something()
     print(masked(line), file=sys.stderr, flush=True)

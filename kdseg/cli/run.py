@@ -18,6 +18,7 @@ from kdseg.cli.progress import Progress
 from kdseg.config import load
 from kdseg.config.workflow import DEFAULTS, SNAKEFILE, profile
 from kdseg.errors import masked
+from kdseg.running.heartbeat import doing
 
 _LOGGER = "kdseg"
 """By which Snakemake knows what prints our lines."""
@@ -47,7 +48,7 @@ def run(config: Path, words: Sequence[str], *, cores: int | None, profile_name: 
         options += ["--cores", "all" if cores is None else str(cores)]
     _find_our_python()
     progress = Progress()
-    with _interrupts(progress):
+    with _interrupts(progress), doing(progress.at_work):
         succeeded = _snakemake([*options, "--snakefile", str(SNAKEFILE), *words], progress)
     progress.end()
     if progress.interrupted:

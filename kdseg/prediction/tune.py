@@ -17,6 +17,7 @@ from kdseg.networks.checkpoint import load_model
 from kdseg.networks.models import Network, resolve_device, resolve_precision
 from kdseg.networks.weights import weights
 from kdseg.prediction.tiles import predictor, tile_memory
+from kdseg.running.heartbeat import doing, span
 
 EDGES = (32, 48, 64, 96, 128, 160, 192, 256)
 """Edges of the tiles that are tried, in voxels; each as a cube and with half of them along z."""
@@ -62,12 +63,20 @@ def run(task: TuneTask) -> list[Trial]:
     network, offsets = loaded.network, loaded.offsets
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    ways = [(dtype, *one) for dtype in _precisions(where) for one in _tiles(network, offsets, dtype, task.memory)]
+    found: list[Trial] = []
+
+    def far() -> str:
+        dtype, tile, _ = ways[min(len(found), len(ways) - 1)]
+        left = (len(ways) - len(found)) * (time.monotonic() - began) / len(found) if found else None
+        until = "" if left is None else f", {span(left)} left"
+        return f"tune: tile {'x'.join(map(str, tile))}, {dtype}, {len(found) + 1} of {len(ways)}{until}"
+
+    began = time.monotonic()
     try:
-        found = [
-            _trial(network, offsets, tile, dtype, where, size, task.seconds)
-            for dtype in _precisions(where)
-            for tile, size in _tiles(network, offsets, dtype, task.memory)
-        ]
+        with doing(far):
+            for dtype, tile, size in ways:
+                found.append(_trial(network, offsets, tile, dtype, where, size, task.seconds))
     finally:
         torch.set_num_threads(threads)
     return sorted(found, key=lambda trial: -(trial.mvox_per_s or 0))

@@ -10,7 +10,8 @@ Beside the manifest ``x.json`` of a stage lie::
     .x/lock           who is writing
 
 A stage that finds its own claim goes on where it stopped. One that finds another claim refuses, and says
-what differs and how to clear it; with ``overwrite`` it clears by itself. The manifest comes last.
+what differs and how to clear it; with ``overwrite`` it clears by itself. A claim of which nothing was made yet, as of a
+first try that failed at once, gives way. The manifest comes last.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kdseg.errors import ClaimError, MissingError, UnreadableError
 from kdseg.geometry import Triple
 from kdseg.results import remote
 from kdseg.results.files import CHECKSUMS, expect_removable, remove_unfinished
+from kdseg.results.kept import keep, kept, same, take
 from kdseg.results.locks import locked
 from kdseg.results.manifests import CLAIM, file_fingerprint, fingerprint, private_folder, write_json
 from kdseg.results.sealed import read_sealed, write_sealed
@@ -159,7 +161,11 @@ def claim(
             ):
                 _remove(held)
             elif before["fingerprint"] != mark:
-                _refuse_or_clear(held, before, made_of, overwrite)
+                if _is_worth_something(held):
+                    _refuse_or_clear(held, before, made_of, overwrite)
+                else:
+                    log.info("nothing was made yet of an earlier try with other options or inputs: it gives way")
+                    _remove(held)
             else:
                 held.resumed = True
         elif unclaimed := [path for path in held.results if path.exists()]:
@@ -170,6 +176,7 @@ def claim(
         else:
             _forget_progress(held)
         write_sealed(held.claimed, made_of)
+        earlier = take(manifest)
         for path in (held.manifest, held.checksums):  # blocks may be done again, and read, before they are known anew
             path.unlink(missing_ok=True)
         if volume and bucket is not None and not held.store.exists():
@@ -178,7 +185,7 @@ def claim(
         yield held
         seconds = time.monotonic() - started
         remove_unfinished(held.tables)
-        _finish(held, made_of, seconds)
+        _finish(held, made_of, seconds, earlier if held.resumed else None)
 
 
 def clear(manifest: Path) -> list[Path | str]:
@@ -202,7 +209,8 @@ def clear(manifest: Path) -> list[Path | str]:
     return found
 
 
-def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
+def _finish(held: Claim, made_of: dict[str, Any], seconds: float, earlier: dict[str, Any] | None) -> None:
+    """Write the manifest: the ``earlier`` one, if the result is as it was when that was written."""
     voxels = held.stats.get("voxels")
     speed = None if held.resumed or voxels is None else round(voxels / max(seconds, 1e-9) / 1e6, 3)
     used = {"seconds": round(seconds, 3), "cpu_s": round(cpu_seconds(), 2), "peak_mb": round(peak_mb(), 1)}
@@ -220,7 +228,8 @@ def _finish(held: Claim, made_of: dict[str, Any], seconds: float) -> None:
         "kdseg": __version__,
         "stats": stats,
     }
-    write_sealed(held.manifest, values)
+    write_sealed(held.manifest, earlier if earlier is not None and same(earlier, values) else values)
+    keep(held.manifest)
 
 
 def _metadata(store: Path) -> list[str]:
@@ -285,6 +294,17 @@ def _made(held: Claim) -> list[Path]:
     beside = [held.manifest.with_name(f"{held.manifest.stem}.{what}") for what in ("training", "status.json")]
     made = (held.manifest, *held.results, *beside)
     return [path for path in made if path.exists()]
+
+
+def _is_worth_something(held: Claim) -> bool:
+    """Return whether any work went into what is there: a result, finished blocks, or steps of a training."""
+    training = held.manifest.with_name(f"{held.manifest.stem}.training")
+    made = (held.manifest, held.table, held.parquet, held.checksums, held.edits, held.model, training / "state.pt")
+    if kept(held.manifest) is not None or any(path.exists() for path in made):
+        return True
+    if held.tables.is_dir() and any(held.tables.iterdir()):
+        return True
+    return any(path.stat().st_size for path in held.private.rglob("*.txt"))  # lists of finished blocks
 
 
 def _gone(store: Path) -> bool:

@@ -21,6 +21,7 @@ from kdseg.errors import StageError
 from kdseg.geometry import Block, Roi, Triple
 from kdseg.running import forks
 from kdseg.running.attempt import BlockWork, Clock, Do, Finished, Outcome, Patience, attempt
+from kdseg.running.heartbeat import doing
 from kdseg.running.progress import FinishedBlocks
 from kdseg.running.telemetry import Telemetry, status_path
 
@@ -139,7 +140,7 @@ def run_work(name: str, total: Roi, block: Triple, work: BlockWork, place: Place
         voxels=total.size - grid.voxels(),
         announced_mb=place.announced_mb,
     )
-    with telemetry:
+    with telemetry, doing(telemetry.line):
         if todo:
             with engine(place, todo, progress) as found:
                 _Run(name, found, grid, telemetry).all(partial(attempt, work))
@@ -190,10 +191,16 @@ class _Run:
 
     def all(self, do: Do) -> None:
         """Do what is missing: first all blocks, then one by one those that workers have died under again and again."""
-        with self.bar:
+        with self.bar, doing(self._said):
             self._some(do, _Queue(self.grid.missing()), isolated=False)
             for block in self.alone:
                 self._some(do, _Queue(iter([block])), isolated=True)
+
+    def _said(self) -> str:
+        if self.bar.disable:
+            return self.telemetry.line()
+        self.bar.refresh()  # by itself it moves only when a block ends
+        return ""
 
     def _some(self, do: Do, queue: _Queue, *, isolated: bool) -> None:
         # closed, or its workers would go on while an error is on its way

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from kdseg.errors import MissingError, UnreadableError
 from kdseg.results.files import again
+from kdseg.results.kept import kept
 from kdseg.results.locks import holder
 from kdseg.results.manifests import CLAIM, begun, private_folder
 from kdseg.results.sealed import read_sealed
-from kdseg.running.telemetry import status_path
+from kdseg.running.heartbeat import span
+from kdseg.running.telemetry import how_far, status_path
 
 
 class Standing(NamedTuple):
@@ -51,7 +53,7 @@ def _standing(folder: Path, claim: Path) -> Standing | None:
     manifest = claim.parent.with_name(f"{claim.parent.name.removeprefix('.')}.json")
     name = str(manifest.relative_to(folder).with_suffix(""))
     try:
-        claimed, made = _sealed(claim), _sealed(manifest)
+        claimed, made = _sealed(claim), _sealed(manifest) or kept(manifest)
     except UnreadableError as error:
         return Standing(name, "", "damaged", {"damage": f"{error}; {again(manifest)}"})
     if claimed is None:  # it was removed since
@@ -80,22 +82,16 @@ def described(standing: Standing) -> str:
     facts, parts = standing.facts, [f"{standing.name:40} {standing.state:9}"]
     if standing.state == "finished":
         speed = facts.get("mvox_per_s")
-        parts += [f"{_span(facts.get('seconds'))}"] + ([f"{speed:g} Mvox/s"] if speed else [])
+        parts += [span(facts["seconds"])] if "seconds" in facts else []
+        parts += [f"{speed:g} Mvox/s"] if speed else []
         parts += _reused(facts)
         return "  ".join(parts)
     if standing.state == "damaged":
         parts.append(facts["damage"])
-    if "blocks" in facts:
-        blocks = facts["blocks"]
-        done = blocks["before"] + blocks["done"]
-        parts.append(f"{done} of {blocks['total']} blocks ({100 * done / max(blocks['total'], 1):.1f} %)")
-        parts += _reused(facts)
-        parts += [f"{blocks['failed']} failed"] if blocks["failed"] else []
-        if standing.state == "running":
-            speed, left = facts.get("mvox_per_s_now"), facts.get("eta_s")
-            parts += [f"{speed:g} Mvox/s"] if speed else []
-            parts += [f"{_span(left)} left"] if left is not None else []
-            parts.append(_shares(facts["workers"]))
+    running = standing.state == "running"
+    parts += how_far(facts, running=running)
+    if running and "workers" in facts:
+        parts.append(_shares(facts["workers"]))
     return "  ".join(part for part in parts if part)
 
 
@@ -116,10 +112,3 @@ def _shares(workers: dict[str, dict[str, Any]]) -> str:
     sums = {what: sum(one["seconds"][what] for one in workers.values()) for what in ("read", "compute", "write")}
     total = sum(sums.values())
     return ", ".join(f"{what} {100 * seconds / total:.0f} %" for what, seconds in sums.items()) if total else ""
-
-
-def _span(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

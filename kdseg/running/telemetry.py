@@ -1,4 +1,4 @@
-"""Progress of a stage over its blocks, as JSON beside its store, for `kdseg status` and other observers."""
+"""Progress of a stage, over blocks or steps, as JSON beside its store, for `kdseg status` and other observers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from kdseg.errors import UnreadableError
 from kdseg.geometry import Block
 from kdseg.results.sealed import write_sealed
 from kdseg.running.attempt import Clock, Outcome
+from kdseg.running.heartbeat import span
 
 log = logging.getLogger(__name__)
 
@@ -27,14 +29,79 @@ _BETWEEN_S = 0.5
 _LISTED = 1000
 """Failed blocks that are listed."""
 
+State = Literal["running", "finished", "failed"]
+"""What a stage does."""
+
 
 def status_path(manifest: Path) -> Path:
     """Return where the status of a stage lies."""
     return manifest.with_name(f"{manifest.stem}.status.json")
 
 
+def how_far(facts: Mapping[str, Any], *, running: bool) -> list[str]:
+    """Return in words how far a stage is, with its speed and the time that is left if it is running.
+
+    Args:
+        facts: of a status, which tells of blocks or of steps of a training.
+        running: whether it is.
+    """
+    parts, speed, left = [], "", facts.get("eta_s")
+    if "blocks" in facts:
+        blocks = facts["blocks"]
+        done = blocks["before"] + blocks["done"]
+        parts.append(f"{done} of {blocks['total']} blocks ({100 * done / max(blocks['total'], 1):.1f} %)")
+        parts += [f"{blocks['reused']} of {blocks['total']} blocks reused"] if blocks.get("reused") else []
+        parts += [f"{blocks['failed']} failed"] if blocks["failed"] else []
+        speed = f"{facts['mvox_per_s_now']:g} Mvox/s" if facts.get("mvox_per_s_now") else ""
+    elif "steps" in facts:
+        steps = facts["steps"]
+        parts.append(f"step {steps['done']}" + (f" of {steps['total']}" if steps["total"] else ""))
+        parts += [f"loss {facts['loss']:.4g}"] if facts["loss"] is not None else []
+        parts += [f"{name} {value:.4g}" for name, value in facts["best"].items()]
+        speed = f"{facts['steps_per_s_now']:.3g} steps/s" if facts["steps_per_s_now"] else ""
+    if running:
+        parts += [speed, f"{span(facts['seconds'])} so far" if left is None else f"{span(left)} left"]
+    return [part for part in parts if part]
+
+
+class StatusFile:
+    """Status of a stage, written every other second, and at the end, while its context is open."""
+
+    def __init__(self, path: Path | None, values: Callable[[State], dict[str, Any]]) -> None:
+        """Write to ``path``, if there is one, what ``values`` returns; another thread calls it."""
+        self.path, self._values = path, values
+        self._ended = threading.Event()
+        self._writer = threading.Thread(target=self._keep_writing, name="telemetry", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin to write."""
+        self._write("running")
+        self._writer.start()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Write how it ended."""
+        self._ended.set()
+        self._writer.join()
+        self._write("finished" if error is None else "failed")
+
+    def _keep_writing(self) -> None:
+        # not when a block finishes: that may take minutes, or workers wait for hours in a queue
+        while not self._ended.wait(EVERY_S):
+            self._write("running")
+
+    def _write(self, state: State) -> None:
+        """Write all that is known; a run does not end because its status cannot be written."""
+        if self.path is None:
+            return
+        try:
+            write_sealed(self.path, self._values(state))
+        except UnreadableError as error:
+            log.warning("the status is not up to date: %s", error)
+
+
 class Telemetry:
-    """Counts what finishes, and writes it down every other second while its context is open.
+    """Counts what finishes, and writes it down while its context is open.
 
     Attributes:
         failures: blocks that were given up, with their errors.
@@ -54,7 +121,7 @@ class Telemetry:
         reused: int = 0,
     ) -> None:
         """Begin a run of ``blocks`` blocks; ``before`` were finished, ``reused`` of them; ``voxels`` are left to do."""
-        self.path, self.stage = path, stage
+        self.stage, self._file = stage, StatusFile(path, self._values)
         self.blocks, self.before, self.reused, self.voxels = blocks, before, reused, voxels
         self.announced_mb = announced_mb
         self.failures: list[dict[str, Any]] = []
@@ -65,25 +132,20 @@ class Telemetry:
         self._first: float | None = None
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._recent: deque[tuple[float, int]] = deque([(self._started, 0)])
-        self._counting, self._ended = threading.Lock(), threading.Event()
-        self._writer = threading.Thread(target=self._keep_writing, name="telemetry", daemon=True)
+        self._counting = threading.Lock()
 
     def __enter__(self) -> Self:
         """Begin to write."""
-        self._write("running")
-        self._writer.start()
+        self._file.__enter__()
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *rest: object) -> None:
         """Write how it ended."""
-        self._ended.set()
-        self._writer.join()
-        self._write("finished" if error is None else "failed")
+        self._file.__exit__(error, *rest)
 
-    def _keep_writing(self) -> None:
-        # not when a block finishes: that may take minutes, or workers wait for hours in a queue
-        while not self._ended.wait(EVERY_S):
-            self._write("running")
+    def line(self) -> str:
+        """Return how far the stage is, in a line."""
+        return f"{self.stage}: {', '.join(how_far(self._values('running'), running=True))}"
 
     def add(self, block: Block, outcome: Outcome) -> None:
         """Note one attempt at a block."""
@@ -138,18 +200,11 @@ class Telemetry:
         parts = [worker["seconds"][what] for worker in self._workers.values() for what in ("read", "compute", "write")]
         return float(sum(parts)) / max(len(self._workers), 1)
 
-    def _write(self, state: Literal["running", "finished", "failed"]) -> None:
-        """Write all that is known; a run does not end because its status cannot be written."""
-        if self.path is None:
-            return
-        try:
-            with self._counting:
-                values = self._values(state)
-            write_sealed(self.path, values)
-        except UnreadableError as error:
-            log.warning("the status is not up to date: %s", error)
+    def _values(self, state: State) -> dict[str, Any]:
+        with self._counting:
+            return self._known(state)
 
-    def _values(self, state: str) -> dict[str, Any]:
+    def _known(self, state: State) -> dict[str, Any]:
         now = time.monotonic()
         while now - self._recent[0][0] > _RECENT_S and len(self._recent) > 2:
             self._recent.popleft()

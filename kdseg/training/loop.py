@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from math import cos, inf, isfinite, pi
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -29,10 +29,11 @@ from kdseg.results.curve import Curve
 from kdseg.results.files import replacing
 from kdseg.training.budget import Pace, expect_time, fixed_steps
 from kdseg.training.losses import active_terms, term_weight
+from kdseg.training.progress import Progress
 from kdseg.training.pull import due, factors, gradients, looks, pulls, record
 from kdseg.training.run import Data, Run, prepare, resume
 from kdseg.training.sampling import Addresses, Guide, loader
-from kdseg.training.validation import Scored, validate
+from kdseg.training.validation import Scored, See, validate
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def train(
         columns = ["step", "learning_rate", *run.objective.part_weights(), "total", *scores, "seconds"]
         columns += [f"pull.{name}" for name in run.objective.part_weights() if options.train.normalise]
         curve = Curve(folder / "curve.csv", columns, keep=run.step) if ranks.first else None
-        with curve or nullcontext(), _bar(run, name, progress if ranks.first else False) as bar:
+        with curve or nullcontext(), Progress(run, out, folder, progress) as seen:
             if run.steps == inf and ranks.first:
                 _scores(run)  # validations compile at first, which says nothing about the later ones
             batches = iter(loader(run.crops, run.step, rank=ranks.rank, ranks=ranks.ranks))
@@ -112,22 +113,20 @@ def train(
                 fixing = run.steps == inf and run.step == options.train.full_rate_steps
                 if curve is not None:
                     if fixing or run.step % options.train.validate_every == 0 or run.step == run.steps:
-                        with pace.validation():
-                            row |= run.validation.named(_validate(run, folder / "best.safetensors"))
+                        with pace.validation(), seen.validation() as see:
+                            row |= run.validation.named(_validate(run, folder / "best.safetensors", see))
                     run.seconds = time.monotonic() - started
                     curve.append({**row, "seconds": run.seconds})
                     if run.steps == inf and not fixing:
                         expect_time(run)
                 if fixing:
-                    run.steps = bar.total = fixed_steps(run, pace)
+                    run.steps = fixed_steps(run, pace)
                     _say_what_never_acts(run)
                 # timed steps are not saved: those of a run that goes on would be too few to measure
                 saving = run.step % options.train.checkpoint_every == 0 and run.steps < inf
                 if curve is not None and (fixing or saving or run.step == run.steps):
                     save(folder / "state.pt", run.state())
-                best = next(f"{name}={value:.3f}" for name, value in run.validation.named(run.best).items())
-                bar.set_postfix_str(f"loss={row['total']:.4f}, {best}", refresh=False)
-                bar.update()
+                seen.step(row)
         if ranks.first:
             _publish(folder / "best.safetensors", out)
         return Result(out, run.best_step, run.best, run.step, run.validation.named(run.best))
@@ -263,13 +262,13 @@ def _say_what_never_acts(run: Run) -> None:
             )
 
 
-def _scores(run: Run) -> Scored:
+def _scores(run: Run, see: See | None = None) -> Scored:
     dtype, device = run.objective.dtype, run.ranks.device
-    return validate(run.average, run.validation, run.offsets, dtype, device, run.watershed)
+    return validate(run.average, run.validation, run.offsets, dtype, device, run.watershed, see)
 
 
-def _validate(run: Run, best: Path) -> Scored:
-    scores = _scores(run)
+def _validate(run: Run, best: Path, see: See) -> Scored:
+    scores = _scores(run, see)
     if run.best_step == 0 or scores.voi < run.best.voi:
         run.best, run.best_step = scores, run.step
         meta = {"name": run.name, "step": run.step, "scores": run.validation.named(scores)}
@@ -283,10 +282,3 @@ def _validate(run: Run, best: Path) -> Scored:
 def _publish(best: Path, out: Path) -> None:
     with best.open("rb") as found, replacing(out) as file:
         shutil.copyfileobj(found, file)
-
-
-def _bar(run: Run, name: str, progress: bool | None) -> Any:
-    from tqdm import tqdm
-
-    total = None if run.steps == inf else int(run.steps)
-    return tqdm(total=total, initial=run.step, desc=name or "train", disable=None if progress is None else not progress)

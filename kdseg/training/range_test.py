@@ -18,6 +18,7 @@ from kdseg.config.segmentation import WatershedOptions
 from kdseg.errors import ConfigError, StageError
 from kdseg.geometry import Offsets
 from kdseg.networks.models.device import deterministic, joined, keep_memory
+from kdseg.running.heartbeat import doing
 from kdseg.training.loop import scheduled, step, weighed
 from kdseg.training.pull import AT_FIRST
 from kdseg.training.run import Data, prepare
@@ -83,7 +84,8 @@ def losses(options: ModelOptions, offsets: Offsets, data: Data, rates: Sequence[
             step(run, batches, rates[0])
         weights = weighed(run, scheduled(run, run.step))
         rows = (step(run, batches, rate) for rate in rates)
-        return _until_it_diverges(sum(weights[name] * row[name] for name in weights) for row in rows)
+        with doing(lambda: f"rate: step {run.step - before} of {len(rates)}"):
+            return _until_it_diverges(sum(weights[name] * row[name] for name in weights) for row in rows)
 
 
 def smooth(losses: Sequence[float], steps: int) -> NDArray[np.float64]:

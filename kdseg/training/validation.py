@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from kdseg.evaluation.metrics.contingency import Contingency
     from kdseg.segmentation.agglomeration.linkage import Dendrogram
 
+See = Callable[[NDArray[np.uint8]], object]
+"""Is given the affinities of a crop, uint8 (c, z, y, x), and only looks at them."""
 TILE = 128
 """Largest extent of a tile in voxels, without its halo."""
 
@@ -104,9 +106,13 @@ def validate(
     dtype: torch.dtype,
     device: torch.device,
     watershed: Watershed,
+    see: See | None = None,
 ) -> Scored:
-    """Return the scores of the segmentation at the threshold that suits it best, of `sweep`'s."""
-    return least(sweep(network, crop, offsets, dtype, device, watershed))
+    """Return the scores of the segmentation at the threshold that suits it best, of `sweep`'s; ``see`` affinities."""
+    affinities = predicted(network, crop, offsets, dtype, device)
+    if see is not None:
+        see(affinities)
+    return least(_swept(affinities, crop, offsets, watershed, dust=0))
 
 
 def least(found: Sequence[Scored]) -> Scored:
@@ -138,7 +144,12 @@ def sweep(
         watershed: how fragments are made.
         dust: ground-truth objects of fewer voxels of the crop are left out.
     """
-    affinities = predicted(network, crop, offsets, dtype, device)
+    return _swept(predicted(network, crop, offsets, dtype, device), crop, offsets, watershed, dust=dust)
+
+
+def _swept(
+    affinities: NDArray[np.uint8], crop: Validation, offsets: Offsets, watershed: Watershed, *, dust: int
+) -> list[Scored]:
     table, dendrogram = tabled(affinities, crop, offsets, watershed, dust=dust)
     return scored(table, dendrogram, affinity_loss(affinities, crop.truth, offsets))
 

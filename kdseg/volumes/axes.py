@@ -2,7 +2,7 @@
 
 Volumes are (z, y, x), channels first if there are any. An array in another order is read as if it were in this one: a
 region is cut out as it lies in the file, then its axes are moved. Other axes, such as time, have to be of length 1, and
-are left out.
+are left out. An array of y and x alone, an image, is one section.
 """
 
 from __future__ import annotations
@@ -30,14 +30,17 @@ class Layout:
     """Place of the axes of a volume among those of its array.
 
     Attributes:
-        order: the array's axis of each axis of the volume, (c,) z, y, x; None if both have the same.
+        order: the array's axis of each axis of the volume, (c,) z, y, x; None if both have the same. In it, None is the
+            z of an image, which has no such axis.
     """
 
-    order: tuple[int, ...] | None = None
+    order: tuple[int | None, ...] | None = None
 
-    def of(self, values: Sequence[Value]) -> tuple[Value, ...]:
-        """Return values of the array's axes as those of the volume's."""
-        return tuple(values) if self.order is None else tuple(values[axis] for axis in self.order)
+    def of(self, values: Sequence[Value], of_image: Value) -> tuple[Value, ...]:
+        """Return values of the array's axes as those of the volume's; ``of_image`` is that of the z of an image."""
+        if self.order is None:
+            return tuple(values)
+        return tuple(of_image if axis is None else values[axis] for axis in self.order)
 
     def back(self, values: Sequence[Value], ndim: int, rest: Value) -> tuple[Value, ...]:
         """Return values of the volume's axes as those of an array of ``ndim`` axes; axes left out get ``rest``."""
@@ -45,12 +48,15 @@ class Layout:
             return tuple(values)
         found = [rest] * ndim
         for axis, value in zip(self.order, values, strict=True):
-            found[axis] = value
+            if axis is not None:
+                found[axis] = value
         return tuple(found)
 
     def space(self, values: Sequence[Value], ndim: int) -> tuple[Value, ...] | None:
         """Return values of an array's axes, or of those in space alone, as z, y, x; None if they are neither many."""
-        axes = (self.order or range(ndim))[-3:]
+        axes = [axis for axis in (self.order or range(ndim))[-3:] if axis is not None]
+        if len(axes) < 3:
+            return tuple(values) if len(values) == 3 else None
         if len(values) == ndim:
             return tuple(values[axis] for axis in axes)
         return tuple(values[sorted(axes).index(axis)] for axis in axes) if len(values) == 3 else None
@@ -65,9 +71,14 @@ class Layout:
         found = np.asarray(array[self.back(key, array.ndim, slice(0, 1))])
         if self.order is None:
             return found
-        left_out = [axis for axis in range(array.ndim) if axis not in self.order]
-        moved = found.transpose(*self.order, *left_out)
-        return np.ascontiguousarray(moved.reshape(moved.shape[: len(self.order)]))
+        kept = [axis for axis in self.order if axis is not None]
+        left_out = [axis for axis in range(array.ndim) if axis not in kept]
+        moved = found.transpose(*kept, *left_out)
+        moved = moved.reshape(moved.shape[: len(kept)])
+        if len(kept) < len(self.order):
+            place = self.order.index(None)
+            moved = np.expand_dims(moved, place)[(slice(None),) * place + (key[place],)]
+        return np.ascontiguousarray(moved)
 
 
 def layout(shape: Sequence[int], said: Mapping[str, Sequence[str]], where: str, *, single: bool) -> Layout:
@@ -83,6 +94,7 @@ def layout(shape: Sequence[int], said: Mapping[str, Sequence[str]], where: str, 
         ShapeError: if there are not z, y and x, or names are not understood or contradict each other, or there are
             several channels where one is wanted, or an axis that is to be left out is longer than 1.
     """
+    order: tuple[int | None, ...]
     roles = _roles(shape, said, where)
     if any(roles):
         by = " and ".join(said)
@@ -90,7 +102,7 @@ def layout(shape: Sequence[int], said: Mapping[str, Sequence[str]], where: str, 
     else:
         order = _unnamed(shape, 3 if single or len(shape) < 4 else 4, where)
     if single and len(order) == 4:
-        if shape[order[0]] != 1:
+        if order[0] is None or shape[order[0]] != 1:
             raise ShapeError(f"{where} has the shape {tuple(shape)}, expected (z, y, x) of one channel: extract it")
         order = order[1:]
     return Layout(None if order == tuple(range(len(shape))) else order)
@@ -131,7 +143,7 @@ def _told(roles: Sequence[str]) -> list[str]:
     return [role or "?" for role in roles]
 
 
-def _named(shape: Sequence[int], roles: list[str], told: str) -> tuple[int, ...]:
+def _named(shape: Sequence[int], roles: list[str], told: str) -> tuple[int | None, ...]:
     """Return the axes c, if there is one, z, y and x; axes without a name are z, y and x if no other order is said."""
     free = [axis for axis, role in enumerate(roles) if not role]
     lacking = [name for name in SPACE if name not in roles]
@@ -146,17 +158,22 @@ def _named(shape: Sequence[int], roles: list[str], told: str) -> tuple[int, ...]
         for axis, name in zip(free, lacking, strict=True):
             filled[axis] = name
     in_space = [role for role in filled if role in SPACE]
+    image = lacking == ["z"] and not free and sorted(in_space) == ["x", "y"]
+    in_space, lacking = (["z", *in_space], []) if image else (in_space, lacking)
     known = sorted(in_space) == sorted(SPACE) and filled.count(_CHANNEL) < 2
     if not known or (lacking and in_space != list(SPACE)):
         raise ShapeError(f"{told}, expected z, y and x once each, perhaps c and t: name all axes")
     for axis, role in enumerate(filled):
         if role in ("t", "") and shape[axis] != 1:
             raise ShapeError(f"{told}, expected a length of 1 of those that are none of c, z, y, x: extract one")
-    return tuple(filled.index(name) for name in (_CHANNEL, *SPACE) if name in filled)
+    wanted = [name for name in (_CHANNEL, *SPACE) if name in filled or name == "z"]
+    return tuple(filled.index(name) if name in filled else None for name in wanted)
 
 
-def _unnamed(shape: Sequence[int], wanted: int, where: str) -> tuple[int, ...]:
+def _unnamed(shape: Sequence[int], wanted: int, where: str) -> tuple[int | None, ...]:
     """Return the last axes, or those that remain without the axes of length 1 before and behind them."""
+    if len(shape) == 2 and wanted == 3:
+        return (None, 0, 1)
     extra, found = len(shape) - wanted, dict[tuple[int, ...], tuple[int, ...]]()
     for before in range(extra + 1):
         kept = tuple(range(before, before + wanted))

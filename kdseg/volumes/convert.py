@@ -187,6 +187,7 @@ def _create(
         voxel_size=voxel_size,
         offset=offset,
         levels=task.storage.levels,
+        labels=task.kind != "raw",
         attributes=attributes,
     )
 

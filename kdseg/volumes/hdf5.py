@@ -81,9 +81,9 @@ def open_dataset(path: Path, dataset: str, *, single: bool) -> Hdf5Array:
             expect_filters(node)
             said = _dimensions(node) | axis_names(node.attrs, where)
             order = layout(node.shape or (), said, where, single=single)  # an empty dataset has no shape
-            unit = order.of(node.chunks or (1, *node.shape[1:]))
+            unit = order.of(node.chunks or (1, *node.shape[1:]), 1)
             place = plain(node.attrs, order, node.ndim, where)
-            return Hdf5Array(order.of(node.shape), node.dtype, place, triple(unit[-3:]), path, dataset, order)
+            return Hdf5Array(order.of(node.shape, 1), node.dtype, place, triple(unit[-3:]), path, dataset, order)
 
 
 def _dimensions(node: h5py.Dataset) -> dict[str, list[str]]:

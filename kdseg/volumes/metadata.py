@@ -88,9 +88,19 @@ class Level(NamedTuple):
 
 
 def image_attributes(
-    name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, channels: bool
+    name: str, voxel_size: VoxelSize, offset: VoxelSize, levels: int, *, channels: bool, labels: bool
 ) -> dict[str, Any]:
-    """Return the metadata of an OME-Zarr 0.5 image whose levels are halved along all axes."""
+    """Return the metadata of an OME-Zarr 0.5 image whose levels are halved along all axes.
+
+    Args:
+        name: of the image.
+        voxel_size: nm, (z, y, x).
+        offset: nm, (z, y, x), position of the first voxel.
+        levels: number of them.
+        channels: whether it has an axis of channels, the first one.
+        labels: whether its voxels are ids, which viewers then show in colours of their own. The image that they are
+            labels of is not named: the path to it, which is relative, would lead nowhere in a copy or in a bucket.
+    """
     axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channels else []
     axes += [{"name": axis, "type": "space", "unit": "nanometer"} for axis in SPACE]
     one, zero = ([1.0], [0.0]) if channels else ([], [])
@@ -104,7 +114,9 @@ def image_attributes(
             {"type": "translation", "translation": zero + shift},
         ]
         datasets.append({"path": str(level), "coordinateTransformations": transforms})
-    return {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+    image = {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}
+    # its version is that of the whole: some readers refuse one of its own, which 0.5 does not have
+    return image | {"image-label": {}} if labels else image
 
 
 def level_of(ome: Mapping[str, Any], level: int, where: str | Path) -> Level:

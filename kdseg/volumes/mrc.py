@@ -88,8 +88,8 @@ def open_mrc(path: Path, *, single: bool) -> MrcArray:
     # pixels of 1 Å in all directions are what programs write that do not know better
     known = all(sizes) and sizes != [1.0] * 3
     size = triple(v * TO_NM["angstrom"] for v in sizes) if known else None
-    unit = order.of([*(1 for _ in shape[:-1]), shape[-1]])
-    return MrcArray(order.of(shape), dtype, Place(size), triple(unit[-3:]), path, order)
+    unit = order.of([*(1 for _ in shape[:-1]), shape[-1]], 1)
+    return MrcArray(order.of(shape, 1), dtype, Place(size), triple(unit[-3:]), path, order)
 
 
 def _size(head: Any, axis: str) -> float:

@@ -155,7 +155,7 @@ def open_n5(path: Path, *, single: bool) -> N5Array:
         )
     said, placed = described(folder, own, blocks.ndim)
     order = layout(blocks.shape, said, str(folder), single=single)
-    unit, lengths = triple(order.of(blocks.block)[-3:]), order.of(blocks.shape)
+    unit, lengths = triple(order.of(blocks.block, 1)[-3:]), order.of(blocks.shape, 1)
     return N5Array(lengths, blocks.dtype, placed(order), unit, blocks, order)
 
 

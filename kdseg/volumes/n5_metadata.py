@@ -164,10 +164,10 @@ class _Reader:
             axes = [str(axis) for axis in found["axes"]]
             kinds = {"scale": found["scale"], "translate": found.get("translate"), "units": found.get("units")}
             by_name = {key: dict(zip(axes, values, strict=True)) for key, values in kinds.items() if values is not None}
-            scale = self._in_space(order, [float(by_name["scale"][name]) for name in self.names])
-            units = self._in_space(order, [by_name.get("units", {}).get(name) for name in self.names])
+            scale = self._in_space(order, [float(by_name["scale"][name]) for name in self.names], 1.0)
+            units = self._in_space(order, [by_name.get("units", {}).get(name) for name in self.names], None)
             start = by_name.get("translate")
-            place = None if start is None else self._in_space(order, [float(start[name]) for name in self.names])
+            place = None if start is None else self._in_space(order, [float(start[name]) for name in self.names], 0.0)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VoxelSizeError(
                 f"the attribute transform of {self.folder} is {found!r}, expected axes {list(self.names)}, scale, "
@@ -195,9 +195,12 @@ class _Reader:
         if start is not None:  # its first voxel is the mean of several: its centre is not that of the finest's first
             begin = self._numbers("offset", start)
             start = [o + (f - 1) / 2 * v for o, f, v in zip(begin, factors, sizes, strict=True)]
-        found = None if start is None else self._in_space(order, start)
+        found = None if start is None else self._in_space(order, start, 0.0)
         return placed(
-            None if level is None else self._in_space(order, scale), found, self._in_space(order, units), self.folder
+            None if level is None else self._in_space(order, scale, 1.0),
+            found,
+            self._in_space(order, units, None),
+            self.folder,
         )
 
     def _sizes(self, level: int) -> tuple[list[float], list[Any]]:
@@ -270,9 +273,9 @@ class _Reader:
             )
         return found
 
-    def _in_space(self, order: Layout, values: Sequence[Any]) -> Any:
-        """Return values of the axes of the file as z, y, x."""
-        return order.of([*reversed(values)])[-3:]
+    def _in_space(self, order: Layout, values: Sequence[Any], of_image: Any) -> Any:
+        """Return values of the axes of the file as z, y, x; ``of_image`` is that of the z of an image."""
+        return order.of([*reversed(values)], of_image)[-3:]
 
 
 def _alike(a: Sequence[float], b: Sequence[float]) -> bool:

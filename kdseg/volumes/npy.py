@@ -57,10 +57,10 @@ def open_npy(path: Path, *, single: bool) -> NpyArray:
         raise UnreadableError(f"{path} has {size} bytes, but its array ends at {end}: save one array in each file")
     order = layout(array.shape, {}, str(path), single=single)
     # what lies in one piece: a row, or in Fortran's order a column
-    rows = order.of([*(1 for _ in array.shape[:-1]), array.shape[-1]])
-    columns = order.of([array.shape[0], *(1 for _ in array.shape[1:])])
+    rows = order.of([*(1 for _ in array.shape[:-1]), array.shape[-1]], 1)
+    columns = order.of([array.shape[0], *(1 for _ in array.shape[1:])], 1)
     unit = rows if array.flags.c_contiguous else columns
-    return NpyArray(order.of(array.shape), array.dtype, Place(), triple(unit[-3:]), path, order)
+    return NpyArray(order.of(array.shape, 1), array.dtype, Place(), triple(unit[-3:]), path, order)
 
 
 def _mapped(path: Path) -> np.memmap[Any, np.dtype[Any]]:

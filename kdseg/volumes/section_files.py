@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from kdseg.errors import MissingError, UnreadableError
@@ -9,6 +10,8 @@ from kdseg.errors import MissingError, UnreadableError
 TIFF, PNG, JPEG = "TIFF", "PNG", "JPEG"
 ENDINGS = {".tif": TIFF, ".tiff": TIFF, ".png": PNG, ".jpg": JPEG, ".jpeg": JPEG}
 """Kinds of files by their endings, in lower case."""
+
+log = logging.getLogger(__name__)
 
 
 def kind_of(path: Path) -> str | None:
@@ -39,6 +42,16 @@ def section_files(folder: Path) -> tuple[str, list[Path]]:
     if odd := [file for file in files if not file.is_file()]:  # a pipe would be waited for
         raise UnreadableError(f"{odd[0]} is no file, or a link to none: remove it, or give it another ending")
     return kind, files
+
+
+def say_beside(path: Path) -> None:
+    """Warn of files of the same kind that lie beside one section, which may be meant, too."""
+    kind = kind_of(path)
+    if beside := [
+        one for one in sorted(path.parent.iterdir()) if kind_of(one) == kind and one != path and one.name[0] != "."
+    ]:
+        text = "%s is one section; %d more %s files lie beside it, such as %s: give the folder to take all"
+        log.warning(text, path, len(beside), kind, beside[0].name)
 
 
 def _shown() -> list[str]:

@@ -24,7 +24,7 @@ from kdseg.volumes.n5 import open_n5
 from kdseg.volumes.n5_metadata import is_n5
 from kdseg.volumes.npy import open_npy
 from kdseg.volumes.precomputed import open_precomputed
-from kdseg.volumes.section_files import JPEG, TIFF, kind_of, section_files
+from kdseg.volumes.section_files import JPEG, TIFF, kind_of, say_beside, section_files
 from kdseg.volumes.tiff import open_stack
 from kdseg.volumes.unread import refusal, unread
 from kdseg.volumes.volume import open_volume
@@ -250,6 +250,8 @@ def _open_sections(address: str, location: Location, options: SectionsOptions) -
         stack = open_stack(path, options, files)
         unit = (1, *stack.unit)
         return Source(address, stack, stack.voxel_size, None, triple(unit), placed=False, numbers=stack.numbers)
+    if files is None:
+        say_beside(path)
     images = open_images(str(kind), files or [path], options)
     unit = (1, *images.shape[1:])
     return Source(address, images, None, None, triple(unit), placed=False, numbers=images.numbers, lossy=kind == JPEG)

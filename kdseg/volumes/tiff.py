@@ -10,8 +10,9 @@ from pathlib import Path
 from kdseg.config.data import SectionsOptions
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
+from kdseg.running.heartbeat import doing
 from kdseg.volumes.ome import Ome, merged, places, read_ome
-from kdseg.volumes.section_files import kind_of
+from kdseg.volumes.section_files import kind_of, say_beside
 from kdseg.volumes.sections import Numbers, in_order
 from kdseg.volumes.tiff_file import ANOTHER_AXIS, PagesFile, open_file
 from kdseg.volumes.tiff_stack import Section, TiffStack, readable
@@ -48,8 +49,10 @@ def open_stack(path: Path, options: SectionsOptions, files: Sequence[Path] | Non
 
 def _of_file(file: PagesFile, options: SectionsOptions) -> TiffStack:
     if file.ome is None:
-        if len(file.shape) != 3:
-            raise ShapeError(f"{file.path} has the shape {file.shape}, expected (z, y, x): give the folder it lies in")
+        if len(file.shape) not in (2, 3):
+            raise ShapeError(f"{file.path} has the shape {file.shape}, expected (z, y, x), or (y, x) of one section")
+        if len(file.sections) == 1:
+            say_beside(file.path)
         return _stack([file], list(file.sections), file.voxel_size)
     if others := file.ome.others(file.path.name):
         raise UnreadableError(
@@ -149,8 +152,9 @@ def _stack(
 def _open_files(files: Sequence[Path]) -> list[PagesFile]:
     opened: list[PagesFile] = []
     told = False
-    for path in files:
-        opened.append(open_file(path, told=told))
-        # each file of an image may repeat all of its metadata: thousands of times thousands of lines
-        told = told or (opened[-1].several and opened[-1].ome is not None and opened[-1].ome.whole)
+    with doing(lambda: f"opening {files[0].parent}: {len(opened)} of {len(files)} files"):
+        for path in files:
+            opened.append(open_file(path, told=told))
+            # each file of an image may repeat all of its metadata: thousands of times thousands of lines
+            told = told or (opened[-1].several and opened[-1].ome is not None and opened[-1].ome.whole)
     return opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,7 @@ from kdseg.results.manifests import (
 )
 from kdseg.results.sealed import read_sealed, write_sealed
 from kdseg.results.tables import read_table
+from kdseg.running.heartbeat import doing
 from kdseg.running.progress import forget, listed
 from kdseg.volumes.shards import checksums, difference, known_levels
 from kdseg.volumes.volume import open_volume
@@ -83,6 +85,24 @@ Reader = Callable[[list[File]], Iterable[tuple[int, str | None]]]
 """Returns size in bytes and fault, if there is one, of each file, in their order."""
 
 
+class _Far:
+    """How far a comparison is: which of the manifests, by its number from 1, after how many bytes."""
+
+    def __init__(self, manifests: list[Path]) -> None:
+        self.manifests, self.number, self.size, self.began = manifests, 0, 0, time.monotonic()
+
+    def count(self, size: int, bar: tqdm[Any]) -> None:
+        """Count bytes that were read."""
+        self.size += size
+        bar.update(size)
+
+    def line(self) -> str:
+        """Return it in words."""
+        seconds, manifest = time.monotonic() - self.began, self.manifests[self.number - 1]
+        speed = f"{self.size / 1e9:.1f} GB, {self.size / seconds / 1e6:.0f} MB/s"
+        return f"verify: {manifest}, {self.number} of {len(self.manifests)} results, {speed}"
+
+
 def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
     """Yield the manifests of finished stages, and what is wrong with the files of each.
 
@@ -94,10 +114,16 @@ def verify(run: Path, workers: int) -> Iterator[tuple[Path, list[Fault]]]:
         MissingError: if no stage has finished.
     """
     quiet = not sys.stderr.isatty()
-    with ThreadPoolExecutor(_THREADS * workers) as pool, tqdm(unit="B", unit_scale=True, disable=quiet) as bar:
-        for manifest in finished(run):
+    far = _Far(finished(run))
+    with (
+        ThreadPoolExecutor(_THREADS * workers) as pool,
+        tqdm(unit="B", unit_scale=True, disable=quiet) as bar,
+        doing(lambda: far.line() if quiet else ""),
+    ):
+        for manifest in far.manifests:
+            far.number += 1
             bar.set_description(str(manifest))
-            yield manifest, list(_faults(manifest, partial(pool.map, _wrong), bar.update))
+            yield manifest, list(_faults(manifest, partial(pool.map, _wrong), lambda size: far.count(size, bar)))
 
 
 def _faults(manifest: Path, reader: Reader, count: Callable[[int], object]) -> Iterator[Fault]:

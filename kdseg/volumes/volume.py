@@ -74,12 +74,12 @@ class Volume:
     @property
     def shape(self) -> Triple:
         """Extent in voxels, without channels."""
-        return triple(self.layout.of(self.array.shape)[-3:])
+        return triple(self.layout.of(self.array.shape, 1)[-3:])
 
     @property
     def channels(self) -> int | None:
         """Length of the channel axis, None without one."""
-        lengths = self.layout.of(self.array.shape)
+        lengths = self.layout.of(self.array.shape, 1)
         return lengths[0] if len(lengths) == 4 else None
 
     @property
@@ -95,12 +95,12 @@ class Volume:
     @property
     def read_unit(self) -> Triple:
         """Extent in voxels of one chunk."""
-        return triple(self.layout.of(self.array.chunks)[-3:])
+        return triple(self.layout.of(self.array.chunks, 1)[-3:])
 
     @property
     def write_unit(self) -> Triple:
         """Extent in voxels of one file: two writers must never meet in one (zarr 3 loses data silently)."""
-        return triple(self.layout.of(self.array.shards or self.array.chunks)[-3:])
+        return triple(self.layout.of(self.array.shards or self.array.chunks, 1)[-3:])
 
     def read(self, roi: Roi, channels: Sequence[int] | None = None) -> NDArray[Any]:
         """Return the voxels of ``roi``, channels first if there are any.
@@ -244,7 +244,7 @@ class Volume:
         """Number of files along the channels; 1 without channels."""
         if self.channels is None or isinstance(self.array, Computed):
             return 1
-        per_file: int = self.layout.of(self.array.shards or self.array.chunks)[0]
+        per_file: int = self.layout.of(self.array.shards or self.array.chunks, 1)[0]
         return -(-self.channels // per_file)
 
     def write(self, roi: Roi, data: NDArray[Any]) -> bytes:
@@ -342,6 +342,7 @@ def create_volume(
     channels: int | None = None,
     levels: int = 1,
     compress: bool = True,
+    labels: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> Volume:
     """Create an OME-Zarr 0.5 image, or open the one that an earlier attempt created.
@@ -357,6 +358,7 @@ def create_volume(
         channels: length of a leading channel axis; None leaves it out.
         levels: resolution levels; level k has ``ceil(shape / 2**k)`` voxels.
         compress: blosc-zstd at its lightest; affinities are stored raw, they hardly shrink.
+        labels: the voxels are ids or a mask; noted in the OME metadata, by which viewers show them as such.
         attributes: JSON values to note beside the OME metadata.
 
     Returns:
@@ -371,7 +373,7 @@ def create_volume(
     if isinstance(where, Path) and where.suffix == ".zarr" and where.is_file():
         raise _read_only(where)
     notes = dict(attributes or {})
-    ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
+    ome = image_attributes(path.stem, voxel_size, offset, levels, channels=channels is not None, labels=labels)
     try:
         with reaching(where):
             store = store_at(where, path)
@@ -494,7 +496,8 @@ def _image_around(path: str | Path) -> Level | None:
 
 
 def _placed(level: Level, order: Layout, path: str | Path) -> Place:
-    scale, translation, units = (order.of(values)[-3:] for values in (level.scale, level.translation, level.units))
+    scale, translation = order.of(level.scale, 1.0)[-3:], order.of(level.translation, 0.0)[-3:]
+    units = order.of(level.units, None)[-3:]  # of an image nobody says how thick it is
     return placed(scale, translation, units, path)
 
 

@@ -26,13 +26,13 @@ def source(tmp_path):
         file["raw"] = np.arange(20 * 20 * 20, dtype=np.uint8).reshape(20, 20, 20)
         file["raw"].attrs["resolution"] = (10, 10, 10)
         file["nosize"] = np.zeros((20, 20, 20), np.uint8)
-        file["flat"] = np.zeros((20, 20), np.uint8)
+        file["line"] = np.zeros(20, np.uint8)
         file["empty"] = np.zeros((0, 20, 20), np.uint8)
         file["complex"] = np.zeros((20, 20, 20), np.complex64)
         nan = np.zeros((20, 20, 20), np.float32)
         nan[3, 3, 3] = np.nan
         file["nan"] = nan
-        for name in ("flat", "empty", "complex", "nan"):
+        for name in ("line", "empty", "complex", "nan"):
             file[name].attrs["resolution"] = (10, 10, 10)
     (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:3000])
     return tmp_path
@@ -44,7 +44,7 @@ CONVERT = {
     "truncated file": ({"raw": "cut.h5:/raw"}, r"cut\.h5"),
     "missing voxel size": ({"raw": "a.h5:/nosize"}, r"voxel_size"),
     "wrong voxel size": ({"raw": "a.h5:/raw", "voxel_size": [8, 8, 8]}, r"8.*10|10.*8"),
-    "two axes": ({"raw": "a.h5:/flat"}, r"\(20, 20\)"),
+    "one axis": ({"raw": "a.h5:/line"}, r"\(20,\)"),
     "empty": ({"raw": "a.h5:/empty"}, r"0, 20, 20"),
     "type": ({"raw": "a.h5:/complex"}, r"complex64"),
     "NaN": ({"raw": "a.h5:/nan", "intensity": [0, 1]}, r"NaN"),

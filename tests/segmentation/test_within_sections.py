@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -131,6 +133,60 @@ def test_every_block_gives_each_section_what_it_has_alone(tmp_path: Path, method
             each = [set(np.unique(section)) - {0} for section in ids]
             assert len(set().union(*each)) == sum(map(len, each))
         assert len(np.unique(segments)) < len(np.unique(fragments))
+
+
+def alone(affinities: NDArray[np.uint8], options: FragmentsOptions, threshold: float) -> list[NDArray[np.uint64]]:
+    """Return fragments and segments of one section: its regions are joined one by one, the best pair first."""
+    core = Roi((0, 0, 0), affinities.shape[1:]).slices()
+    ids = cell_fragments(affinities, FLAT, options, core, None, (10.0, 10.0, 10.0))[0]
+    pairs: dict[tuple[int, int], list[int]] = {}
+    for channel, (dy, dx) in enumerate(((1, 0), (0, 1))):
+        for y, x in np.ndindex(ids.shape):
+            u, v = (int(ids[y, x]), int(ids[y - dy, x - dx])) if min(y - dy, x - dx) >= 0 else (0, 0)
+            if 0 < u != v > 0:
+                pairs.setdefault((min(u, v), max(u, v)), []).append(int(affinities[channel, 0, y, x]))
+    name = {int(one): int(one) for one in np.unique(ids)}
+
+    def score(pair: tuple[int, int]) -> Fraction:
+        return 1 - Fraction(sum(pairs[pair]), 255 * len(pairs[pair]))
+
+    while pairs and score(best := min(pairs, key=lambda pair: (score(pair), pair))) <= Fraction(str(threshold)):
+        kept, gone = best
+        del pairs[best]
+        name = {one: kept if now == gone else now for one, now in name.items()}
+        for (u, v), values in list(pairs.items()):
+            if gone in (u, v):
+                del pairs[u, v]
+                other = v if u == gone else u
+                pairs.setdefault((min(kept, other), max(kept, other)), []).extend(values)
+    return [ids, np.vectorize(name.__getitem__, otypes=[np.uint64])(ids)]
+
+
+@settings(deadline=None, max_examples=10)
+@given(
+    seed=st.integers(0, 99),
+    method=st.sampled_from(METHODS),
+    depth=st.integers(1, 4),
+    blocks=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
+    threshold=st.sampled_from([0.3, 0.5, 0.7]),
+)
+def test_any_depth_of_blocks_joins_what_a_section_has_alone(seed, method, depth, blocks, threshold):
+    """A single section among them."""
+    affinities, (cut, graph_, tree) = noisy((depth, 20, 18), seed), blocks
+    options = FragmentsOptions(block=(cut, 32, 32), halo=(0, 8, 8), watershed=method)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        source = store(folder / "affinities.json", affinities, offsets=[list(offset) for offset in FLAT])
+        made = run_fragments(folder, source, options, storage=STORAGE)
+        how = {"block": (graph_, 32, 32), "chunk": (12 * tree, 32, 32), "threshold": threshold}
+        segments = run_rest(folder, source, made, **how, storage=STORAGE)["segmentation"]
+        found = [voxels(made), segments]
+    for z in range(depth):
+        for ours, expected in zip(found, alone(affinities[:, z : z + 1], options, threshold), strict=True):
+            expect_same_parts(ours[z], expected)
+    for ids in found:
+        each = [set(np.unique(section)) - {0} for section in ids]
+        assert len(set().union(*each)) == sum(map(len, each))
 
 
 @pytest.mark.slow

@@ -601,3 +601,65 @@ def test_versions_and_transformations_that_are_refused(
 def test_all_permutations_of_space_are_tried() -> None:
     """The data tell the six orders apart."""
     assert len({ordered(names).tobytes() for names in permutations("zyx")}) == 6
+
+
+IMAGES = ("yx", "xy", "tyx", "yxc", "cxy", "ytx")
+
+
+@pytest.mark.parametrize("names", IMAGES)
+@pytest.mark.parametrize("way", ["zarr", "hdf5", "ome"])
+def test_an_image_is_one_section(tmp_path: Path, names: str, way: str) -> None:
+    flat = CHANNELS[:1, :1]
+    data = flat.transpose(0, *(2 + "yx".index(name) for name in names if name in "yx"), 1)[0, ..., 0]
+    for axis, name in enumerate(names):
+        data = np.expand_dims(data, axis) if name in "tc" else data
+    if way == "hdf5":
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            made = file.create_dataset("a", data=data, chunks=chunks(data))
+            made.attrs.update({"resolution": [40.0, 5.0, 4.0], "offset": [400.0, 10.0, 8.0]})
+            for axis, name in enumerate(names):
+                made.dims[axis].label = name
+        address = f"{tmp_path}/a.h5:/a"
+    elif way == "zarr":
+        array(tmp_path / "a.zarr", data, 3, dimension_names=names).attrs.update(
+            {"resolution": [40.0, 5.0, 4.0], "offset": [400.0, 10.0, 8.0]}
+        )
+        address = str(tmp_path / "a.zarr")
+    else:
+        group = zarr.open_group(str(tmp_path / "o.zarr"), mode="w", zarr_format=3)
+        group.create_array("0", shape=data.shape, chunks=chunks(data), dtype=data.dtype, dimension_names=names)[...] = (
+            data
+        )
+        steps = [{"type": "scale", "scale": [{**SIZE, "t": 1.0, "c": 1.0}[name] for name in names]}]
+        axes = [{"name": n, "type": "space", "unit": "nanometer"} if n in "xy" else {"name": n} for n in names]
+        image = {"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": steps}]}
+        group.attrs.update({"ome": {"version": "0.5", "multiscales": [image]}})
+        address = str(tmp_path / "o.zarr")
+    source = open_source(address)
+    assert source.data.shape == (1, 9, 7)
+    assert (source.read(Roi((0, 2, 1), (1, 5, 6))) == DATA[:1, 2:7, 1:7]).all()
+    assert source.read(Roi((0, 0, 0), (0, 9, 7))).shape == (0, 9, 7)
+    if way == "ome":  # nobody says how thick it is
+        assert source.voxel_size is None
+        plan = plan_raw(source, VolumeOptions(raw=address, voxel_size=(40, 5, 4)))
+        assert (plan.voxel_size, plan.roi.shape) == ((40, 5, 4), (1, 9, 7))
+    else:
+        assert (source.voxel_size, source.offset) == ((40, 5, 4), (400, 10, 8))
+
+
+def test_an_array_of_two_axes_without_names_is_an_image(tmp_path: Path) -> None:
+    made = array(tmp_path / "a.zarr", DATA[0], 2)
+    assert (open_source(str(tmp_path / "a.zarr")).read(Roi((0, 0, 0), (1, 9, 7)))[0] == DATA[0]).all()
+    made.attrs["resolution"] = [5.0, 4.0]
+    with pytest.raises(VoxelSizeError, match="expected three numbers"):
+        open_source(str(tmp_path / "a.zarr"))
+
+
+def test_channels_of_an_image_lie_before_its_section(tmp_path: Path) -> None:
+    data = CHANNELS[:, 0].transpose(1, 2, 0)
+    array(tmp_path / "a.zarr", data, 3, dimension_names="yxc")
+    found = open_channels(str(tmp_path / "a.zarr"))
+    assert (found.channels, found.shape) == (3, (1, 9, 7))
+    assert (found.read(Roi((0, 1, 2), (1, 4, 5))) == CHANNELS[:, :1, 1:5, 2:7]).all()
+    with pytest.raises(ShapeError, match="of one channel"):
+        open_source(str(tmp_path / "a.zarr"))

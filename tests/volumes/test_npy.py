@@ -71,9 +71,16 @@ def test_channels(tmp_path: Path) -> None:
         open_channels(write(tmp_path / "one.npy"))
 
 
+def test_an_image_is_one_section(tmp_path: Path) -> None:
+    for name, image in {"c": DATA[0], "f": np.asfortranarray(DATA[0])}.items():
+        source = open_source(write(tmp_path / f"{name}.npy", image))
+        assert source.data.shape == (1, 10, 8)
+        np.testing.assert_array_equal(source.read(source.roi), DATA[:1])
+
+
 def test_other_arrays_are_refused(tmp_path: Path) -> None:
     for name, array, said in (
-        ("flat", DATA[0], "expected"),
+        ("flat", DATA[0, 0], "expected"),
         ("empty", DATA[:0], "is empty"),
         ("complex", DATA.astype(complex), "expected integers, floats or bools"),
         ("text", np.array([["a", "bc"]]), "expected integers, floats or bools"),

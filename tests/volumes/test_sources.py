@@ -218,7 +218,7 @@ def test_a_dataset_that_is_not_in_the_hdf5_lists_those_that_are(tmp_path: Path, 
         open_source(f"{tmp_path}/a.h5{address}")
 
 
-@pytest.mark.parametrize("shape", [(5, 6), (2, 4, 5, 6), (0, 5, 6), (4, 0, 6)])
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 5, 6), (0, 5, 6), (4, 0, 6)])
 def test_other_shapes_of_hdf5_and_zarr(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match=r"empty|expected"):
         open_source(write_hdf5(tmp_path / "a.h5", np.zeros(shape, np.uint8)))
@@ -227,7 +227,19 @@ def test_other_shapes_of_hdf5_and_zarr(tmp_path: Path, shape: tuple[int, ...]) -
         open_source(f"{tmp_path}/a.zarr")
 
 
-@pytest.mark.parametrize("shape", [(50, 60), (2, 3, 50, 60), (5, 50, 60, 3)])
+def test_a_page_of_tiff_is_a_section_and_what_lies_beside_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", DATA[0])
+    source = open_source(str(tmp_path / "a.tif"))
+    assert (source.read(Roi((0, 3, 2), (1, 20, 30)))[0] == DATA[0, 3:23, 2:32]).all()
+    assert not caplog.text
+    tifffile.imwrite(tmp_path / "b.tif", DATA[1])
+    assert open_source(str(tmp_path / "a.tif")).data.shape == (1, 50, 34)
+    assert "a.tif is one section; 1 more TIFF files lie beside it, such as b.tif: give the folder" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 50, 60), (5, 50, 60, 3)])
 def test_other_shapes_of_tiff(tmp_path: Path, shape: tuple[int, ...]) -> None:
     photometric = "rgb" if shape[-1] == 3 else "minisblack"
     tifffile.imwrite(tmp_path / "a.tif", np.zeros(shape, np.uint8), photometric=photometric)

@@ -209,8 +209,8 @@ def test_a_scale_without_a_unit_is_no_voxel_size(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "image", "error", "message"),
     [
-        ((4, 4, 4), {"axes": _axes("xyc")}, ShapeError, r"\['x', 'y', 'c'\], expected"),
-        ((4, 4), {"axes": _axes("yx")}, ShapeError, r"\['y', 'x'\], expected"),
+        ((4, 4, 4), {"axes": _axes("xyt")}, ShapeError, r"\['x', 'y', 't'\], expected"),
+        ((4, 4), {"axes": _axes("zx")}, ShapeError, r"\['z', 'x'\], expected"),
         ((2, 1, 4, 4, 4), {"axes": _axes("tczyx")}, ShapeError, r"\(2, 1, 4, 4, 4\)"),
         ((4, 4, 4), {"axes": ["z", "y", "x"]}, VoxelSizeError, "not understood"),
         ((4, 4, 4), {"axes": _axes("zyx"), "datasets": [_dataset([1.0])]}, VoxelSizeError, "not understood"),

@@ -76,6 +76,7 @@ def run(task: PatchTask) -> None:
             voxel_size=volume.voxel_size,
             offset=volume.offset,
             levels=storage.levels,
+            labels=True,
             attributes=volume.attributes,
         )
         progress = held.progress(block)

@@ -108,6 +108,7 @@ def run(task: FragmentsTask) -> None:
             shard=storage.shard,
             voxel_size=size,
             offset=volume.offset,
+            labels=True,
         )
         mask = None if source.mask is None else source.mask.store
         held.stats["voxels"] = volume.roi.size

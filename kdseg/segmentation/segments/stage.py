@@ -61,6 +61,7 @@ def run(task: SegmentTask) -> None:
             voxel_size=source.voxel_size,
             offset=source.offset,
             levels=storage.levels,
+            labels=True,
         )
         # one slice of the look-up table per leaf of the agglomeration
         luts = held.private / "luts"
