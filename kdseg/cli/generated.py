@@ -100,9 +100,7 @@ def _parameter(key: str, field: FieldInfo, kind: Any, whole: bool) -> inspect.Pa
         default = inspect.Parameter.empty
     # a text may begin with a hyphen: -1,0,0
     short = SHORT.get(key) if kind is inspect.Parameter.KEYWORD_ONLY else None
-    about = Parameter(
-        name=FLAGS.get(key), alias=short, help=field.description, negative=(), allow_leading_hyphen=text
-    )
+    about = Parameter(name=FLAGS.get(key), alias=short, help=field.description, negative=(), allow_leading_hyphen=text)
     return inspect.Parameter(key, kind, annotation=Annotated[hint, about], default=default)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+
 import yaml
 
 from kdseg.config import Config, validate
@@ -54,7 +55,7 @@ def _told(task: InitTask, proposal: Proposal, config: Config, pace: Pace | None)
     shape = " x ".join(map(str, data.raw.data.shape))
     lines = [f"{task.raw}: {shape} voxels of {size} nm, {data.raw.data.dtype}"]
     if trained is None or pace is None:
-        lines.append(f"segmented with {proposal.shipped}, a network that comes with kdseg: it is not trained on your data")
+        lines.append(f"segmented with {proposal.shipped}, which comes with kdseg and was not trained on these data")
     else:
         start = "" if proposal.shipped is None else f", from {proposal.shipped}"
         parts = {"train": trained.parts.train, "tune": trained.parts.tune, "test": trained.parts.test}

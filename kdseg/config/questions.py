@@ -150,8 +150,8 @@ class InitTask(Section):
     voxel_size: Nanometres | None = None
     """nm, z y x, where the file does not say."""
     labels_offset: Place | None = None
-    """nm, z y x, of the first voxel of LABELS, where files do not say it and LABELS has another shape than RAW; from the
-    first voxel of RAW, or where RAW says its place, as that."""
+    """nm, z y x, of the first voxel of LABELS, where files do not say it and LABELS has another shape than RAW: from
+    the first voxel of RAW, or, if RAW says where it lies, as that does."""
     intensity: tuple[float, float] | None = None
     """Raw values that become 0 and 255; default: what a sample of the voxels suggests."""
     sections: SectionsOptions | None = None

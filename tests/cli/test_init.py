@@ -10,7 +10,6 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -21,14 +20,15 @@ from toy_volumes import cells, write_hdf5
 from workflow import ROOT
 
 from kdseg.config import Config, load, validate
-from kdseg.geometry import Roi, is_multiple
 from kdseg.config.matching import pooling
+from kdseg.geometry import Roi, is_multiple
 from kdseg.planning.check import check
 from kdseg.planning.extents import read_extents
 from kdseg.planning.findings import Finding
 
 SIZE = (10.0, 10.0, 10.0)
 COARSE = (40.0, 8.0, 8.0)
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tissue() -> tuple[np.ndarray, np.ndarray]:
+def tissue() -> Pair:
     return cells((64, 72, 96), 60)
 
 
@@ -121,7 +121,10 @@ def test_real_data_without_labels(em_data: Path) -> None:
 def test_real_data_that_no_network_knows(em_data: Path) -> None:
     line = refused(f"{em_data}/connectomics_512.h5:/volumes/labels/neuron_ids")
     assert "knows voxels of 40 x 32 x 32 nm (fib25-m: 10 x 10 x 10 nm): give ground truth of a part as LABELS" in line
-    assert "looks like ids of neurons" in invoke("init", f"{em_data}/connectomics_512.h5:/volumes/labels/neuron_ids").stdout
+    assert (
+        "looks like ids of neurons"
+        in invoke("init", f"{em_data}/connectomics_512.h5:/volumes/labels/neuron_ids").stdout
+    )
 
 
 def sections(folder: Path, voxels: np.ndarray) -> Path:
@@ -215,7 +218,7 @@ def pair(here: Path, raw: np.ndarray, labels: np.ndarray, **places: tuple[float,
     )
 
 
-def test_labels_of_a_part_lie_where_the_files_say(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_of_a_part_lie_where_the_files_say(here: Path, tissue: Pair) -> None:
     raw, labels = tissue
     some = pair(here, raw, labels[10:50, 4:68, 16:80], raw=(100, 0, 0), labels=(200, 40, 160))
     config = init(*some, "--no-timing")
@@ -225,7 +228,7 @@ def test_labels_of_a_part_lie_where_the_files_say(here: Path, tissue: tuple[np.n
     assert found["test"].end == (50, 68, 80)
 
 
-def test_labels_of_a_part_that_say_no_place_need_one(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_of_a_part_that_say_no_place_need_one(here: Path, tissue: Pair) -> None:
     raw, labels = tissue
     some = pair(here, raw, labels[10:50, 4:68, 16:80])
     assert "give --labels-offset Z Y X, nm from the first voxel" in refused(*some)
@@ -236,7 +239,7 @@ def test_labels_of_a_part_that_say_no_place_need_one(here: Path, tissue: tuple[n
     assert parts(config)["train"] == Roi((10, 4, 16), (40, 32, 64))
 
 
-def test_labels_of_raw_data_without_a_place_need_one(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_of_raw_data_without_a_place_need_one(here: Path, tissue: Pair) -> None:
     raw, labels = tissue
     some = pair(here, raw, labels[:40], labels=(240.0, 0.0, 0.0))
     assert refused(*some).endswith("; the labels say (240.0, 0.0, 0.0), without a place of the raw data")
@@ -244,7 +247,7 @@ def test_labels_of_raw_data_without_a_place_need_one(here: Path, tissue: tuple[n
     assert parts(config)["train"].offset == (24, 0, 0)
 
 
-def test_unlabelled_borders_are_left_out(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_unlabelled_borders_are_left_out(here: Path, tissue: Pair) -> None:
     raw, labels = tissue
     inside = np.zeros_like(labels)
     inside[8:56, 12:60, 6:90] = labels[8:56, 12:60, 6:90]
@@ -256,19 +259,19 @@ def test_unlabelled_borders_are_left_out(here: Path, tissue: tuple[np.ndarray, n
     assert found["test"].end == (56, 60, 90)
 
 
-def test_labels_without_a_label(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_without_a_label(here: Path, tissue: Pair) -> None:
     raw, labels = tissue
     assert "nothing but label 0: name the dataset of the neurons" in refused(*pair(here, raw, 0 * labels))
 
 
-def test_labels_that_are_none(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_labels_that_are_none(here: Path, tissue: Pair) -> None:
     raw, labels = tissue
     assert "a.h5:/labels: labels are float32 and not whole numbers" in refused(
         *pair(here, raw, (labels / 3).astype(np.float32))
     )
 
 
-def test_raw_data_and_labels_that_were_mixed_up(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_raw_data_and_labels_that_were_mixed_up(here: Path, tissue: Pair) -> None:
     raw, labels = pair(here, *tissue)
     said = invoke("init", labels, raw, "--no-timing").stdout
     assert f"warning: {labels} looks like ids of neurons, not like grey values" in said
@@ -290,7 +293,7 @@ def test_too_small_to_be_cut(here: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.float32])
-def test_the_range_of_grey_values_is_that_of_a_sample(here: Path, dtype: type, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_range_of_grey_values_is_that_of_a_sample(here: Path, dtype: type, tissue: Pair) -> None:
     raw, labels = tissue
     some = (write_hdf5(here / "b.h5", (raw.astype(np.float64) * 8 + 300).astype(dtype), "raw", resolution=COARSE),
             write_hdf5(here / "b.h5", labels, "labels", resolution=COARSE))  # fmt: skip
@@ -302,8 +305,8 @@ def test_the_range_of_grey_values_is_that_of_a_sample(here: Path, dtype: type, t
     assert other.volumes["train"].intensity == (5, 6)
 
 
-def test_a_shipped_network_gets_the_contrast_that_it_knows(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
-    raw, labels = tissue
+def test_a_shipped_network_gets_the_contrast_that_it_knows(here: Path, tissue: Pair) -> None:
+    raw, _ = tissue
     dark = (40 + raw.astype(np.float32) / 8).astype(np.uint8)
     config = init(write_hdf5(here / "d.h5", dark, "raw", resolution=SIZE))
     low, high = config.volumes["raw"].intensity or (0, 0)
@@ -312,7 +315,7 @@ def test_a_shipped_network_gets_the_contrast_that_it_knows(here: Path, tissue: t
     assert abs(seen.std() - 33) < 8
 
 
-def test_a_file_that_is_there_stays_as_it_is(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_a_file_that_is_there_stays_as_it_is(here: Path, tissue: Pair) -> None:
     some = pair(here, *tissue)
     for out in (Path("config.yaml"), Path("mine.yaml")):
         out.write_text("mine: yes\n")
@@ -326,11 +329,14 @@ def test_a_file_that_is_there_stays_as_it_is(here: Path, tissue: tuple[np.ndarra
     init(*some, "--no-timing", "--out", "new/folder.yaml")
 
 
-ODD = ["a b.h5", "ü é.h5", "x#y: {z}.h5", "it's \"so\".h5", "%7E&*!.h5", "new\nline # x.h5", "- dash.h5", "\U0001f9e0.h5"]
+ODD = [
+    *("a b.h5", "ü é.h5", "x#y: {z}.h5", 'it\'s "so".h5'),
+    *("%7E&*!.h5", "new\nline # x.h5", "- dash.h5", "\U0001f9e0.h5"),
+]
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_odd_names_and_relative_paths(here: Path, name: str, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_odd_names_and_relative_paths(here: Path, name: str, tissue: Pair) -> None:
     raw, labels = tissue
     (here / "some where").mkdir()
     file = here / "some where" / name
@@ -343,7 +349,7 @@ def test_odd_names_and_relative_paths(here: Path, name: str, tissue: tuple[np.nd
     assert re.fullmatch(r"results/[A-Za-z0-9_-]+", config.results)
 
 
-def test_paths_mean_what_they_mean_to_the_rest_of_kdseg(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_paths_mean_what_they_mean_to_the_rest_of_kdseg(here: Path, tissue: Pair) -> None:
     """Relative to the working folder, also if the configuration is written elsewhere."""
     write_hdf5(here / "a.h5", tissue[0], "raw", resolution=SIZE)
     (here / "below").mkdir()
@@ -352,7 +358,7 @@ def test_paths_mean_what_they_mean_to_the_rest_of_kdseg(here: Path, tissue: tupl
     assert init(f"file://{here}/a.h5:/raw", "--out", "url.yaml").volumes["raw"].raw == f"{here}/a.h5:/raw"
 
 
-def test_the_student_that_is_proposed_can_be_trained(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_the_student_that_is_proposed_can_be_trained(here: Path, tissue: Pair) -> None:
     init(*pair(here, *tissue), "--no-timing")
     lines = Path("config.yaml").read_text().splitlines()
     first = next(k for k, line in enumerate(lines) if line.strip() == "# student:")
@@ -368,7 +374,7 @@ def test_the_student_that_is_proposed_can_be_trained(here: Path, tissue: tuple[n
     assert errors(config) == []
 
 
-def test_steps_are_those_of_a_machine_of_which_nothing_is_known(here: Path, tissue: tuple[np.ndarray, np.ndarray]) -> None:
+def test_steps_are_those_of_a_machine_of_which_nothing_is_known(here: Path, tissue: Pair) -> None:
     config = init(*pair(here, *tissue), "--no-timing")
     assert config.models["network"].train.steps == 500
     assert "steps: 500 # not timed" in Path("config.yaml").read_text()
@@ -398,7 +404,8 @@ def test_the_workflow_runs_from_raw_data_to_a_report(here: Path) -> None:
     Path("config.yaml").write_text(text)
     run = subprocess.run(
         [sys.executable, "-m", "kdseg", "run", "config.yaml", "--cores", "2"],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert Path("results/a/report.html").exists()

@@ -125,7 +125,9 @@ def test_few_voxels_are_decoded_whatever_the_chunks(tmp_path):
     assert len(list(sampled(small, small.roi))) == 5
     assert list(sampled(large, large.roi)) == []  # one would be 268 MB, and touch others
     assert box_of_labels(small, small.roi) == small.roi
-    assert decoded_bytes(small, Roi((0, 0, 0), (1, 1, 1))) <= MOST_BYTES < decoded_bytes(large, Roi((0, 0, 0), (1, 1, 1)))
+    assert (
+        decoded_bytes(small, Roi((0, 0, 0), (1, 1, 1))) <= MOST_BYTES < decoded_bytes(large, Roi((0, 0, 0), (1, 1, 1)))
+    )
 
 
 @given(st.tuples(*[st.integers(0, 5)] * 3), st.tuples(*[st.integers(1, 6)] * 3), st.integers(0, 99))
@@ -166,7 +168,7 @@ def test_a_range_for_a_network_has_its_mean_and_contrast(tmp_path):
     rng = np.random.default_rng(0)
     values = rng.normal(30000, 2000, (1, 200, 200)).astype(np.uint16)
     low, high = grey_of(values.dtype, [values]).range_like_known()
-    seen = (values - low) * 255 / (high - low)
+    seen = (values.astype(float) - low) * 255 / (high - low)
     assert abs(seen.mean() - 128) < 1
     assert abs(seen.std() - 33) < 1
     alike_already = rng.normal(120, 35, (1, 200, 200)).clip(0, 255).astype(np.uint8)

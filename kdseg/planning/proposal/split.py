@@ -50,7 +50,8 @@ def split(region: Roi, voxel_size: VoxelSize) -> Parts:
     if not long or min(region.shape) < _THIN:
         raise ShapeError(
             f"labels cover {region.shape} voxels (z, y, x), too few to learn from one part and to tune and score on "
-            f"others: expected {_LEAST} along one axis and {_THIN} along each; single images: config/sections.example.yaml"
+            f"others: expected {_LEAST} along one axis and {_THIN} along each; images that do not follow each other "
+            "start from config/sections.example.yaml"
         )
     extents = {axis: region.shape[axis] * voxel_size[axis] for axis in long}
     longest = max(extents.values())

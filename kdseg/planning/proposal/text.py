@@ -62,10 +62,10 @@ def _head(proposal: Proposal, out: Path) -> Iterable[str]:
     if schema.is_file() and _comment(str(schema)) == str(schema):
         yield f"# yaml-language-server: $schema={schema}"
     file = _comment(shlex.quote(str(out)))
-    yield "# Written by `kdseg init` from what the files say: look it over, and change what you like. Then, in the folder that"
-    yield "# relative paths count from, which is where it was written:"
+    yield "# Written by `kdseg init` from what the files say: look it over, change what you like. Relative paths count"
+    yield "# from the folder where `kdseg` is called, as they did then:"
     yield f"#   kdseg check {file}    # would it run? In seconds"
-    yield f"#   kdseg run {file}      # goes on where it was stopped; more time for `steps` is worth it once all else is right"
+    yield f"#   kdseg run {file}      # to the report; goes on where it was stopped"
     yield "# All options: docs/data.md, and the schema, with which editors complete and check."
     yield f"title: {scalar(proposal.name)}"
     yield f"results: {scalar(f'results/{proposal.name}')} # folder of all that is written"
@@ -89,14 +89,14 @@ def _volumes(proposal: Proposal) -> Iterable[str]:
         return
     axis, parts = AXES[trained.parts.axis], trained.parts
     labelled = "" if data.region == data.raw.roi else f"; labels: {data.region}"
-    yield f"volumes: # {shape} voxels{labelled}. Cut along {axis}: no voxel is in two parts. `roi` counts from the first voxel"
+    yield f"volumes: # {shape} voxels{labelled}. Cut along {axis}: no voxel is in two parts"
     yield "  train: &volume # half of it, to learn from; more labels help more than anything else"
     yield from (f"    {line}" for line in _source(proposal))
     yield f"    roi: {_roi(parts.train)}"
     yield "  tune: # a quarter: checkpoints and thresholds are chosen on it"
     yield "    <<: *volume"
     yield f"    roi: {_roi(parts.tune)}"
-    yield "  test: # a quarter that nothing else looks at: the scores. Add volumes without `labels` to have them segmented"
+    yield "  test: # a quarter that nothing else looks at, for the scores"
     yield "    <<: *volume"
     yield f"    roi: {_roi(parts.test)}"
 
@@ -115,7 +115,7 @@ def _source(proposal: Proposal) -> Iterable[str]:
         yield f"# voxel_size: {said} nm, z y x, as the file says"
     else:
         yield f"voxel_size: {said} # nm, z y x, by --voxel-size: the file does not say"
-    if (places := options.offset.model_dump(exclude_none=True)):
+    if places := options.offset.model_dump(exclude_none=True):
         kept = {name: list(map(_short, place)) for name, place in places.items()}
         yield f"offset: {scalar(kept)} # nm, of first voxels, by --labels-offset: files do not say"
     if options.sections is not None:
@@ -159,13 +159,15 @@ def _models(proposal: Proposal, trained: Trained, pace: Pace) -> Iterable[str]:
     yield f"      validate_shape: {list(validated)} # the middle of tune"
     yield f"      validate_every: {pace.steps // VALIDATIONS}"
     if proposal.shipped is not None:
-        yield f"      start_from: {proposal.shipped} # knows such voxels; without this line it learns from scratch: 5,000 steps"
+        yield f"      start_from: {proposal.shipped} # it knows such voxels; without this line, some 5,000 steps"
     yield f"      steps: {pace.steps} # {_comment(pace.said)}"
     yield f"      crop: {list(shape.crop)} # at most the extent of train, a multiple of the pooling"
     yield f"      batch: {8 if trained.gpu else 2}"
     if trained.gpu:
         yield "      loader_workers: 2 # processes that prepare crops, so that the GPU need not wait"
-    rate, when = ("5.0e-3", "less if the loss jumps") if proposal.shipped is None else ("1.0e-3", "of a trained network")
+    rate, when = (
+        ("5.0e-3", "less if the loss jumps") if proposal.shipped is None else ("1.0e-3", "of a trained network")
+    )
     yield f"      learning_rate: {rate} # {when}; `kdseg rate` finds one"
     yield "      warmup: 50"
     yield f"      augment: {{rotate: {shape.rotate}}} # quarter turns that leave voxels as they are"
@@ -194,11 +196,11 @@ def _network(widths: Sequence[int], trained: Trained) -> str:
 
 def _layout(proposal: Proposal) -> Iterable[str]:
     blocks = proposal.blocks
-    yield "# Blocks: what is read and written at a time; larger ones for larger volumes. `kdseg tune` finds the fastest tile."
+    yield "# Blocks: what is read and written at a time; `kdseg tune` finds the fastest tile."
     yield f"storage: {{chunk: {list(blocks.chunk)}, shard: {list(blocks.shard)}}}"
     if proposal.fused:
         size = count_text(proposal.data.raw.roi.size * len(FAR))
-        yield f"predict: {{fused: true, tile: [32, 32, 32]}} # affinities, {size}B, do not fit on this disk: docs/fused.md"
+        yield f"predict: {{fused: true, tile: [32, 32, 32]}} # affinities, {size}B, do not fit: docs/fused.md"
         yield "fragments: {block: [256, 256, 256], halo: [32, 32, 32]}"
     else:
         yield f"predict: {{block: {list(blocks.predict)}, tile: {list(blocks.tile)}}}"
