@@ -1,6 +1,7 @@
 """Parts, networks, blocks and steps that a configuration is made of, for volumes of any shape."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,20 +11,22 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_volumes import write_hdf5
+from toy_volumes import cells, write_hdf5
 
-from kdseg.config import Config
+from kdseg.config import Config, validate
+from kdseg.config.questions import InitTask
 from kdseg.config.shipped import cards
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi, is_multiple
 from kdseg.networks.checkpoint import load_model
 from kdseg.planning.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
+from kdseg.planning.proposal.data import look
 from kdseg.planning.proposal.grey import alike, grey_of
 from kdseg.planning.proposal.network import FAR, WIDTHS, blocks_for, shape_for
-from kdseg.planning.proposal.pace import NEW, VALIDATIONS, Budget, fitting
-from kdseg.planning.proposal.proposal import SHIPPED
+from kdseg.planning.proposal.pace import NEW, VALIDATIONS, Budget, Pace, fitting
+from kdseg.planning.proposal.proposal import SHIPPED, propose_training
 from kdseg.planning.proposal.split import split
-from kdseg.planning.proposal.text import scalar
+from kdseg.planning.proposal.text import scalar, text
 from kdseg.planning.timings import Timing
 from kdseg.volumes.sources import open_source
 
@@ -173,3 +176,39 @@ def test_a_range_for_a_network_has_its_mean_and_contrast(tmp_path):
     assert abs(seen.std() - 33) < 1
     alike_already = rng.normal(120, 35, (1, 200, 200)).clip(0, 255).astype(np.uint8)
     assert grey_of(alike_already.dtype, [alike_already]).range_like_known() is None
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """Return what is known of a small volume with labels."""
+    raw, labels = cells((40, 48, 64), 20)
+    file = tmp_path / "a.h5"
+    pair = {"raw": raw, "labels": labels}
+    at = {name: write_hdf5(file, voxels, name, resolution=(10.0,) * 3) for name, voxels in pair.items()}
+    return look(InitTask(**at))
+
+
+def test_on_a_gpu_more_crops_are_learned_from_at_a_time(labelled):
+    trained = {gpu: _read(text(propose_training(labelled, gpu=gpu), Pace(100, ""), Path("a"))) for gpu in (False, True)}
+    batches = {gpu: config.models["network"].train.batch for gpu, config in trained.items()}
+    assert batches == {False: 2, True: 8}
+    assert trained[True].models["network"].train.loader_workers > 0
+
+
+def test_secrets_of_addresses_are_not_written(labelled):
+    url = "https://me:pass-word@host/a.zarr/raw?signature=abcdef"
+    options = labelled.options.model_copy(update={"raw": url, "labels": url.replace("raw", "ids")})
+    written = text(propose_training(replace(labelled, options=options), gpu=False), Pace(100, ""), Path("a"))
+    assert not [secret for secret in ("pass-word", "abcdef", "//me") if secret in written]
+    assert "# ${NAME}: set an environment variable" in written
+    assert "results: results/a " in written
+
+
+def test_a_comment_stays_one(labelled):
+    """Whatever is in a name, or in what a failed timing says."""
+    pace = Pace(100, "no\nresults: elsewhere\x85\u2028  x: y")
+    assert _read(text(propose_training(labelled, gpu=False), pace, Path("b\ntitle: x\rdevice: cuda"))).title == "a"
+
+
+def _read(written):
+    return validate(yaml.safe_load(written))

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from kdseg.config import Config
 from kdseg.planning.extents import read_extents
 from kdseg.planning.jobs import jobs
-from kdseg.planning.measure import measure
 from kdseg.planning.timings import Timing
 from kdseg.planning.units import time_text
 
@@ -63,6 +62,8 @@ def timed(config: Config, model: str, budget: Budget) -> Pace:
         model: its name.
         budget: of the training.
     """
+    from kdseg.planning.measure import measure  # loads torch
+
     cores = len(os.sched_getaffinity(0))
     extents = read_extents(config)
     training = [job for job in jobs(config, extents) if job.manifest == f"{model}/model.json"]

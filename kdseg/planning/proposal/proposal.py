@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kdseg.config.addresses import is_url, locate
 from kdseg.config.shipped import cards
-from kdseg.errors import ConfigError
+from kdseg.errors import ConfigError, masked
 from kdseg.planning.proposal.data import Data
 from kdseg.planning.proposal.network import FAR, Blocks, Shape, blocks_for, shape_for
 from kdseg.planning.proposal.split import Parts, split
@@ -115,7 +115,8 @@ def _nm(size: tuple[float, float, float]) -> str:
 
 def _name(address: str) -> str:
     """Return a name for the folder of results: that of the file or folder, without its ending."""
-    path = Path(address.partition("://")[2].partition("?")[0]) if is_url(address) else locate(address).path
+    shown = masked(address).partition("://")[2].partition("?")[0]
+    path = Path(shown) if is_url(address) else locate(address).path
     stores = [part for part in path.parts if part.lower().endswith(".zarr")]
     last = (stores or [path.resolve().name])[-1]
     return re.sub(r"[^A-Za-z0-9_-]+", "-", last.partition(".")[0]).strip("-") or "mine"

@@ -103,10 +103,11 @@ def _volumes(proposal: Proposal) -> Iterable[str]:
 
 def _source(proposal: Proposal) -> Iterable[str]:
     data, options = proposal.data, proposal.data.options
-    raw = hidden(options.raw)
+    raw, labels = hidden(options.raw), hidden(options.labels)
+    if (raw, labels) != (options.raw, options.labels):
+        yield "# ${NAME}: set an environment variable of that name to the part of your address that stands there"
     yield f"raw: {scalar(raw)} # {data.raw.data.dtype}"
-    if options.labels is not None:
-        labels = hidden(options.labels)
+    if labels is not None:
         yield f"labels: {scalar(labels)}"
         why = data.membrane or "never counts; `boundary` if it is membrane between neurons, `object` if outer space"
         yield f"background: {data.background} # label 0: {_comment(why)}"
