@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from toy_volumes import cells, write_hdf5
 
@@ -20,6 +20,7 @@ from kdseg.errors import ShapeError
 from kdseg.geometry import Roi, is_multiple
 from kdseg.networks.checkpoint import load_model
 from kdseg.planning.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
+from kdseg.planning.check import check
 from kdseg.planning.proposal.data import look
 from kdseg.planning.proposal.grey import alike, grey_of
 from kdseg.planning.proposal.network import FAR, WIDTHS, blocks_for, shape_for
@@ -77,6 +78,7 @@ def test_networks_fit_voxels_and_volumes(size, train):
     assert [kernel == 1 for kernel in shape.kernels[0]] == [s >= 2 * min(size) for s in size]
 
 
+@settings(deadline=None)
 @given(SIZES, SHAPES)
 def test_blocks_are_whole_shards_and_tiles(size, largest):
     blocks = blocks_for(size, largest)
@@ -114,6 +116,7 @@ def test_as_many_steps_as_fit():
 
 
 @given(st.text() | st.floats(allow_nan=False) | st.lists(st.floats(allow_nan=False, allow_infinity=False)))
+@example("a\nb: c # d")
 def test_any_value_can_be_written_in_a_line(value):
     written = scalar(value)
     assert len(written.splitlines()) <= 1 or not isinstance(value, str)
@@ -133,6 +136,7 @@ def test_few_voxels_are_decoded_whatever_the_chunks(tmp_path):
     )
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 5)] * 3), st.tuples(*[st.integers(1, 6)] * 3), st.integers(0, 99))
 def test_the_box_of_labels_is_the_smallest(first, extent, seed):
     labels = np.zeros((12, 13, 14), np.uint64)
@@ -207,8 +211,28 @@ def test_secrets_of_addresses_are_not_written(labelled):
 def test_a_comment_stays_one(labelled):
     """Whatever is in a name, or in what a failed timing says."""
     pace = Pace(100, "no\nresults: elsewhere\x85\u2028  x: y")
-    assert _read(text(propose_training(labelled, gpu=False), pace, Path("b\ntitle: x\rdevice: cuda"))).title == "a"
+    assert _read(text(propose_training(labelled, gpu=False), pace, Path("b\ntitle: x\rdevice: cuda\x07"))).title == "a"
 
 
 def _read(written):
     return validate(yaml.safe_load(written))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.tuples(st.integers(4, 300), st.integers(4, 400), st.integers(4, 400)),
+    st.tuples(*[st.sampled_from([4.0, 8.0, 10.0, 10.3, 25.0, 40.0])] * 3),
+    st.sampled_from([np.uint8, np.int16, np.uint16]),
+)
+def test_what_is_proposed_can_be_run_whatever_the_data(shape, size, dtype):
+    assume(max(shape) >= 32)
+    with TemporaryDirectory() as folder:
+        with h5py.File(Path(folder) / "a.h5", "w") as file:
+            for name, kind in (("raw", dtype), ("labels", np.uint32)):
+                file.create_dataset(name, shape, kind, chunks=(4, 4, 4), fillvalue=1).attrs["resolution"] = size
+        addresses = {name: f"{folder}/a.h5:/{name}" for name in ("raw", "labels")}
+        proposal = propose_training(look(InitTask(**addresses)), gpu=False)
+        found = check(_read(text(proposal, Pace(100, ""), Path("a"))))
+        assert [(one.option, one.error) for one in found] == [
+            (f"volumes.{name}.labels", False) for name in ("train", "tune", "test")
+        ]  # of which all is one neuron
