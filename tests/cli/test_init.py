@@ -20,6 +20,7 @@ from toy_volumes import cells, write_hdf5
 from workflow import ROOT
 
 from kdseg.config import Config, load, validate
+from kdseg.config.data import SectionsOptions
 from kdseg.config.matching import pooling
 from kdseg.geometry import Roi, is_multiple
 from kdseg.planning.check import check
@@ -159,6 +160,15 @@ def test_coarse_sections_of_tiff(coarse: tuple[Path, Path]) -> None:
     assert max(-z for z, _, _ in config.offsets) == 4
     assert config.fragments.watershed.model_dump()["per_section"]
     assert config.fragments.halo[0] == 0
+
+
+def test_sections_that_are_missing_are_left_to_the_user(coarse: tuple[Path, Path]) -> None:
+    (coarse[0] / "s7.tif").unlink()
+    words = (*coarse, "--voxel-size", *COARSE, "--no-timing")
+    assert "sections.missing" in refused(*words)
+    config = init(*words, "--sections.missing", "fill")
+    expect_sensible(config)
+    assert config.volumes["test"].sections == SectionsOptions(missing="fill")
 
 
 def test_a_missing_voxel_size_is_asked_for_by_its_option(coarse: tuple[Path, Path]) -> None:
@@ -362,9 +372,15 @@ def test_paths_mean_what_they_mean_to_the_rest_of_kdseg(here: Path, tissue: Pair
     assert init(f"file://{here}/a.h5:/raw", "--out", "url.yaml").volumes["raw"].raw == f"{here}/a.h5:/raw"
 
 
-def test_the_student_that_is_proposed_can_be_trained(here: Path, tissue: Pair) -> None:
-    init(*pair(here, tissue), "--no-timing")
-    lines = Path("config.yaml").read_text().splitlines()
+@pytest.mark.parametrize("part", [False, True])
+def test_what_stands_there_as_a_comment_can_be_used(here: Path, tissue: Pair, part: bool) -> None:
+    """The student, and all of the raw data to segment."""
+    raw, labels = tissue
+    some = pair(here, (raw, labels[10:50] if part else labels))
+    init(*some, *(("--labels-offset", 100, 0, 0) if part else ()), "--no-timing")
+    written, whole = re.subn(r"^  # whole:", "  whole:", Path("config.yaml").read_text(), flags=re.MULTILINE)
+    assert whole == 1
+    lines = written.replace("volumes: [test]", "volumes: [test, whole]").splitlines()
     first = next(k for k, line in enumerate(lines) if line.strip() == "# student:")
     for k in range(first, len(lines)):
         if not lines[k].startswith("  # "):
@@ -375,6 +391,8 @@ def test_the_student_that_is_proposed_can_be_trained(here: Path, tissue: Pair) -
     assert config.models["student"].train.teachers == ("network",)
     assert config.models["student"].train.start_from is None
     assert config.evaluate.models == ("fib25-m", "network", "student")
+    assert read_extents(config)["whole"].raw == raw.shape
+    assert not config.volumes["whole"].labelled
     assert errors(config) == []
 
 
@@ -382,6 +400,14 @@ def test_steps_are_those_of_a_machine_of_which_nothing_is_known(here: Path, tiss
     config = init(*pair(here, tissue), "--no-timing")
     assert config.models["network"].train.steps == 500
     assert "steps: 500 # not timed" in Path("config.yaml").read_text()
+
+
+def test_a_training_that_cannot_be_timed_is_no_obstacle(here: Path, tissue: Pair) -> None:
+    raw, labels = tissue[0], tissue[1].astype(np.int32)
+    labels[20, 10, 10] = -5  # where a sample does not look
+    config = init(*pair(here, (raw, labels)))
+    assert config.models["network"].train.steps == 500
+    assert re.search(r"steps: 500 # .*there is the negative label -5.*`kdseg plan`", Path("config.yaml").read_text())
 
 
 @pytest.mark.slow

@@ -62,8 +62,8 @@ def _head(proposal: Proposal, out: Path) -> Iterable[str]:
     if schema.is_file() and _comment(str(schema)) == str(schema):
         yield f"# yaml-language-server: $schema={schema}"
     file = _comment(shlex.quote(str(out)))
-    yield "# Written by `kdseg init` from what the files say: look it over, change what you like. Relative paths count"
-    yield "# from the folder where `kdseg` is called, as they did then:"
+    yield "# Written by `kdseg init` from what the files say; change what you like. Relative paths count from the folder"
+    yield "# in which kdseg is called. Next:"
     yield f"#   kdseg check {file}    # would it run? In seconds"
     yield f"#   kdseg run {file}      # to the report; goes on where it was stopped"
     yield "# All options: docs/data.md, and the schema, with which editors complete and check."
@@ -99,6 +99,8 @@ def _volumes(proposal: Proposal) -> Iterable[str]:
     yield "  test: # a quarter that nothing else looks at, for the scores"
     yield "    <<: *volume"
     yield f"    roi: {_roi(parts.test)}"
+    place = "" if data.options.offset.labels is None else ", offset: {}"
+    yield f"  # whole: {{<<: *volume, labels: null, roi: null{place}}} # to segment all of it: add it to evaluate.volumes"
 
 
 def _source(proposal: Proposal) -> Iterable[str]:
@@ -197,7 +199,7 @@ def _network(widths: Sequence[int], trained: Trained) -> str:
 
 def _layout(proposal: Proposal) -> Iterable[str]:
     blocks = proposal.blocks
-    yield "# Blocks: what is read and written at a time; `kdseg tune` finds the fastest tile."
+    yield "# Blocks suit these volumes; of much larger ones, multiples are faster. `kdseg tune` finds the fastest tile."
     yield f"storage: {{chunk: {list(blocks.chunk)}, shard: {list(blocks.shard)}}}"
     if proposal.fused:
         size = count_text(proposal.data.raw.roi.size * len(FAR))
