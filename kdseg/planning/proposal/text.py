@@ -62,8 +62,8 @@ def _head(proposal: Proposal, out: Path) -> Iterable[str]:
     if schema.is_file() and _comment(str(schema)) == str(schema):
         yield f"# yaml-language-server: $schema={schema}"
     file = _comment(shlex.quote(str(out)))
-    yield "# Written by `kdseg init` from what the files say; change what you like. Relative paths count from the folder"
-    yield "# in which kdseg is called. Next:"
+    yield "# Written by `kdseg init` from what the files say; change what you like. Relative paths are those of"
+    yield "# the folder in which kdseg is called. Next:"
     yield f"#   kdseg check {file}    # would it run? In seconds"
     yield f"#   kdseg run {file}      # to the report; goes on where it was stopped"
     yield "# All options: docs/data.md, and the schema, with which editors complete and check."
@@ -100,7 +100,7 @@ def _volumes(proposal: Proposal) -> Iterable[str]:
     yield "    <<: *volume"
     yield f"    roi: {_roi(parts.test)}"
     place = "" if data.options.offset.labels is None else ", offset: {}"
-    yield f"  # whole: {{<<: *volume, labels: null, roi: null{place}}} # to segment all of it: add it to evaluate.volumes"
+    yield f"  # whole: {{<<: *volume, labels: null, roi: null{place}}} # to segment all: add it to evaluate.volumes"
 
 
 def _source(proposal: Proposal) -> Iterable[str]:
