@@ -98,14 +98,16 @@ def look(task: InitTask) -> Data:
 
 def _size(task: InitTask, raw: Source) -> VoxelSize:
     found, given = raw.voxel_size, task.voxel_size
-    if found is None and given is None:
-        raise VoxelSizeError(f"{task.raw} {lacks_size(raw)}: give it, --voxel-size Z Y X, in nm")
-    if found is not None and given is not None and not np.allclose(found, given, rtol=_ROUNDED):
+    if found is None:
+        if given is None:
+            raise VoxelSizeError(f"{task.raw} {lacks_size(raw)}: give it, --voxel-size Z Y X, in nm")
+        return given
+    if given is not None and not np.allclose(found, given, rtol=_ROUNDED):
         raise VoxelSizeError(
             f"{task.raw} says its voxels have {found} nm (z, y, x), --voxel-size says {given}: leave it out, or "
             "correct the file"
         )
-    return found or given or (1.0, 1.0, 1.0)
+    return found
 
 
 def _given(task: InitTask, raw: Source, labels: Source | None) -> dict[str, Any]:
