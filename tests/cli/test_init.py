@@ -223,6 +223,12 @@ def test_a_range_that_no_voxel_tells_is_asked_for_by_its_option(vast: Path) -> N
     assert config.volumes["raw"].intensity == (-1, 2.5)
 
 
+def test_options_that_cannot_be_are_refused_in_a_line(here: Path, tissue: Pair) -> None:
+    raw, labels = pair(here, tissue)
+    assert "intensity must be (low, high) with low < high, got (5.0, 2.0)" in refused(raw, labels, "--intensity", 5, 2)
+    assert "the volume has no `labels`: remove one" in refused(raw, "--labels-offset", 0, 0, 0)
+
+
 def pair(here: Path, voxels: Pair, raw: Place = None, labels: Place = None) -> tuple[str, str]:
     """Write raw data and labels, perhaps with places; return their addresses."""
     raw_at, labels_at = ({} if place is None else {"offset": place} for place in (raw, labels))

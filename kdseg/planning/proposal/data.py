@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from kdseg.config import VolumeOptions
+from kdseg.config import VolumeOptions, explain
 from kdseg.config.data import Background
 from kdseg.config.overlap import placed
 from kdseg.config.questions import InitTask
-from kdseg.errors import DataError, ShapeError, VoxelSizeError
+from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
 from kdseg.planning.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
 from kdseg.planning.proposal.grey import Grey, alike, grey_of
@@ -68,7 +69,7 @@ def look(task: InitTask) -> Data:
     raw = open_source(task.raw, task.sections)
     size = _size(task, raw)
     labels = None if task.labels is None else open_source(task.labels, task.sections)
-    options = VolumeOptions.model_validate(_given(task, raw, labels))
+    options = _options(task, raw)
     sample = list(sampled(raw, raw.roi))
     grey = grey_of(raw.data.dtype, sample)
     if task.intensity is None and grey.flat and raw.data.dtype.kind == "f":
@@ -110,17 +111,21 @@ def _size(task: InitTask, raw: Source) -> VoxelSize:
     return found
 
 
-def _given(task: InitTask, raw: Source, labels: Source | None) -> dict[str, Any]:
-    """Return what the configuration has to say of the volume, since files do not."""
-    values: dict[str, Any] = {"raw": task.raw}
+def _options(task: InitTask, raw: Source) -> VolumeOptions:
+    """Return what the configuration has to say of the volume, since files do not.
+
+    Raises:
+        ConfigError: if that cannot be, as a place of labels without labels.
+    """
+    values = task.model_dump(include={"raw", "labels", "intensity", "sections"}, exclude_unset=True)
     if raw.voxel_size is None:
         values["voxel_size"] = task.voxel_size
-    if labels is not None:
-        values["labels"] = task.labels
-        if task.labels_offset is not None:
-            values["offset"] = {"labels": task.labels_offset, **({} if raw.placed else {"raw": (0.0, 0.0, 0.0)})}
-    values |= {"intensity": task.intensity, "sections": task.sections}
-    return {key: value for key, value in values.items() if value is not None}
+    if task.labels_offset is not None:
+        values["offset"] = {"labels": task.labels_offset, **({} if raw.placed else {"raw": (0.0, 0.0, 0.0)})}
+    try:
+        return VolumeOptions.model_validate({key: value for key, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError(explain(error, "this volume")) from None
 
 
 def _expect_placed(task: InitTask, raw: Source, labels: Source, size: VoxelSize) -> None:
