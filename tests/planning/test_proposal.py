@@ -199,6 +199,15 @@ def test_on_a_gpu_more_crops_are_learned_from_at_a_time(labelled):
     assert trained[True].models["network"].train.loader_workers > 0
 
 
+def test_thin_parts_to_tune_on_are_told(labelled):
+    said = "the best one is partly luck"
+    assert said in text(propose_training(labelled, gpu=False), Pace(100, ""), Path("a"))
+    large = replace(labelled, region=Roi((0, 0, 0), (64, 256, 64)))
+    assert said not in text(propose_training(large, gpu=False), Pace(100, ""), Path("a"))
+    coarse = replace(large, region=Roi((0, 0, 0), (16, 256, 64)), voxel_size=(40.0, 10.0, 10.0))
+    assert not propose_training(coarse, gpu=False).thin
+
+
 def test_secrets_of_addresses_are_not_written(labelled):
     url = "https://me:pass-word@host/a.zarr/raw?signature=abcdef"
     options = labelled.options.model_copy(update={"raw": url, "labels": url.replace("raw", "ids")})

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from kdseg.config.addresses import is_url, locate
 from kdseg.config.shipped import cards
+from kdseg.config.tuning import LEAST_SIDE
 from kdseg.errors import ConfigError, masked
+from kdseg.geometry import sides
 from kdseg.planning.proposal.data import Data
 from kdseg.planning.proposal.network import FAR, Blocks, Shape, blocks_for, shape_for
 from kdseg.planning.proposal.split import Parts, split
@@ -58,6 +60,13 @@ class Proposal:
     blocks: Blocks
     workers: int
     fused: bool
+
+    @property
+    def thin(self) -> bool:
+        """Whether the part to tune on is so thin that the threshold which is best there is partly luck."""
+        if self.trained is None:
+            return False
+        return min(sides(self.trained.parts.tune.shape, self.data.voxel_size)) < LEAST_SIDE
 
     @property
     def intensity(self) -> tuple[float, float] | None:

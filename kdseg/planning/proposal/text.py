@@ -93,7 +93,8 @@ def _volumes(proposal: Proposal) -> Iterable[str]:
     yield "  train: &volume # half of it, to learn from; more labels help more than anything else"
     yield from (f"    {line}" for line in _source(proposal))
     yield f"    roi: {_roi(parts.train)}"
-    yield "  tune: # a quarter: checkpoints and thresholds are chosen on it"
+    luck = "; so thin that the best one is partly luck: docs/segmentation.md" if proposal.thin else ""
+    yield f"  tune: # a quarter: checkpoints and thresholds are chosen on it{luck}"
     yield "    <<: *volume"
     yield f"    roi: {_roi(parts.tune)}"
     yield "  test: # a quarter that nothing else looks at, for the scores"
