@@ -61,9 +61,7 @@ def _told(task: InitTask, proposal: Proposal, config: Config, pace: Pace | None)
         parts = {"train": trained.parts.train, "tune": trained.parts.tune, "test": trained.parts.test}
         lines.append("cut into " + ", ".join(f"{name} {roi}" for name, roi in parts.items()))
         if proposal.thin:
-            lines.append(
-                "warning: tune is so thin that the threshold which is best there is partly luck; more labels help"
-            )
+            lines.append("warning: tune is thin: the threshold that is best there is partly luck, more labels help")
         lines.append(f"training{start}: {pace.steps} steps, {pace.said}")
     file = shlex.quote(str(task.out))
     lines.append(f"wrote {file}, which says more; results will be in {config.results}. Next:")
