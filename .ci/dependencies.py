@@ -23,8 +23,11 @@ ALLOWED = re.compile(
 )
 COPYLEFT = re.compile(r"\bA?GPL|(?<!Lesser )General Public", re.IGNORECASE)
 """Of all that is combined with it."""
-BY_CHOICE = {"docutils": "public domain, BSD; GPL for an Emacs mode, which is not installed"}
-"""Distributions with parts under a licence that is not allowed, and why these are not used."""
+BY_CHOICE = {
+    "docutils": "public domain, BSD; GPL for an Emacs mode, which is not installed",
+    "hdf5plugin": "MIT; MIT, BSD, Apache-2 and Zlib for the filters in it, as its documentation lists them",
+}
+"""Distributions whose metadata do not say it, or with parts under a licence that is not allowed and are not used."""
 FREE = {"test"}
 """Extras of kdseg that users do not install."""
 

@@ -37,7 +37,7 @@ def open(address: str | Path, sections: SectionsOptions | Mapping[str, Any] | No
 
     Args:
         address: of it.
-        sections: order and gaps of TIFF sections, as of a volume of a configuration; default: by number, without gaps.
+        sections: order and gaps of sections, as of a volume of a configuration; default: by number, without gaps.
 
     Raises:
         MissingError: if it is not there.

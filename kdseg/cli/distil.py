@@ -42,7 +42,8 @@ def configuration(task: DistilTask) -> Config:
 
     from kdseg.networks.foreign import opened
     from kdseg.training.foreign import open_teacher
-    from kdseg.volumes.sources import lacks_size, open_source
+    from kdseg.volumes.foreign import lacks_size
+    from kdseg.volumes.sources import open_source
 
     given: dict[str, Any] = {"offsets": task.offsets, "outputs": task.outputs, "input": task.input_range}
     facts = opened(FileTeacher(file=str(task.teacher)), torch.device("cpu"))[1]

@@ -21,6 +21,10 @@ REMOTE = ("s3", "gs", "https", "http")
 """Schemes of the URLs that zarr is read from."""
 _SCHEME = re.compile(r"([a-z][a-z0-9+-]*)://", re.IGNORECASE)
 _HDF5 = re.compile(r"\.(?:h5|hdf5|hdf)(?=:|\Z)", re.IGNORECASE)
+_ZIP = re.compile(r"\.(?:zarr\.zip|ozx)(?=/|\Z)", re.IGNORECASE)
+
+N5_ATTRIBUTES = "attributes.json"
+"""File of the attributes of a group or dataset of N5."""
 
 
 class Location(NamedTuple):
@@ -28,7 +32,8 @@ class Location(NamedTuple):
 
     Attributes:
         path: file or folder.
-        member: name in it: the dataset of HDF5, the key of a scale of precomputed; else empty.
+        member: name in it: the dataset of HDF5, the group of a zipped zarr, the key of a scale of precomputed; else
+            empty.
         hdf5: whether the file is HDF5 by its name.
     """
 
@@ -73,6 +78,9 @@ def locate(address: str) -> Location:
     if ends:
         end = next((end for end in ends if Path(address[:end]).is_file()), ends[0])
         return Location(Path(address[:end]), address[end + 1 :], True)
+    for match in _ZIP.finditer(address):
+        if Path(address[: match.end()]).is_file():
+            return Location(Path(address[: match.end()]), address[match.end() + 1 :], False)
     folder, colon, key = address.rpartition(":")
     if colon and not is_precomputed(Path(address)) and is_precomputed(Path(folder)):
         return Location(Path(folder), key, False)
@@ -84,14 +92,24 @@ def is_precomputed(path: Path) -> bool:
     return (path / "info").is_file()
 
 
+def above(path: Path) -> list[Path]:
+    """Return the files that say more of a dataset of N5 in the folders above it; none for other formats."""
+    folders = [path, *path.absolute().parents]
+    root = next((k for k, one in enumerate(folders) if one.suffix == ".n5"), None)
+    if not path.is_dir() or (root is None and not (path / N5_ATTRIBUTES).is_file()):
+        return []
+    end = None if root is None else root + 1
+    return [folder / N5_ATTRIBUTES for folder in folders[1:end] if (folder / N5_ATTRIBUTES).is_file()]
+
+
 def files_of(*addresses: str | None) -> list[str]:
     """Return the files or folders that addresses lead to, each once; none of those in buckets.
 
-    Of a path below a file, which links to a bucket, it is that file.
+    Of a path below a file, which links to a bucket, it is that file; of N5, attributes above it are files of their own.
     """
-    paths = (locate(address).path for address in addresses if address is not None and not is_url(address))
-    found = (next((one for one in (path, *path.parents) if one.is_file()), path) for path in paths)
-    return [str(path) for path in dict.fromkeys(found)]
+    paths = [locate(address).path for address in addresses if address is not None and not is_url(address)]
+    found = [next((one for one in (path, *path.parents) if one.is_file()), path) for path in paths]
+    return [str(path) for path in dict.fromkeys(one for path in found for one in (path, *above(path)))]
 
 
 def _local(text: Any) -> Any:

@@ -36,7 +36,7 @@ class RoiOptions(Section):
 
 
 class SectionsOptions(Section):
-    """Order of the files in a folder of TIFF sections, and what becomes of sections that are not there."""
+    """Order of the files in a folder of TIFF, PNG or JPEG sections, and what becomes of sections that are not there."""
 
     order: Literal["number", "name"] = "number"
     """`number`: by the one number in which the names differ, each section once; `name`: unchecked, by name, numbers
@@ -67,7 +67,7 @@ class VolumeOptions(Section):
     """One volume: raw data, perhaps ground truth, a segmentation to compare with, a mask of the tissue.
 
     Datasets are addressed as `path.zarr`, `path.zarr/group`, `s3://bucket/path.zarr/group`, `path.h5:/volumes/raw`,
-    `stack.tif` or a folder of TIFF files.
+    `path.zarr.zip`, `path.n5/dataset`, `path.npy`, `stack.tif` or a folder of TIFF, PNG or JPEG files.
     """
 
     phantom: PhantomOptions | None = None
@@ -94,7 +94,7 @@ class VolumeOptions(Section):
     intensity: tuple[float, float] | None = None
     """Raw values that become 0 and 255; default: the range of the data type (required for floats)."""
     sections: SectionsOptions | None = None
-    """Order and gaps of TIFF sections, of all datasets of this volume; default: by number, without gaps."""
+    """Order and gaps of sections, of all datasets of this volume; default: by number, without gaps."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

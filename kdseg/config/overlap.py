@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from kdseg.config.networks import TrainOptions
 
 Role = Literal["trained", "distilled", "checkpoint", "threshold", "scored"]
-_FIRST_LEVEL = re.compile(r"(\.zarr.*)/s?0$")
+_FIRST_LEVEL = re.compile(r"(\.(?:zarr|ozx|n5).*)/s?0$", re.IGNORECASE)
 _TEXTS: dict[tuple[Role, Role], str] = {
     ("trained", "scored"): (
         "{where} is scored, and is ground truth for the training of {names}{of}: scores there say nothing of other "
@@ -90,7 +90,9 @@ def source_of(options: VolumeOptions) -> str:
     address = str(options.raw)
     if is_url(address):
         return _FIRST_LEVEL.sub(r"\1", address.rstrip("/"))
-    file, member, _ = locate(address)
+    file, member, hdf5 = locate(address)
+    if file.is_file() and not hdf5:  # a zip file, in which a group lies as in a folder
+        return _FIRST_LEVEL.sub(r"\1", f"{realpath(file)}/{member}".rstrip("/")) + ":"
     return ":".join((_FIRST_LEVEL.sub(r"\1", realpath(file)), member.strip("/")))
 
 

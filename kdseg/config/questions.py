@@ -73,7 +73,7 @@ class DistilTask(Section):
     """net.pt2 (torch.export), net.onnx, net.ts or net.pt (TorchScript), a model file of kdseg, or the name of a shipped
     network."""
     raw: Address
-    """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
+    """Address of raw data: path.zarr/group, path.h5:/dataset, path.n5/dataset, path.npy, a folder of TIFFs or PNGs."""
     out: Path = Path("distilled")
     """Folder to write to."""
     offsets: Steps = None
@@ -89,7 +89,7 @@ class DistilTask(Section):
     roi: Region = None
     """Part of the raw data to use: z0:z1,y0:y1,x0:x1."""
     sections: SectionsOptions | None = None
-    """Order and gaps of raw data in TIFF sections; default: by number, without gaps."""
+    """Order and gaps of raw data in sections; default: by number, without gaps."""
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (8, 16, 32)
     """Channels of the student per level, finest first; repeat."""
     steps: Count = 5000
@@ -111,7 +111,7 @@ class NeuronsTask(Section):
     """
 
     raw: Address
-    """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
+    """Address of raw data: path.zarr/group, path.h5:/dataset, path.n5/dataset, path.npy, a folder of TIFFs or PNGs."""
     out: Path
     """Folder to write to."""
     model: Address
@@ -125,7 +125,7 @@ class NeuronsTask(Section):
     roi: Region = None
     """Part of the raw data to segment: z0:z1,y0:y1,x0:x1."""
     sections: SectionsOptions | None = None
-    """Order and gaps of raw data in TIFF sections; default: by number, without gaps."""
+    """Order and gaps of raw data in sections; default: by number, without gaps."""
     device: Device = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: Count | None = None
@@ -309,7 +309,7 @@ class EvaluateTask(Section):
     labels_offset: Position | None = None
     """nm, z y x, of the first voxel, instead of what the file says."""
     sections: SectionsOptions | None = None
-    """Order and gaps of TIFF sections; default: by number, without gaps."""
+    """Order and gaps of sections; default: by number, without gaps."""
     workers: Count = 1
     """Processes; changes no result."""
     overwrite: bool = False
@@ -334,7 +334,7 @@ class RunlengthTask(Section):
     offset: Position | None = None
     """nm, z y x, of the first voxel's centre, instead of what the file says."""
     sections: SectionsOptions | None = None
-    """Order and gaps of TIFF sections; default: by number, without gaps."""
+    """Order and gaps of sections; default: by number, without gaps."""
 
 
 class SameTask(Section):
@@ -347,7 +347,7 @@ class SameTask(Section):
     roi: str | None = None
     """voxels:z0:z1,y0:y1,x0:x1 or nm:…; voxels are those of B. Default: all, which must be the same voxels of both."""
     sections: SectionsOptions | None = None
-    """Order and gaps of TIFF sections; default: by number, without gaps."""
+    """Order and gaps of sections; default: by number, without gaps."""
     block: Extent = (128, 128, 128)
     """Voxels per task; changes no result."""
     pairs: Least = 10

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, expect_same_sections, expect_sections_in_step, lacks_size, sized
+from kdseg.volumes.foreign import Source, expect_exact, expect_same_sections, expect_sections_in_step, lacks_size, sized
 from kdseg.volumes.values import without_reserved
 
 log = logging.getLogger(__name__)
@@ -180,13 +180,14 @@ def expect_ids(source: Source, what: str) -> None:
         what: it is to be, for the message.
 
     Raises:
-        DataError: if its values are neither integers nor bools.
+        DataError: if its values are neither integers nor bools, or its format keeps them nearly only.
     """
     if source.data.dtype.kind not in "uib":
         raise DataError(
             f"{what} {source.address} hold {source.data.dtype}, expected integer ids of 0 or above: convert them, "
             "after a look at whether all are whole numbers"
         )
+    expect_exact(source, what)
 
 
 def as_ids(values: NDArray[Any], what: str) -> NDArray[np.uint64]:

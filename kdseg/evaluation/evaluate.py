@@ -24,9 +24,9 @@ from kdseg.evaluation.metrics.boundaries import boundary_scores, halo
 from kdseg.evaluation.metrics.objects import Fault, worst_merges, worst_splits
 from kdseg.geometry import Roi, VoxelSize
 from kdseg.results.claims import claim
-from kdseg.results.manifests import source_fingerprint
 from kdseg.running.runner import Place
-from kdseg.volumes.sources import Source, open_source, sized, source_member, source_path
+from kdseg.volumes.foreign import Source, sized
+from kdseg.volumes.sources import open_source, source_member, source_state
 
 SAMPLING = (
     "a voxel of a coarser volume stands for all voxels of the grid inside of it: each takes the nearest coarse voxel"
@@ -72,7 +72,7 @@ def run(task: EvaluateTask) -> dict[str, Any]:
     )
     made_of = task.model_dump(exclude={"segmentation", "labels", "mask", "out", "workers", "overwrite"})
     named = {"segmentation": task.segmentation, "labels": task.labels, "mask": task.mask}
-    inputs = {name: source_fingerprint(source_path(address)) for name, address in named.items() if address}
+    inputs = {name: source_state(address) for name, address in named.items() if address}
     members = {name: source_member(address) for name, address in named.items() if address and source_member(address)}
     if members:  # the fingerprints are those of files, which may hold several volumes
         made_of["members"] = members

@@ -14,7 +14,8 @@ from kdseg.evaluation.alignment import as_ids, expect_ids
 from kdseg.evaluation.metrics.skeletons import run_lengths
 from kdseg.evaluation.skeleton_files import read_skeletons
 from kdseg.geometry import Roi, VoxelSize
-from kdseg.volumes.sources import Source, lacks_size, open_source, sized
+from kdseg.volumes.foreign import Source, lacks_size, sized
+from kdseg.volumes.sources import open_source
 
 
 def run(task: RunlengthTask) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from kdseg.planning.named_files import Networks, others
 from kdseg.planning.room import devices, disk
 from kdseg.results.remote import is_remote
 from kdseg.running.earlier import expect_earlier
+from kdseg.volumes.foreign import Source
 from kdseg.volumes.plan import Plan
-from kdseg.volumes.sources import Source
 from kdseg.volumes.values import RESERVED
 
 _SAMPLES: tuple[Triple, ...] = ((1, 128, 128), (1, 512, 512))

@@ -18,8 +18,9 @@ from kdseg.config.teachers import SegmentationTeacher
 from kdseg.errors import ConfigError, KdsegError
 from kdseg.geometry import Triple, VoxelSize
 from kdseg.planning.sizes import tiled_voxels
+from kdseg.volumes.foreign import Source
 from kdseg.volumes.plan import Plan, block_shape, plan_labels, plan_mask, plan_raw
-from kdseg.volumes.sources import Source, open_source
+from kdseg.volumes.sources import open_source
 
 BESIDE: tuple[Kind, ...] = ("labels", "baseline", "mask")
 """Datasets that lie on the voxels of raw data."""

@@ -21,6 +21,8 @@ from kdseg.results import remote
 from kdseg.results.files import CHECKSUMS, again, write_text
 from kdseg.results.sealed import read_sealed
 
+_N5 = "attributes.json"
+"""Name of a user's file of JSON that is no manifest: of attributes of N5."""
 CLAIM = "claim.json"
 """Name of the file, in the hidden folder of a stage, that says what its result is made of."""
 
@@ -175,7 +177,7 @@ def source_fingerprint(path: Path | str) -> str:
         return fingerprint("source", {"url": masked(path), "metadata": remote.metadata(path)}, {})
     if not path.exists():
         raise MissingError(f"nothing at {path}")
-    if path.suffix == ".json" and path.is_file():
+    if path.suffix == ".json" and path.name != _N5 and path.is_file():
         return read(path).fingerprint
     files = _files(str(path), path.name) if path.is_dir() else [(path.name, path.stat())]
     facts = dict[str, list[int]]()

@@ -15,12 +15,12 @@ from kdseg.config.questions import AdoptTask
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError, masked
 from kdseg.geometry import Block, Offsets, Roi, Triple, VoxelSize, channels_of
 from kdseg.results.claims import claim
-from kdseg.results.manifests import source_fingerprint
 from kdseg.running.runner import place_of, run_blocks
 from kdseg.segmentation.links import nearest_channels
 from kdseg.volumes.checksums import keep_checksums
+from kdseg.volumes.foreign import ChannelSource, lacks_size, sized
 from kdseg.volumes.inputs import Input, fingerprints, open_input
-from kdseg.volumes.sources import ChannelSource, lacks_size, open_channels, sized, source_path
+from kdseg.volumes.sources import open_channels, source_state
 from kdseg.volumes.volume import create_volume, open_volume
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def run(task: AdoptTask) -> None:
         "invert": part.invert,
         "storage": storage.model_dump(mode="json"),
     }
-    inputs = {"source": source_fingerprint(source_path(address)), **fingerprints(raw=raw)}
+    inputs = {"source": source_state(address), **fingerprints(raw=raw)}
     with claim(
         task.manifest, "adopt", made_of, inputs, volume=True, bucket=storage.remote, overwrite=task.overwrite
     ) as held:

@@ -16,15 +16,16 @@ from kdseg.config.tasks import ConvertTask, Kind
 from kdseg.errors import ConfigError, masked
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
 from kdseg.results.claims import Claim, claim
-from kdseg.results.manifests import source_fingerprint, write_json
+from kdseg.results.manifests import write_json
 from kdseg.running.runner import BlockFunction, place_of, run_blocks
 from kdseg.volumes.background import KEY, looks_like_membrane
 from kdseg.volumes.checksums import keep_checksums
+from kdseg.volumes.foreign import Source
 from kdseg.volumes.phantom import phantom_block
 from kdseg.volumes.phantom.unstored import description
 from kdseg.volumes.plan import Plan, block_shape, convert_block, plan_labels, plan_mask, plan_raw
 from kdseg.volumes.pyramid import build_level
-from kdseg.volumes.sources import Source, open_source, source_path
+from kdseg.volumes.sources import open_source, source_state
 from kdseg.volumes.volume import Volume, create_volume, open_volume
 
 _SAMPLE = 64
@@ -86,12 +87,12 @@ def _run_source(task: ConvertTask) -> None:
     if address is None or options.raw is None:
         raise ConfigError(f"the volume has no {kind}: set `{kind}` to the address of a dataset")
     source = raw = open_source(options.raw, options.sections)
-    inputs = {"source/raw": source_fingerprint(source_path(options.raw))}
+    inputs = {"source/raw": source_state(options.raw)}
     if kind == "raw":
         plan = plan_raw(raw, options)
     else:
         source = open_source(address, options.sections)
-        inputs[f"source/{kind}"] = source_fingerprint(source_path(address))
+        inputs[f"source/{kind}"] = source_state(address)
         plan = plan_mask(source, options, raw) if kind == "mask" else plan_labels(source, options, raw, kind)
     made_of = _made_of(task, address, options.raw, plan)
     with claim(

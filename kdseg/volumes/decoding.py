@@ -131,9 +131,7 @@ class _Unpacking:
     most: int
 
     def decode(self, data: Any) -> Any:
-        found = _UNPACK[self.name](data, self.most, self.settings)
-        _expect_small(len(found), self.most)
-        return found
+        return unpacked(self.name, data, self.most, self.settings)
 
 
 @dataclass(frozen=True)
@@ -214,12 +212,34 @@ def _most(codecs: Iterable[Codec], spec: ArraySpec) -> int:
         elif _said(codec)[0] in _SUMS:
             size += _SUM
         elif isinstance(codec, BytesBytesCodec):
-            size += size // 8 + _HEAD
+            size = packed_most(size)
     return size
 
 
 def _bytes(spec: ArraySpec) -> int:
     return math.prod(spec.shape) * spec.dtype.to_native_dtype().itemsize
+
+
+def unpacked(name: str, data: Any, most: int, settings: Settings | None = None) -> Any:
+    """Return what a chunk unpacks to, taking memory for no more than ``most`` bytes.
+
+    Args:
+        name: of a codec: gzip, zlib, bz2, lzma, zstd, blosc or lz4.
+        data: the chunk.
+        most: bytes.
+        settings: of the codec, as numcodecs has them.
+
+    Raises:
+        ValueError: if it unpacks to more.
+    """
+    found = _UNPACK[name](data, most, settings or {})
+    _expect_small(len(found), most)
+    return found
+
+
+def packed_most(size: int) -> int:
+    """Return the bytes that a codec makes of ``size`` bytes at most, where it cannot make them smaller."""
+    return size + size // 8 + _HEAD
 
 
 def unpacks_to_more(data: bytes, most: int, bits: int = zlib.MAX_WBITS) -> bool:

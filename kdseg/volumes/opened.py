@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from kdseg.config.data import SectionsOptions
 from kdseg.errors import KdsegError, ShapeError
 from kdseg.geometry import Roi, VoxelSize, triple
-from kdseg.volumes.sources import ChannelSource, Source, open_channels, open_source
+from kdseg.volumes.foreign import ChannelSource, Source
+from kdseg.volumes.sources import open_channels, open_source
 
 Index = int | slice | EllipsisType
 
@@ -91,7 +92,7 @@ def open_array(address: str | Path, sections: SectionsOptions | None = None) -> 
 
     Args:
         address: of it.
-        sections: order and gaps of TIFF sections; default: by number, without gaps.
+        sections: order and gaps of sections; default: by number, without gaps.
 
     Raises:
         MissingError: if it is not there.

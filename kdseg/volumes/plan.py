@@ -15,7 +15,7 @@ from kdseg.config.data import VolumeOptions
 from kdseg.config.tasks import Kind
 from kdseg.errors import DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Block, Roi, Triple, VoxelSize, triple
-from kdseg.volumes.sources import Source, expect_same_sections, expect_sections_in_step, lacks_size, sized
+from kdseg.volumes.foreign import Source, expect_exact, expect_same_sections, expect_sections_in_step, lacks_size, sized
 from kdseg.volumes.values import to_labels, to_uint8
 from kdseg.volumes.volume import open_volume
 
@@ -100,7 +100,7 @@ def plan_labels(source: Source, options: VolumeOptions, raw: Source, kind: Kind 
         kind: ``labels`` or ``baseline``.
 
     Raises:
-        DataError: if the type of the voxels is not a label.
+        DataError: if the type of the voxels is not a label, or their format keeps values nearly only.
         ShapeError: if labels and region do not meet, or lie between the voxels of the raw data, or nobody says where.
         VoxelSizeError: if the voxel sizes differ, or the configuration says another place than the file.
     """
@@ -119,7 +119,7 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
         raw: the raw data that the mask belongs to.
 
     Raises:
-        DataError: if the voxels are neither integers nor bools.
+        DataError: if the voxels are neither integers nor bools, or their format keeps values nearly only.
         ShapeError: if the mask does not cover the region, or lies between the voxels of the raw data, or nobody says
             where.
         VoxelSizeError: if the voxel sizes differ, or the configuration says another place than the file.
@@ -140,6 +140,7 @@ def plan_mask(source: Source, options: VolumeOptions, raw: Source) -> Plan:
 
 
 def _plan_beside(kind: Kind, source: Source, options: VolumeOptions, raw: Source) -> Plan:
+    expect_exact(source, f"the voxels of the {kind}")
     voxel_size = _voxel_size(raw, options)
     source, raw = _placed(sized(source, voxel_size), kind, options), _placed(sized(raw, voxel_size), "raw", options)
     if source.voxel_size is not None and not _close(source.voxel_size, voxel_size):

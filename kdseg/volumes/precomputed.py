@@ -28,6 +28,8 @@ from kdseg.volumes.precomputed_shards import Shards, sharding_of
 
 _PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
 """Endings of packed files; names of chunks and shards end otherwise."""
+_LOSSY = ("jpeg", "jpegxl")
+"""Encodings that keep values nearly; of jpegxl there are some that keep all, which nobody uses for ids."""
 _ENCODED = 3
 """Bytes at most that an encoding makes of one that it cannot make smaller."""
 _HEAD = 2**16
@@ -48,6 +50,7 @@ class PrecomputedArray:
         placed: whether `info` says where the volume lies.
         unit: voxels, (z, y, x), of one chunk.
         shards: files of the chunks; None if each chunk is one.
+        lossy: whether values near the true ones were stored.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class PrecomputedArray:
     placed: bool
     unit: Triple
     shards: Shards | None = None
+    lossy: bool = False
 
     def __getitem__(self, key: Slices) -> NDArray[Any]:
         """Return the voxels of a box, (z, y, x); a chunk that is not there is 0, as the format has it.
@@ -133,7 +137,8 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
     if scale.get("encoding") != "raw":
         most = _ENCODED * most + _HEAD
     shards = None if sharding is None else Shards(folder, sharding, grid, most)
-    return PrecomputedArray(path, key, (z, y, x), dtype, voxel_size, offset, "voxel_offset" in scale, chunk, shards)
+    lossy, says = scale.get("encoding") in _LOSSY, "voxel_offset" in scale
+    return PrecomputedArray(path, key, (z, y, x), dtype, voxel_size, offset, says, chunk, shards, lossy)
 
 
 def _check_chunks(folder: Path) -> None:

@@ -1,89 +1,56 @@
-"""Volumes in the formats that others write.
-
-Nothing is read before a region is asked for, and nothing stays open in between: a source can be pickled, and read in a
-forked process.
-"""
+"""Volumes in the formats that others write, opened by their addresses: one table of formats."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from fractions import Fraction
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from kdseg.config.addresses import is_precomputed, local, locate
+from kdseg.config.addresses import Location, above, is_precomputed, local, locate
 from kdseg.config.data import SectionsOptions
-from kdseg.errors import MissingError, ShapeError, UnreadableError, VoxelSizeError
-from kdseg.geometry import Roi, Slices, Triple, VoxelSize
+from kdseg.errors import MissingError, ShapeError, UnreadableError
+from kdseg.geometry import Roi, triple
 from kdseg.results import remote
-from kdseg.results.manifests import read
-from kdseg.volumes.hdf5 import Hdf5Array, open_dataset
-from kdseg.volumes.metadata import Place, Unscaled
+from kdseg.results.manifests import fingerprint, read, source_fingerprint
+from kdseg.volumes import mrc
+from kdseg.volumes.foreign import ChannelSource, ForeignArray, Readable, Source
+from kdseg.volumes.hdf5 import open_dataset
+from kdseg.volumes.images import open_images
+from kdseg.volumes.metadata import Place
+from kdseg.volumes.n5 import open_n5
+from kdseg.volumes.n5_metadata import is_n5
+from kdseg.volumes.npy import open_npy
 from kdseg.volumes.precomputed import open_precomputed
-from kdseg.volumes.tiff import SUFFIXES, open_stack
+from kdseg.volumes.section_files import JPEG, TIFF, kind_of, section_files
+from kdseg.volumes.tiff import open_stack
+from kdseg.volumes.unread import refusal, unread
 from kdseg.volumes.volume import open_volume
+from kdseg.volumes.zipped import is_zipped
+
+EXPECTED = (
+    "path.zarr, path.zarr/group, path.zarr.zip, path.n5/dataset, path.h5:/dataset, path.npy, path.mrc, stack.tif, or a "
+    "folder of TIFF, PNG or JPEG sections"
+)
+"""Addresses, for messages."""
 
 
-class _Readable(Protocol):
-    @property
-    def shape(self) -> Triple: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def __getitem__(self, key: Slices) -> NDArray[Any]: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """A volume that can be read.
+class Format(NamedTuple):
+    """A format that volumes are read from.
 
     Attributes:
-        address: what it was opened from.
-        data: (z, y, x), has a shape and a type and reads what it is asked for.
-        voxel_size: nm, (z, y, x); None if the file does not say.
-        offset: nm, (z, y, x), position of the first voxel; None if the format has no place for it (TIFF).
-        unit: voxels, (z, y, x), of one chunk, strip or tile of the file.
-        placed: whether the file says where it lies; if not, an ``offset`` of 0 is a guess.
-        corner: whether ``offset`` is the first voxel's corner by the format; else take it for its centre, as OME-Zarr.
-        numbers: of its sections, if names of files or metadata number them.
-        unscaled: what the file says of size and place in units that are no lengths; see `sized`.
+        name: for messages.
+        fits: whether a file or folder, which is there, is of this format.
+        array: opens an array (z, y, x), or (c, z, y, x) if it is not to be single; None where there are no channels.
+        source: opens a volume that is more than an array: of sections, or placed otherwise; None if it is none.
     """
 
-    address: str
-    data: _Readable
-    voxel_size: VoxelSize | None
-    offset: VoxelSize | None
-    unit: Triple
-    placed: bool = True
-    corner: bool = False
-    numbers: tuple[Fraction, ...] | None = None
-    unscaled: Unscaled | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse sizes and places that are none, of files and of users.
-
-        Raises:
-            VoxelSizeError: if a size is not positive, or a place not finite.
-        """
-        if self.voxel_size is not None and not all(0 < v < math.inf for v in self.voxel_size):
-            raise VoxelSizeError(f"{self.address} has the voxel size {self.voxel_size} nm, expected positive numbers")
-        if self.offset is not None and not all(math.isfinite(v) for v in self.offset):
-            raise VoxelSizeError(f"{self.address} has the offset {self.offset} nm, expected finite numbers")
-
-    @property
-    def roi(self) -> Roi:
-        """All voxels, counted from the first one."""
-        z, y, x = self.data.shape
-        return Roi((0, 0, 0), (z, y, x))
-
-    def read(self, roi: Roi) -> NDArray[Any]:
-        """Return the voxels of ``roi``, read now."""
-        return np.asarray(self.data[roi.slices(self.roi)])
+    name: str
+    fits: Callable[[Location], bool]
+    array: Callable[[str, Location, bool], ForeignArray] | None = None
+    source: Callable[[str, Location, SectionsOptions], Source] | None = None
 
 
 def open_source(address: str, sections: SectionsOptions | None = None) -> Source:
@@ -91,10 +58,11 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
 
     Args:
         address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group`` (OME-Zarr 0.4 to 0.6, plain zarr
-            v2 or v3), ``path.h5:/dataset``, ``stack.tif``, a
-            folder of TIFF sections, or a folder of Neuroglancer's precomputed format, ``folder`` for its first scale,
-            ``folder:key`` for another; or the manifest of a volume that kdseg made, ``….json``.
-        sections: order and gaps of TIFF sections; default: by number, without gaps.
+            v2 or v3), ``path.zarr.zip``, ``path.n5/dataset``, ``path.h5:/dataset``, ``path.npy``, ``path.mrc``,
+            ``stack.tif``, a folder of TIFF, PNG or JPEG sections, or a folder of Neuroglancer's precomputed format,
+            ``folder`` for its first scale, ``folder:key`` for another; or the manifest of a volume that kdseg made,
+            ``….json``.
+        sections: order and gaps of sections; default: by number, without gaps.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -102,66 +70,21 @@ def open_source(address: str, sections: SectionsOptions | None = None) -> Source
         ShapeError: if it is not (z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
-    address = _made(local(address))
-    if _in_bucket(address):
-        return _open_zarr(address)
-    path, member, hdf5 = locate(address)
-    if not hdf5 and is_precomputed(path) and not _is_zarr(path):
-        volume = open_precomputed(path, member)
-        opened = _source(address, volume, volume.voxel_size, volume.offset, volume.unit)
-        return replace(opened, placed=volume.placed, corner=True)
-    if not path.exists():
-        raise MissingError(
-            f"nothing at {path}; expected path.zarr, path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs"
+    address, form, location = _found(address)
+    if form.source is not None:
+        found = form.source(address, location, sections or SectionsOptions())
+    else:
+        array = _array(form, address, location, single=True)
+        place = array.place
+        found = Source(
+            address, array, place.voxel_size, place.offset, array.unit, place.placed, unscaled=place.unscaled
         )
-    if hdf5:
-        return _open_hdf5(address, path, member)
-    if path.suffix.lower() in SUFFIXES or (path.is_dir() and not _is_zarr(path)):
-        stack = open_stack(path, sections or SectionsOptions())
-        opened = _source(address, stack, stack.voxel_size, None, (1, *stack.unit))
-        return replace(opened, placed=False, numbers=stack.numbers)
-    if path.is_dir() or path.suffix == ".zarr":
-        return _open_zarr(address)
-    raise UnreadableError(f"{path} is of no known format; expected .zarr, .h5:/dataset, .tif or a folder of TIFFs")
-
-
-@dataclass(frozen=True)
-class ChannelSource:
-    """A volume of channels that can be read.
-
-    Attributes:
-        address: what it was opened from.
-        channels: how many.
-        shape: (z, y, x).
-        dtype: of the values.
-        voxel_size: nm, (z, y, x); None if the file does not say.
-        offset: nm, (z, y, x); None if the file does not say.
-        unscaled: what the file says of size and place in units that are no lengths; see `sized`.
-        data: dataset (c, z, y, x) of HDF5; None if it is a zarr.
-    """
-
-    address: str
-    channels: int
-    shape: Triple
-    dtype: np.dtype[Any]
-    voxel_size: VoxelSize | None
-    offset: VoxelSize | None
-    unscaled: Unscaled | None = None
-    data: Hdf5Array | None = None
-
-    def read(self, roi: Roi) -> NDArray[Any]:
-        """Return the values of ``roi``, (c, z, y, x).
-
-        Raises:
-            UnreadableError: if the file is damaged there.
-        """
-        if self.data is None:
-            return open_volume(self.address).read(roi)
-        return self.data[(slice(0, self.channels), *roi.slices())]
+    _expect_voxels(address, found.data)
+    return found
 
 
 def open_channels(address: str) -> ChannelSource:
-    """Open a volume (c, z, y, x) by its address, zarr or HDF5; see `open_source`.
+    """Open a volume (c, z, y, x) by its address, zarr, N5, HDF5 or `.npy`; see `open_source`.
 
     Raises:
         MissingError: if the file or the dataset in it is not there.
@@ -169,89 +92,14 @@ def open_channels(address: str) -> ChannelSource:
         ShapeError: if it is not (c, z, y, x), or empty.
         VoxelSizeError: if its voxel size is not three positive numbers.
     """
-    address = _made(local(address))
-    in_bucket, array = _in_bucket(address), None
-    path, member, hdf5 = (Path(address), "", False) if in_bucket else locate(address)
-    if not in_bucket and not path.exists():
-        raise MissingError(f"nothing at {path}; expected path.zarr, path.zarr/group or path.h5:/dataset")
-    if hdf5:
-        _expect_file(path)
-        array = open_dataset(path, member, single=False)
-        lengths, dtype, place = array.lengths, array.dtype, array.place
-    else:
-        volume = open_volume(address)
-        lengths, dtype = (*(() if volume.channels is None else (volume.channels,)), *volume.shape), volume.dtype
-        place = Place(volume.voxel_size, volume.offset, volume.placed, volume.unscaled)
-    if len(lengths) != 4 or 0 in lengths:
-        raise ShapeError(f"{address} has the shape {lengths}, expected (c, z, y, x)")
-    c, z, y, x = lengths
+    address, form, location = _found(address)
+    array = _array(form, address, location, single=False)
+    if len(array.lengths) != 4 or 0 in array.lengths:
+        raise ShapeError(f"{address} has the shape {array.lengths}, expected (c, z, y, x)")
+    place = array.place
     offset = place.offset if place.placed else None
-    return ChannelSource(address, c, (z, y, x), dtype, place.voxel_size, offset, place.unscaled, array)
-
-
-Opened = TypeVar("Opened", Source, ChannelSource)
-
-
-def sized(source: Opened, voxel_size: VoxelSize | None) -> Opened:
-    """Return a source with a voxel size in nm that somebody gives, where its file does not say one.
-
-    A place in units that are no lengths is then one in voxels.
-    """
-    if source.voxel_size is not None or voxel_size is None:
-        return source
-    place = Place(unscaled=source.unscaled).sized(voxel_size)
-    found = replace(source, voxel_size=voxel_size, unscaled=None)
-    if not place.placed:
-        return found
-    if isinstance(found, Source):
-        return replace(found, offset=place.offset, placed=True)
-    return replace(found, offset=place.offset)
-
-
-def lacks_size(source: Source | ChannelSource) -> str:
-    """Return why the voxel size of a source is not known, for messages that begin with its address."""
-    if source.unscaled is None:
-        return "does not say how large its voxels are"
-    return f"has axes in {list(source.unscaled.units)}, which are no units of length"
-
-
-def expect_sections_in_step(one: Source, other: Source, shift: int) -> None:
-    """Refuse volumes that say where they lie, but whose sections run apart: one of them lacks some.
-
-    Args:
-        one: numbered or not.
-        other: likewise, with sections of the same thickness.
-        shift: first section of ``one``, counted from that of ``other``.
-
-    Raises:
-        ShapeError: if the numbers of the sections that lie on each other do not differ by the same throughout.
-    """
-    a, b = one.numbers, other.numbers
-    if a is None or b is None:
-        return
-    pairs = [(number, b[k + shift]) for k, number in enumerate(a) if 0 <= k + shift < len(b)]
-    if apart := [(p, q) for p, q in pairs if p - q != pairs[0][0] - pairs[0][1]]:
-        (p, q), (first, its) = apart[0], pairs[0]
-        raise ShapeError(
-            f"section {float(first):g} of {one.address} lies on {float(its):g} of {other.address}, but {float(p):g} on "
-            f"{float(q):g}: one of them lacks sections. Set `sections.missing: fill`"
-        )
-
-
-def expect_same_sections(one: Source, other: Source) -> None:
-    """Refuse volumes of one place whose sections have other numbers.
-
-    Raises:
-        ShapeError: if some have, as far as both are numbered.
-    """
-    a, b = one.numbers, other.numbers
-    if a is None or b is None or a == b:
-        return
-    alone = min(set(a) ^ set(b))
-    where, lacks = (one, other) if alone in a else (other, one)
-    raise ShapeError(
-        f"{where.address} has a section {float(alone):g}, which {lacks.address} lacks: expected the same sections in "
-        "both. Number them alike, or set `sections.missing: fill`, or `sections.order: name` if they agree anyway"
+    return ChannelSource(
+        address, array.lengths[0], array.shape, array.dtype, place.voxel_size, offset, array, place.unscaled
     )
 
 
@@ -262,9 +110,57 @@ def source_path(address: str) -> Path | str:
 
 
 def source_member(address: str) -> str:
-    """Return what an address names within its file: the dataset of HDF5, the scale of precomputed; else nothing."""
+    """Return what an address names within its file: a dataset, a group, the scale of precomputed; else nothing."""
     address = local(address)
     return "" if _in_bucket(address) else locate(address).member.strip("/")
+
+
+def source_state(address: str) -> str:
+    """Return the fingerprint of what an address leads to, with files above it that say more of it.
+
+    Raises:
+        MissingError: if there is nothing.
+        UnreadableError: if there is a pipe, a socket or a device, which a reader would wait for.
+    """
+    path = source_path(address)
+    found = source_fingerprint(path)
+    more = {str(k): source_fingerprint(one) for k, one in enumerate([] if isinstance(path, str) else above(path))}
+    return fingerprint("source", {}, {"source": found, **more}) if more else found
+
+
+def _found(address: str) -> tuple[str, Format, Location]:
+    """Return an address as the readers take it, its format and its place.
+
+    Raises:
+        MissingError: if nothing is there.
+        UnreadableError: if it is of no known format.
+    """
+    address = _made(local(address))
+    if _in_bucket(address):
+        return address, _ZARR, Location(Path(address), "", False)
+    location = locate(address)
+    path = location.path
+    if not path.exists():
+        raise MissingError(f"nothing at {path}; expected {EXPECTED}")
+    if not path.is_dir() or location.hdf5:
+        _expect_file(path)
+    for form in FORMATS:
+        if form.fits(location):
+            return address, form, location
+    if other := unread(path):
+        raise refusal(path, other)
+    raise UnreadableError(f"{path} is of no known format; expected {EXPECTED}")
+
+
+def _array(form: Format, address: str, location: Location, *, single: bool) -> ForeignArray:
+    if form.array is None:
+        raise UnreadableError(f"{address} is {form.name}, of which no channels are read: convert it to zarr or .npy")
+    return form.array(address, location, single)
+
+
+def _expect_voxels(address: str, data: Readable) -> None:
+    if 0 in data.shape:
+        raise ShapeError(f"{address} is empty: its shape is {data.shape}")
 
 
 def _made(address: str) -> str:
@@ -285,22 +181,16 @@ def _in_bucket(address: str) -> bool:
     """Return whether an address is a URL, or a path to or below a link to one.
 
     Raises:
-        UnreadableError: if it is a URL of HDF5 or TIFF, or a file that is neither zarr nor link.
+        UnreadableError: if it is a URL of another format than zarr, or a file that is neither zarr nor link.
     """
-    if remote.is_remote(address) and (locate(address).hdf5 or Path(address).suffix.lower() in SUFFIXES):
-        raise UnreadableError(f"{address}: only zarr is read from buckets and web servers; copy the file here first")
+    if remote.is_remote(address):
+        path = Path(address)
+        one_file = kind_of(path) or unread(path) or is_zipped(path) or path.suffix.lower() in (".npy", *mrc.ENDINGS)
+        if one_file or locate(address).hdf5 or any(part.endswith(".n5") for part in path.parts):
+            raise UnreadableError(
+                f"{address}: only zarr is read from buckets and web servers; copy the file or folder here first"
+            )
     return isinstance(remote.resolve(address), str)
-
-
-@dataclass(frozen=True)
-class _ZarrArray:
-    address: str
-    shape: Triple
-    dtype: np.dtype[Any]
-
-    def __getitem__(self, key: Slices) -> NDArray[Any]:
-        z, y, x = (range(n)[s] for n, s in zip(self.shape, key, strict=True))
-        return open_volume(self.address, single=True).read(Roi((z.start, y.start, x.start), (len(z), len(y), len(x))))
 
 
 def _expect_file(path: Path) -> None:
@@ -309,31 +199,80 @@ def _expect_file(path: Path) -> None:
         raise UnreadableError(f"{path} is no file, but a folder, pipe, socket or device: give a file")
 
 
-def _is_zarr(path: Path) -> bool:
-    named = any(part.endswith(".zarr") for part in path.parts)
+def _is_zarr(location: Location) -> bool:
+    path = location.path
     metadata = [path / name for name in ("zarr.json", ".zarray", ".zgroup", ".zattrs")]
     for file in metadata:
         _expect_file(file)
-    return named or any(file.exists() for file in metadata[:-1])
+    if path.is_file():
+        return path.suffix == ".zarr"
+    return any(part.endswith(".zarr") for part in path.parts) or any(file.exists() for file in metadata[:-1])
 
 
-def _open_zarr(address: str) -> Source:
-    volume = open_volume(address, single=True)
-    array = _ZarrArray(address, volume.shape, volume.dtype)
-    source = _source(address, array, volume.voxel_size, volume.offset, volume.read_unit)
-    return replace(source, placed=volume.placed, unscaled=volume.unscaled)
+@dataclass(frozen=True)
+class _ZarrArray(ForeignArray):
+    address: str
+
+    def __getitem__(self, key: tuple[slice, ...]) -> NDArray[Any]:
+        single = len(self.lengths) == 3
+        z, y, x = (range(n)[s] for n, s in zip(self.shape, key[-3:], strict=True))
+        found = open_volume(self.address, single=single).read(
+            Roi((z.start, y.start, x.start), (len(z), len(y), len(x)))
+        )
+        return found if single else found[key[0]]
 
 
-def _open_hdf5(address: str, path: Path, dataset: str) -> Source:
-    _expect_file(path)
-    array = open_dataset(path, dataset, single=True)
-    source = _source(address, array, array.place.voxel_size, array.place.offset, array.unit)
-    return replace(source, placed=array.place.placed, unscaled=array.place.unscaled)
+def _open_zarr(address: str, _: Location, single: bool) -> ForeignArray:
+    volume = open_volume(address, single=single)
+    lengths = (*(() if volume.channels is None else (volume.channels,)), *volume.shape)
+    place = Place(volume.voxel_size, volume.offset, volume.placed, volume.unscaled)
+    return _ZarrArray(lengths, volume.dtype, place, volume.read_unit, address)
 
 
-def _source(
-    address: str, array: _Readable, voxel_size: VoxelSize | None, offset: VoxelSize | None, unit: Triple
-) -> Source:
-    if 0 in array.shape:
-        raise ShapeError(f"{address} is empty: its shape is {array.shape}")
-    return Source(address, array, voxel_size, offset, unit)
+def _open_precomputed(address: str, location: Location, _: SectionsOptions) -> Source:
+    volume = open_precomputed(location.path, location.member)
+    return Source(
+        address,
+        volume,
+        volume.voxel_size,
+        volume.offset,
+        volume.unit,
+        volume.placed,
+        corner=True,
+        lossy=volume.lossy,
+    )
+
+
+def _open_sections(address: str, location: Location, options: SectionsOptions) -> Source:
+    path = location.path
+    kind, files = section_files(path) if path.is_dir() else (kind_of(path), None)
+    if kind == TIFF:
+        stack = open_stack(path, options, files)
+        unit = (1, *stack.unit)
+        return Source(address, stack, stack.voxel_size, None, triple(unit), placed=False, numbers=stack.numbers)
+    images = open_images(str(kind), files or [path], options)
+    unit = (1, *images.shape[1:])
+    return Source(address, images, None, None, triple(unit), placed=False, numbers=images.numbers, lossy=kind == JPEG)
+
+
+_ZARR = Format("zarr", _is_zarr, array=_open_zarr)
+FORMATS = (
+    Format("HDF5", lambda at: at.hdf5, array=lambda _, at, single: open_dataset(at.path, at.member, single=single)),
+    Format("zipped zarr", lambda at: at.path.is_file() and is_zipped(at.path), array=_open_zarr),
+    Format(
+        ".npy",
+        lambda at: at.path.is_file() and at.path.suffix.lower() == ".npy",
+        array=lambda _, at, single: open_npy(at.path, single=single),
+    ),
+    Format(
+        "MRC",
+        lambda at: at.path.is_file() and at.path.suffix.lower() in mrc.ENDINGS,
+        array=lambda _, at, single: mrc.open_mrc(at.path, single=single),
+    ),
+    Format("a file of sections", lambda at: at.path.is_file() and kind_of(at.path) is not None, source=_open_sections),
+    _ZARR,
+    Format("Neuroglancer's precomputed format", lambda at: is_precomputed(at.path), source=_open_precomputed),
+    Format("N5", lambda at: is_n5(at.path), array=lambda _, at, single: open_n5(at.path, single=single)),
+    Format("a folder of sections", lambda at: at.path.is_dir(), source=_open_sections),
+)
+"""All formats; the first one that fits counts."""

@@ -12,13 +12,16 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
+import zarr
+from zarr import AsyncArray
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import FsspecStore, LocalStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
 from kdseg.errors import UnreadableError
 from kdseg.results import remote
@@ -131,6 +134,29 @@ class Compared(WrapperStore[Bucket]):
         if (wrong := wrong_size(size, said)) or (etag and etag == said["etag"]):
             return wrong
         return wrong_sum(zlib.crc32(await self._store.fs._cat_file(f"{self._store.path}/{key}")), said)
+
+
+def store_at(where: str | Path, address: str | Path) -> Bucket | Folder:
+    """Return the store at a path or a URL.
+
+    Args:
+        where: path or URL.
+        address: that led there, perhaps a link.
+    """
+    if isinstance(where, Path):
+        return Folder(where)
+    return Bucket.at(where, None if remote.is_remote(address) else Path(address))
+
+
+def reaching(where: str | Path) -> AbstractContextManager[None]:
+    """Return the context in which a URL is reached; of a path, one that does nothing."""
+    return remote.reaching(where) if isinstance(where, str) else nullcontext()
+
+
+def through(store: Store, array: zarr.Array[Any]) -> zarr.Array[Any]:
+    """Return an array as another store has it."""
+    other: AsyncArray[Any] = AsyncArray(array.metadata, StorePath(store, array.path), array.config)
+    return zarr.Array[Any](other)
 
 
 def _wrong(data: Buffer | None, said: np.void, *, whole: bool) -> str | None:

@@ -11,41 +11,39 @@ from kdseg.config.data import SectionsOptions
 from kdseg.errors import MissingError, ShapeError, UnreadableError
 from kdseg.geometry import VoxelSize
 from kdseg.volumes.ome import Ome, merged, places, read_ome
+from kdseg.volumes.section_files import kind_of
 from kdseg.volumes.sections import Numbers, in_order
 from kdseg.volumes.tiff_file import ANOTHER_AXIS, PagesFile, open_file
 from kdseg.volumes.tiff_stack import Section, TiffStack, readable
 
-SUFFIXES = (".tif", ".tiff")
 _LISTED = 3
 """Files that a message lists."""
 
 log = logging.getLogger(__name__)
 
 
-def open_stack(path: Path, options: SectionsOptions) -> TiffStack:
+def open_stack(path: Path, options: SectionsOptions, files: Sequence[Path] | None = None) -> TiffStack:
     """Open a multi-page TIFF file, or a folder of TIFF sections or of the files of one OME-TIFF image.
 
     Pages of OME-TIFF are the sections that its metadata say, of which none may be missing, and single sections those
-    that their names say (`kdseg.volumes.sections`). Hidden files, ``.*``, are left out.
+    that their names say (`kdseg.volumes.sections`).
+
+    Args:
+        path: of the file or folder.
+        options: order and gaps of sections.
+        files: those of the folder, by name; None: ``path`` is a file.
 
     Raises:
-        MissingError: if nothing is there, or no TIFF in the folder.
+        MissingError: if of an OME-TIFF image what says where its sections are, or all of these, are not there.
         ShapeError: if the sections differ in size or type, or are not two-dimensional, or their order is not clear.
         UnreadableError: if a file is no TIFF, or is cut off, or names other files.
     """
-    if path.is_dir():
-        files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
-        if not files:
-            raise MissingError(f"{path} holds no TIFF files; expected sections named *.tif or *.tiff")
-        if odd := [file for file in files if not file.is_file()]:  # a pipe would be waited for
-            raise UnreadableError(f"{odd[0]} is no file, or a link to none: remove it, or give it another ending")
-        opened = _open_files(files)
-        if options.order == "number" and any(file.several for file in opened):
-            return _of_image(path, opened, options)
-        return _of_sections(opened, options)
-    if not path.is_file():
-        raise MissingError(f"no TIFF file or folder of TIFF files at {path}")
-    return _of_file(open_file(path), options)
+    if files is None:
+        return _of_file(open_file(path), options)
+    opened = _open_files(files)
+    if options.order == "number" and any(file.several for file in opened):
+        return _of_image(path, opened, options)
+    return _of_sections(opened, options)
 
 
 def _of_file(file: PagesFile, options: SectionsOptions) -> TiffStack:
@@ -103,7 +101,7 @@ def _companions(files: Sequence[PagesFile]) -> list[tuple[Ome, Path]]:
     names = {file.ome.elsewhere for file in files if file.ome is not None and file.ome.elsewhere}
     for name in sorted(names):
         path = files[0].path.parent / name
-        if Path(name).name == name and path.suffix.lower() not in SUFFIXES and path.is_file():
+        if Path(name).name == name and kind_of(path) is None and path.is_file():
             with readable(path):
                 ome = read_ome(path.read_text(encoding="utf-8"), path)
             if ome is not None and ome.size:

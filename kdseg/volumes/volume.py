@@ -21,12 +21,10 @@ from typing import Any, cast
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from zarr import AsyncArray
 from zarr.abc.codec import BytesBytesCodec
-from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import BaseZarrError
-from zarr.storage import LocalStore, StorePath
+from zarr.storage import LocalStore
 
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi, Triple, VoxelSize, grid_shape, triple
@@ -36,7 +34,8 @@ from kdseg.volumes.decoding import expect_small_chunks
 from kdseg.volumes.metadata import Level, Place, Unscaled, axis_names, image_attributes, level_of, placed, plain
 from kdseg.volumes.phantom.unstored import Computed, open_computed
 from kdseg.volumes.shards import OBJECT, SHARD, UNWRITTEN, checksums, expect_sound
-from kdseg.volumes.stores import Bucket, Compared, Folder, Unread
+from kdseg.volumes.stores import Bucket, Compared, Folder, Unread, reaching, store_at, through
+from kdseg.volumes.zipped import top, zipped
 
 _OME = "OME metadata"
 
@@ -155,7 +154,7 @@ class Volume:
         known, store = self._known(), array.store
         if isinstance(store, Bucket):
             said = {} if known is None else {key: known[index] for index, key in self._keys(roi)}
-            return _through(Compared(store, said), array)
+            return through(Compared(store, said), array)
         if known is not None:
             for index, key in self._keys(roi):
                 expect_sound(cast("LocalStore", store).root / key, known[index])
@@ -274,7 +273,7 @@ class Volume:
             if o % unit or (e % unit and e != n):
                 raise ShapeError(f"cannot write {roi}: it must start and end on multiples of {self.write_unit}")
         array = self.array
-        whole = _through(Unread(array.store), array)
+        whole = through(Unread(array.store), array)
         if not any(isinstance(codec, BloscCodec) for codec in array.compressors):
             # looking for chunks of zeros only would take longer than to write them
             whole = whole.with_config({"write_empty_chunks": True})
@@ -290,12 +289,12 @@ class Volume:
 
 
 def open_volume(address: str | Path, *, level: int = 0, single: bool = False) -> Volume:
-    """Open a dataset for reading and for writing of its blocks.
+    """Open a dataset for reading and, but in a zip file, for writing of its blocks.
 
     Args:
-        address: ``path.zarr``, ``path.zarr/group`` or ``s3://bucket/path.zarr/group``: an array, or an OME-Zarr image
-            group; or a file that links to one (`kdseg.results.remote`) or stands for a phantom
-            (`kdseg.volumes.phantom.unstored`).
+        address: ``path.zarr``, ``path.zarr/group``, ``path.zarr.zip/group`` or ``s3://bucket/path.zarr/group``: an
+            array, or an OME-Zarr image group; or a file that links to one (`kdseg.results.remote`) or stands for a
+            phantom (`kdseg.volumes.phantom.unstored`).
         level: resolution level, where the group is a pyramid.
         single: take (z, y, x) of one channel; other axes are left out, and have to be of length 1.
 
@@ -306,17 +305,19 @@ def open_volume(address: str | Path, *, level: int = 0, single: bool = False) ->
         VoxelSizeError: if the metadata of size and place are not understood.
     """
     path = remote.resolve(address)
-    if isinstance(path, Path) and not path.exists():
+    inside = zipped(path)
+    if inside is None and isinstance(path, Path) and not path.exists():
         raise MissingError(f"no dataset at {path}; expected path.zarr or path.zarr/group")
-    if isinstance(path, Path) and path.is_file():
+    if inside is None and isinstance(path, Path) and path.is_file():
         return _open_phantom(path, level)
     try:
-        with _reaching(path):
-            node = zarr.open(_store(path, address), mode="r+")
+        with reaching(path):
+            node = zarr.open(inside or store_at(path, address), mode="r" if inside else "r+")
     except KdsegError:
         raise
     except (FileNotFoundError, KeyError) as error:
-        raise MissingError(f"{path} holds no zarr array or OME-Zarr image: {error}") from error
+        there = "" if inside is None else f"; at its top are {top(inside)}"
+        raise MissingError(f"{path} holds no zarr array or OME-Zarr image: {error}{there}") from error
     except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
         raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
@@ -372,8 +373,8 @@ def create_volume(
     notes = dict(attributes or {})
     ome = image_attributes(path.stem, voxel_size, offset, levels, channels is not None)
     try:
-        with _reaching(where):
-            store = _store(where, path)
+        with reaching(where):
+            store = store_at(where, path)
             arrays = [
                 _array(store, level, lead, _halved(shape, level), np.dtype(dtype), chunk, shard, compress)
                 for level in range(levels)
@@ -384,12 +385,6 @@ def create_volume(
     except OSError as error:
         raise UnreadableError(f"cannot create {path}: {error}") from error
     return Volume(arrays[0], voxel_size, offset, notes)
-
-
-def _through(store: Store, array: zarr.Array[Any]) -> zarr.Array[Any]:
-    """Return an array as another store has it."""
-    other: AsyncArray[Any] = AsyncArray(array.metadata, StorePath(store, array.path), array.config)
-    return zarr.Array[Any](other)
 
 
 def _read_only(path: Path) -> UnreadableError:
@@ -403,16 +398,6 @@ def _open_phantom(path: Path, level: int) -> Volume:
     size = array.options.voxel_size
     z, y, x = (n * v for n, v in zip(array.options.offset, size, strict=True))
     return Volume(array, size, (z, y, x))
-
-
-def _reaching(where: str | Path) -> AbstractContextManager[None]:
-    return remote.reaching(where) if isinstance(where, str) else nullcontext()
-
-
-def _store(where: str | Path, address: str | Path) -> Bucket | Folder:
-    if isinstance(where, Path):
-        return Folder(where)
-    return Bucket.at(where, None if remote.is_remote(address) else Path(address))
 
 
 def _array(
@@ -446,7 +431,7 @@ def _array(
         zarr_format=3,
         dimension_names=[*("c" for _ in lead), *SPACE],
     )
-    return _through(store, created)
+    return through(store, created)
 
 
 def _found(store: Bucket | Folder, level: int) -> zarr.Array[Any] | None:
@@ -485,8 +470,8 @@ def _image_around(path: str | Path) -> Level | None:
         return None
     parent = Path(whole) if isinstance(path, Path) else whole
     try:
-        with _reaching(parent):
-            attributes = dict(zarr.open_group(_store(parent, parent), mode="r").attrs)
+        with reaching(parent):
+            attributes = dict(zarr.open_group(zipped(parent) or store_at(parent, parent), mode="r").attrs)
     except (FileNotFoundError, NotADirectoryError, MissingError, BaseZarrError):  # no group is there
         return None
     except UnreadableError as error:

@@ -78,6 +78,7 @@ def test_images(tmp_path: Path) -> None:
     smooth = np.broadcast_to(np.arange(20, dtype=np.uint8) * np.uint8(5), SHAPE)
     found = open_source(write(tmp_path / "jpeg", smooth, "jpeg"))
     assert np.abs(found.read(found.roi).astype(int) - smooth).max() <= 8
+    assert (source.lossy, found.lossy) == (False, True)  # no ids are taken from it
 
 
 def test_scales_have_keys(tmp_path: Path) -> None:

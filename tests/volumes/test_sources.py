@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from toy_volumes import DATA, write_hdf5, write_zarr
 
-from kdseg.config.data import SectionsOptions
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.volumes.sources import open_source
-from kdseg.volumes.tiff import open_stack
 
 SHAPE = DATA.shape
 
@@ -170,7 +168,7 @@ def test_sections_are_ordered_by_number(tmp_path: Path) -> None:
 
 
 def _sections(address: str) -> Any:
-    return open_stack(Path(address), SectionsOptions()).sections
+    return open_source(address).data.sections
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.3, 0.6, 0.97])

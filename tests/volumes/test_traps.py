@@ -29,7 +29,7 @@ from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, Sharding
 from kdseg.errors import KdsegError, ShapeError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
-from kdseg.volumes.hdf5 import ANYWHERE
+from kdseg.volumes.hdf5_links import ANYWHERE
 from kdseg.volumes.sources import Source, open_channels, open_source
 
 Way = Callable[[h5py.File, Path], None]

@@ -19,7 +19,7 @@ from kdseg.geometry import Block, Roi, Slices, Triple, block_name, blocks, tripl
 from kdseg.results.manifests import Manifest
 from kdseg.results.tables import read_table, write_table
 from kdseg.running.runner import Place, run_blocks
-from kdseg.volumes.sources import Source
+from kdseg.volumes.foreign import Source
 from kdseg.volumes.volume import Volume, open_volume
 
 

@@ -22,7 +22,7 @@ from kdseg.evaluation.counting import Count, Rows, added, count_blocks, read_row
 from kdseg.evaluation.patching.names import Ids, Overlaps
 from kdseg.geometry import Roi, Slices, Triple, blocks, triple
 from kdseg.running.runner import Place
-from kdseg.volumes.sources import Source
+from kdseg.volumes.foreign import Source
 
 HERE = (1, 1, 1)
 """Ratio of volumes on their own grid."""
