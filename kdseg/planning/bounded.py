@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kdseg.geometry import Roi, triple
-from kdseg.volumes.sources import Source
+from kdseg.volumes.foreign import Source
 from kdseg.volumes.values import RESERVED
 
 _PLANE = 128

@@ -19,8 +19,9 @@ from kdseg.geometry import Roi, Triple, VoxelSize, triple
 from kdseg.planning.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
 from kdseg.planning.proposal.grey import Grey, alike, grey_of
 from kdseg.volumes.background import looks_like_membrane
+from kdseg.volumes.foreign import Source, lacks_size, sized
 from kdseg.volumes.plan import plan_labels, plan_raw
-from kdseg.volumes.sources import Source, lacks_size, open_source, sized
+from kdseg.volumes.sources import open_source
 from kdseg.volumes.values import to_labels
 
 _IDS, _GREY = 0.85, 0.5
