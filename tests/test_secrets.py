@@ -159,6 +159,7 @@ def test_no_command_shows_a_secret_of_an_address_that_it_cannot_read(tmp_path: P
         ("convert", "--task", json.dumps(task)),
         ("convert", "--task", json.dumps({**task, "options": {"raw": [address]}})),
         ("convert", "--task", json.dumps(task)[:-1]),
+        ("init", address, address, "--out", tmp_path / "config.yaml"),
         ("segment", address, tmp_path / "out", "--model", "fib25-s"),
         ("distil", "--teacher", "fib25-s", "--raw", address, "--out", tmp_path / "distilled"),
         ("evaluate", address, address, tmp_path / "scores"),

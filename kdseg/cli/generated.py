@@ -25,6 +25,9 @@ T = TypeVar("T", bound=Section)
 FLAGS = {"ignore_labels": "--ignore-label", "ignore_segments": "--ignore-segment"}
 """Flags that are not called as their fields: they are repeated, and each names one thing."""
 
+SHORT = {"out": "-o"}
+"""Short names of flags."""
+
 
 class UsageError(Exception):
     """A command line that kdseg does not understand; the message is one line."""
@@ -96,7 +99,8 @@ def _parameter(key: str, field: FieldInfo, kind: Any, whole: bool) -> inspect.Pa
     if field.is_required() and not whole:
         default = inspect.Parameter.empty
     # a text may begin with a hyphen: -1,0,0
-    about = Parameter(name=FLAGS.get(key), help=field.description, negative=(), allow_leading_hyphen=text)
+    short = SHORT.get(key) if kind is inspect.Parameter.KEYWORD_ONLY else None
+    about = Parameter(name=FLAGS.get(key), alias=short, help=field.description, negative=(), allow_leading_hyphen=text)
     return inspect.Parameter(key, kind, annotation=Annotated[hint, about], default=default)
 
 

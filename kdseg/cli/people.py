@@ -15,9 +15,9 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from kdseg.cli.again import commands
-from kdseg.cli.generated import add
+from kdseg.cli.generated import add, runs
 from kdseg.config import VolumeOptions, load, schema
-from kdseg.config.questions import DistilTask, NeuronsTask, PhantomTask, PlanTask, PropertiesTask, TuneTask
+from kdseg.config.questions import DistilTask, InitTask, NeuronsTask, PhantomTask, PlanTask, PropertiesTask, TuneTask
 from kdseg.config.shipped import cards, unknown
 from kdseg.config.tasks import ConvertTask
 from kdseg.errors import ConfigError, masked
@@ -25,6 +25,7 @@ from kdseg.errors import ConfigError, masked
 
 def add_people(app: App, run: Group, look: Group, tools: Group, *, whole: bool) -> None:
     """Add the commands."""
+    add(app, "init", InitTask, runs("kdseg.cli.init"), run, "raw", "labels", whole=whole)
     app.command(_check, name="check", group=run)
     app.command(_run, name="run", group=run)
     add(app, "plan", PlanTask, _plan, run, "config", whole=whole)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from kdseg.config import explain
 from kdseg.config.addresses import Address
-from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Probability, Section, Step, Weight
+from kdseg.config.base import BUCKET, Count, Extent, Nanometres, Place, Probability, Section, Step, Weight
 from kdseg.config.data import PhantomOptions, RoiOptions, SectionsOptions, StorageOptions
 from kdseg.config.tasks import BlockTask, Device, region, steps
 from kdseg.errors import ConfigError
@@ -132,6 +132,32 @@ class NeuronsTask(Section):
     """CPU processes; default: one per core. Changes no result."""
     overwrite: bool = False
     """Make again what other options of an earlier call concern; the rest is kept."""
+
+
+class InitTask(Section):
+    """RAW, and LABELS if some of it has ground truth → a commented configuration, made from what the files say.
+
+    Labelled data are cut into parts to learn from, to tune on and to score; without LABELS, RAW is segmented with a
+    network that comes with kdseg, if one knows such voxels. Headers and a few voxels are read, however large the data.
+    """
+
+    raw: Address
+    """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
+    labels: Address | None = None
+    """Address of its ground truth, an id per neuron, 0 where nobody looked."""
+    out: Path = Path("config.yaml")
+    """File to write; one that is there stays as it is."""
+    voxel_size: Nanometres | None = None
+    """nm, z y x, where the file does not say."""
+    labels_offset: Place | None = None
+    """nm, z y x, of the first voxel of LABELS, where files do not say it and LABELS has another shape than RAW: from
+    the first voxel of RAW, or, if RAW says where it lies, as that does."""
+    intensity: tuple[float, float] | None = None
+    """Raw values that become 0 and 255; default: what a sample of the voxels suggests."""
+    sections: SectionsOptions | None = None
+    """Order and gaps of TIFF sections; default: by number, without gaps."""
+    no_timing: bool = False
+    """Do not time the training, which takes a minute: its steps are then not chosen for this machine."""
 
 
 class PlanTask(Section):

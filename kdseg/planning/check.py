@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from math import prod
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from kdseg.config import Config
 from kdseg.config.overlap import leaks
 from kdseg.errors import ConfigError, KdsegError
 from kdseg.geometry import Triple
+from kdseg.planning.bounded import decoded_bytes
 from kdseg.planning.extents import Headers
 from kdseg.planning.findings import Finding, refusal
 from kdseg.planning.fits import fits
@@ -55,8 +55,7 @@ def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
         return
     for shape in _SAMPLES:
         roi = plan.roi.central(shape)
-        units = prod(-(-n // unit) + 1 for n, unit in zip(roi.shape, source.unit, strict=True))
-        if units * prod(source.unit) * source.data.dtype.itemsize > _MOST_BYTES:
+        if decoded_bytes(source, roi) > _MOST_BYTES:
             return
         try:
             values = source.read(roi)
