@@ -52,7 +52,7 @@ def notes(plan: Plan, timings: Timings) -> list[str]:
     ):
         found.append(
             f"{AT_MOST} of {name}: a sample of {count_text(most / FLAT)} voxels took about as long as a smaller one, "
-            f"which does not tell what more than {count_text(most)} take; all that it took is taken for its voxels"
+            f"which does not tell what more than {count_text(most)} take; all that it took is taken for its voxels, too"
         )
     if reasons or elsewhere:
         found.append(f"{AT_LEAST} sums what is known")

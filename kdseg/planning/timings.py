@@ -54,12 +54,13 @@ class Timing(Section):
         return self.most is None or work <= self.most
 
     def at_most(self) -> Timing:
-        """Return the most that any work can take: all that the larger sample took is taken for its work."""
+        """Return the most that any work can take: all that the larger sample took is both its start and its work.
+
+        Either may be: it is not known, and workers share the work alone.
+        """
         sampled = 1.0 if self.most is None else self.most / FLAT
         return self.model_copy(
             update={
-                "start_s": 0.0,
-                "start_cpu_s": 0.0,
                 "unit_s": self.unit_s + self.start_s / sampled,
                 "unit_cpu_s": self.unit_cpu_s + self.start_cpu_s / sampled,
             }

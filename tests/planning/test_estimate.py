@@ -70,12 +70,14 @@ def test_what_was_not_timed_is_not_invented():
 
 
 def test_samples_that_took_equally_long_tell_what_large_volumes_take_at_most():
-    """The larger one of 5 units of work took 2 s, or 3 s of CPU: if that was all for these units, so much each."""
+    """The larger one of 5 units of work took 2 s, or 3 s of CPU: all for these units, or all but little to start."""
     flat = {"fast": Timing(start_s=1.5, unit_s=0.1, start_cpu_s=3, most=10)}
     within = estimate(a_job(fast=10, blocks=1), flat)
     assert (within.seconds, within.cpu_s, within.bounded) == (2.5, 3, ())
     beyond = estimate(a_job(fast=100, blocks=1), flat)
-    assert (beyond.seconds, beyond.cpu_s, beyond.bounded, beyond.missing) == (40, 60, ("fast",), ())
+    assert (beyond.seconds, beyond.cpu_s, beyond.bounded, beyond.missing) == (1.5 + 40, 3 + 60, ("fast",), ())
+    shared = estimate(a_job(fast=100, blocks=1000, workers=1000), flat)
+    assert (shared.seconds, shared.cpu_s) == (1.5 + 0.04, 3 + 60)
 
 
 def test_jobs_wait_for_what_they_need_and_for_cores():
@@ -164,7 +166,7 @@ def cells(text):
 
 
 def test_the_table_says_what_is_not_known_and_sums_the_rest():
-    flat = {**TIMINGS, "flat": Timing(start_s=1800, start_cpu_s=1800, most=8000)}
+    flat = {**TIMINGS, "flat": Timing(start_s=1440, start_cpu_s=1440, most=8000)}
     timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=flat, missing={"never": "it is a search"})
     work = ({"fast": 7200}, {"never": 1}, {"flat": 16000}, {"other": 1})
     plan = make_plan([a_job(f"{i}.json", **one) for i, one in enumerate(work)], timings, None, 2, Prices(cpu_hour=1))
@@ -188,7 +190,7 @@ def test_the_table_says_what_is_not_known_and_sums_the_rest():
 def test_sums_of_what_is_known_at_most_are_that_too():
     flat = {"flat": Timing(start_s=2, start_cpu_s=4, most=2), **TIMINGS}
     timings = Timings(machine="m", options={}, sample=(1, 2, 3), timings=flat, missing={})
-    jobs = [a_job("a.json", flat=900), a_job("b.json", fast=7197)]
+    jobs = [a_job("a.json", flat=899), a_job("b.json", fast=7197)]
     rows = cells(table(make_plan(jobs, timings, None, 1, Prices(cpu_hour=1))))
     assert rows[-1] == ["total", "on 1 cores", "200", "20", "<=3 h", "<=1.5 h", "207 B", "5 MB", "<=3"]
 
