@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from kdseg.cli.chain import Stages, carry_out, converted, how_to_go_on, segmented
-from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, tasks, validate
+from kdseg.config import FOLDERS, AgglomerateOptions, Config, VolumeOptions, explain, tasks, validate
 from kdseg.config.addresses import is_url
 from kdseg.config.base import EXPECTED, FOLDER
 from kdseg.config.questions import NeuronsTask
@@ -57,7 +59,7 @@ def configuration(task: NeuronsTask) -> Config:
             "values that become 0 and 255"
         )
     # refused here as by the conversion, before anything is written
-    size = plan_raw(source, VolumeOptions.model_validate(volume)).voxel_size
+    size = plan_raw(source, _options(volume)).voxel_size
     volume["raw"] = _anywhere(task.raw)
     if not knows_voxels(loaded.voxel_size, size):
         raise _other_voxels(task, loaded.voxel_size, size)
@@ -89,6 +91,13 @@ def configuration(task: NeuronsTask) -> Config:
             **chosen,
         }
     )
+
+
+def _options(volume: Mapping[str, Any]) -> VolumeOptions:
+    try:
+        return VolumeOptions.model_validate(volume)
+    except ValidationError as error:
+        raise ConfigError(explain(error, "RAW")) from None
 
 
 def stages(config: Config, task: NeuronsTask) -> Stages:

@@ -22,8 +22,9 @@ from kdseg.volumes.foreign import Source
 from kdseg.volumes.plan import Plan
 from kdseg.volumes.values import RESERVED
 
-_SAMPLES: tuple[Triple, ...] = ((1, 128, 128), (1, 512, 512))
-"""Voxels in the middle of labels that are looked at, the larger ones where the smaller ones have one id."""
+_SAMPLES: tuple[Triple, ...] = ((1, 128, 128), (1, 512, 512), (16, 512, 512))
+"""Voxels in the middle of labels that are looked at, the larger ones where the smaller ones have one id: neurons are
+large, and not every section may be labelled."""
 _MOST_BYTES = 2**26
 """Of chunks or strips that are decoded for a sample, about; labels with larger ones are not looked at."""
 

@@ -95,11 +95,7 @@ def test_real_data_with_labels(em_data: Path, name: str) -> None:
     file = em_data / f"{name}.h5"
     config = init(f"{file}:/volumes/raw", f"{file}:/volumes/labels/neuron_ids", "--no-timing")
     expect_sensible(config)
-    # of the last, every fifth section has labels, none of them in the middle
-    doubts = ["is all one id, 0, unlabelled"] * 3 if name == "fib25_test" else []
-    found = check(config)
-    assert len(found) == len(doubts)
-    assert all(doubt in one.text for doubt, one in zip(doubts, found, strict=True))
+    assert check(config) == []  # though of the last, only every fifth section has labels
     whole = {"fib25_dev": (160, 250, 250), "fib25_tiny": (64, 96, 96), "fib25_test": (250, 250, 250)}
     shape = whole.get(name, (50, 100, 200))
     axis = 2 if name == "gala_train" else 1

@@ -282,9 +282,13 @@ def test_labels_of_one_id_are_a_warning(folder, name, said):
     assert f"is all one id, {said}:" in found.text
 
 
-def test_a_large_neuron_in_the_middle_is_no_finding(folder, tmp_path):
+@pytest.mark.parametrize("sparse", [False, True], ids=["one is large", "few sections have labels"])
+def test_neurons_around_the_middle_are_no_finding(folder, tmp_path, sparse):
     labels = np.full((8, 600, 600), 3, np.uint16)
     labels[:, :100] = 4
+    if sparse:
+        labels[[0, 1, 3, 4, 5, 6]] = 0
+        labels[[2, 7], :300] = 4
     raw = write_hdf5(tmp_path / "b.h5", np.zeros(labels.shape, np.uint8), "raw", resolution=SIZE)
     address = write_hdf5(tmp_path / "b.h5", labels, "labels", resolution=SIZE)
     change = {"volumes.train": {"raw": raw, "labels": address}, "models.heavy.train.crop": [8, 32, 32]}
