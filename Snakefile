@@ -26,4 +26,4 @@ rule all:
     """The main job: the report of this configuration, and all that it needs."""
     default_target: True
     input:
-        report=results("report.html"),
+        made_of(lambda wildcards: [results("report.html")]),

@@ -271,7 +271,35 @@ def evaluated(wildcards):
         for volume, options in RUN.volumes.items()
         if volume in RUN.evaluate.volumes
         for model in RUN.evaluate.models
+    ] + [
+        results(f"baseline/{volume}/scores.json")
+        for volume in RUN.evaluate.volumes
+        if RUN.volumes[volume].baseline and RUN.volumes[volume].labelled
     ]
+
+
+def made_of(files):
+    """Return an input function of files, which another one gives, and of all manifests that they are made of.
+
+    For a target: a manifest that is missing between others, as after `kdseg clear` or where a stage was refused, is
+    made again only if it is asked for itself.
+    """
+
+    def paths(wildcards):
+        found, left = {}, list(files(wildcards))
+        while left:
+            path = left.pop()
+            if path in found:
+                continue
+            makers = [one for one in workflow.rules if one.is_producer(path)]
+            for maker in makers:
+                inputs, *_ = maker.expand_input(maker.get_wildcards(path))
+                left += map(str, inputs)
+            if makers:  # else it is a file of a user
+                found[path] = None
+        return list(found)
+
+    return paths
 
 
 def trial_inputs(wildcards):

@@ -173,11 +173,6 @@ rule report:
     """One page: table, curves, slices, the graph of the run."""
     input:
         scores=evaluated,
-        baselines=[
-            results(f"baseline/{volume}/scores.json")
-            for volume in RUN.evaluate.volumes
-            if RUN.volumes[volume].baseline and RUN.volumes[volume].labelled
-        ],
     output:
         page=results("report.html"),
     log:

@@ -1,10 +1,12 @@
-"""A job that is refused, since an earlier result is made of something else, leaves that result as it was."""
+"""Results that are refused or cleared between others that are there: known, asked for, and made again."""
 
 import shutil
 
 import numpy as np
 import pytest
 import yaml
+from command import invoke
+from pipeline import voxels
 from toy_volumes import write_hdf5
 from workflow import snakemake
 
@@ -13,16 +15,22 @@ from kdseg.running import status
 TARGET = "results/test/volumes/stack/raw.json"
 
 
+def segmenting(values, raw):
+    """Return the options of a run that segments raw data with a shipped network."""
+    changes = {
+        "pretrained": {"student": "fib25-s"},
+        "volumes": {"stack": {"raw": raw}},
+        "evaluate": {**values["evaluate"], "models": ["student"], "volumes": ["stack"], "tune_on": None},
+    }
+    return {key: value for key, value in values.items() if key not in ("compare", "models")} | changes
+
+
 @pytest.mark.slow
 def test_a_refused_conversion_leaves_the_earlier_one_known(tmp_path, values):
     source, config, manifest = tmp_path / "a.h5", tmp_path / "config.yaml", tmp_path / TARGET
     data = np.random.default_rng(0).integers(0, 256, (32, 32, 32), dtype=np.uint8)
     raw = write_hdf5(source, data, "raw", resolution=(10.0, 10.0, 10.0))
-    del values["compare"], values["models"]
-    values["pretrained"] = {"student": "fib25-s"}
-    values["volumes"] = {"stack": {"raw": raw}}
-    values["evaluate"] |= {"models": ["student"], "volumes": ["stack"], "tune_on": None}
-    config.write_text(yaml.safe_dump(values))
+    config.write_text(yaml.safe_dump(segmenting(values, raw)))
     snakemake(tmp_path, config, TARGET)
     said, sound = manifest.read_bytes(), tmp_path / "sound.h5"
     shutil.copy2(source, sound)
@@ -36,3 +44,25 @@ def test_a_refused_conversion_leaves_the_earlier_one_known(tmp_path, values):
     snakemake(tmp_path, config, TARGET)
     assert manifest.read_bytes() == said
     assert "Nothing to be done" in snakemake(tmp_path, config, TARGET, "--dry-run")
+
+
+@pytest.mark.slow
+def test_what_is_missing_between_results_is_made_again_or_refused_again(tmp_path, values):
+    data = np.random.default_rng(0).integers(0, 256, (32, 32, 32), dtype=np.uint8)
+    values = segmenting(values, write_hdf5(tmp_path / "a.h5", data, "raw", resolution=(10.0, 10.0, 10.0)))
+    config, folder = tmp_path / "config.yaml", tmp_path / "results" / "test" / "student" / "stack"
+    config.write_text(yaml.safe_dump(values))
+    snakemake(tmp_path, config)
+    segmented = voxels(folder / "segmentation.json")
+    assert invoke("clear", folder / "segmentation.json").exit_code == 0
+    assert not (folder / "segmentation.json").exists()
+    snakemake(tmp_path, config)
+    assert (voxels(folder / "segmentation.json") == segmented).all()
+    assert "Nothing to be done" in snakemake(tmp_path, config, "--dry-run")
+    values["fragments"] = {**values["fragments"], "halo": [4, 4, 4]}
+    config.write_text(yaml.safe_dump(values))
+    for _ in range(2):  # the report is there, and newer than all, but not of these options
+        said = snakemake(tmp_path, config, check=False)
+        assert "Error in rule fragments" in said
+        assert "was made of something else: options.halo" in said
+    assert not (folder / "fragments.json").exists()

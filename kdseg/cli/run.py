@@ -55,7 +55,11 @@ def run(config: Path, words: Sequence[str], *, cores: int | None, profile_name: 
         raise KeyboardInterrupt
     where = "" if progress.log is None else f"; all that Snakemake said: {_near(progress.log)}"
     if not succeeded:
-        said = "what is done is kept, run it again to go on" if progress.failed or progress.done else "nothing was run"
+        said = (
+            "what is done is kept: mend what failed, and run it again"
+            if progress.failed or progress.done
+            else "nothing was run"
+        )
         print(f"kdseg run: {said}{where}", file=sys.stderr)
         sys.exit(1)
     if progress.done:

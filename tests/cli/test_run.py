@@ -63,7 +63,7 @@ def test_the_error_of_a_stage_is_one_line_with_the_place_of_its_log(damaged):
     log = "results/test/volumes/tune/logs/raw.log"
     assert lines[0] == f"started  convert {RAW}"
     assert re.fullmatch(rf"failed   convert {RAW}: cannot open junk\.h5 as HDF5: .* \(log: {log}\)", lines[1])
-    kept = r"kdseg run: what is done is kept, run it again to go on; all that Snakemake said: (.*)"
+    kept = r"kdseg run: what is done is kept: mend what failed, and run it again; all that Snakemake said: (.*)"
     (place,) = re.fullmatch(kept, lines[2]).groups()
     assert len(lines) == 3
     assert "Error in rule convert:" in (damaged.parent / place).read_text()
