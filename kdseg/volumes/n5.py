@@ -27,7 +27,8 @@ from kdseg.geometry import triple
 from kdseg.volumes.axes import Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks, packed_most, unpacked
 from kdseg.volumes.foreign import ForeignArray
-from kdseg.volumes.n5_metadata import Attributes, attributes_of, dataset_in, described
+from kdseg.volumes.n5_metadata import attributes_of, dataset_in, described
+from kdseg.volumes.n5_place import Attributes
 
 _TYPES = {f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)} | {"float32", "float64"}
 _CODECS = {"gzip": "gzip", "bzip2": "bz2", "xz": "lzma", "blosc": "blosc", "zstd": "zstd"}
