@@ -1,7 +1,7 @@
-"""Size and place in attributes of N5, which has no standard for them: those of neuroglancer, n5-viewer, Paintera, COSEM.
+"""Size and place in attributes of N5, which has no standard for them: as neuroglancer, Paintera and others say them.
 
-All have one value for each axis of a dataset, in the order of `dimensions`: x, y, z, unless `axes` says another. They
-are inherited: what a dataset lacks, the groups say that it lies in.
+All have one value for each axis of a dataset, or for each in space alone, in the order of `dimensions`: x, y, z, unless
+`axes` says another. They are inherited: what a dataset lacks, the groups say that it lies in.
 
 - `axes`: names.
 - `resolution` with `units` (nm if there are none), or `pixelResolution` with its unit: of the dataset that says so, or
@@ -23,11 +23,13 @@ from typing import Any
 
 from kdseg.errors import VoxelSizeError
 from kdseg.volumes.axes import Layout
-from kdseg.volumes.metadata import Place, placed
+from kdseg.volumes.metadata import Place, nm_per, placed
 
 Attributes = Mapping[str, Any]
 _LEVEL = re.compile(r"s(\d+)\Z")
 """Name of a dataset of a group of resolutions."""
+_SHOWN = 100
+"""Characters of a value in messages."""
 
 log = logging.getLogger(__name__)
 
@@ -49,14 +51,17 @@ class Reader:
         transformed, plain = self._of_transform(order), self._of_resolution(order)
         if transformed is None or plain is None:
             return transformed or plain or Place()
-        a, b = transformed, plain
+        size = transformed.voxel_size or plain.voxel_size
+        if size is None:
+            return plain if plain.placed else transformed
+        a, b = (one if one.voxel_size else one.sized(size) for one in (transformed, plain))
         sizes_differ = a.voxel_size and b.voxel_size and not _alike(a.voxel_size, b.voxel_size)
         if sizes_differ or (a.placed and b.placed and not _alike(a.offset, b.offset)):
             raise VoxelSizeError(
                 f"the attributes of {self.folder} contradict each other: voxels of {a.voxel_size} nm at {a.offset} by "
                 f"`transform`, {b.voxel_size} nm at {b.offset} by the others: remove one"
             )
-        return transformed if transformed.voxel_size or not plain.voxel_size else plain
+        return a if a.placed or not b.placed else b
 
     def _of_transform(self, order: Layout) -> Place | None:
         """Return what `transform` says, of this dataset or in `multiscales` of its group."""
@@ -73,7 +78,7 @@ class Reader:
             units = self._in_space(order, [by_name.get("units", {}).get(name) for name in self.names], None)
             start = by_name.get("translate")
             place = None if start is None else self._in_space(order, [float(start[name]) for name in self.names], 0.0)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise VoxelSizeError(
                 f"the attribute transform of {self.folder} is {found!r}, expected axes {list(self.names)}, scale, "
                 "translate and units: correct it"
@@ -91,64 +96,83 @@ class Reader:
     def _of_resolution(self, order: Layout) -> Place | None:
         """Return what `resolution` or `pixelResolution`, `downsamplingFactors` and `offset` say."""
         level = next((k for k, one in enumerate(self.chain) if {"resolution", "pixelResolution"} & one.keys()), None)
-        start = next((one["offset"] for one in self.chain if "offset" in one), None)
-        if level is None and start is None:
+        first = next((k for k, one in enumerate(self.chain) if "offset" in one), None)
+        if level is None and first is None:
             return None
-        sizes, units = ([1.0] * len(self.names), ["nm"] * len(self.names)) if level is None else self._sizes(level)
-        factors = self._factors(inherited=bool(level))
-        scale = [v * f for v, f in zip(sizes, factors, strict=True)]
-        if start is not None:  # its first voxel is the mean of several: its centre is not that of the finest's first
-            begin = self._numbers("offset", start)
-            start = [o + (f - 1) / 2 * v for o, f, v in zip(begin, factors, sizes, strict=True)]
-        found = None if start is None else self._in_space(order, start, 0.0)
-        return placed(
-            None if level is None else self._in_space(order, scale, 1.0),
-            found,
-            self._in_space(order, units, None),
-            self.folder,
-        )
+        size, units = (None, self._units(order, len(self.names), "nm")) if level is None else self._sizes(level, order)
+        if size is not None:
+            size = [v * f for v, f in zip(size, self._factors(order, inherited=bool(level)), strict=True)]
+        begin = None if first is None else self._numbers("offset", self.chain[first]["offset"], order, 0.0)
+        if begin is not None and size is not None:
+            # its first voxel is the mean of several: its centre is not that of the finest's first
+            factors = self._factors(order, inherited=bool(level or first))
+            begin = [o + (f - 1) / 2 * v / f for o, f, v in zip(begin, factors, size, strict=True)]
+        return placed(size, begin, units, self.folder)
 
-    def _sizes(self, level: int) -> tuple[list[float], list[Any]]:
-        """Return the size of voxels that one of the attributes says, and its units."""
-        said, ndim = self.chain[level], len(self.names)
-        units = next((one["units"] for one in self.chain if "units" in one), None)
-        found: dict[str, list[float]] = {}
+    def _sizes(self, level: int, order: Layout) -> tuple[list[float], Sequence[Any]]:
+        """Return the size of voxels, (z, y, x), that one of the attributes says, and its units."""
+        said = self.chain[level]
+        found: list[tuple[list[float], Sequence[Any]]] = []
         if "resolution" in said:
-            found["resolution"] = self._numbers("resolution", said["resolution"])
-        default: Any = "nm"
+            value = said["resolution"]
+            found.append((self._numbers("resolution", value, order, 1.0), self._units(order, len(value), "nm")))
         if "pixelResolution" in said:
             value = said["pixelResolution"]
-            of_object = isinstance(value, dict)
-            found["pixelResolution"] = self._numbers("pixelResolution", value.get("dimensions") if of_object else value)
-            default = value.get("unit") if of_object else None  # of a list nobody knows
-            units = [default] * ndim if of_object else units
-        if len(found) == 2 and not _alike(*found.values()):
-            raise VoxelSizeError(f"the attributes of {self.folder} contradict each other: {found}; remove one")
-        units = [default] * ndim if units is None else [units] * ndim if isinstance(units, str) else units
-        if not isinstance(units, list) or len(units) != ndim:
-            raise VoxelSizeError(f"the attribute units of {self.folder} is {units!r}, expected one for each axis")
-        return next(iter(found.values())), units
+            numbers: Any = value.get("dimensions") if isinstance(value, dict) else value
+            size = self._numbers("pixelResolution", numbers, order, 1.0)
+            if isinstance(value, dict):
+                found.append((size, self._in_space(order, [value.get("unit")] * len(numbers), None)))
+            else:  # the unit of a list nobody knows, unless `units` say it
+                found.append((size, self._units(order, len(numbers), None)))
+        (one, its), (other, others) = found[0], found[-1]
+        known = [None not in map(nm_per, units) for units in (its, others)]
+        # those that are not lengths are compared as they are
+        a, b = (_in_nm(*pair) for pair in found[:1] + found[-1:]) if all(known) else (one, other)
+        if not _alike(a, b):
+            raise VoxelSizeError(
+                f"the attributes of {self.folder} contradict each other: resolution {one} in {[*its]}, pixelResolution "
+                f"{other} in {[*others]}, (z, y, x); remove one"
+            )
+        return found[0] if known[0] or not known[1] else found[-1]
 
-    def _factors(self, *, inherited: bool) -> list[float]:
-        """Return how much coarser the dataset is than what its size is said of.
+    def _units(self, order: Layout, many: int, default: str | None) -> Any:
+        """Return `units`, (z, y, x).
 
         Args:
+            order: of the axes.
+            many: numbers that one unit is that of.
+            default: that of numbers if nobody says one.
+        """
+        said = next((one["units"] for one in self.chain if "units" in one), default)
+        found = self._in_space(order, [said] * many if said is None or isinstance(said, str) else said, None)
+        if found is None:
+            raise VoxelSizeError(f"the attribute units of {self.folder} is {said!r}, expected one for each axis")
+        return found
+
+    def _factors(self, order: Layout, *, inherited: bool) -> list[float]:
+        """Return how much coarser, (z, y, x), the dataset is than what its size or place is said of.
+
+        Args:
+            order: of the axes.
             inherited: it is that of the finest of its group.
         """
         named = _LEVEL.match(self.folder.name)
         number = int(named[1]) if named else 0
-        own = self.own.get("downsamplingFactors")
+        found = self.own.get("downsamplingFactors")
         group = next((one[key] for one in self.above for key in ("scales", "downsamplingFactors") if key in one), None)
         if inherited and isinstance(group, list) and named and number < len(group) and isinstance(group[number], list):
-            return self._numbers("downsamplingFactors", group[number])
-        if own is not None:
-            return self._numbers("downsamplingFactors", own)
-        if inherited and number:
-            raise VoxelSizeError(
-                f"{self.folder} is coarser than the first dataset of its group, but nobody says how much: add the "
-                "attribute downsamplingFactors"
-            )
-        return [1.0] * len(self.names)
+            found = group[number]
+        if found is None:
+            if inherited and number:
+                raise VoxelSizeError(
+                    f"{self.folder} is coarser than the first dataset of its group, but nobody says how much: add the "
+                    "attribute downsamplingFactors"
+                )
+            return [1.0, 1.0, 1.0]
+        factors = self._numbers("downsamplingFactors", found, order, 1.0)
+        if not all(0 < f < math.inf for f in factors):
+            raise VoxelSizeError(f"the factors by which {self.folder} is coarser are {found}, expected positive ones")
+        return factors
 
     def _expect_understood(self) -> None:
         if "transform" not in self.own and "coordinateTransformations" in self._of_group():
@@ -156,7 +180,7 @@ class Reader:
                 f"the group of {self.folder} has OME metadata, which are read in zarr only: say axes, resolution and "
                 "units in the attributes of the dataset, and remove multiscales"
             )
-        if any(any(one.get("translate") or ()) for one in self.chain):
+        if any(_moves(one.get("translate")) for one in self.chain):
             log.warning("%s has an attribute translate, which is not read: set `offset` if it counts", self.folder)
         for one in self.chain:
             if "affineTransform" in one and not _identity(one["affineTransform"]):
@@ -164,23 +188,47 @@ class Reader:
                     f"{self.folder} has an affineTransform, which is not read: resample it, or remove that attribute"
                 )
 
-    def _numbers(self, name: str, value: Any) -> list[float]:
-        """Return one number for each axis; axes that are not in space may be left out."""
+    def _numbers(self, name: str, value: Any, order: Layout, of_image: float) -> list[float]:
+        """Return numbers, (z, y, x), of an attribute that has one for each axis, or for each in space."""
         try:
-            found = [float(v) for v in value]
-        except (TypeError, ValueError):
-            found = []
-        if len(found) == 3 < len(self.names):
-            found += [1.0 if name != "offset" else 0.0] * (len(self.names) - 3)
-        if len(found) != len(self.names):
+            found = self._in_space(order, [float(v) for v in value] if isinstance(value, list) else value, of_image)
+        except (TypeError, ValueError, OverflowError):
+            found = None
+        if found is None:
             raise VoxelSizeError(
-                f"the attribute {name} of {self.folder} is {value!r}, expected a number for each of {list(self.names)}"
+                f"the attribute {name} of {self.folder} is {_short(value)}, expected a number for each of "
+                f"{list(self.names)}, or for x, y and z"
             )
-        return found
+        return list(found)
 
-    def _in_space(self, order: Layout, values: Sequence[Any], of_image: Any) -> Any:
-        """Return values of the axes of the file as z, y, x; ``of_image`` is that of the z of an image."""
-        return order.of([*reversed(values)], of_image)[-3:]
+    def _in_space(self, order: Layout, values: Any, of_image: Any) -> Any:
+        """Return values of the axes of the file, or of those in space, as z, y, x; None if they are neither many.
+
+        Args:
+            order: of the axes.
+            values: a list.
+            of_image: that of the z of an image.
+        """
+        if not isinstance(values, list):
+            return None
+        turned = values[::-1]
+        if len(turned) == len(self.names):
+            return order.of(turned, of_image)[-3:]
+        return order.space(turned, len(self.names))
+
+
+def _in_nm(size: Sequence[float], units: Sequence[Any]) -> list[float]:
+    return [v * (nm_per(unit) or 0.0) for v, unit in zip(size, units, strict=True)]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "…"
+
+
+def _moves(value: Any) -> bool:
+    """Return whether a translation is one, or not understood."""
+    return bool(value) and not (isinstance(value, list) and not any(value))
 
 
 def _alike(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -253,11 +253,83 @@ def test_sizes_that_are_not_understood(tmp_path: Path) -> None:
                 "contradict",
             ),
             ({"resolution": [4, 5, 40], "downsamplingFactors": [2, 2]}, "downsamplingFactors .*expected"),
+            ({"resolution": [4, 5, 40], "downsamplingFactors": [2, 2, 0], "offset": [0, 0, 0]}, "expected positive"),
             ({"pixelResolution": {"unit": "nm"}}, "pixelResolution .*expected"),
+            ({"resolution": [4, 5, 40], "units": "nm", "pixelResolution": nm | {"unit": "um"}}, "contradict"),
+            ({"resolution": [10**400] * 3}, "resolution .*expected a number"),
+            ({"resolution": "454"}, "resolution .*expected a number"),
+            ({"resolution": [4, 5, 40], "offset": [10**400] * 3}, "offset .*expected a number"),
+            ({"transform": {"axes": ["z", "y", "x"], "scale": [10**400] * 3, "units": ["nm"] * 3}}, "transform .*axes"),
         )
     ):
         with pytest.raises(VoxelSizeError, match=words):
             open_source(write(tmp_path / f"{k}.n5", **said))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shown"),
+    [
+        (["c", "x", "y", "z"], (0, 1, 2, 3)),
+        (["x", "y", "c^", "z"], (1, 0, 2, 3)),
+        (["X", "Y", "Z", "C"], (3, 0, 1, 2)),
+        (["z", "c", "y", "x"], (2, 3, 1, 0)),
+    ],
+)
+def test_three_numbers_are_those_of_the_axes_in_space(tmp_path: Path, axes: list[str], shown: tuple[int, ...]) -> None:
+    """They are in the order of the file, whichever axis is that of the channels."""
+    size, place = {"x": 4.0, "y": 5.0, "z": 0.04}, {"x": 100.0, "y": 200.0, "z": 0.3}
+    unit, factor = {"x": "nm", "y": "nm", "z": "um"}, {"x": 2, "y": 4, "z": 1}
+    order = [name.lower() for name in axes if name.lower() in size]
+    said = {name: [of[axis] for axis in order] for name, of in (("resolution", size), ("offset", place))}
+    said |= {"units": [unit[axis] for axis in order], "downsamplingFactors": [factor[axis] for axis in order]}
+    dims = dict(zip("cxyz", (2, *reversed(DATA.shape)), strict=True))
+    shape = [dims[name.lower().strip("^")] for name in axes]
+    source = open_channels(write(tmp_path / "a.n5", np.ones(shape[::-1], np.uint8), (4, 4, 4, 4), axes=axes, **said))
+    assert (source.channels, source.shape) == (2, DATA.shape)
+    assert source.voxel_size == pytest.approx((40, 20, 8))
+    assert source.offset == pytest.approx((300, 207.5, 102))
+    path = write(tmp_path / "b.n5", DATA[..., None], (4, 4, 4, 1), resolution=[4, 5, 40])  # 1, x, y, z in the file
+    assert open_source(path).voxel_size == (40, 5, 4)
+
+
+def test_an_offset_of_the_group_is_that_of_its_finest_dataset(tmp_path: Path) -> None:
+    """Whoever says the size of a coarser one."""
+    root = tmp_path / "a.n5" / "raw"
+    attributes(root, scales=[[1, 1, 1], [2, 2, 1]], offset=[0, 0, 0], resolution=[4, 5, 40])
+    path = write(root / "s1")
+    for own in ({}, {"resolution": [8, 10, 40]}, {"resolution": [4, 5, 40], "downsamplingFactors": [2, 2, 1]}):
+        attributes(Path(path), **own)
+        assert (open_source(path).voxel_size, open_source(path).offset) == ((40, 10, 8), (0, 2.5, 2))
+    attributes(Path(write(root / "s2")), resolution=[16, 20, 40])
+    with pytest.raises(VoxelSizeError, match="nobody says how much"):
+        open_source(f"{root}/s2")
+    attributes(root / "s2", offset=[8, 0, 0])
+    assert open_source(f"{root}/s2").offset == (0, 0, 8)
+
+
+def test_units_are_compared_with_sizes(tmp_path: Path) -> None:
+    um = {"unit": "um", "dimensions": [0.004, 0.004, 0.04]}
+    said = {"resolution": [4, 4, 40], "pixelResolution": um, "offset": [8, 0, 0]}
+    for units in ({}, {"units": "nm"}, {"units": ["nm"] * 3}):
+        source = open_source(write(tmp_path / f"{len(str(units))}.n5", **said, **units))
+        assert (source.voxel_size, source.offset) == ((40, 4, 4), (0, 0, 8))
+    pixels = {"resolution": [0.004, 0.004, 0.04], "units": "px", "pixelResolution": um}
+    assert open_source(write(tmp_path / "b.n5", **pixels)).voxel_size == pytest.approx((40, 4, 4))
+
+
+def test_places_without_a_size_or_a_unit(tmp_path: Path) -> None:
+    nm = {"pixelResolution": {"unit": "nm", "dimensions": [4, 5, 40]}}
+    plain = {"axes": ["z", "y", "x"], "scale": [40, 5, 4]}
+    for name, said, place in (
+        ("no unit", nm | {"transform": plain | {"translate": [80, 10, 4]}}, (80, 10, 4)),
+        ("voxels", nm | {"transform": plain | {"scale": [1, 1, 1], "translate": [2, 2, 1]}}, (80, 10, 4)),
+        ("offset", {"offset": [4, 10, 80], "transform": plain | {"units": ["nm"] * 3}}, (80, 10, 4)),
+        ("um", {"offset": [1, 2, 3], "units": "um"}, (3000, 2000, 1000)),
+        ("no size", {"downsamplingFactors": [2, 2, 2], "offset": [0, 0, 0]}, (0, 0, 0)),
+    ):
+        source = open_source(write(tmp_path / f"{name}.n5", **said))
+        assert (source.placed, source.offset) == (True, place), name
+        assert source.voxel_size == (None if name in ("um", "no size") else (40, 5, 4)), name
 
 
 def test_resolutions_of_a_group(tmp_path: Path) -> None:
@@ -322,6 +394,8 @@ def test_what_is_said_in_other_ways(tmp_path: Path, caplog: pytest.LogCaptureFix
     attributes(root, translate=[10, 0, 0])
     assert not open_source(str(root)).placed
     assert "has an attribute translate, which is not read" in caplog.text
+    attributes(root, translate=5)
+    assert not open_source(str(root)).placed
     steps = [{"type": "scale", "scale": [40, 5, 4]}]
     attributes(root, multiscales=[{"datasets": [{"path": "s0", "coordinateTransformations": steps}]}])
     with pytest.raises(VoxelSizeError, match="has OME metadata, which are read in zarr only"):
