@@ -25,6 +25,8 @@ _ZIP = re.compile(r"\.(?:zarr\.zip|ozx)(?=/|\Z)", re.IGNORECASE)
 
 N5_ATTRIBUTES = "attributes.json"
 """File of the attributes of a group or dataset of N5."""
+N5_FINEST = ("", "s0", "data/s0", "data")
+"""Where in a folder of N5 its finest dataset may lie, which the folder then stands for; the first one counts."""
 
 
 class Location(NamedTuple):

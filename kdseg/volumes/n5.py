@@ -168,7 +168,7 @@ def _blocks(folder: Path, own: Attributes) -> Blocks:
         kind = str(own["dataType"])
         packing = own["compression"] if "compression" in own else {"type": own["compressionType"]}
         name = str(packing["type"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnreadableError(
             f"{folder / N5_ATTRIBUTES} is damaged or not that of an N5 dataset ({type(error).__name__}: {error}); "
             "expected dimensions, blockSize, dataType and compression"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from kdseg.config.addresses import N5_ATTRIBUTES
+from kdseg.config.addresses import N5_ATTRIBUTES, N5_FINEST
 from kdseg.errors import MissingError, UnreadableError, VoxelSizeError
 from kdseg.volumes.axes import Layout
 from kdseg.volumes.metadata import Place
@@ -26,11 +26,20 @@ _DEEP = 4
 
 
 def is_n5(path: Path) -> bool:
-    """Return whether a folder is one of N5: by a name above it or its own, or attributes beside no sections."""
+    """Return whether a folder is one of N5.
+
+    A dataset, a group of resolutions and the root of a container are, whatever else lies in them; other groups are, and
+    folders below one named ``.n5``, unless they hold sections.
+
+    Raises:
+        UnreadableError: if its attributes are damaged.
+    """
     if not path.is_dir():
         return False
-    told = (path / N5_ATTRIBUTES).is_file() and not any(kind_of(one) for one in path.iterdir())
-    return told or any(part.endswith(".n5") for part in path.parts)
+    if path.suffix == ".n5" or "n5" in attributes_of(path) or _finest(path) is not None:
+        return True
+    told = (path / N5_ATTRIBUTES).is_file() or any(part.endswith(".n5") for part in path.parts)
+    return told and not any(kind_of(one) for one in path.iterdir())
 
 
 def attributes_of(folder: Path) -> Attributes:
@@ -48,7 +57,7 @@ def attributes_of(folder: Path) -> Attributes:
         values = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(values, dict):
             raise ValueError("expected a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadableError(f"cannot read {file}: {error}; it is damaged: copy it again") from error
     return values
 
@@ -70,11 +79,14 @@ def dataset_in(path: Path) -> Path:
     Raises:
         MissingError: if it is a group of another kind.
     """
-    for folder in (path, path / "s0", path / "data" / "s0", path / "data"):
-        if "dimensions" in attributes_of(folder):
-            return folder
+    if (found := _finest(path)) is not None:
+        return found
     there = [one.relative_to(path).as_posix() for one in islice(_datasets(path, _DEEP), _LISTED)]
     raise MissingError(f"{path} is a group of N5 without a dataset s0, expected one of its datasets {there}: name one")
+
+
+def _finest(path: Path) -> Path | None:
+    return next((one for one in map(path.joinpath, N5_FINEST) if "dimensions" in attributes_of(one)), None)
 
 
 def _datasets(folder: Path, deep: int) -> Iterator[Path]:

@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.overlap import source_of
@@ -453,6 +454,7 @@ def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
         {"dimensions": [11, 9]},
         {"dimensions": [11, -9, 6]},
         {"dimensions": 11},
+        {"dimensions": [float("inf"), 9, 6]},
         {"blockSize": [4, 0, 4]},
         {"compression": "gzip"},
         {"dataType": None},
@@ -465,7 +467,7 @@ def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
         with pytest.raises(UnreadableError, match=r"a\.n5") as caught:
             open_source(str(path))
         assert "\n" not in str(caught.value)
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "[" * 100_000):
         (path / "attributes.json").write_text(text)
         with pytest.raises(UnreadableError, match=r"cannot read .*attributes\.json: .*damaged"):
             open_source(str(path))
@@ -477,6 +479,30 @@ def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
     (path / "attributes.json").unlink()
     (path / "attributes.json").write_text(json.dumps(old))
     assert (open_source(str(path)).read(Roi((0, 0, 0), DATA.shape)) == DATA).all()
+
+
+def test_sections_and_attributes_in_one_folder(tmp_path: Path) -> None:
+    """A picture of a dataset makes no sections of it, nor attributes of something else N5 of sections."""
+
+    def picture(path: Path) -> None:
+        Image.fromarray(DATA[0, :3].astype(np.uint8)).save(path / "preview.png")
+
+    for name, root in (("", tmp_path / "whole"), ("s0", tmp_path / "group"), ("data/s0", tmp_path / "labels")):
+        write(root / name)
+        attributes(root, maxId=9)
+        picture(root)
+        source = open_source(str(root))
+        np.testing.assert_array_equal(source.read(source.roi), DATA)
+    for name, root in (("version", tmp_path / "version"), ("named", tmp_path / "a.n5")):
+        write(root / "em")
+        attributes(root, **({"n5": "4.0.0"} if name == "version" else {}))
+        picture(root)
+        with pytest.raises(MissingError, match=r"a group of N5 .*\['em'\]: name one"):
+            open_source(str(root))
+    for root in (tmp_path / "sections", tmp_path / "a.n5" / "sections"):
+        attributes(root, who="me")
+        picture(root)
+        assert open_source(str(root)).data.shape == (1, 3, 11)
 
 
 def test_a_dataset_without_blocks(tmp_path: Path) -> None:
