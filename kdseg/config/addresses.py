@@ -6,6 +6,7 @@ that what one of them accepts the others find.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -102,6 +103,21 @@ def above(path: Path) -> list[Path]:
         return []
     end = None if root is None else root + 1
     return [folder / N5_ATTRIBUTES for folder in folders[1:end] if (folder / N5_ATTRIBUTES).is_file()]
+
+
+def n5_dataset(path: Path) -> Path | None:
+    """Return the dataset of N5 that a folder stands for; None if there is none, or its attributes are not understood.
+
+    `kdseg.volumes.n5_metadata` says what is wrong with them.
+    """
+    for folder in map(path.joinpath, N5_FINEST):
+        file = folder / N5_ATTRIBUTES
+        try:
+            if file.is_file() and "dimensions" in json.loads(file.read_text(encoding="utf-8")):
+                return folder
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+    return None
 
 
 def files_of(*addresses: str | None) -> list[str]:

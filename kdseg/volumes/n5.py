@@ -10,6 +10,7 @@ from __future__ import annotations
 import lzma
 import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -102,11 +103,15 @@ class Blocks:
     def _block(self, cell: tuple[int, ...]) -> NDArray[Any] | None:
         file = self.path.joinpath(*(str(k) for k in reversed(cell)))
         try:
-            if not file.is_file():
-                if file.exists():
-                    raise UnreadableError(f"{file} is no file, but a folder, pipe, socket or device: remove it")
-                return None
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise UnreadableError(f"{file} is no file, but a folder, pipe, socket or device: remove it")
             return self._decoded(file)
+        except FileNotFoundError:
+            for one in (file, *file.parents[: self.ndim - 1]):
+                if one.is_symlink() and not one.exists():
+                    said = f"{one} is a link to nothing: fetch what it links to, or copy it again"
+                    raise UnreadableError(said) from None
+            return None
         except KdsegError:
             raise
         except _DAMAGE as error:

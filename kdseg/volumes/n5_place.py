@@ -28,6 +28,8 @@ from kdseg.volumes.metadata import Place, nm_per, placed
 Attributes = Mapping[str, Any]
 _LEVEL = re.compile(r"s(\d+)\Z")
 """Name of a dataset of a group of resolutions."""
+_OF_ZARR = ("axis_names", "voxel_size", "_ARRAY_DIMENSIONS")
+"""Attributes of funlib and xarray, which stand in N5 that was written by zarr for Python."""
 _SHOWN = 100
 """Characters of a value in messages."""
 
@@ -182,6 +184,11 @@ class Reader:
             )
         if any(_moves(one.get("translate")) for one in self.chain):
             log.warning("%s has an attribute translate, which is not read: set `offset` if it counts", self.folder)
+        if odd := [name for name in _OF_ZARR if name in self.own]:
+            raise VoxelSizeError(
+                f"{self.folder} has the attributes {odd} of zarr, whose order in N5 programs differ in: say axes, "
+                f"resolution and offset in the order of dimensions, {list(self.names)}, and remove these"
+            )
         for one in self.chain:
             if "affineTransform" in one and not _identity(one["affineTransform"]):
                 raise VoxelSizeError(

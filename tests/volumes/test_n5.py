@@ -258,6 +258,9 @@ def test_sizes_that_are_not_understood(tmp_path: Path) -> None:
             ({"pixelResolution": {"unit": "nm"}}, "pixelResolution .*expected"),
             ({"resolution": [4, 5, 40], "units": "nm", "pixelResolution": nm | {"unit": "um"}}, "contradict"),
             ({"resolution": [10**400] * 3}, "resolution .*expected a number"),
+            ({"axis_names": ["z", "y", "x"], "resolution": [40, 5, 4], "offset": [0, 0, 0]}, "axis_names"),
+            ({"voxel_size": [40, 5, 4], "offset": [0, 0, 0]}, r"voxel_size.*order of dimensions, \['x', 'y', 'z'\]"),
+            ({"_ARRAY_DIMENSIONS": ["z", "y", "x"]}, "_ARRAY_DIMENSIONS"),
             ({"resolution": "454"}, "resolution .*expected a number"),
             ({"resolution": [4, 5, 40], "offset": [10**400] * 3}, "offset .*expected a number"),
             ({"transform": {"axes": ["z", "y", "x"], "scale": [10**400] * 3, "units": ["nm"] * 3}}, "transform .*axes"),
@@ -447,6 +450,33 @@ def test_damage_is_named(tmp_path: Path) -> None:
         source.read(source.roi)
 
 
+def test_blocks_that_are_elsewhere_are_not_zeros(tmp_path: Path) -> None:
+    """As in copies of git-annex, whose files are links to what was not fetched."""
+    path = Path(write(tmp_path / "a.n5"))
+    source = open_source(str(path))
+    for lost in (path / "0" / "1" / "1", path / "0" / "1", path / "0"):
+        lost.rename(tmp_path / "kept")
+        lost.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(UnreadableError, match=rf"{lost.relative_to(tmp_path)} is a link to nothing"):
+            source.read(source.roi)
+        lost.unlink()
+        if lost != path / "0" / "1" / "1":
+            lost.write_bytes(b"")
+            with pytest.raises(UnreadableError, match=rf"cannot read {lost}/.*Not a directory"):
+                source.read(source.roi)
+            lost.unlink()
+        lost.symlink_to(tmp_path / "kept")
+        np.testing.assert_array_equal(source.read(source.roi), DATA)
+        if lost.is_dir():
+            block = path / "0" / "1" / "1"
+            block.rename(tmp_path / "block")
+            assert not source.read(Roi((4, 4, 0), (2, 4, 4))).any()
+            (tmp_path / "block").rename(block)
+        lost.unlink()
+        assert not source.read(Roi((4, 4, 0), (2, 4, 4))).any()  # not there at all
+        (tmp_path / "kept").rename(lost)
+
+
 def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "a.n5"))
     good = json.loads((path / "attributes.json").read_text())
@@ -574,6 +604,22 @@ def test_one_volume_by_two_names_is_one_source() -> None:
     names = {source_of(VolumeOptions(raw=raw)) for raw in ("x/a.n5/raw", "x/a.n5/raw/s0", "x/a.n5/raw/s0/")}
     assert len(names) == 1
     assert source_of(VolumeOptions(raw="x/a.n5/raw/s1")) not in names
+
+
+@pytest.mark.parametrize("root", ["p.n5", "q"])
+@pytest.mark.parametrize("inside", ["s0", "data/s0", "data"])
+def test_a_group_is_the_same_source_as_its_finest_dataset(tmp_path: Path, root: str, inside: str) -> None:
+    volume = tmp_path / root / "vol"
+    attributes(volume, maxId=9)
+    write(volume / inside)
+    other = write(tmp_path / root / "other" / inside)
+    names = {source_of(VolumeOptions(raw=str(raw))) for raw in (volume, volume / inside, f"{volume}/{inside}/")}
+    assert len(names) == 1
+    assert source_of(VolumeOptions(raw=other)) not in names
+    attributes(tmp_path / "odd")
+    for text in ("{", "5", "[" * 100_000):
+        (tmp_path / "odd" / "attributes.json").write_text(text)
+        assert source_of(VolumeOptions(raw=f"{tmp_path}/odd")) == f"{tmp_path}/odd:"
 
 
 def test_no_bucket(tmp_path: Path) -> None:
