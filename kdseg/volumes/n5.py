@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from kdseg.config.addresses import N5_ATTRIBUTES
 from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError
 from kdseg.geometry import triple
+from kdseg.volumes.absent import expect_absent
 from kdseg.volumes.axes import Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks, packed_most, unpacked
 from kdseg.volumes.foreign import ForeignArray
@@ -107,10 +108,7 @@ class Blocks:
                 raise UnreadableError(f"{file} is no file, but a folder, pipe, socket or device: remove it")
             return self._decoded(file)
         except FileNotFoundError:
-            for one in (file, *file.parents[: self.ndim - 1]):
-                if one.is_symlink() and not one.exists():
-                    said = f"{one} is a link to nothing: fetch what it links to, or copy it again"
-                    raise UnreadableError(said) from None
+            expect_absent(file, self.path)
             return None
         except KdsegError:
             raise
