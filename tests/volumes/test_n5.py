@@ -19,6 +19,7 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -32,6 +33,7 @@ from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes import convert
 from kdseg.volumes.inputs import open_input
+from kdseg.volumes.opened import open_array
 from kdseg.volumes.sources import open_channels, open_source, source_state
 
 DATA = np.random.default_rng(0).integers(1, 2**16, (6, 9, 11), dtype=np.uint16)
@@ -622,6 +624,25 @@ def test_a_group_is_the_same_source_as_its_finest_dataset(tmp_path: Path, root: 
         assert source_of(VolumeOptions(raw=f"{tmp_path}/odd")) == f"{tmp_path}/odd:"
 
 
+def test_arrays_of_notebooks_are_in_the_order_of_bytes_of_this_machine(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", DATA.astype(">i4"))
+    for address in (write(tmp_path / "a.n5", DATA.astype(np.int32)), str(tmp_path / "a.npy")):
+        found = open_array(address)
+        assert found.dtype == found[1:, 2].dtype == found[:0].dtype == np.dtype("=i4")
+        np.testing.assert_array_equal(torch.from_numpy(found[...]).numpy(), DATA)
+    channels = open_array(write(tmp_path / "b.n5", DATA[None].repeat(2, 0), (1, 4, 4, 4)))
+    assert channels.dtype == channels[...].dtype == np.dtype("=u2")
+
+
+def test_places_of_channels_are_finite(tmp_path: Path) -> None:
+    said = {"resolution": [4, 5, 40], "offset": [float("inf"), 0, 0]}
+    channels = write(tmp_path / "a.n5", DATA[None].repeat(2, 0), (1, 4, 4, 4), **said)
+    for opening, address in ((open_channels, channels), (open_source, write(tmp_path / "b.n5", **said))):
+        with pytest.raises(VoxelSizeError, match="expected finite numbers"):
+            opening(address)
+
+
 def test_no_bucket(tmp_path: Path) -> None:
-    with pytest.raises(KdsegError, match="only zarr is read from buckets"):
-        open_source("s3://bucket/a.n5/raw")
+    for name in ("a.n5/raw", "a.N5/raw", "a.N5"):
+        with pytest.raises(KdsegError, match="only zarr is read from buckets"):
+            open_source(f"s3://bucket/{name}")

@@ -271,6 +271,6 @@ def test_forks_do_not_share_the_place_in_the_file(tmp_path: Path) -> None:
 
 
 def test_no_bucket(tmp_path: Path) -> None:
-    for name in ("a.zarr.zip", "a.ozx", "a.npy", "a.png", "a.nii.gz"):
+    for name in ("a.zarr.zip", "a.zarr.zip/raw", "a.OZX/raw/s0", "a.ozx", "a.npy", "a.png", "a.nii.gz"):
         with pytest.raises(KdsegError, match="only zarr is read from buckets"):
             open_source(f"s3://bucket/{name}")
