@@ -6,6 +6,7 @@ that what one of them accepts the others find.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -25,6 +26,8 @@ _ZIP = re.compile(r"\.(?:zarr\.zip|ozx)(?=/|\Z)", re.IGNORECASE)
 
 N5_ATTRIBUTES = "attributes.json"
 """File of the attributes of a group or dataset of N5."""
+N5_FINEST = ("", "s0", "data/s0", "data")
+"""Where in a folder of N5 its finest dataset may lie, which the folder then stands for; the first one counts."""
 
 
 class Location(NamedTuple):
@@ -100,6 +103,21 @@ def above(path: Path) -> list[Path]:
         return []
     end = None if root is None else root + 1
     return [folder / N5_ATTRIBUTES for folder in folders[1:end] if (folder / N5_ATTRIBUTES).is_file()]
+
+
+def n5_dataset(path: Path) -> Path | None:
+    """Return the dataset of N5 that a folder stands for; None if there is none, or its attributes are not understood.
+
+    `kdseg.volumes.n5_metadata` says what is wrong with them.
+    """
+    for folder in map(path.joinpath, N5_FINEST):
+        file = folder / N5_ATTRIBUTES
+        try:
+            if file.is_file() and "dimensions" in json.loads(file.read_text(encoding="utf-8")):
+                return folder
+        except (OSError, ValueError, TypeError, RecursionError):
+            return None
+    return None
 
 
 def files_of(*addresses: str | None) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from os.path import realpath
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from kdseg.config.addresses import is_url, locate
+from kdseg.config.addresses import is_url, locate, n5_dataset
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def source_of(options: VolumeOptions) -> str:
     file, member, hdf5 = locate(address)
     if file.is_file() and not hdf5:  # a zip file, in which a group lies as in a folder
         return _FIRST_LEVEL.sub(r"\1", f"{realpath(file)}/{member}".rstrip("/")) + ":"
-    return ":".join((_FIRST_LEVEL.sub(r"\1", realpath(file)), member.strip("/")))
+    folder = None if hdf5 or member else n5_dataset(file)
+    return ":".join((_FIRST_LEVEL.sub(r"\1", realpath(folder or file)), member.strip("/")))
 
 
 def phantom_cover(options: VolumeOptions, phantom: PhantomOptions) -> Cover:

@@ -97,7 +97,7 @@ def stand_in(store: Path) -> dict[str, Any]:
         values = json.loads(store.read_text())
         if not isinstance(values, dict) or not values.keys() & {"url", COMPUTED}:
             raise ValueError(f"expected a JSON object with the key 'url' or {COMPUTED!r}")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadableError(
             f"cannot open {store} as zarr: it is neither that nor a link to one ({error!r}); if nothing else is to be "
             "there, delete the file and make the volume again"

@@ -97,10 +97,7 @@ class Source:
         Raises:
             VoxelSizeError: if a size is not positive, or a place not finite.
         """
-        if self.voxel_size is not None and not all(0 < v < math.inf for v in self.voxel_size):
-            raise VoxelSizeError(f"{self.address} has the voxel size {self.voxel_size} nm, expected positive numbers")
-        if self.offset is not None and not all(math.isfinite(v) for v in self.offset):
-            raise VoxelSizeError(f"{self.address} has the offset {self.offset} nm, expected finite numbers")
+        _expect_finite(self)
 
     @property
     def roi(self) -> Roi:
@@ -138,6 +135,14 @@ class ChannelSource:
     data: ForeignArray
     unscaled: Unscaled | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse sizes and places that are none, as `Source` does.
+
+        Raises:
+            VoxelSizeError: if a size is not positive, or a place not finite.
+        """
+        _expect_finite(self)
+
     def read(self, roi: Roi) -> NDArray[Any]:
         """Return the values of ``roi``, (c, z, y, x).
 
@@ -145,6 +150,13 @@ class ChannelSource:
             UnreadableError: if the file is damaged there.
         """
         return self.data[(slice(0, self.channels), *roi.slices())]
+
+
+def _expect_finite(source: Source | ChannelSource) -> None:
+    if source.voxel_size is not None and not all(0 < v < math.inf for v in source.voxel_size):
+        raise VoxelSizeError(f"{source.address} has the voxel size {source.voxel_size} nm, expected positive numbers")
+    if source.offset is not None and not all(math.isfinite(v) for v in source.offset):
+        raise VoxelSizeError(f"{source.address} has the offset {source.offset} nm, expected finite numbers")
 
 
 Opened = TypeVar("Opened", Source, ChannelSource)

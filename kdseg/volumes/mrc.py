@@ -30,6 +30,8 @@ _AXES = {1: "x", 2: "y", 3: "z"}
 _IMOD = (b"IMOD", b"DOMI")
 """Stamp of IMOD, in either order of bytes, and its place among what the format leaves to programs."""
 _STAMP, _FLAGS = slice(40, 44), slice(44, 48)
+_HEAD, _NSYMBT, _MACHST = 1024, slice(92, 96), slice(212, 213)
+"""Bytes of the header, and in it the length of an extended one, and the stamp that says the order of bytes."""
 _SIGNED = 1
 """Flag of IMOD: bytes are signed, as the format has them; without it they are not."""
 
@@ -105,12 +107,23 @@ def _unsigned(head: Any) -> bool:
     return left[_STAMP] in _IMOD and not flags & _SIGNED
 
 
+def _expect_short_header(path: Path) -> None:
+    """Refuse an extended header that the file is too short for: mrcfile takes the memory of it before it reads it."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    # in the order of bytes of the file, by its stamp
+    extended = int.from_bytes(head[_NSYMBT], "big" if head[_MACHST] == b"\x11" else "little", signed=True)
+    if not 0 <= extended <= max(0, path.stat().st_size - _HEAD):
+        raise ValueError(f"it has {path.stat().st_size} bytes, but its header says one of {extended} more")
+
+
 @contextmanager
 def _mapped(path: Path) -> Iterator[Any]:
     mrcfile: Any = import_module("mrcfile")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)  # of files that are larger than their header says
+            _expect_short_header(path)
             file = mrcfile.mmap(path, mode="r")
         with file:
             yield file

@@ -10,6 +10,7 @@ from __future__ import annotations
 import lzma
 import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Mapping
@@ -24,10 +25,12 @@ from numpy.typing import NDArray
 from kdseg.config.addresses import N5_ATTRIBUTES
 from kdseg.errors import DataError, KdsegError, MissingError, UnreadableError
 from kdseg.geometry import triple
+from kdseg.volumes.absent import expect_absent
 from kdseg.volumes.axes import Layout, layout
 from kdseg.volumes.decoding import expect_small_chunks, packed_most, unpacked
 from kdseg.volumes.foreign import ForeignArray
-from kdseg.volumes.n5_metadata import Attributes, attributes_of, dataset_in, described
+from kdseg.volumes.n5_metadata import attributes_of, dataset_in, described
+from kdseg.volumes.n5_place import Attributes
 
 _TYPES = {f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)} | {"float32", "float64"}
 _CODECS = {"gzip": "gzip", "bzip2": "bz2", "xz": "lzma", "blosc": "blosc", "zstd": "zstd"}
@@ -101,11 +104,12 @@ class Blocks:
     def _block(self, cell: tuple[int, ...]) -> NDArray[Any] | None:
         file = self.path.joinpath(*(str(k) for k in reversed(cell)))
         try:
-            if not file.is_file():
-                if file.exists():
-                    raise UnreadableError(f"{file} is no file, but a folder, pipe, socket or device: remove it")
-                return None
+            if not stat.S_ISREG(file.stat().st_mode):
+                raise UnreadableError(f"{file} is no file, but a folder, pipe, socket or device: remove it")
             return self._decoded(file)
+        except FileNotFoundError:
+            expect_absent(file, self.path)
+            return None
         except KdsegError:
             raise
         except _DAMAGE as error:
@@ -167,7 +171,7 @@ def _blocks(folder: Path, own: Attributes) -> Blocks:
         kind = str(own["dataType"])
         packing = own["compression"] if "compression" in own else {"type": own["compressionType"]}
         name = str(packing["type"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UnreadableError(
             f"{folder / N5_ATTRIBUTES} is damaged or not that of an N5 dataset ({type(error).__name__}: {error}); "
             "expected dimensions, blockSize, dataType and compression"

@@ -20,6 +20,9 @@ from kdseg.volumes.axes import Layout, layout
 from kdseg.volumes.foreign import ForeignArray
 from kdseg.volumes.metadata import Place
 
+_DAMAGE = (OSError, ValueError, TypeError, SyntaxError, OverflowError, TokenError, RecursionError, MemoryError)
+"""Errors of damaged files; the last two are of Python's parser, whose stack a header may exceed."""
+
 
 @dataclass(frozen=True)
 class NpyArray(ForeignArray):
@@ -66,10 +69,11 @@ def open_npy(path: Path, *, single: bool) -> NpyArray:
 def _mapped(path: Path) -> np.memmap[Any, np.dtype[Any]]:
     try:
         return open_memmap(path, mode="r")
-    except (OSError, ValueError, TypeError, SyntaxError, OverflowError, TokenError) as error:
+    except _DAMAGE as error:
         if "Python objects" in str(error):
             raise DataError(
                 f"{path} holds Python objects, which could run code when they are read: save numbers, "
                 "with numpy.save(…, allow_pickle=False)"
             ) from error
-        raise UnreadableError(f"cannot read {path}: {error}; it is cut off, damaged or no .npy: copy it") from error
+        said = str(error) or type(error).__name__
+        raise UnreadableError(f"cannot read {path}: {said}; it is cut off, damaged or no .npy: copy it") from error

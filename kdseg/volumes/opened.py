@@ -26,7 +26,7 @@ class Opened:
     Attributes:
         address: what it was opened from.
         shape: (z, y, x), or (c, z, y, x) of channels.
-        dtype: of its voxels.
+        dtype: of its voxels, in this machine's order of bytes.
         voxel_size: nm, (z, y, x); None if nobody says.
         offset: nm, (z, y, x), of the first voxel; None if nobody says.
     """
@@ -68,7 +68,7 @@ class Opened:
         low[:-3] = [0] * (self.ndim - 3)  # channels are read whole
         within = [np.subtract(places, first) for (places, _), first in zip(chosen, low, strict=True)]
         picked: NDArray[Any] = found[np.ix_(*within)].reshape(shape)
-        return picked
+        return picked.astype(self.dtype, copy=False)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all voxels, read now."""
@@ -85,6 +85,11 @@ def _taken(axis: range, index: Index) -> tuple[range, bool]:
         place = axis[int(index)]
         return range(place, place + 1), False
     raise IndexError(f"expected an integer or a slice, got {index!r}")
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a type in this machine's order of bytes, which PyTorch takes no other than."""
+    return dtype.newbyteorder("=")
 
 
 def open_array(address: str | Path, sections: SectionsOptions | None = None) -> Opened:
@@ -108,6 +113,6 @@ def open_array(address: str | Path, sections: SectionsOptions | None = None) -> 
         except KdsegError:
             raise error from None
         shape = (taught.channels, *taught.shape)
-        return Opened(name, shape, taught.dtype, taught.voxel_size, taught.offset, taught)
+        return Opened(name, shape, _native(taught.dtype), taught.voxel_size, taught.offset, taught)
     place = source.offset if source.placed else None
-    return Opened(name, source.roi.shape, source.data.dtype, source.voxel_size, place, source)
+    return Opened(name, source.roi.shape, _native(source.data.dtype), source.voxel_size, place, source)

@@ -26,6 +26,8 @@ from kdseg.geometry import Slices, Triple, VoxelSize, grid_shape, triple
 from kdseg.volumes.decoding import expect_small_chunks
 from kdseg.volumes.precomputed_shards import Shards, sharding_of
 
+_DAMAGE = (OSError, ValueError, LookupError, TypeError, ArithmeticError, StopIteration, RecursionError)
+"""Errors of an `info` that is not understood."""
 _PACKED = {".gz", ".br", ".zstd", ".xz", ".lzma", ".bz2"}
 """Endings of packed files; names of chunks and shards end otherwise."""
 _LOSSY = ("jpeg", "jpegxl")
@@ -113,7 +115,7 @@ def open_precomputed(path: Path, key: str = "") -> PrecomputedArray:
         voxel_size, offset = triple(sizes), triple([v * s for v, s in zip(first, sizes, strict=True)])
         chunk = (unit[0], unit[1], unit[2])
         sharding, grid = sharding_of(scale), grid_shape((z, y, x), chunk)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, ArithmeticError, StopIteration) as error:
+    except _DAMAGE as error:
         raise UnreadableError(
             f"{path}/info is damaged or not that of a precomputed volume ({type(error).__name__}: {error}); expected "
             "scales with key, size, resolution and chunk_sizes"

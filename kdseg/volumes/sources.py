@@ -185,8 +185,9 @@ def _in_bucket(address: str) -> bool:
     """
     if remote.is_remote(address):
         path = Path(address)
-        one_file = kind_of(path) or unread(path) or is_zipped(path) or path.suffix.lower() in (".npy", *mrc.ENDINGS)
-        if one_file or locate(address).hdf5 or any(part.endswith(".n5") for part in path.parts):
+        one_file = kind_of(path) or unread(path) or path.suffix.lower() in (".npy", *mrc.ENDINGS)
+        whole = any(is_zipped(part) or part.suffix.lower() == ".n5" for part in (path, *path.parents))
+        if one_file or whole or locate(address).hdf5:
             raise UnreadableError(
                 f"{address}: only zarr is read from buckets and web servers; copy the file or folder here first"
             )

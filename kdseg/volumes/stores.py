@@ -25,6 +25,7 @@ from zarr.storage import FsspecStore, LocalStore, StorePath, WrapperStore
 
 from kdseg.errors import UnreadableError
 from kdseg.results import remote
+from kdseg.volumes.absent import expect_absent
 from kdseg.volumes.shards import UNWRITTEN, cure, wrong_size, wrong_sum
 
 _sound = dict[str, bytes]()
@@ -32,11 +33,23 @@ _sound = dict[str, bytes]()
 
 
 class Folder(LocalStore):
-    """A folder that knows size and CRC-32 of what was written to it, from when that was in memory."""
+    """A folder that knows size and CRC-32 of what was written to it, from when that was in memory.
+
+    Links to nothing are refused, which zarr reads as zeros.
+    """
 
     def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
         super().__init__(root, read_only=read_only)
         self.written: dict[str, tuple[int, ...]] = {}
+
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return a file, or a part of it."""
+        data = await super().get(key, prototype, byte_range)
+        if data is None:
+            expect_absent(self.root / key, self.root)
+        return data
 
     async def set(self, key: str, value: Buffer) -> None:
         """Write a file."""

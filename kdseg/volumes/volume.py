@@ -8,7 +8,6 @@ arrays ``1, 2, …`` are halved for viewers. It reads those, OME-Zarr 0.4 (zarr 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -318,7 +317,7 @@ def open_volume(address: str | Path, *, level: int = 0, single: bool = False) ->
     except (FileNotFoundError, KeyError) as error:
         there = "" if inside is None else f"; at its top are {top(inside)}"
         raise MissingError(f"{path} holds no zarr array or OME-Zarr image: {error}{there}") from error
-    except (OSError, ValueError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UnreadableError(f"cannot open {path} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
         return _open_image(node, path, level, single=single)
@@ -440,7 +439,7 @@ def _found(store: Bucket | Folder, level: int) -> zarr.Array[Any] | None:
     """Return what an earlier attempt created, unless its metadata are damaged."""
     try:
         return zarr.open_array(store, path=str(level), mode="r+")
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -480,7 +479,7 @@ def _image_around(path: str | Path) -> Level | None:
         if isinstance(error.__cause__, PermissionError):  # a bucket's answer for what is not there, to who may not list
             return None
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnreadableError(
             f"cannot read the metadata of {parent}, of which {path} may be a level: {error}"
         ) from error
@@ -519,7 +518,7 @@ def _member(group: zarr.Group, name: str, path: str | Path) -> zarr.Array[Any]:
         node = group[name]
     except KeyError:
         raise MissingError(f"{path} names a resolution level {name!r} that is not there: copy it again") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UnreadableError(f"cannot open {path}/{name} as zarr: {error}") from error
     if isinstance(node, zarr.Group):
         raise MissingError(f"{path}/{name} is a group, expected the array of a resolution level")

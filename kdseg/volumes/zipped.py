@@ -54,6 +54,10 @@ class Zipped(ZipStore):
                 f"{self.path}/{key} is packed, and unpacks to {there.file_size} bytes, expected deflate and no more "
                 f"than {MOST}: unpack it, or zip it again without compression (zip -0)"
             )
+        if not there.compress_type and there.file_size > Path(self.path).stat().st_size:
+            raise UnreadableError(
+                f"{self.path}/{key} is said to have {there.file_size} bytes, more than all of the file: copy it again"
+            )
         try:
             start, stop = _range(byte_range, there.file_size)
             with self._zf.open(there) as file:
@@ -61,7 +65,8 @@ class Zipped(ZipStore):
                 # a size, however large: without one, Python unpacks all before it looks at what it is said to have
                 return prototype.buffer.from_bytes(file.read(stop - start))
         except _DAMAGE as error:
-            raise UnreadableError(f"cannot read {self.path}/{key}: {error}; it is damaged: copy it again") from error
+            said = str(error) or type(error).__name__
+            raise UnreadableError(f"cannot read {self.path}/{key}: {said}; it is damaged: copy it again") from error
 
 
 def _range(wanted: ByteRequest | None, size: int) -> tuple[int, int]:
@@ -77,14 +82,17 @@ def zipped(path: Path | str) -> StorePath | None:
     """Return the place in a zip file that a path leads to; None if it is not in one, or a URL.
 
     Raises:
-        UnreadableError: if the file is damaged.
+        UnreadableError: if the file is damaged, or the path leads out of it.
     """
     file, member, hdf5 = locate(str(path))
     if isinstance(path, str) or hdf5 or not is_zipped(file) or not file.is_file():
         return None
     facts = file.stat()
     store = _opened(file, (facts.st_ino, facts.st_size, facts.st_mtime_ns), os.getpid())
-    return StorePath(store, member.strip("/"))
+    try:
+        return StorePath(store, member.strip("/"))
+    except ValueError as error:
+        raise UnreadableError(f"{path} is no place in {file}: {error}; leave out `.` and `..`") from error
 
 
 @lru_cache(maxsize=4)

@@ -45,6 +45,23 @@ def test_a_filter_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
         assert "\n" not in str(caught.value)
 
 
+def test_a_filter_that_was_left_out_is_not_missed(tmp_path: Path) -> None:
+    """As HDF5 leaves it out where it is optional, and failed."""
+    for name, masks in (("raw", (2, 2)), ("used", (2, 1))):
+        with h5py.File(tmp_path / "a.h5", "a") as file:
+            made = h5p.create(h5p.DATASET_CREATE)
+            made.set_chunk((3, 8, 10))
+            made.set_filter(h5z.FILTER_SHUFFLE, h5z.FLAG_OPTIONAL)
+            made.set_filter(UNKNOWN, h5z.FLAG_OPTIONAL, (1, 2))
+            node = h5d.create(file.id, name.encode(), h5t.NATIVE_UINT8, h5s.create_simple(DATA.shape), made)
+            for z, mask in zip((0, 3), masks, strict=True):
+                node.write_direct_chunk((z, 0, 0), DATA[z : z + 3].tobytes(), filter_mask=mask)
+    source = open_source(f"{tmp_path}/a.h5:/raw")
+    np.testing.assert_array_equal(source.read(source.roi), DATA)
+    with pytest.raises(MissingError, match="is packed by the filter 299"):
+        open_source(f"{tmp_path}/a.h5:/used")
+
+
 def test_a_filter_of_a_virtual_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed(tmp_path / "a.h5", UNKNOWN)
     with h5py.File(tmp_path / "b.h5", "w") as file:

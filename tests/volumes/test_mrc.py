@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,22 @@ def test_damage_is_named(tmp_path: Path, library: Any) -> None:
         open_source(write(tmp_path / "a.mrc", library, DATA.astype(np.complex64)))
     with pytest.raises(KdsegError, match="only zarr is read from buckets"):
         open_source("s3://bucket/a.mrc")
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_header_does_not_take_the_memory_that_it_asks_for(tmp_path: Path, library: Any, order: Any) -> None:
+    path = Path(write(tmp_path / "a.mrc", library))
+    content = bytearray(path.read_bytes())
+    if order == "big":
+        content[212:216] = b"\x11\x11\0\0"
+    for length in (2**29, -1):
+        content[92:96] = length.to_bytes(4, order, signed=True)
+        path.write_bytes(content)
+        tracemalloc.start()
+        with pytest.raises(UnreadableError, match=rf"a\.mrc: .*says one of {length} more"):
+            open_source(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+        tracemalloc.stop()
 
 
 def test_mrcfile_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

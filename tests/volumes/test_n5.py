@@ -19,9 +19,11 @@ from typing import Any
 import numcodecs
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.overlap import source_of
@@ -31,6 +33,7 @@ from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
 from kdseg.volumes import convert
 from kdseg.volumes.inputs import open_input
+from kdseg.volumes.opened import open_array
 from kdseg.volumes.sources import open_channels, open_source, source_state
 
 DATA = np.random.default_rng(0).integers(1, 2**16, (6, 9, 11), dtype=np.uint16)
@@ -253,11 +256,86 @@ def test_sizes_that_are_not_understood(tmp_path: Path) -> None:
                 "contradict",
             ),
             ({"resolution": [4, 5, 40], "downsamplingFactors": [2, 2]}, "downsamplingFactors .*expected"),
+            ({"resolution": [4, 5, 40], "downsamplingFactors": [2, 2, 0], "offset": [0, 0, 0]}, "expected positive"),
             ({"pixelResolution": {"unit": "nm"}}, "pixelResolution .*expected"),
+            ({"resolution": [4, 5, 40], "units": "nm", "pixelResolution": nm | {"unit": "um"}}, "contradict"),
+            ({"resolution": [10**400] * 3}, "resolution .*expected a number"),
+            ({"axis_names": ["z", "y", "x"], "resolution": [40, 5, 4], "offset": [0, 0, 0]}, "axis_names"),
+            ({"voxel_size": [40, 5, 4], "offset": [0, 0, 0]}, r"voxel_size.*order of dimensions, \['x', 'y', 'z'\]"),
+            ({"_ARRAY_DIMENSIONS": ["z", "y", "x"]}, "_ARRAY_DIMENSIONS"),
+            ({"resolution": "454"}, "resolution .*expected a number"),
+            ({"resolution": [4, 5, 40], "offset": [10**400] * 3}, "offset .*expected a number"),
+            ({"transform": {"axes": ["z", "y", "x"], "scale": [10**400] * 3, "units": ["nm"] * 3}}, "transform .*axes"),
         )
     ):
         with pytest.raises(VoxelSizeError, match=words):
             open_source(write(tmp_path / f"{k}.n5", **said))
+
+
+@pytest.mark.parametrize(
+    ("axes", "shown"),
+    [
+        (["c", "x", "y", "z"], (0, 1, 2, 3)),
+        (["x", "y", "c^", "z"], (1, 0, 2, 3)),
+        (["X", "Y", "Z", "C"], (3, 0, 1, 2)),
+        (["z", "c", "y", "x"], (2, 3, 1, 0)),
+    ],
+)
+def test_three_numbers_are_those_of_the_axes_in_space(tmp_path: Path, axes: list[str], shown: tuple[int, ...]) -> None:
+    """They are in the order of the file, whichever axis is that of the channels."""
+    size, place = {"x": 4.0, "y": 5.0, "z": 0.04}, {"x": 100.0, "y": 200.0, "z": 0.3}
+    unit, factor = {"x": "nm", "y": "nm", "z": "um"}, {"x": 2, "y": 4, "z": 1}
+    order = [name.lower() for name in axes if name.lower() in size]
+    said = {name: [of[axis] for axis in order] for name, of in (("resolution", size), ("offset", place))}
+    said |= {"units": [unit[axis] for axis in order], "downsamplingFactors": [factor[axis] for axis in order]}
+    dims = dict(zip("cxyz", (2, *reversed(DATA.shape)), strict=True))
+    shape = [dims[name.lower().strip("^")] for name in axes]
+    source = open_channels(write(tmp_path / "a.n5", np.ones(shape[::-1], np.uint8), (4, 4, 4, 4), axes=axes, **said))
+    assert (source.channels, source.shape) == (2, DATA.shape)
+    assert source.voxel_size == pytest.approx((40, 20, 8))
+    assert source.offset == pytest.approx((300, 207.5, 102))
+    path = write(tmp_path / "b.n5", DATA[..., None], (4, 4, 4, 1), resolution=[4, 5, 40])  # 1, x, y, z in the file
+    assert open_source(path).voxel_size == (40, 5, 4)
+
+
+def test_an_offset_of_the_group_is_that_of_its_finest_dataset(tmp_path: Path) -> None:
+    """Whoever says the size of a coarser one."""
+    root = tmp_path / "a.n5" / "raw"
+    attributes(root, scales=[[1, 1, 1], [2, 2, 1]], offset=[0, 0, 0], resolution=[4, 5, 40])
+    path = write(root / "s1")
+    for own in ({}, {"resolution": [8, 10, 40]}, {"resolution": [4, 5, 40], "downsamplingFactors": [2, 2, 1]}):
+        attributes(Path(path), **own)
+        assert (open_source(path).voxel_size, open_source(path).offset) == ((40, 10, 8), (0, 2.5, 2))
+    attributes(Path(write(root / "s2")), resolution=[16, 20, 40])
+    with pytest.raises(VoxelSizeError, match="nobody says how much"):
+        open_source(f"{root}/s2")
+    attributes(root / "s2", offset=[8, 0, 0])
+    assert open_source(f"{root}/s2").offset == (0, 0, 8)
+
+
+def test_units_are_compared_with_sizes(tmp_path: Path) -> None:
+    um = {"unit": "um", "dimensions": [0.004, 0.004, 0.04]}
+    said = {"resolution": [4, 4, 40], "pixelResolution": um, "offset": [8, 0, 0]}
+    for units in ({}, {"units": "nm"}, {"units": ["nm"] * 3}):
+        source = open_source(write(tmp_path / f"{len(str(units))}.n5", **said, **units))
+        assert (source.voxel_size, source.offset) == ((40, 4, 4), (0, 0, 8))
+    pixels = {"resolution": [0.004, 0.004, 0.04], "units": "px", "pixelResolution": um}
+    assert open_source(write(tmp_path / "b.n5", **pixels)).voxel_size == pytest.approx((40, 4, 4))
+
+
+def test_places_without_a_size_or_a_unit(tmp_path: Path) -> None:
+    nm = {"pixelResolution": {"unit": "nm", "dimensions": [4, 5, 40]}}
+    plain = {"axes": ["z", "y", "x"], "scale": [40, 5, 4]}
+    for name, said, place in (
+        ("no unit", nm | {"transform": plain | {"translate": [80, 10, 4]}}, (80, 10, 4)),
+        ("voxels", nm | {"transform": plain | {"scale": [1, 1, 1], "translate": [2, 2, 1]}}, (80, 10, 4)),
+        ("offset", {"offset": [4, 10, 80], "transform": plain | {"units": ["nm"] * 3}}, (80, 10, 4)),
+        ("um", {"offset": [1, 2, 3], "units": "um"}, (3000, 2000, 1000)),
+        ("no size", {"downsamplingFactors": [2, 2, 2], "offset": [0, 0, 0]}, (0, 0, 0)),
+    ):
+        source = open_source(write(tmp_path / f"{name}.n5", **said))
+        assert (source.placed, source.offset) == (True, place), name
+        assert source.voxel_size == (None if name in ("um", "no size") else (40, 5, 4)), name
 
 
 def test_resolutions_of_a_group(tmp_path: Path) -> None:
@@ -322,6 +400,8 @@ def test_what_is_said_in_other_ways(tmp_path: Path, caplog: pytest.LogCaptureFix
     attributes(root, translate=[10, 0, 0])
     assert not open_source(str(root)).placed
     assert "has an attribute translate, which is not read" in caplog.text
+    attributes(root, translate=5)
+    assert not open_source(str(root)).placed
     steps = [{"type": "scale", "scale": [40, 5, 4]}]
     attributes(root, multiscales=[{"datasets": [{"path": "s0", "coordinateTransformations": steps}]}])
     with pytest.raises(VoxelSizeError, match="has OME metadata, which are read in zarr only"):
@@ -372,6 +452,33 @@ def test_damage_is_named(tmp_path: Path) -> None:
         source.read(source.roi)
 
 
+def test_blocks_that_are_elsewhere_are_not_zeros(tmp_path: Path) -> None:
+    """As in copies of git-annex, whose files are links to what was not fetched."""
+    path = Path(write(tmp_path / "a.n5"))
+    source = open_source(str(path))
+    for lost in (path / "0" / "1" / "1", path / "0" / "1", path / "0"):
+        lost.rename(tmp_path / "kept")
+        lost.symlink_to(tmp_path / "nowhere")
+        with pytest.raises(UnreadableError, match=rf"{lost.relative_to(tmp_path)} is a link to nothing"):
+            source.read(source.roi)
+        lost.unlink()
+        if lost != path / "0" / "1" / "1":
+            lost.write_bytes(b"")
+            with pytest.raises(UnreadableError, match=rf"cannot read {lost}/.*Not a directory"):
+                source.read(source.roi)
+            lost.unlink()
+        lost.symlink_to(tmp_path / "kept")
+        np.testing.assert_array_equal(source.read(source.roi), DATA)
+        if lost.is_dir():
+            block = path / "0" / "1" / "1"
+            block.rename(tmp_path / "block")
+            assert not source.read(Roi((4, 4, 0), (2, 4, 4))).any()
+            (tmp_path / "block").rename(block)
+        lost.unlink()
+        assert not source.read(Roi((4, 4, 0), (2, 4, 4))).any()  # not there at all
+        (tmp_path / "kept").rename(lost)
+
+
 def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
     path = Path(write(tmp_path / "a.n5"))
     good = json.loads((path / "attributes.json").read_text())
@@ -379,6 +486,7 @@ def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
         {"dimensions": [11, 9]},
         {"dimensions": [11, -9, 6]},
         {"dimensions": 11},
+        {"dimensions": [float("inf"), 9, 6]},
         {"blockSize": [4, 0, 4]},
         {"compression": "gzip"},
         {"dataType": None},
@@ -391,7 +499,7 @@ def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
         with pytest.raises(UnreadableError, match=r"a\.n5") as caught:
             open_source(str(path))
         assert "\n" not in str(caught.value)
-    for text in ("{", "[]"):
+    for text in ("{", "[]", "[" * 100_000):
         (path / "attributes.json").write_text(text)
         with pytest.raises(UnreadableError, match=r"cannot read .*attributes\.json: .*damaged"):
             open_source(str(path))
@@ -403,6 +511,30 @@ def test_attributes_that_are_not_those_of_a_dataset(tmp_path: Path) -> None:
     (path / "attributes.json").unlink()
     (path / "attributes.json").write_text(json.dumps(old))
     assert (open_source(str(path)).read(Roi((0, 0, 0), DATA.shape)) == DATA).all()
+
+
+def test_sections_and_attributes_in_one_folder(tmp_path: Path) -> None:
+    """A picture of a dataset makes no sections of it, nor attributes of something else N5 of sections."""
+
+    def picture(path: Path) -> None:
+        Image.fromarray(DATA[0, :3].astype(np.uint8)).save(path / "preview.png")
+
+    for name, root in (("", tmp_path / "whole"), ("s0", tmp_path / "group"), ("data/s0", tmp_path / "labels")):
+        write(root / name)
+        attributes(root, maxId=9)
+        picture(root)
+        source = open_source(str(root))
+        np.testing.assert_array_equal(source.read(source.roi), DATA)
+    for name, root in (("version", tmp_path / "version"), ("named", tmp_path / "a.n5")):
+        write(root / "em")
+        attributes(root, **({"n5": "4.0.0"} if name == "version" else {}))
+        picture(root)
+        with pytest.raises(MissingError, match=r"a group of N5 .*\['em'\]: name one"):
+            open_source(str(root))
+    for root in (tmp_path / "sections", tmp_path / "a.n5" / "sections"):
+        attributes(root, who="me")
+        picture(root)
+        assert open_source(str(root)).data.shape == (1, 3, 11)
 
 
 def test_a_dataset_without_blocks(tmp_path: Path) -> None:
@@ -476,6 +608,41 @@ def test_one_volume_by_two_names_is_one_source() -> None:
     assert source_of(VolumeOptions(raw="x/a.n5/raw/s1")) not in names
 
 
+@pytest.mark.parametrize("root", ["p.n5", "q"])
+@pytest.mark.parametrize("inside", ["s0", "data/s0", "data"])
+def test_a_group_is_the_same_source_as_its_finest_dataset(tmp_path: Path, root: str, inside: str) -> None:
+    volume = tmp_path / root / "vol"
+    attributes(volume, maxId=9)
+    write(volume / inside)
+    other = write(tmp_path / root / "other" / inside)
+    names = {source_of(VolumeOptions(raw=str(raw))) for raw in (volume, volume / inside, f"{volume}/{inside}/")}
+    assert len(names) == 1
+    assert source_of(VolumeOptions(raw=other)) not in names
+    attributes(tmp_path / "odd")
+    for text in ("{", "5", "[" * 100_000):
+        (tmp_path / "odd" / "attributes.json").write_text(text)
+        assert source_of(VolumeOptions(raw=f"{tmp_path}/odd")) == f"{tmp_path}/odd:"
+
+
+def test_arrays_of_notebooks_are_in_the_order_of_bytes_of_this_machine(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", DATA.astype(">i4"))
+    for address in (write(tmp_path / "a.n5", DATA.astype(np.int32)), str(tmp_path / "a.npy")):
+        found = open_array(address)
+        assert found.dtype == found[1:, 2].dtype == found[:0].dtype == np.dtype("=i4")
+        np.testing.assert_array_equal(torch.from_numpy(found[...]).numpy(), DATA)
+    channels = open_array(write(tmp_path / "b.n5", DATA[None].repeat(2, 0), (1, 4, 4, 4)))
+    assert channels.dtype == channels[...].dtype == np.dtype("=u2")
+
+
+def test_places_of_channels_are_finite(tmp_path: Path) -> None:
+    said = {"resolution": [4, 5, 40], "offset": [float("inf"), 0, 0]}
+    channels = write(tmp_path / "a.n5", DATA[None].repeat(2, 0), (1, 4, 4, 4), **said)
+    for opening, address in ((open_channels, channels), (open_source, write(tmp_path / "b.n5", **said))):
+        with pytest.raises(VoxelSizeError, match="expected finite numbers"):
+            opening(address)
+
+
 def test_no_bucket(tmp_path: Path) -> None:
-    with pytest.raises(KdsegError, match="only zarr is read from buckets"):
-        open_source("s3://bucket/a.n5/raw")
+    for name in ("a.n5/raw", "a.N5/raw", "a.N5"):
+        with pytest.raises(KdsegError, match="only zarr is read from buckets"):
+            open_source(f"s3://bucket/{name}")

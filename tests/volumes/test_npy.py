@@ -121,6 +121,8 @@ def test_damaged_files(tmp_path: Path) -> None:
         (b"\x93NUMPY\x09\x00" + whole[8:], r"no \.npy"),
         (whole.replace(b"'shape': (6, 10, 8)", b"'shape': (6, 10, -8"), "damaged"),
         (whole + whole, "one array in each file"),
+        (b"\x93NUMPY\x01\x00" + (8000).to_bytes(2, "little") + b"1+" * 4000, "damaged"),
+        (b"\x93NUMPY\x01\x00" + (8000).to_bytes(2, "little") + b"-" * 7999 + b"1", "damaged"),
     ):
         path.write_bytes(content)
         with pytest.raises(UnreadableError, match=rf"a\.npy.*{said}") as caught:

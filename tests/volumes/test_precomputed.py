@@ -108,7 +108,13 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     info = tmp_path / "a" / "info"
     address = write(tmp_path / "a")
     good = json.loads(info.read_text())
-    for wrong in ("{", "{}", json.dumps({**good, "scales": []}), json.dumps({**good, "scales": [{"key": "a"}]})):
+    for wrong in (
+        "{",
+        "[" * 100_000,
+        "{}",
+        json.dumps({**good, "scales": []}),
+        json.dumps({**good, "scales": [{"key": "a"}]}),
+    ):
         info.write_text(wrong)
         with pytest.raises(UnreadableError, match="info is damaged or not that of a precomputed volume"):
             open_source(address)

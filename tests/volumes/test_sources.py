@@ -311,3 +311,30 @@ def test_a_file_that_says_no_place_is_told_from_one_at_0(tmp_path: Path) -> None
     assert not open_source(write_zarr(tmp_path / "a.zarr", 3)).placed
     assert open_source(write_ome(tmp_path / "b.zarr", "0.5")).placed
     assert not open_source(write_pages(tmp_path / "a.tif")).placed
+
+
+@pytest.mark.parametrize("shards", [None, (4, 4, 4)])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_chunks_that_are_links_to_nothing_are_not_zeros(tmp_path: Path, zarr_format: Any, shards: Any) -> None:
+    """As in copies of git-annex, whose files are links to what was not fetched."""
+    if shards and zarr_format == 2:
+        pytest.skip("zarr v2 has no shards")
+    path = tmp_path / "a.zarr"
+    made = zarr.create_array(
+        path, shape=(4, 4, 8), chunks=(2, 2, 2), shards=shards, dtype="u1", zarr_format=zarr_format, fill_value=0
+    )
+    made[:, :, :4] = 1
+    source = open_source(str(path))
+    assert source.read(source.roi).sum() == 64  # chunks of zeros are not there
+    chunk = next(
+        one for one in sorted(path.rglob("*")) if one.is_file() and one.suffix != ".json" and one.name[0] != "."
+    )
+    for lost in dict.fromkeys((chunk, path / chunk.relative_to(path).parts[0])):
+        lost.rename(tmp_path / "kept")
+        lost.symlink_to(tmp_path / "kept")
+        assert source.read(source.roi).sum() == 64
+        (tmp_path / "kept").rename(tmp_path / "elsewhere")
+        with pytest.raises(UnreadableError, match=rf"{lost.relative_to(tmp_path)} is a link to nothing"):
+            source.read(source.roi)
+        lost.unlink()
+        (tmp_path / "elsewhere").rename(lost)

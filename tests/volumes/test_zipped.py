@@ -206,6 +206,35 @@ def test_a_size_that_is_false_is_no_way_around(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_file_that_is_said_to_be_larger_than_the_whole_is_not_read(tmp_path: Path) -> None:
+    address = Path(plain(tmp_path / "a.zarr.zip", data=DATA[:4, :4, :4]))
+    with zipfile.ZipFile(address) as file:
+        size = file.getinfo("c/0/0/0").file_size
+    both = size.to_bytes(4, "little") * 2
+    content = address.read_bytes()
+    at = content.rindex(both, 0, content.rindex(b"c/0/0/0"))  # in the list at the end: packed and unpacked
+    address.write_bytes(content[:at] + len(content).to_bytes(4, "little") * 2 + content[at + 8 :])
+    source = open_source(str(address))
+    with pytest.raises(UnreadableError, match="c/0/0/0: EOFError; it is damaged"):
+        source.read(source.roi)
+    address.write_bytes(content[:at] + (2**31).to_bytes(4, "little") * 2 + content[at + 8 :])
+    source = open_source(str(address))
+    tracemalloc.start()
+    with pytest.raises(UnreadableError, match=r"c/0/0/0 is said to have 2147483648 bytes, more than all"):
+        source.read(source.roi)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_path_out_of_it_is_none(tmp_path: Path) -> None:
+    address = plain(tmp_path / "a.zarr.zip")
+    for way in ("../a", "..", "x/../../b"):
+        with pytest.raises(UnreadableError, match=r"is no place in .*a\.zarr\.zip"):
+            open_source(f"{address}/{way}")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_conversion_and_its_fingerprint(tmp_path: Path) -> None:
     address = image(tmp_path / "a.zarr.zip")
     options = VolumeOptions.model_validate({"raw": f"{address}/0"})
@@ -242,6 +271,6 @@ def test_forks_do_not_share_the_place_in_the_file(tmp_path: Path) -> None:
 
 
 def test_no_bucket(tmp_path: Path) -> None:
-    for name in ("a.zarr.zip", "a.ozx", "a.npy", "a.png", "a.nii.gz"):
+    for name in ("a.zarr.zip", "a.zarr.zip/raw", "a.OZX/raw/s0", "a.ozx", "a.npy", "a.png", "a.nii.gz"):
         with pytest.raises(KdsegError, match="only zarr is read from buckets"):
             open_source(f"s3://bucket/{name}")
