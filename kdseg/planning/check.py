@@ -15,7 +15,7 @@ from kdseg.planning.extents import Headers
 from kdseg.planning.findings import Finding, refusal
 from kdseg.planning.fits import fits
 from kdseg.planning.named_files import Networks, others
-from kdseg.planning.room import devices, disk
+from kdseg.planning.room import devices, disk, folders
 from kdseg.results.remote import is_remote
 from kdseg.running.earlier import expect_earlier
 from kdseg.volumes.foreign import Source
@@ -43,6 +43,7 @@ def check(config: Config) -> list[Finding]:
     if not found:  # else the jobs, whose bytes are counted, are not all known
         found += disk(config, headers.extents)
     found += devices(config)
+    found += folders(config)
     for option, (source, plan) in headers.used.items():
         if option.endswith(".labels"):
             found += _one_id(option, source, plan)

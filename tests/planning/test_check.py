@@ -323,6 +323,11 @@ def test_a_store_that_was_begun_does_not_count_against_the_disk(folder, tmp_path
     assert [one for one in findings(folder, change) if one.error] == []
 
 
+def test_results_below_a_file_are_refused(folder):
+    (found,) = findings(folder, {"results": f"{folder}/a.h5/results"})
+    assert (found.option, found.error) == ("results", True)
+
+
 def test_a_url_is_opened_once(folder, tmp_path):
     asked = Counter()
 
