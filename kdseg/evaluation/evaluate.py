@@ -133,7 +133,7 @@ def _boundaries(
 def _size_for_distances(task: EvaluateTask, aligned: Alignment) -> VoxelSize:
     asked = task.ignore_border is not None or task.boundaries is not None
     if asked and aligned.voxel_size is None:
-        raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, in nm, as --voxel-size")
+        raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, --voxel-size Z Y X")
     size = aligned.voxel_size or (1.0, 1.0, 1.0)
     for distance in (task.ignore_border, task.boundaries):
         halo(distance or 0.0, size)  # refuses what is no distance, before the first block
