@@ -413,3 +413,17 @@ def test_conventions_are_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text()
     for name in conventions():
         assert f"| `{name}` |" in text
+
+
+def test_grey_values_as_labels_are_warned_of(tmp_path: Path) -> None:
+    raw, labels = cells((4, 64, 64), 9)
+    write_volume(tmp_path / "raw.zarr", raw)
+    write_volume(tmp_path / "labels.zarr", labels)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdseg", "evaluate", tmp_path / "labels.zarr", tmp_path / "raw.zarr"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("looks like") == 1
+    assert "raw.zarr looks like grey values, not like ids of neurons" in done.stderr
