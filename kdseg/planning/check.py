@@ -43,6 +43,7 @@ def check(config: Config) -> list[Finding]:
     found += fits(config, headers.extents, networks.voxel_sizes, networks.starts)
     if not found:  # else the jobs, whose bytes are counted, are not all known
         found += disk(config, headers.extents)
+    found += _warm_ups(config)
     found += devices(config)
     found += folders(config)
     for option, (source, plan) in headers.used.items():
@@ -53,6 +54,15 @@ def check(config: Config) -> list[Finding]:
         found += _swapped(option, source, plan)
     found += _leaks(config, headers)
     return sorted(dict.fromkeys(found), key=lambda one: not one.error)
+
+
+def _warm_ups(config: Config) -> Iterator[Finding]:
+    """Yield warnings of trainings that end before their learning rate has reached its peak."""
+    for name, model in config.models.items():
+        steps, warmup = model.train.steps, model.train.warmup
+        if steps is not None and warmup >= steps:
+            text = f"{warmup} of {steps} steps are warm-up: lower it, e.g. to {steps // 10}, or train for more steps"
+            yield Finding(f"models.{name}.train.warmup", text, False)
 
 
 def _swapped(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
