@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from command import invoke
 
 from kdseg.results.sealed import write_sealed
 from kdseg.volumes.volume import open_volume
@@ -142,3 +143,13 @@ def test_a_command_ends_without_a_search_for_garbage():
     run = [sys.executable, "-c", f"{said}from kdseg.cli import main; main(['models'])"]
     text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     assert int(text.split("kept ")[1]) > 10_000
+
+
+def test_the_first_help_says_where_to_begin():
+    assert re.search(r"New here\?\W+kdseg init .*kdseg check .*kdseg run", invoke().stdout, re.DOTALL)
+
+
+def test_a_model_that_is_not_named_is_said_where_to_find():
+    done = invoke("segment", "raw.zarr", "out")
+    assert done.exit_code == 2
+    assert done.stderr.rstrip().endswith("requires an argument. `kdseg models` lists the networks that come with kdseg")
