@@ -150,7 +150,7 @@ def test_formats_types_and_the_table(folder: Path) -> None:
     assert found["conventions"].keys() == found["scores"].keys() | found["details"].keys() == conventions().keys()
     text = kdseg(*addresses).output
     assert re.search(rf"voi_split +{found['scores']['voi_split']:.4f}  bits; H\(segmentation \| labels\)", text)
-    assert "left out      label 0" in text
+    assert "left out      label 0\ndust          labels of all sizes count; --dust N leaves small ones out" in text
     tifffile.imwrite(folder / "s.tif", SEGMENTS.astype(np.uint16))
     assert answer(folder, folder / "s.tif", folder / "labels.zarr")["scores"] == found["scores"]
 
