@@ -430,7 +430,10 @@ def test_steps_are_those_of_a_machine_of_which_nothing_is_known(here: Path, tiss
 def test_a_training_that_cannot_be_timed_is_no_obstacle(here: Path, tissue: Pair) -> None:
     raw, labels = tissue[0], tissue[1].astype(np.int32)
     labels[20, 10, 10] = -5  # where a sample does not look
-    config = init(*pair(here, (raw, labels)))
+    done = invoke("init", *pair(here, (raw, labels)))
+    assert done.stdout.startswith("timing some steps of the training, a minute or two (--no-timing leaves that out) …")
+    config = load(Path("config.yaml"))
+    assert errors(config) == []
     assert config.models["network"].train.steps == 500
     assert re.search(r"steps: 500 # .*there is the negative label -5.*`kdseg plan`", Path("config.yaml").read_text())
 
