@@ -13,7 +13,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import App, CycloptsError, Group, MissingArgumentError
 
 from kdseg import __version__
 from kdseg.cli.evaluation import add_evaluation
@@ -29,6 +29,8 @@ from kdseg.running.heartbeat import beating
 log = logging.getLogger(__name__)
 
 HELP = """Distil a heavy EM segmentation network into a light one, run it blockwise, score the result.
+
+New here? `kdseg init RAW LABELS` writes config.yaml, then `kdseg check config.yaml` and `kdseg run config.yaml`.
 
 `run` runs the workflow, whose stages Snakemake calls. With affinities of your own call `adopt`, `fragments`, `edges`,
 `agglomerate` and `segment` by hand (docs/segmentation.md).
@@ -74,7 +76,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         with beating(command):
             _app(words)(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        _end(command, in_a_line(error), 2)
+        _end(command, in_a_line(error) + _hint(command, error), 2)
     except UsageError as error:
         _end(command, str(error), 2)
     except KeyboardInterrupt:
@@ -107,6 +109,13 @@ def _app(words: Sequence[str]) -> App:
     add_evaluation(app, look, whole=whole)
     add_stages(app, stages, tools, whole=whole)
     return app
+
+
+def _hint(command: str, error: CycloptsError) -> str:
+    """Return where to find what a command lacks."""
+    argument = error.argument if isinstance(error, MissingArgumentError) else None
+    lacks_model = command == "segment" and argument is not None and argument.name == "--model"
+    return " `kdseg models` lists the networks that come with kdseg" if lacks_model else ""
 
 
 def _end(command: str, message: str, code: int) -> None:

@@ -55,7 +55,7 @@ def configuration(task: DistilTask) -> Config:
     source = open_source(task.raw, task.sections)
     size = source.voxel_size or task.voxel_size
     if size is None:
-        raise VoxelSizeError(f"{task.raw} {lacks_size(source)}: give --voxel-size, in nm, as z y x")
+        raise VoxelSizeError(f"{task.raw} {lacks_size(source)}: give it, --voxel-size Z Y X, in nm")
     ours, teacher = _nearest_first(task.teacher, offsets), {"file": str(task.teacher), **_said(given)}
     # what does not fit is to be known before hours of conversion
     open_teacher(FileTeacher.model_validate(teacher), ours, size, torch.device("cpu"))

@@ -189,6 +189,8 @@ def _described(what: dict[str, Any]) -> list[str]:
     left += [f"voxels within {border:g} nm of a border in their section"] if border is not None else []
     left += ["voxels outside of the mask"] if "mask" in what["volumes"] else []
     lines.append(f"{'left out':13} {', '.join(left) or 'nothing'}")
+    if not what["dust"]:
+        lines.append(f"{'dust':13} labels of all sizes count; --dust N leaves small ones out, as `dust` of a run")
     if what["per_section"]:
         lines.append(f"{'sections':13} each z is an image of its own: ids in two sections are two ids")
     if what["components"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, TypeVar, get_args, get_origin
@@ -19,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from kdseg.config import ModelOptions, explain
 from kdseg.config.base import Section
-from kdseg.errors import masked
+from kdseg.errors import KdsegError, masked
 
 T = TypeVar("T", bound=Section)
 FLAGS = {"ignore_labels": "--ignore-label", "ignore_segments": "--ignore-segment"}
@@ -27,6 +28,8 @@ FLAGS = {"ignore_labels": "--ignore-label", "ignore_segments": "--ignore-segment
 
 SHORT = {"out": "-o"}
 """Short names of flags."""
+_OPTION = re.compile(r"`(\w+)((?:\.\w+)?)(?:: (\[[^\]`]*\]|\w+))?`")
+"""An option of a YAML file in the message of an error, perhaps with a value."""
 
 
 class UsageError(Exception):
@@ -63,7 +66,13 @@ def add(
     def command(*places: Any, **values: Any) -> None:
         more = {one.name: values.pop(one.name) for one in extra if one.name in values}
         base = _parsed(values.pop("json_task", "{}"), "--task")
-        call(_made(task, base, {**dict(zip(positional, places, strict=False)), **values}), **more)
+        made = _made(task, base, {**dict(zip(positional, places, strict=False)), **values})
+        try:
+            call(made, **more)
+        except KdsegError as error:
+            if not base:
+                error.args = tuple(_in_flags(one, task) if isinstance(one, str) else one for one in error.args)
+            raise
 
     command.__signature__ = inspect.Signature([*parameters, *extra, json_task])  # type: ignore[attr-defined]
     command.__doc__ = task.__doc__
@@ -85,6 +94,23 @@ def in_a_line(error: CycloptsError) -> str:
         argument = getattr(error, "argument", None)
         return "; ".join(explain(cause, "" if argument is None else argument.name).splitlines())
     return " ".join(str(error).split())
+
+
+def _in_flags(message: str, task: type[Section]) -> str:
+    """Return the message of an error with flags in place of options of a YAML file that a command has as flags."""
+
+    def flag(found: re.Match[str]) -> str:
+        key, below, value = found.groups()
+        if key not in task.model_fields:
+            return found[0]
+        words = [FLAGS.get(key, f"--{key}").replace("_", "-") + below.replace("_", "-")]
+        if value is not None and value.startswith("["):
+            words += value.strip("[]").upper().replace(",", " ").split()
+        elif value is not None:
+            words.append(value)
+        return f"`{' '.join(words)}`"
+
+    return _OPTION.sub(flag, message)
 
 
 def _parameter(key: str, field: FieldInfo, kind: Any, whole: bool) -> inspect.Parameter:

@@ -40,7 +40,7 @@ def _pace(task: InitTask, proposal: Proposal) -> Pace:
     budget = NEW if proposal.shipped is None else ADAPTED
     if task.no_timing:
         return untimed(budget)
-    print("timing some steps of the training …", flush=True)
+    print("timing some steps of the training, a minute or two (--no-timing leaves that out) …", flush=True)
     return timed(_read(text(proposal, untimed(budget), task.out)), NETWORK, budget)
 
 

@@ -164,8 +164,10 @@ def _status(
 ) -> None:
     """Show the progress of the stages of a run, e.g. `kdseg status results/mine`; exit 1 if one stopped or is damaged.
 
+    No voxel is read: whether what is finished is still as it was written, `kdseg verify` says.
+
     Args:
-        folder: of the run.
+        folder: of the run, or its configuration, whose `results` is meant.
         failures: failed blocks to list.
         everything: also what is finished.
         json_path: write all that is known.
@@ -173,14 +175,15 @@ def _status(
     from kdseg.results.manifests import write_json
     from kdseg.running import status as stage
 
-    found = stage.run(folder)
+    found = stage.run(Path(load(folder).results) if folder.is_file() else folder)
     for one in found:
         if everything or one.state != "finished":
             print(stage.described(one))
         for line in stage.failures(one, failures):
             print(line)
     count = Counter(one.state for one in found)
-    print(", ".join(f"{n} {state}" for state, n in sorted(count.items())))
+    unread = "; voxels were not read: `kdseg verify` does that" if "finished" in count else ""
+    print(", ".join(f"{n} {state}" for state, n in sorted(count.items())) + unread)
     if json_path is not None:
         write_json(json_path, [one._asdict() for one in found])
     if count["stopped"] or count["damaged"]:

@@ -17,11 +17,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from kdseg.config.addresses import Address, Folder
-from kdseg.config.base import EXPECTED, Count, Name, Section, Step
+from kdseg.config.base import Count, Name, Section, Step
 from kdseg.config.cluster import ClusterOptions, LocalOptions, PartitionsOptions
 from kdseg.config.compare import NO_COMPARE, CompareOptions, TrialOptions, trials
 from kdseg.config.data import StorageOptions, VolumeOptions
 from kdseg.config.matching import mismatches, uneven_chunks, uneven_tiles, unfit
+from kdseg.config.mistakes import explain
 from kdseg.config.networks import ModelOptions, TrainOptions
 from kdseg.config.reading import read_values
 from kdseg.config.secrets import hidden
@@ -37,7 +38,7 @@ from kdseg.config.segmentation import (
 )
 from kdseg.config.teachers import ForeignTeacher, check_foreign
 from kdseg.config.tuning import NO_TUNING, TuneSegmentationOptions
-from kdseg.errors import ConfigError, masked
+from kdseg.errors import ConfigError
 from kdseg.geometry import in_sections, is_multiple
 
 __all__ = [
@@ -371,7 +372,7 @@ def validate(values: dict[str, Any]) -> Config:
     try:
         return Config.model_validate(hidden(values))
     except ValidationError as error:
-        raise ConfigError(explain(error)) from None
+        raise ConfigError(explain(error, model=Config)) from None
 
 
 def load(path: Path) -> Config:
@@ -382,31 +383,3 @@ def load(path: Path) -> Config:
 def schema() -> str:
     """Return the JSON Schema of a configuration file, for editors."""
     return json.dumps(Config.model_json_schema(), indent=2) + "\n"
-
-
-_OPTIONS = "expected options, `key: value` each"
-_PLAIN = {
-    "extra_forbidden": "unknown key",
-    "tuple_type": "expected a list, `[a, b, c]`",
-    "model_type": _OPTIONS,
-    "model_attributes_type": _OPTIONS,
-    "dict_type": _OPTIONS,
-    "string_type": "expected text: put it in quotes, without which YAML reads 12:00:00 as a number, too",
-}
-"""Messages by pydantic's name of the error, where its own speak of Python."""
-
-
-def explain(error: ValidationError, whole: str = "configuration") -> str:
-    """Return a line per problem: where it is, what is wrong, what was got."""
-    lines = []
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"]) or whole
-        value = problem["input"]
-        quoted = problem["type"] != "missing" and not isinstance(value, dict)
-        got = f" (got {masked(repr(str(value) if isinstance(value, Path) else value)):.120})" if quoted else ""
-        message = _PLAIN.get(problem["type"], problem["msg"].removeprefix("Value error, "))
-        message = EXPECTED.get(problem.get("ctx", {}).get("pattern", ""), message)
-        if problem["type"] == "union_tag_not_found":
-            message = f"{problem['ctx']['discriminator']} is missing: it says which options can follow"
-        lines.append(f"{where}: {message}{got}")
-    return "\n".join(lines)

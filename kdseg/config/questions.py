@@ -134,6 +134,10 @@ class NeuronsTask(Section):
     """Make again what other options of an earlier call concern; the rest is kept."""
 
 
+DEFAULT = Path("config.yaml")
+"""File that `kdseg init` writes if none is named."""
+
+
 class InitTask(Section):
     """RAW, and LABELS if some of it has ground truth → a commented configuration, made from what the files say.
 
@@ -145,7 +149,7 @@ class InitTask(Section):
     """Address of raw data: path.zarr/group, path.h5:/dataset, stack.tif or a folder of TIFFs."""
     labels: Address | None = None
     """Address of its ground truth, an id per neuron, 0 where nobody looked."""
-    out: Path = Path("config.yaml")
+    out: Path = DEFAULT
     """File to write; one that is there stays as it is."""
     voxel_size: Nanometres | None = None
     """nm, z y x, where the file does not say."""

@@ -29,7 +29,8 @@ def read_values(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path}:{again}: the key {key!r} is given in line {first}, too: remove one of them")
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        said = str(error).replace('in "<unicode string>", ', "in ")
+        raise ConfigError(f"{path} is not valid YAML: {said}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of sections, got {type(values).__name__}")
     return values

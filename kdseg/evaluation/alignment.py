@@ -213,11 +213,13 @@ def _sizes(sources: Sequence[Source]) -> list[VoxelSize]:
         if source.voxel_size is None and known and not alike:
             raise VoxelSizeError(
                 f"{source.address} of {source.data.shape} voxels {lacks_size(source)}, and {known[0].address} has "
-                f"another shape, {known[0].data.shape}: set the voxel size"
+                f"another shape, {known[0].data.shape}: give `voxel_size: [z, y, x]` in nm"
             )
         sizes.append(source.voxel_size or (alike[0] if alike else None) or (1.0, 1.0, 1.0))
     if not known and len({source.offset for source in sources if source.placed}) > 1:
-        raise VoxelSizeError(f"{sources[0].address} has an offset in nm but no voxel size: set the voxel size")
+        raise VoxelSizeError(
+            f"{sources[0].address} has an offset in nm but no voxel size: give `voxel_size: [z, y, x]` in nm"
+        )
     return sizes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,9 +25,14 @@ from kdseg.evaluation.metrics.boundaries import boundary_scores, halo
 from kdseg.evaluation.metrics.objects import Fault, worst_merges, worst_splits
 from kdseg.geometry import Roi, VoxelSize
 from kdseg.results.claims import claim
+from kdseg.results.remote import is_remote
 from kdseg.running.runner import Place
+from kdseg.volumes.bounded import sampled
 from kdseg.volumes.foreign import Source, sized
+from kdseg.volumes.resemblance import like_grey
 from kdseg.volumes.sources import open_source, source_member, source_state
+
+log = logging.getLogger(__name__)
 
 SAMPLING = (
     "a voxel of a coarser volume stands for all voxels of the grid inside of it: each takes the nearest coarse voxel"
@@ -54,6 +60,9 @@ def run(task: EvaluateTask) -> dict[str, Any]:
     if task.boundaries is not None and task.ignore_border is not None:
         raise ConfigError("--ignore-border leaves out the voxels that --boundaries scores: ask for one of the two")
     sources = _sources(task)
+    for source in sources[:2]:
+        if not is_remote(source.address) and (warning := like_grey(sampled(source, source.roi), source.address)):
+            log.warning("%s", warning)
     aligned = align(*sources)
     size = _size_for_distances(task, aligned)
     segmentation = aligned.placed[1]
@@ -133,7 +142,7 @@ def _boundaries(
 def _size_for_distances(task: EvaluateTask, aligned: Alignment) -> VoxelSize:
     asked = task.ignore_border is not None or task.boundaries is not None
     if asked and aligned.voxel_size is None:
-        raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, in nm, as --voxel-size")
+        raise VoxelSizeError("a distance in nm needs voxels of a known size: give it, --voxel-size Z Y X")
     size = aligned.voxel_size or (1.0, 1.0, 1.0)
     for distance in (task.ignore_border, task.boundaries):
         halo(distance or 0.0, size)  # refuses what is no distance, before the first block

@@ -39,10 +39,11 @@ def run(task: RunlengthTask) -> dict[str, Any]:
     )
     expect_ids(source, "the segmentation")
     size = source.voxel_size or voxel_size
-    if size is None or (voxel_size is not None and not np.allclose(size, voxel_size, rtol=1e-3)):
+    if size is None:
+        raise VoxelSizeError(f"{segmentation} {lacks_size(source)}: give it, --voxel-size Z Y X, in nm")
+    if voxel_size is not None and not np.allclose(size, voxel_size, rtol=1e-3):
         raise VoxelSizeError(
-            f"{segmentation} {lacks_size(source) if size is None else f'has voxels of {size} nm'}, got {voxel_size}: "
-            "give it, in nm, where the file does not say"
+            f"{segmentation} has voxels of {size} nm, --voxel-size says {voxel_size}: leave it out, or correct the file"
         )
     source = sized(source, size)
     first = source.offset or (0.0, 0.0, 0.0)

@@ -10,16 +10,17 @@ from kdseg.config import Config
 from kdseg.config.overlap import leaks
 from kdseg.errors import ConfigError, KdsegError
 from kdseg.geometry import Triple
-from kdseg.planning.bounded import decoded_bytes
 from kdseg.planning.extents import Headers
 from kdseg.planning.findings import Finding, refusal
 from kdseg.planning.fits import fits
 from kdseg.planning.named_files import Networks, others
-from kdseg.planning.room import devices, disk
+from kdseg.planning.room import devices, disk, folders
 from kdseg.results.remote import is_remote
 from kdseg.running.earlier import expect_earlier
+from kdseg.volumes.bounded import decoded_bytes, sampled
 from kdseg.volumes.foreign import Source
 from kdseg.volumes.plan import Plan
+from kdseg.volumes.resemblance import like_grey, like_ids
 from kdseg.volumes.values import RESERVED
 
 _SAMPLES: tuple[Triple, ...] = ((1, 128, 128), (1, 512, 512), (16, 512, 512))
@@ -42,18 +43,47 @@ def check(config: Config) -> list[Finding]:
     found += fits(config, headers.extents, networks.voxel_sizes, networks.starts)
     if not found:  # else the jobs, whose bytes are counted, are not all known
         found += disk(config, headers.extents)
+    found += _warm_ups(config)
     found += devices(config)
+    found += folders(config)
     for option, (source, plan) in headers.used.items():
+        if is_remote(source.address):  # a bucket is not asked again
+            continue
         if option.endswith(".labels"):
             found += _one_id(option, source, plan)
+        found += _swapped(option, source, plan)
     found += _leaks(config, headers)
     return sorted(dict.fromkeys(found), key=lambda one: not one.error)
 
 
-def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
-    """Yield a warning if the labels in the middle are all one id; a bucket is not asked again."""
-    if is_remote(source.address):
+def _warm_ups(config: Config) -> Iterator[Finding]:
+    """Yield warnings of trainings that end before their learning rate has reached its peak."""
+    for name, model in config.models.items():
+        steps, warmup = model.train.steps, model.train.warmup
+        if steps is not None and warmup >= steps:
+            text = f"{warmup} of {steps} steps are warm-up: lower it, e.g. to {steps // 10}, or train for more steps"
+            yield Finding(f"models.{name}.train.warmup", text, False)
+
+
+def _swapped(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
+    """Yield a warning if raw data look like labels, or labels like raw data."""
+    if plan.kind == "raw":
+        looks = like_ids
+    elif option.endswith(".labels"):
+        looks = like_grey
+    else:
         return
+    try:
+        warning = looks(sampled(source, plan.roi), source.address)
+    except (KdsegError, OSError) as error:
+        yield refusal(option, error)
+        return
+    if warning:
+        yield Finding(option, warning, False)
+
+
+def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
+    """Yield a warning if the labels in the middle are all one id."""
     for shape in _SAMPLES:
         roi = plan.roi.central(shape)
         if decoded_bytes(source, roi) > _MOST_BYTES:

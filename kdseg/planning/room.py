@@ -1,7 +1,8 @@
-"""Findings on this machine: a device that is not there, a disk that is too small."""
+"""Findings on this machine: a device that is not there, folders that cannot be written, a disk that is too small."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,6 +33,34 @@ def devices(config: Config) -> Iterator[Finding]:
         yield Finding("gpus", f"{config.gpus}, but there are {there} here; {elsewhere}", False)
 
 
+def folders(config: Config) -> Iterator[Finding]:
+    """Yield errors if the folder of the results cannot be written or made, or Snakemake cannot keep its notes."""
+    there = _first_there(Path(config.results))
+    if not there.is_dir():
+        yield Finding("results", f"{config.results} cannot be made, since {there} is a file: name another folder")
+    elif not _writable(there):
+        yield Finding(
+            "results", f"{config.results} cannot be written, since you may not write in {there}: name another folder"
+        )
+    if not _writable(here := Path.cwd()):
+        yield Finding(
+            "current folder",
+            f"you may not write in {here}, where the workflow keeps .snakemake: call kdseg in a folder of your own, "
+            "from which relative paths of the configuration count",
+        )
+
+
+def _first_there(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that is there, or the file in its place."""
+    paths = (folder.absolute(), *folder.absolute().parents)
+    # Path.exists would raise where one may not look
+    return next(path for path in paths if os.path.exists(path))  # noqa: PTH110
+
+
+def _writable(folder: Path) -> bool:
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
 def disk(config: Config, extents: Mapping[str, Extents]) -> Iterator[Finding]:
     """Yield an error if affinities and embeddings that are still to be made do not fit on the disk.
 
@@ -51,7 +80,7 @@ def disk(config: Config, extents: Mapping[str, Extents]) -> Iterator[Finding]:
         for manifest, size in manifests.items()
         if size and not (folder / manifest).exists() and not (folder / manifest).with_suffix(".zarr").exists()
     }
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = _first_there(folder)
     needed, free = sum(ahead.values()), shutil.disk_usage(there).free
     if needed > free:
         largest = max(ahead, key=lambda manifest: ahead[manifest])

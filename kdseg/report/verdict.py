@@ -41,10 +41,27 @@ def verdicts(config: Config, table: Sequence[Row]) -> list[Verdict]:
     """Return a verdict per distilled student and volume, in the order of the table."""
     students = [name for name in config.evaluate.models if role(config, name) == "distilled student"]
     if not students:
-        sentence = "This run scores no distilled student, so there is nothing to compare."
+        sentence = _best(config, table) or "This run scores no distilled student, so there is nothing to compare."
         return [Verdict("", "", "not measured", sentence)]
     at = {(row.model, row.volume): row for row in table}
     return [_verdict(config, at, name, volume) for name in students for volume in config.evaluate.volumes]
+
+
+def _best(config: Config, table: Sequence[Row]) -> str:
+    """Return which network is best on which volume, by VOI; empty in a run that distils, or without two to compare."""
+    if any(role(config, name) == "distilled student" for name in config.models):
+        return ""
+    said = []
+    for volume in config.evaluate.volumes:
+        rows = [row for row in table if row.volume == volume and row.role != "baseline"]
+        measured = sorted((float(row.voi), row.model) for row in rows if row.voi is not None)
+        if len(measured) > 1:
+            (least, best), (more, other) = measured[:2]
+            which = "better than" if len(measured) == 2 else f"the best of {len(measured)} networks, before"
+            which = "as good as" if least == more else which
+            said.append(f"on {volume}, “{best}” is {which} “{other}” (VOI {least:.3f} and {more:.3f} bits)")
+    sentence = "; ".join(said)
+    return f"{sentence[:1].upper()}{sentence[1:]}." if sentence else ""
 
 
 def headline(found: Sequence[Verdict]) -> str:

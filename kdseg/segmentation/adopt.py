@@ -182,7 +182,7 @@ def _part(task: AdoptTask, source: ChannelSource, steps: Offsets, raw: Input | N
 def _size(source: ChannelSource, given: VoxelSize | None) -> VoxelSize:
     address, found = source.address, source.voxel_size
     if found is None and given is None:
-        raise VoxelSizeError(f"{address} {lacks_size(source)}: give it, in nm, as z,y,x")
+        raise VoxelSizeError(f"{address} {lacks_size(source)}: give it, --voxel-size Z Y X, in nm")
     if found is not None and given is not None and not np.allclose(found, given, rtol=1e-3):
         raise VoxelSizeError(f"{address} has voxels of {found} nm, got {given} nm: leave it out, or correct the file")
     return found or given  # type: ignore[return-value]  # one of them is there

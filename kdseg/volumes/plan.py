@@ -212,8 +212,8 @@ def _voxel_size(source: Source, options: VolumeOptions) -> VoxelSize:
         raise VoxelSizeError(f"{source.address} {lacks_size(source)}: set `voxel_size: [z, y, x]` in nm")
     if found is not None and wanted is not None and not _close(found, wanted):
         raise VoxelSizeError(
-            f"{source.address} says its voxels have {found} nm (z, y, x), the configuration says {wanted}: correct "
-            "the file, or remove `voxel_size`"
+            f"{source.address} says its voxels have {found} nm (z, y, x), `voxel_size` says {wanted}: correct "
+            "the file, or leave that out"
         )
     size = found if found is not None else wanted
     if size is None:

@@ -9,7 +9,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
+from command import invoke
+from workflow import ROOT
 
+from kdseg.results.claims import claim
 from kdseg.results.sealed import write_sealed
 from kdseg.volumes.volume import open_volume
 
@@ -142,3 +146,24 @@ def test_a_command_ends_without_a_search_for_garbage():
     run = [sys.executable, "-c", f"{said}from kdseg.cli import main; main(['models'])"]
     text = subprocess.run(run, capture_output=True, text=True, check=True).stdout
     assert int(text.split("kept ")[1]) > 10_000
+
+
+def test_the_first_help_says_where_to_begin():
+    assert re.search(r"New here\?\W+kdseg init .*kdseg check .*kdseg run", invoke().stdout, re.DOTALL)
+
+
+def test_a_model_that_is_not_named_is_said_where_to_find():
+    done = invoke("segment", "raw.zarr", "out")
+    assert done.exit_code == 2
+    assert done.stderr.rstrip().endswith("requires an argument. `kdseg models` lists the networks that come with kdseg")
+
+
+def test_the_status_of_a_configuration_is_that_of_its_results(tmp_path):
+    example = yaml.safe_load((ROOT / "config" / "test.yaml").read_text())
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({**example, "results": str(tmp_path / "results")}))
+    assert "no folder at" in invoke("status", tmp_path / "c.yaml").stderr
+    with claim(tmp_path / "results" / "a.json", "convert", {}, {}):
+        pass
+    done = invoke("status", tmp_path / "c.yaml")
+    assert done.exit_code == 0
+    assert done.stdout == "1 finished; voxels were not read: `kdseg verify` does that\n"

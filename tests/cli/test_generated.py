@@ -12,7 +12,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
+import tifffile
+import zarr
 from command import invoke
 from pydantic import ValidationError
 from small_trainings import options
@@ -231,3 +234,19 @@ def test_commands_of_the_docs_are_understood(made: list[Section]) -> None:
     ]
     for words in commands:
         assert task(made, *words)
+
+
+def test_options_that_errors_name_are_flags_of_the_command(tmp_path: Path) -> None:
+    for name, shape, place in (("a", (4, 4, 4), (8.0, 8.0, 8.0)), ("b", (2, 2, 2), None)):
+        volume = zarr.create_array(tmp_path / f"{name}.zarr", data=np.ones(shape, np.uint8))
+        volume.attrs.update({} if place is None else {"resolution": place})
+    said = invoke("evaluate", tmp_path / "b.zarr", tmp_path / "a.zarr").stderr
+    assert "give `--voxel-size Z Y X` in nm" in said
+    sections = tmp_path / "sections"
+    sections.mkdir()
+    for z in (0, 1, 3):
+        tifffile.imwrite(sections / f"s{z}.tif", np.ones((4, 4), np.uint8))
+    for command in ("evaluate", "same"):
+        assert "or set `--sections.missing` to leave_out" in invoke(command, sections, sections).stderr
+    task = json.dumps({"kind": "raw", "options": {"raw": str(sections)}, "manifest": str(tmp_path / "raw.json")})
+    assert "or set `sections.missing` to leave_out" in invoke("convert", "--task", task).stderr

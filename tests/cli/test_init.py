@@ -295,6 +295,29 @@ def test_raw_data_and_labels_that_were_mixed_up(here: Path, tissue: Pair) -> Non
     assert "looks like" not in invoke("init", raw, labels, "--no-timing", "--out", "right.yaml").stdout
 
 
+def test_each_option_in_a_comment_is_valid_without_its_first_sign(here: Path, tissue: Pair) -> None:
+    raw, labels = pair(here, tissue)
+    vast = zarr.create_array(here / "vast.zarr", shape=(10**4, 10**4, 10**4), chunks=(64, 64, 64), dtype="int16")
+    vast.attrs["resolution"] = SIZE
+    found = set()
+    for number, words in enumerate([(raw, labels), (raw,), (here / "vast.zarr",)]):
+        written = here / f"{number}.yaml"
+        assert invoke("init", *words, "--no-timing", "--out", written).exit_code == 0
+        lines = written.read_text().splitlines()
+        for k, line in enumerate(lines):
+            if option := re.fullmatch(r"\s*# (\w+): .+", line):
+                found.add(option[1])
+                without = line.replace("# ", "", 1)
+                validate(yaml.safe_load("\n".join([*lines[:k], without, *lines[k + 1 :]])))
+    assert found == {"voxel_size", "intensity", "roi", "whole"}
+
+
+def test_results_have_the_name_of_the_file_that_is_named(here: Path, tissue: Pair) -> None:
+    raw, labels = pair(here, tissue)
+    assert init(raw, labels, "--no-timing").results == "results/a"
+    assert init(raw, "--out", "my first.yaml").results == "results/my-first"
+
+
 def test_label_0_that_looks_like_membrane(here: Path) -> None:
     raw, labels = cells((64, 64, 96), 40)
     labels[raw < 100] = 0
@@ -407,7 +430,10 @@ def test_steps_are_those_of_a_machine_of_which_nothing_is_known(here: Path, tiss
 def test_a_training_that_cannot_be_timed_is_no_obstacle(here: Path, tissue: Pair) -> None:
     raw, labels = tissue[0], tissue[1].astype(np.int32)
     labels[20, 10, 10] = -5  # where a sample does not look
-    config = init(*pair(here, (raw, labels)))
+    done = invoke("init", *pair(here, (raw, labels)))
+    assert done.stdout.startswith("timing some steps of the training, a minute or two (--no-timing leaves that out) …")
+    config = load(Path("config.yaml"))
+    assert errors(config) == []
     assert config.models["network"].train.steps == 500
     assert re.search(r"steps: 500 # .*there is the negative label -5.*`kdseg plan`", Path("config.yaml").read_text())
 

@@ -137,7 +137,8 @@ def test_a_part_and_a_file_of_ones_own(raw: Path, tmp_path: Path) -> None:
         ({"model": "fib25-x"}, "no network 'fib25-x' comes with kdseg: expected one of"),
         ({"model": "none.safetensors"}, "no model file at none.safetensors"),
         ({"raw": "none.zarr"}, "nothing at none.zarr"),
-        ({"raw": "floats.zarr"}, "floats.zarr holds float32, whose range says nothing: set `intensity"),
+        ({"raw": "floats.zarr"}, "floats.zarr holds float32, whose range says nothing: set `--intensity LOW HIGH` to"),
+        ({"raw": "sizeless.npy"}, "does not say how large its voxels are: set `--voxel-size Z Y X` in nm"),
         ({"raw": "deep.zarr"}, "deep.zarr holds uint16, few of whose values may be used: give --intensity LOW HIGH"),
         ({"roi": "0:41,0:72,0:72"}, "raw.zarr"),
         ({"out": "out put"}, "/out put': expected a path of letters, digits and ./_+=,@-"),
@@ -153,6 +154,7 @@ def test_bad_input_is_refused_before_anything_is_written(
     write_volume(tmp_path / "coarse.zarr", np.zeros((8, 16, 16), np.uint8), (40.0, 8.0, 8.0))
     write_volume(tmp_path / "floats.zarr", np.zeros((8, 16, 16), np.float32))
     write_volume(tmp_path / "deep.zarr", np.zeros((8, 16, 16), np.uint16))
+    np.save(tmp_path / "sizeless.npy", np.zeros((8, 16, 16), np.uint8))
     given = {"raw": str(raw / "raw.zarr"), "out": "out", "model": "fib25-m", "roi": "0:8,0:16,0:16"} | change
     given["raw"] = "coarse.zarr" if given["out"] == "." else given["raw"]
     before = sorted(tmp_path.iterdir())
@@ -170,7 +172,7 @@ def test_sections_that_are_missing(tmp_path: Path) -> None:
     words = ("segment", tmp_path / "s", tmp_path / "out", "--model", "fib25-m", "--voxel-size", 10, 10, 10)
     refused = invoke(*words)
     assert refused.exit_code == 1
-    assert "has 3 of the 4 sections 0 to 3; missing: 2. Add them, or set `sections.missing`" in refused.stderr
+    assert "has 3 of the 4 sections 0 to 3; missing: 2. Add them, or set `--sections.missing`" in refused.stderr
     given = {"raw": str(tmp_path / "s"), "out": tmp_path / "out", "model": "fib25-m", "voxel_size": (10, 10, 10)}
     config = configuration(NeuronsTask.model_validate(given | {"sections": {"missing": "fill"}}))
     assert config.volumes["raw"].sections == SectionsOptions(missing="fill")

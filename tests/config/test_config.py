@@ -47,7 +47,20 @@ def change(path, value):
 MISTAKES = {
     "a section that is a list": (change("predict", ["block"]), r"predict: expected options, `key: value` each"),
     "one number for three": (change("predict.tile", 32), r"predict\.tile: expected a list, .* \(got 32\)"),
-    "typo": (change("predicct", {}), r"predicct: unknown key"),
+    "typo": (change("predicct", {}), r"predicct: unknown key, did you mean predict\?$"),
+    "typo in a model": (
+        change("models.teacher.train.learnign_rate", 0.1),
+        r"models\.teacher\.train\.learnign_rate: unknown key, did you mean learning_rate\? \(got 0\.1\)",
+    ),
+    "typo in a term": (
+        change("models.teacher.train.terms", [{"name": "affinity", "wieght": 1}]),
+        r"models\.teacher\.train\.terms\.0\.affinity\.wieght: unknown key, did you mean weight\?",
+    ),
+    "typo in a network": (
+        change("models.teacher.network", {"kind": "unet", "witdhs": [4, 8]}),
+        r"network\.unet\.witdhs: unknown key, did you mean widths\?",
+    ),
+    "key like no other": (change("predict.zzz", 1), r"predict\.zzz: unknown key \(got 1\)"),
     "typo in a section": (change("predict.tiles", [1, 1, 1]), r"predict\.tiles: unknown key.*got \[1, 1, 1\]"),
     "wrong type": (change("models.teacher.train.steps", "many"), r"models\.teacher\.train\.steps.*'many'"),
     "zero steps": (change("models.teacher.train.steps", 0), r"greater than or equal to 1"),
@@ -149,6 +162,15 @@ def test_a_mistake_is_one_clear_line(values, mistake):
         validate(values)
     # Models share sections through YAML anchors: one line for each place that is wrong.
     assert all(re.match(r"\S+: \S", line) for line in str(caught.value).splitlines())
+
+
+def test_a_misspelt_key_is_told_before_the_one_that_is_missing(values):
+    values["evaluate"] = {("volums" if key == "volumes" else key): value for key, value in values["evaluate"].items()}
+    with pytest.raises(ConfigError) as caught:
+        validate(values)
+    first, second = str(caught.value).splitlines()
+    assert first.startswith("evaluate.volums: unknown key, did you mean volumes?")
+    assert second == "evaluate.volumes: Field required"
 
 
 LAB = {"affinities": {"train": "lab.zarr"}, "offsets": [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 9, 0]]}
@@ -352,7 +374,7 @@ def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(MissingError, match="examples are in "):
         load(tmp_path / "none.yaml")
     (tmp_path / "a.yaml").write_text("a: [")
-    with pytest.raises(ConfigError, match="not valid YAML"):
+    with pytest.raises(ConfigError, match=r"a\.yaml is not valid YAML: [^\"]* in line 1, column 5"):
         load(tmp_path / "a.yaml")
     (tmp_path / "a.yaml").write_text("- a\n")
     with pytest.raises(ConfigError, match="must hold a mapping"):

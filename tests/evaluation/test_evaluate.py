@@ -150,7 +150,7 @@ def test_formats_types_and_the_table(folder: Path) -> None:
     assert found["conventions"].keys() == found["scores"].keys() | found["details"].keys() == conventions().keys()
     text = kdseg(*addresses).output
     assert re.search(rf"voi_split +{found['scores']['voi_split']:.4f}  bits; H\(segmentation \| labels\)", text)
-    assert "left out      label 0" in text
+    assert "left out      label 0\ndust          labels of all sizes count; --dust N leaves small ones out" in text
     tifffile.imwrite(folder / "s.tif", SEGMENTS.astype(np.uint16))
     assert answer(folder, folder / "s.tif", folder / "labels.zarr")["scores"] == found["scores"]
 
@@ -413,3 +413,17 @@ def test_conventions_are_documented() -> None:
     text = (ROOT / "docs" / "evaluation.md").read_text()
     for name in conventions():
         assert f"| `{name}` |" in text
+
+
+def test_grey_values_as_labels_are_warned_of(tmp_path: Path) -> None:
+    raw, labels = cells((4, 64, 64), 9)
+    write_volume(tmp_path / "raw.zarr", raw)
+    write_volume(tmp_path / "labels.zarr", labels)
+    done = subprocess.run(
+        [sys.executable, "-m", "kdseg", "evaluate", tmp_path / "labels.zarr", tmp_path / "raw.zarr"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("looks like") == 1
+    assert "raw.zarr looks like grey values, not like ids of neurons" in done.stderr

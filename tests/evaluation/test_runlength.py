@@ -59,7 +59,14 @@ def test_nodes_outside_are_background_and_bad_input_is_told(folder: Path) -> Non
     assert "none of the 80 nodes" in text
     code, text = call(folder / "segments.zarr", folder / "truth.csv", "--voxel-size", 40, 8, 8)
     assert code == 1
-    assert "has voxels of (40.0, 8.0, 4.0) nm, got (40.0, 8.0, 8.0)" in text
+    assert "has voxels of (40.0, 8.0, 4.0) nm, --voxel-size says (40.0, 8.0, 8.0)" in text
     code, text = call(folder / "segments.zarr", folder / "nothing.csv")
     assert code == 1
     assert "no skeletons at" in text
+
+
+def test_a_voxel_size_that_nobody_says_is_asked_for_by_its_flag(folder: Path) -> None:
+    np.save(folder / "a.npy", np.ones((4, 4, 4), np.uint8))
+    code, said = call(folder / "a.npy", folder / "truth.csv")
+    assert code == 1
+    assert "does not say how large its voxels are: give it, --voxel-size Z Y X, in nm" in said

@@ -323,6 +323,25 @@ def test_a_store_that_was_begun_does_not_count_against_the_disk(folder, tmp_path
     assert [one for one in findings(folder, change) if one.error] == []
 
 
+def test_a_warm_up_that_never_ends_is_a_warning(folder):
+    assert findings(folder, {"models.heavy.train.steps": 51}) == []
+    (found,) = findings(folder, {"models.heavy.train.steps": 40})
+    assert (found.option, found.error) == ("models.heavy.train.warmup", False)
+    assert found.text.startswith("50 of 40 steps are warm-up: lower it, e.g. to 4,")
+
+
+def test_swapped_raw_data_and_labels_are_warnings(folder):
+    found = findings(folder, {"volumes.test.raw": "@labels", "volumes.test.labels": "@raw"})
+    assert [(one.option, one.error) for one in found] == [("volumes.test.raw", False), ("volumes.test.labels", False)]
+    assert "a.h5:/labels looks like ids of neurons, not like grey values" in found[0].text
+    assert "a.h5:/raw looks like grey values, not like ids" in found[1].text
+
+
+def test_results_below_a_file_are_refused(folder):
+    (found,) = findings(folder, {"results": f"{folder}/a.h5/results"})
+    assert (found.option, found.error) == ("results", True)
+
+
 def test_a_url_is_opened_once(folder, tmp_path):
     asked = Counter()
 

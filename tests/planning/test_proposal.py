@@ -19,16 +19,17 @@ from kdseg.config.shipped import cards
 from kdseg.errors import ShapeError
 from kdseg.geometry import Roi, is_multiple
 from kdseg.networks.checkpoint import load_model
-from kdseg.planning.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
 from kdseg.planning.check import check
 from kdseg.planning.proposal.data import look
-from kdseg.planning.proposal.grey import alike, grey_of
+from kdseg.planning.proposal.grey import grey_of
 from kdseg.planning.proposal.network import FAR, WIDTHS, blocks_for, shape_for
 from kdseg.planning.proposal.pace import NEW, VALIDATIONS, Budget, Pace, fitting
 from kdseg.planning.proposal.proposal import SHIPPED, propose_training
 from kdseg.planning.proposal.split import split
 from kdseg.planning.proposal.text import scalar, text
 from kdseg.planning.timings import Timing
+from kdseg.volumes.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
+from kdseg.volumes.resemblance import alike
 from kdseg.volumes.sources import open_source
 
 SHAPES = st.tuples(*[st.integers(1, 3000)] * 3)

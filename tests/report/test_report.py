@@ -144,6 +144,13 @@ def verdict_of(folder, scores, **changes):
     return verdicts(config, rows(collect(config)))[0]
 
 
+def test_the_table_names_the_dust(html, run, tmp_path):
+    assert "Objects of all sizes count, as by <code>kdseg evaluate</code>" in html
+    dusty = configuration(run, evaluate={"volumes": ["cube"], "tune_on": "tune", "models": ["alone"], "dust": 77})
+    report.run(ReportTask(config=dusty, out=tmp_path / "report.html"))
+    assert "with <code>--dust 77</code>" in (tmp_path / "report.html").read_text()
+
+
 def test_the_page_holds_the_numbers(html):
     cells = Page(html).cells
     assert cells["heavy", "cube", "role"] == "teacher"
@@ -455,6 +462,27 @@ def test_no_twin_and_no_student(tmp_path):
     assert "no scored model has the same network" in verdict_of(tmp_path, GOOD, evaluate=evaluate).sentence
     evaluate["models"] = ["heavy", "alone"]
     assert "scores no distilled student" in verdict_of(tmp_path / "b", GOOD, evaluate=evaluate).sentence
+
+
+def test_networks_that_nobody_distils_are_compared(tmp_path):
+    models = {name: options for name, options in configured(tmp_path).items() if name != "fast"}
+    changes = {"models": models, "pretrained": {"shipped": "fib25-s"}}
+    evaluate = {"volumes": ["cube"], "tune_on": "tune", "models": ["shipped", "alone"]}
+    scores = {"shipped": (0.30, 0.20, 0.05), "alone": GOOD["alone"], "baseline": (0.1, 0.1, 0.01)}
+    found = verdict_of(tmp_path, scores, evaluate=evaluate, **changes)
+    assert found.sentence == "On cube, “shipped” is better than “alone” (VOI 0.500 and 1.000 bits)."
+    assert found.outcome == "not measured"
+    evaluate["models"] += ["heavy"]
+    put(tmp_path, "heavy/cube/scores", score_stats(0.4, 0.2, 0.05, 0.5))
+    sentence = verdict_of(tmp_path, {}, evaluate=evaluate, **changes).sentence
+    assert "“shipped” is the best of 3 networks, before “heavy” (VOI 0.500 and 0.600 bits)" in sentence
+    unscored = verdict_of(tmp_path / "one", {"alone": GOOD["alone"]}, evaluate=evaluate, **changes).sentence
+    assert "scores no distilled student" in unscored
+
+
+def configured(folder):
+    """Return the models of the configuration as it is written."""
+    return configuration(folder).model_dump(mode="json", exclude_unset=True)["models"]
 
 
 def test_what_nobody_knows_is_said(tmp_path):

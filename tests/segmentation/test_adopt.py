@@ -87,7 +87,9 @@ def test_channels_that_come_last_of_volumes_that_lie_otherwise(tmp_path: Path, a
 def test_a_place_in_voxels_takes_the_size_that_is_given(tmp_path: Path, affinities: NDArray[np.uint8]) -> None:
     address = hdf5(tmp_path / "a.h5", affinities, voxel_size=(5, 1, 1), offset=(10, 0, 2), units="pixel")
     task = AdoptTask(address=address, manifest=tmp_path / "a.json", storage=STORAGE, offsets=STEPS)
-    with pytest.raises(VoxelSizeError, match=r"has axes in \['pixel', .* no units of length: give it, in nm"):
+    with pytest.raises(
+        VoxelSizeError, match=r"has axes in \['pixel', .* no units of length: give it, --voxel-size Z Y X, in nm"
+    ):
         adopt.run(task)
     adopt.run(task.model_copy(update={"voxel_size": SIZE}))
     volume = open_volume(tmp_path / "a.zarr")

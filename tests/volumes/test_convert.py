@@ -488,7 +488,7 @@ def test_voxel_sizes(tmp_path: Path) -> None:
         _plan(unknown)
     assert _plan(unknown | {"voxel_size": VOXEL_SIZE}).voxel_size == VOXEL_SIZE
     assert _plan(known | {"voxel_size": (40.001, 4, 4.5)}).voxel_size == VOXEL_SIZE
-    with pytest.raises(VoxelSizeError, match=r"says its voxels have .* the configuration says"):
+    with pytest.raises(VoxelSizeError, match=r"says its voxels have .* `voxel_size` says"):
         _plan(known | {"voxel_size": (4.5, 4, 40)})
     with pytest.raises(VoxelSizeError, match="resample"):
         _plan(write_hdf5(tmp_path / "c.h5", label_resolution=(40, 8, 9)), "labels")

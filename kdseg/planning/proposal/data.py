@@ -16,16 +16,15 @@ from kdseg.config.overlap import placed
 from kdseg.config.questions import InitTask
 from kdseg.errors import ConfigError, DataError, ShapeError, VoxelSizeError
 from kdseg.geometry import Roi, Triple, VoxelSize, triple
-from kdseg.planning.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
-from kdseg.planning.proposal.grey import Grey, alike, grey_of
+from kdseg.planning.proposal.grey import Grey, grey_of
 from kdseg.volumes.background import looks_like_membrane
+from kdseg.volumes.bounded import MOST_BYTES, box_of_labels, decoded_bytes, sampled
 from kdseg.volumes.foreign import Source, lacks_size, sized
 from kdseg.volumes.plan import plan_labels, plan_raw
+from kdseg.volumes.resemblance import like_grey, like_ids
 from kdseg.volumes.sources import open_source
 from kdseg.volumes.values import to_labels
 
-_IDS, _GREY = 0.85, 0.5
-"""Shares of equal neighbours: ids have more, grey values have less."""
 _ROUNDED = 1e-3
 """Relative difference of voxel sizes that are the same, as files round them."""
 _MIDDLE: Triple = (64, 64, 64)
@@ -78,9 +77,7 @@ def look(task: InitTask) -> Data:
             f"{task.raw} holds {raw.data.dtype}, and all that was looked at is one value, which tells nothing of its "
             "range: give --intensity LOW HIGH, the values that become 0 and 255"
         )
-    warnings = []
-    if (alike(sample) or 0) > _IDS:
-        warnings.append(f"{task.raw} looks like ids of neurons, not like grey values: is it the raw data?")
+    warnings = [warning] if (warning := like_ids(sample, task.raw)) else []
     # floats are refused without a range, which is chosen later
     known = options.model_copy(update={"intensity": task.intensity or (0.0, 1.0)})
     plan = plan_raw(raw, known)
@@ -91,8 +88,8 @@ def look(task: InitTask) -> Data:
     box = box_of_labels(labels, there.roi)
     if box is None:
         raise DataError(f"{task.labels} holds nothing but label 0: name the dataset of the neurons")
-    if (share := alike(_ids(labels, box))) is not None and share < _GREY:
-        warnings.append(f"{task.labels} looks like grey values, not like ids of neurons: are these the labels?")
+    if warning := like_grey(_ids(labels, box), str(task.labels)):
+        warnings.append(warning)
     corner = placed(there.roi.shape, there.offset, plan.roi, plan.offset, size)
     region = box.shift(triple(a - b for a, b in zip(corner.offset, there.roi.offset, strict=True)))
     return Data(options, raw, size, grey, region, _membrane(labels, box), tuple(warnings))

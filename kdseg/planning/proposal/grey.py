@@ -95,16 +95,3 @@ def grey_of(dtype: np.dtype[Any], sample: Iterable[NDArray[Any]]) -> Grey:
         mean=float(values.mean()),
         deviation=float(values.std()),
     )
-
-
-def alike(sample: Iterable[NDArray[Any]]) -> float | None:
-    """Return the share of neighbours in a section that have the same value: most of ids, few of grey values.
-
-    None: there is nothing but one value in each part.
-    """
-    same = total = 0
-    for part in sample:
-        if part.min() < part.max():
-            for pairs in (part[:, 1:] == part[:, :-1], part[:, :, 1:] == part[:, :, :-1]):
-                same, total = same + int(pairs.sum()), total + pairs.size
-    return same / total if total else None

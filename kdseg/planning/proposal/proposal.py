@@ -128,4 +128,9 @@ def _name(address: str) -> str:
     path = Path(shown) if is_url(address) else locate(address).path
     stores = [part for part in path.parts if part.lower().endswith(".zarr")]
     last = (stores or [path.resolve().name])[-1]
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", last.partition(".")[0]).strip("-") or "mine"
+    return folder_name(last.partition(".")[0])
+
+
+def folder_name(word: str) -> str:
+    """Return a word as the name of a folder of results."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-") or "mine"

@@ -9,15 +9,17 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
+from kdseg.config.questions import DEFAULT
 from kdseg.config.secrets import hidden
 from kdseg.config.workflow import EXAMPLES
 from kdseg.geometry import Roi, Triple, triple
 from kdseg.planning.proposal.grey import TAILS
 from kdseg.planning.proposal.network import FAR, LIGHT, WIDTHS, even_box
 from kdseg.planning.proposal.pace import VALIDATIONS, Pace
-from kdseg.planning.proposal.proposal import Proposal, Trained
+from kdseg.planning.proposal.proposal import Proposal, Trained, folder_name
 from kdseg.planning.proposal.split import AXES
 from kdseg.planning.units import count_text
 
@@ -68,7 +70,9 @@ def _head(proposal: Proposal, out: Path) -> Iterable[str]:
     yield f"#   kdseg run {file}      # to the report; goes on where it was stopped"
     yield "# All options: docs/data.md, and the schema, with which editors complete and check."
     yield f"title: {scalar(proposal.name)}"
-    yield f"results: {scalar(f'results/{proposal.name}')} # folder of all that is written"
+    # of another file of the same data, another folder
+    name = proposal.name if out.name == DEFAULT.name else folder_name(out.stem)
+    yield f"results: {scalar(f'results/{name}')} # folder of all that is written"
     yield 'device: auto # a GPU if there is one; "cuda" on a GPU cluster, where "auto" asks SLURM for none'
     why = "small volumes: jobs run side by side" if proposal.workers == 1 else "the cores of this machine"
     yield f"workers: {proposal.workers} # processes per job; {why}"
@@ -116,7 +120,7 @@ def _source(proposal: Proposal) -> Iterable[str]:
         yield f"background: {data.background} # label 0: {_comment(why)}"
     said = f"{scalar(list(map(_short, data.voxel_size)))}"
     if options.voxel_size is None:
-        yield f"# voxel_size: {said} nm, z y x, as the file says"
+        yield f"# voxel_size: {said} # nm, z y x, as the file says"
     else:
         yield f"voxel_size: {said} # nm, z y x, by --voxel-size: the file does not say"
     if places := options.offset.model_dump(exclude_none=True):
@@ -132,7 +136,8 @@ def _intensity(proposal: Proposal) -> Iterable[str]:
     there = f"a sample of {grey.voxels:,} voxels has {grey.low:.4g} to {grey.high:.4g}, mean {grey.mean:.4g}"
     if chosen is None:
         least = f"looked at were only voxels of {grey.low:g}" if grey.flat else there
-        yield f"# intensity: [low, high] # raw values that become 0 and 255, by default the type's limits; {least}"
+        limits = np.iinfo(proposal.data.raw.data.dtype)
+        yield f"# intensity: [{limits.min}, {limits.max}] # become 0 and 255, by default these of the type; {least}"
         return
     values = scalar(list(map(_short, chosen)))
     if proposal.data.options.intensity is not None:
@@ -173,7 +178,7 @@ def _models(proposal: Proposal, trained: Trained, pace: Pace) -> Iterable[str]:
     rate, when = (
         ("5.0e-3", "less if the loss jumps") if proposal.shipped is None else ("1.0e-3", "of a trained network")
     )
-    yield f"      learning_rate: {rate} # {when}; `kdseg rate` finds one"
+    yield f"      learning_rate: {rate} # {when}"
     yield "      warmup: 50"
     yield f"      augment: {{rotate: {shape.rotate}}} # quarter turns that leave voxels as they are"
     yield from (f"  # {line}" for line in _student(proposal, trained))
