@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -66,12 +66,13 @@ def add(
     def command(*places: Any, **values: Any) -> None:
         more = {one.name: values.pop(one.name) for one in extra if one.name in values}
         base = _parsed(values.pop("json_task", "{}"), "--task")
+        flags = task.model_fields.keys() - {*positional}
         made = _made(task, base, {**dict(zip(positional, places, strict=False)), **values})
         try:
             call(made, **more)
         except KdsegError as error:
             if not base:
-                error.args = tuple(_in_flags(one, task) if isinstance(one, str) else one for one in error.args)
+                error.args = tuple(_in_flags(one, flags) if isinstance(one, str) else one for one in error.args)
             raise
 
     command.__signature__ = inspect.Signature([*parameters, *extra, json_task])  # type: ignore[attr-defined]
@@ -96,12 +97,12 @@ def in_a_line(error: CycloptsError) -> str:
     return " ".join(str(error).split())
 
 
-def _in_flags(message: str, task: type[Section]) -> str:
+def _in_flags(message: str, flags: Collection[str]) -> str:
     """Return the message of an error with flags in place of options of a YAML file that a command has as flags."""
 
     def flag(found: re.Match[str]) -> str:
         key, below, value = found.groups()
-        if key not in task.model_fields:
+        if key not in flags:
             return found[0]
         words = [FLAGS.get(key, f"--{key}").replace("_", "-") + below.replace("_", "-")]
         if value is not None and value.startswith("["):
