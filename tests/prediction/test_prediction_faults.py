@@ -382,7 +382,9 @@ def test_status_tells_the_living_from_the_dead(tmp_path):
         assert [(one.name, one.state) for one in status.run(tmp_path)] == [("test/x", "running")]
         lock = (held.private / "lock").read_text()
     assert [one.state for one in status.run(tmp_path)] == ["finished"]
-    manifest.unlink()
+    manifest.unlink()  # as Snakemake does before a stage that may be refused
+    assert [one.state for one in status.run(tmp_path)] == ["finished"]
+    (held.private / "manifest.json").unlink()  # as the stage does before it changes its result
     assert [one.state for one in status.run(tmp_path)] == ["stopped"]
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     (held.private / "lock").write_text(json.dumps({**json.loads(lock), "pid": int(dead.stdout)}))
