@@ -23,6 +23,10 @@ BLOCK = (32, 32, 32)
 class Kept(Telemetry):
     """One that leaves a copy of its status: a stage of several parts overwrites it."""
 
+    def __init__(self, path, stage, **counts):
+        super().__init__(path, stage, **counts)
+        self.path = path
+
     def __exit__(self, *error):
         super().__exit__(*error)
         shutil.copyfile(self.path, self.path.parent / f"{self.stage}.kept.json")
