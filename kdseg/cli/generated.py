@@ -107,6 +107,9 @@ def _in_flags(message: str, flags: Collection[str]) -> str:
         words = [FLAGS.get(key, f"--{key}").replace("_", "-") + below.replace("_", "-")]
         if value is not None and value.startswith("["):
             words += value.strip("[]").upper().replace(",", " ").split()
+        elif value == "true":
+            if f"`{words[0]}`" in message:  # it is named already
+                return found[0]
         elif value is not None:
             words.append(value)
         return f"`{' '.join(words)}`"

@@ -22,8 +22,7 @@ def run(task: InitTask) -> None:
     Raises:
         ClaimError: if there is a file already where it is to be written.
     """
-    if task.out.exists() or task.out.is_symlink():
-        raise ClaimError(f"{task.out} is there already, and stays as it is: name another file, --out FILE")
+    _expect_nothing(task)
     data = look(task)
     for warning in data.warnings:
         print(f"warning: {masked(warning)}")
@@ -31,9 +30,15 @@ def run(task: InitTask) -> None:
     pace = None if proposal.trained is None else _pace(task, proposal)
     made = text(proposal, pace, task.out)
     config = _read(made)
+    _expect_nothing(task)  # after minutes
     write_text(task.out, made)
     for line in _told(task, proposal, config, pace):
         print(masked(line))
+
+
+def _expect_nothing(task: InitTask) -> None:
+    if task.out.exists() or task.out.is_symlink():
+        raise ClaimError(f"{task.out} is there already, and stays as it is: name another file, --out FILE")
 
 
 def _pace(task: InitTask, proposal: Proposal) -> Pace:

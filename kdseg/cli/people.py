@@ -164,7 +164,8 @@ def _status(
 ) -> None:
     """Show the progress of the stages of a run, e.g. `kdseg status results/mine`; exit 1 if one stopped or is damaged.
 
-    No voxel is read: whether what is finished is still as it was written, `kdseg verify` says.
+    So it does of one that is kept: whose manifest is gone, since a rerun was refused, until the run goes on. No voxel
+    is read: whether what is finished is still as it was written, `kdseg verify` says.
 
     Args:
         folder: of the run, or its configuration, whose `results` is meant.
@@ -175,6 +176,8 @@ def _status(
     from kdseg.results.manifests import write_json
     from kdseg.running import status as stage
 
+    if folder.is_file() and folder.suffix == ".json":
+        raise ConfigError(f"{folder} is a manifest: name the folder of the run, or its configuration")
     found = stage.run(Path(load(folder).results) if folder.is_file() else folder)
     for one in found:
         if everything or one.state != "finished":
@@ -186,7 +189,7 @@ def _status(
     print(", ".join(f"{n} {state}" for state, n in sorted(count.items())) + unread)
     if json_path is not None:
         write_json(json_path, [one._asdict() for one in found])
-    if count["stopped"] or count["damaged"]:
+    if any(count[state] for state in ("stopped", "damaged", "kept")):
         sys.exit(1)
 
 

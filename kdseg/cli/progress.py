@@ -105,6 +105,8 @@ class Progress:
 
     def at_work(self) -> str:
         """Print how far the jobs are that run, as their stages say; return nothing to be logged."""
+        if self.interrupted:
+            return ""
         jobs = [*self._jobs.values()]
         for job in jobs[:_SHOWN]:
             _say(f"at work  {job.name}: {job.how_far()}")

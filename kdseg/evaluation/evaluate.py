@@ -60,9 +60,6 @@ def run(task: EvaluateTask) -> dict[str, Any]:
     if task.boundaries is not None and task.ignore_border is not None:
         raise ConfigError("--ignore-border leaves out the voxels that --boundaries scores: ask for one of the two")
     sources = _sources(task)
-    for source in sources[:2]:
-        if not is_remote(source.address) and (warning := like_grey(sampled(source, source.roi), source.address)):
-            log.warning("%s", warning)
     aligned = align(*sources)
     size = _size_for_distances(task, aligned)
     segmentation = aligned.placed[1]
@@ -122,6 +119,9 @@ def run(task: EvaluateTask) -> dict[str, Any]:
             "labels": int(np.unique(counts.label).size),
         }
         held.stats.update(answer, voxels=what.roi.size)
+    for source in sources[:2]:  # after the workers, which would not survive as forks of what reads precomputed volumes
+        if not is_remote(source.address) and (warning := like_grey(sampled(source, source.roi), source.address)):
+            log.warning("%s", warning)
     return answer
 
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,11 @@ def beating(command: str) -> Iterator[None]:
             if time.monotonic() - _last[0] < EVERY_S:
                 continue
             said()
-            say = _doing[-1] if _doing else lambda: f"{command}: at work for {span(time.monotonic() - begun)}"
-            if line := say():
-                log.info("%s", line)
+            # what it tells of may end meanwhile, and there may be nobody to listen: no reason to end a stage, or a beat
+            with suppress(Exception):
+                say = [lambda: f"{command}: at work for {span(time.monotonic() - begun)}", *_doing][-1]
+                if line := say():
+                    log.info("%s", line)
 
     said()
     logging.getLogger().addHandler(listening)

@@ -21,8 +21,9 @@ class Standing(NamedTuple):
     Attributes:
         name: path of its manifest below the run, without suffix.
         stage: that makes it.
-        state: ``finished``, ``running``, ``stopped``: killed or failed, and resumed by the next run, or ``damaged``:
-            its claim or its manifest is not as it was written, see ``facts["damage"]``.
+        state: ``finished``, ``running``, ``stopped``: killed or failed, and resumed by the next run, ``kept``: as it
+            was, though its manifest is gone, since a rerun was refused, or ``damaged``: its claim or its manifest is
+            not as it was written, see ``facts["damage"]``.
         facts: of the manifest (``stats``) or of the telemetry, see `kdseg.running.telemetry`; empty if there are none.
     """
 
@@ -53,7 +54,7 @@ def _standing(folder: Path, claim: Path) -> Standing | None:
     manifest = claim.parent.with_name(f"{claim.parent.name.removeprefix('.')}.json")
     name = str(manifest.relative_to(folder).with_suffix(""))
     try:
-        claimed, made = _sealed(claim), _sealed(manifest) or kept(manifest)
+        claimed, made = _sealed(claim), _sealed(manifest)
     except UnreadableError as error:
         return Standing(name, "", "damaged", {"damage": f"{error}; {again(manifest)}"})
     if claimed is None:  # it was removed since
@@ -61,7 +62,7 @@ def _standing(folder: Path, claim: Path) -> Standing | None:
     stage = claimed.get("stage", "clear")
     if made is not None and made.get("fingerprint") == claimed["fingerprint"]:
         return Standing(name, stage, "finished", made.get("stats", {}))
-    state = "running" if holder(claim.parent) else "stopped"
+    state = "running" if holder(claim.parent) else "stopped" if kept(manifest) is None else "kept"
     try:
         facts = _sealed(status_path(manifest)) or {}
     except UnreadableError:

@@ -57,11 +57,13 @@ class Progress:
 
     def __enter__(self) -> Self:
         """Begin to write, and draw raw data and labels."""
-        for one in (self._bar, self._status, doing(self.line)):
-            self._open.enter_context(one)
-        if self.run.ranks.first and not self.picture.exists():
-            self._draw(self.run.validation, None)
-            log.info("%s: raw data and labels that are validated on: %s", self._name, self.picture)
+        with ExitStack() as opened:  # closed again if it cannot be drawn
+            for one in (self._bar, self._status, doing(self.line)):
+                opened.enter_context(one)
+            if self.run.ranks.first and not self.picture.exists():
+                self._draw(self.run.validation, None)
+                log.info("%s: raw data and labels that are validated on: %s", self._name, self.picture)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:

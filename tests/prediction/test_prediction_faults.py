@@ -383,7 +383,7 @@ def test_status_tells_the_living_from_the_dead(tmp_path):
         lock = (held.private / "lock").read_text()
     assert [one.state for one in status.run(tmp_path)] == ["finished"]
     manifest.unlink()  # as Snakemake does before a stage that may be refused
-    assert [one.state for one in status.run(tmp_path)] == ["finished"]
+    assert [one.state for one in status.run(tmp_path)] == ["kept"]
     (held.private / "manifest.json").unlink()  # as the stage does before it changes its result
     assert [one.state for one in status.run(tmp_path)] == ["stopped"]
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)

@@ -367,7 +367,7 @@ def test_what_a_bucket_refuses_is_said_in_one_line(tmp_path, bucket, inputs, ane
 
 def test_a_package_that_is_not_installed(bucket, anew, monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # if no test read from one
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ConfigError, match=r"pip install 'kdseg\[s3\]'"):
         open_source("s3://bucket/in/raw.zarr")
