@@ -30,7 +30,7 @@ _LISTED = 1000
 """Failed blocks that are listed."""
 
 State = Literal["running", "finished", "failed"]
-"""What a stage does."""
+"""State of a stage."""
 
 
 def status_path(manifest: Path) -> Path:

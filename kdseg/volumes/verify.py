@@ -86,7 +86,7 @@ Reader = Callable[[list[File]], Iterable[tuple[int, str | None]]]
 
 
 class _Far:
-    """How far a comparison is: which of the manifests, by its number from 1, after how many bytes."""
+    """Progress of a comparison: the manifest at hand, by its number from 1, and the bytes that were read."""
 
     def __init__(self, manifests: list[Path]) -> None:
         self.manifests, self.number, self.size, self.began = manifests, 0, 0, time.monotonic()
