@@ -10,7 +10,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from kdseg.volumes.volume import create_volume
+from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.tasks import ConvertTask
+from kdseg.volumes import convert
+from kdseg.volumes.inputs import open_input
+from kdseg.volumes.volume import Volume, create_volume
 
 DATA = np.random.default_rng(0).integers(0, 2**16, (12, 50, 34), dtype=np.uint16)
 
@@ -56,6 +60,19 @@ def write_hdf5(path: Path, data: NDArray[Any] = DATA, name: str = "volumes/raw",
             attributes
         )
     return f"{path}:/{name}"
+
+
+def converted_raw(folder: Path, **options: Any) -> Volume:
+    """Return the raw data of a volume's options as they are stored, in little shards."""
+    task = ConvertTask(
+        kind="raw",
+        manifest=folder / "raw.json",
+        options=VolumeOptions.model_validate(options),
+        storage=StorageOptions(chunk=(8, 8, 8), shard=(8, 8, 8), levels=1),
+        overwrite=True,
+    )
+    convert.run(task)
+    return open_input(task.manifest).volume
 
 
 def write_zarr(path: Path, zarr_format: Any, data: NDArray[Any] = DATA) -> str:

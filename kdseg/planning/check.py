@@ -96,8 +96,9 @@ def _one_id(option: str, source: Source, plan: Plan) -> Iterator[Finding]:
         ids = np.unique(values)
         if len(ids) > 1:
             return
-    name = "0, unlabelled" if ids[0] == 0 or (values.dtype == np.uint64 and ids[0] >= RESERVED) else f"{ids[0]}"
-    text = f"the middle of {source.address}, {roi.shape} voxels, is all one id, {name}: name the dataset of the neurons"
+    unlabelled = ids[0] == 0 or (values.dtype == np.uint64 and ids[0] >= RESERVED)
+    name = "0, unlabelled: take a part that has labels (`roi`), or" if unlabelled else f"{ids[0]}:"
+    text = f"the middle of {source.address}, {roi.shape} voxels, is all one id, {name} name the dataset of the neurons"
     yield Finding(option, text, False)
 
 

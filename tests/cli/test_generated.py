@@ -20,6 +20,7 @@ from command import invoke
 from pydantic import ValidationError
 from small_trainings import options
 
+from kdseg.cli.generated import _in_flags
 from kdseg.cli.stages import STAGES
 from kdseg.config import FragmentsOptions, PredictOptions, StorageOptions, questions, tasks
 from kdseg.config.base import Section
@@ -250,3 +251,11 @@ def test_options_that_errors_name_are_flags_of_the_command(tmp_path: Path) -> No
         assert "or set `--sections.missing` to leave_out" in invoke(command, sections, sections).stderr
     task = json.dumps({"kind": "raw", "options": {"raw": str(sections)}, "manifest": str(tmp_path / "raw.json")})
     assert "or set `sections.missing` to leave_out" in invoke("convert", "--task", task).stderr
+
+
+def test_a_switch_is_named_as_it_is_typed() -> None:
+    flags = {"overwrite", "voxel_size"}
+    assert _in_flags("(or set `overwrite: true`)", flags) == "(or set `--overwrite`)"
+    both = "(or set `overwrite: true`, by hand `--overwrite`)"
+    assert _in_flags(both, flags) == both
+    assert _in_flags("set `voxel_size: [z, y, x]`", flags) == "set `--voxel-size Z Y X`"

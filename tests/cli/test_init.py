@@ -19,6 +19,7 @@ from command import invoke
 from toy_volumes import cells, write_hdf5
 from workflow import ROOT
 
+from kdseg.cli import init as command
 from kdseg.config import Config, load, validate
 from kdseg.config.data import SectionsOptions
 from kdseg.config.matching import pooling
@@ -54,6 +55,21 @@ def init(*words: object) -> Config:
     config = load(out)
     assert errors(config) == []
     return config
+
+
+def test_a_file_that_appears_meanwhile_stays_as_it_is(
+    tmp_path: Path, tissue: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a second call, while the first one times a training."""
+    made, out = command.text, tmp_path / "config.yaml"
+    monkeypatch.setattr(command, "text", lambda *given: out.write_text("a: b\n") and made(*given))
+    raw, labels = (
+        write_hdf5(tmp_path / "a.h5", data, name, resolution=SIZE) for data, name in zip(tissue, "rl", strict=True)
+    )
+    done = invoke("init", raw, labels, "--no-timing")
+    assert done.exit_code == 1
+    assert "config.yaml is there already, and stays as it is" in done.stderr
+    assert out.read_text() == "a: b\n"
 
 
 def errors(config: Config) -> list[Finding]:

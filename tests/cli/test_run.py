@@ -183,3 +183,6 @@ def test_a_silence_is_broken_by_how_far_jobs_are(tmp_path, capsys):
     assert lines[0] == f"at work  train {tmp_path}/train.json: step 3 of 9, loss 0.5, 2 steps/s, 3 s left"
     assert re.fullmatch(r"at work  edges \S+/edges\.json: [\d.]+ h", lines[1])
     assert lines[3:] == ["at work  1 more jobs"]
+    progress.interrupted = True  # they are being ended
+    assert progress.at_work() == ""
+    assert capsys.readouterr().err == ""

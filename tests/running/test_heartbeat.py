@@ -50,6 +50,20 @@ def test_what_is_shown_in_another_way_is_not_logged(caplog: pytest.LogCaptureFix
     assert not caplog.records
 
 
+def test_what_cannot_be_told_ends_no_beat(caplog: pytest.LogCaptureFixture) -> None:
+    """Filters of warnings would make an error of a traceback of the thread."""
+    asked = []
+
+    def gone() -> str:
+        asked.append("")
+        raise BrokenPipeError
+
+    with beating("run"):
+        with doing(gone):
+            until(lambda: len(asked) > 2)
+        until(lambda: "run: at work" in caplog.text)
+
+
 def test_nothing_is_said_soon_after_something_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "EVERY_S", 600.0)
     with beating("run"):

@@ -24,15 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from toy_volumes import converted_raw
 
-from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.data import VolumeOptions
 from kdseg.config.overlap import source_of
-from kdseg.config.tasks import ConvertTask
 from kdseg.errors import DataError, KdsegError, MissingError, ShapeError, UnreadableError, VoxelSizeError
 from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
-from kdseg.volumes import convert
-from kdseg.volumes.inputs import open_input
 from kdseg.volumes.opened import open_array
 from kdseg.volumes.sources import open_channels, open_source, source_state
 
@@ -581,13 +579,6 @@ def test_attributes_of_groups_above_are_part_of_the_source(tmp_path: Path) -> No
         return [source_fingerprint(Path(path)) for path in options.files("raw")]
 
     assert options.files("raw") == [f"{root}/raw/s0", f"{root}/raw/attributes.json", f"{root}/attributes.json"]
-    task = ConvertTask(
-        kind="raw",
-        manifest=tmp_path / "out" / "raw.json",
-        options=options,
-        storage=StorageOptions(chunk=(8, 8, 8), shard=(8, 8, 8), levels=1),
-        overwrite=True,
-    )
     seen = []
     for change in (
         lambda: None,
@@ -595,8 +586,7 @@ def test_attributes_of_groups_above_are_part_of_the_source(tmp_path: Path) -> No
         lambda: (root / "raw" / "s0" / "0" / "0" / "0").write_bytes(encoded(DATA[:4, :4, :4] // 2)),
     ):
         change()
-        convert.run(task)
-        volume = open_input(task.manifest).volume
+        volume = converted_raw(tmp_path / "out", **options.model_dump(exclude_unset=True))
         seen.append((state(), source_state(str(options.raw)), volume.read(volume.roi).tobytes()))
     for k in range(3):
         assert len({str(one[k]) for one in seen}) == 3

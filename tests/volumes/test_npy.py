@@ -11,14 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from toy_volumes import converted_raw
 
-from kdseg.config.data import StorageOptions, VolumeOptions
-from kdseg.config.tasks import ConvertTask
+from kdseg.config.data import VolumeOptions
 from kdseg.errors import DataError, MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
-from kdseg.volumes import convert
-from kdseg.volumes.inputs import open_input
 from kdseg.volumes.sources import open_channels, open_source
 
 DATA = np.random.default_rng(0).integers(0, 2**16, (6, 10, 8), dtype=np.uint16)
@@ -148,14 +146,7 @@ def test_a_header_does_not_take_the_memory_that_it_asks_for(tmp_path: Path) -> N
 def test_conversion_and_its_fingerprint(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw.npy", DATA.astype(">u2"))
     options = VolumeOptions.model_validate({"raw": raw, "voxel_size": [30, 8, 8]})
-    task = ConvertTask(
-        kind="raw",
-        manifest=tmp_path / "out" / "raw.json",
-        options=options,
-        storage=StorageOptions(chunk=(4, 4, 4), shard=(4, 4, 4), levels=1),
-    )
-    convert.run(task)
-    found = open_input(task.manifest).volume
+    found = converted_raw(tmp_path / "out", **options.model_dump(exclude_unset=True))
     np.testing.assert_array_equal(found.read(found.roi), np.floor(DATA / 257 + 0.5).astype(np.uint8))
     before = [source_fingerprint(Path(path)) for path in options.files("raw")]
     write(tmp_path / "raw.npy", DATA[::-1])

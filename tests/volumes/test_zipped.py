@@ -13,17 +13,16 @@ import numpy as np
 import pytest
 import zarr
 from numpy.typing import NDArray
+from toy_volumes import converted_raw
 from zarr.storage import ZipStore
 
-from kdseg.config.data import StorageOptions, VolumeOptions
+from kdseg.config.data import VolumeOptions
 from kdseg.config.overlap import source_of
-from kdseg.config.tasks import ConvertTask
 from kdseg.errors import KdsegError, MissingError, ShapeError, UnreadableError
 from kdseg.geometry import Roi
 from kdseg.results.manifests import source_fingerprint
-from kdseg.volumes import convert, zipped
+from kdseg.volumes import zipped
 from kdseg.volumes.foreign import Source
-from kdseg.volumes.inputs import open_input
 from kdseg.volumes.sources import open_channels, open_source, source_member, source_path
 from kdseg.volumes.volume import open_volume
 
@@ -238,14 +237,7 @@ def test_a_path_out_of_it_is_none(tmp_path: Path) -> None:
 def test_conversion_and_its_fingerprint(tmp_path: Path) -> None:
     address = image(tmp_path / "a.zarr.zip")
     options = VolumeOptions.model_validate({"raw": f"{address}/0"})
-    task = ConvertTask(
-        kind="raw",
-        manifest=tmp_path / "out" / "raw.json",
-        options=options,
-        storage=StorageOptions(chunk=(4, 4, 4), shard=(4, 4, 4), levels=1),
-    )
-    convert.run(task)
-    found = open_input(task.manifest).volume
+    found = converted_raw(tmp_path / "out", **options.model_dump(exclude_unset=True))
     assert (found.voxel_size, found.offset) == (SIZE, PLACE)
     np.testing.assert_array_equal(found.read(found.roi), np.floor(DATA / 257 + 0.5).astype(np.uint8))
     before = [source_fingerprint(Path(path)) for path in options.files("raw")]
